@@ -1,0 +1,137 @@
+"""A mini-batch and the protocol every data source follows.
+
+Terms: a *bag* is one sample's lookups in one table. Bags are sample-major: bag ``b * T + t`` belongs to sample
+``b`` and table ``t``. A *row* is a global index over the concatenated tables (int64).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch of B samples over T tables, on the host.
+
+    Attributes:
+        dense: [B, num_dense] float32, finite.
+        rows: [num_lookups] int64, global rows, bag after bag.
+        offsets: [B * T + 1] int64; bag ``i`` holds ``rows[offsets[i]:offsets[i + 1]]`` and may be empty.
+        labels: [B] float32, 0 or 1 for classification.
+    """
+
+    dense: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.float32]
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.labels)
+
+
+class Source(Protocol):
+    """Samples in a fixed order that can be read from any place on: a pure function of the sample's number.
+
+    Attributes:
+        table_rows: number of rows of each of the T tables.
+        num_dense: number of dense features.
+        max_lookups_per_bag: the most lookups one bag can hold (1 for one-hot data).
+        num_samples: samples in one epoch.
+    """
+
+    table_rows: tuple[int, ...]
+    num_dense: int
+    max_lookups_per_bag: int
+    num_samples: int
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``; thread-safe; the same numbers at every call.
+
+        Raises:
+            UserError: a value is out of range or not finite; the message names the file, sample and table.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``--data`` opens: the samples to train on and, where there are any, held-out ones."""
+
+    train: Source
+    test: Source | None
+
+
+def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:
+    """First global row of each table, and the number of all rows: [T + 1] int64."""
+    return np.concatenate([[0], np.cumsum(table_rows, dtype=np.int64)]).astype(np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _globalise(
+    ids: NDArray[np.int64],
+    bag_offsets: NDArray[np.int64],
+    first_rows: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> int:
+    """Adds each table's first row to its ids; the index of the first lookup out of range, or -1."""
+    num_tables = len(first_rows) - 1
+    for bag in range(len(bag_offsets) - 1):
+        table = bag % num_tables
+        first_row = first_rows[table]
+        num_rows = first_rows[table + 1] - first_row
+        for lookup in range(bag_offsets[bag], bag_offsets[bag + 1]):
+            if ids[lookup] < 0 or ids[lookup] >= num_rows:
+                return lookup
+            rows[lookup] = ids[lookup] + first_row
+    return -1
+
+
+def make_batch(
+    dense: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.float32],
+    table_rows: tuple[int, ...],
+    where: str,
+    first_sample: int,
+) -> Batch:
+    """A checked batch from ids local to their tables.
+
+    Args:
+        dense: [B, num_dense] float32.
+        ids: [num_lookups] int64, local to their table, bag after bag.
+        offsets: [B * T + 1] int64.
+        labels: [B] float32.
+        table_rows: rows of each table.
+        where: the file or source, for the message.
+        first_sample: number of the first sample in ``where``, for the message.
+
+    Raises:
+        UserError: an id outside its table, or a dense feature or label that is NaN or infinite.
+    """
+    first_rows = table_offsets(table_rows)
+    rows = np.empty(len(ids), np.int64)
+    bad = _globalise(ids, offsets, first_rows, rows)
+    if bad >= 0:
+        bag = int(np.searchsorted(offsets, bad, side="right")) - 1
+        sample, table = divmod(bag, len(table_rows))
+        raise UserError(
+            f"{where}: sample {first_sample + sample}, table {table}: id {ids[bad]} is outside "
+            f"0..{table_rows[table] - 1}; correct the data, raise that entry of --arch-embedding-size, "
+            "or fold ids with --max-ind-range"
+        )
+    for name, values in (("dense feature", dense), ("label", labels)):
+        if not np.isfinite(values).all():
+            place = np.argwhere(~np.isfinite(values))[0]
+            column = f" {place[1]}" if values.ndim == 2 else ""
+            raise UserError(
+                f"{where}: sample {first_sample + place[0]}: {name}{column} is {values[tuple(place)]}; "
+                "replace NaN and infinities before training"
+            )
+    return Batch(dense, rows, offsets, labels)
