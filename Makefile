@@ -1,0 +1,31 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: train test check lint gpu-check clean
+
+# The main job: DLRM on Criteo-Kaggle-shaped data with 5 % of the rows on the device.
+train: .venv/installed
+	$(PY) -m cachedlrm.train --gpu-cache-ratio 0.05
+
+# Lint, types and all tests.
+test check: lint
+	$(PY) -m pytest
+
+lint: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# GPU tests, exactness and a short measured run under an emulated 4 GiB card; the report goes to profiles/.
+# GPU_PYTHON may name an interpreter that already has a CUDA torch.
+GPU_PYTHON ?= $(PY)
+gpu-check: $(if $(filter $(PY),$(GPU_PYTHON)),.venv/installed)
+	$(GPU_PYTHON) benchmarks/gpu_check.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flights,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,201 @@
+"""The planner decides, from ids alone, which rows each batch fetches, creates and evicts, batches ahead of training.
+
+It runs on the host and never asks the device. What it decides is a `Plan`; `cachedlrm.cache.transfer` carries it out.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from cachedlrm.cache.policies import Policy
+from cachedlrm.cache.victims import VictimReserve
+from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
+from cachedlrm.metrics import CacheCounters
+
+# slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
+_EVICTED = -2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one batch needs of the cache. U rows in the working set, E evicted, F fetched, I first touches.
+
+    Carried out in this order: evict, then fetch, then create. A slot may be evicted and admitted to in one plan.
+
+    Attributes:
+        index: number of the batch.
+        slots: [U] int64, slot of each position.
+        evict_addresses, evict_slots: [E] int64, rows to write back (every trained row is dirty) and where they lie.
+        fetch_addresses, fetch_slots: [F] int64, rows to read from the store and where to.
+        create_rows, create_slots: [I] int64, first touches and where to put their initial records.
+        read_after: the plan whose write-backs (and all before) must be in the store before fetching; -1 for none.
+        evict_after: the batch that must be trained before the victims' records are final; -1 for none.
+        counters: this batch alone.
+    """
+
+    index: int
+    slots: Int64s
+    evict_addresses: Int64s
+    evict_slots: Int64s
+    fetch_addresses: Int64s
+    fetch_slots: Int64s
+    create_rows: Int64s
+    create_slots: Int64s
+    read_after: int
+    evict_after: int
+    counters: CacheCounters
+
+
+class Planner:
+    """Residency of rows in the slots.
+
+    Announce each batch once, in order; plan it when `ready`. With policy ``lookahead`` a batch is planned when
+    ``window`` further batches are known (or the stream ended), with the others at once.
+
+    Memory: 4 bytes per touched row, 12 per slot, and the policy's.
+
+    Args:
+        num_rows: rows of all tables.
+        quota_slots: slots the cache may keep.
+        num_slots: slots there are; those beyond the quota are used only by a batch whose working set exceeds it.
+        policy: eviction policy with keys for ``num_slots``.
+        in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
+            as evicting one means waiting for its training.
+    """
+
+    def __init__(self, num_rows: int, quota_slots: int, num_slots: int, policy: Policy, in_flight: int) -> None:
+        self._quota_slots = quota_slots
+        self._num_slots = num_slots
+        self._policy = policy
+        self._in_flight = in_flight
+        self.slot_of: Int32s = np.empty(num_rows, np.int32)  # by address
+        self.num_addresses = 0
+        self._address_in: Int32s = np.empty(num_slots, np.int32)
+        self._last_use: Int32s = np.empty(num_slots, np.int32)
+        self._used_slots = 0  # slots from here on were never used
+        self._free_slots = np.empty(0, np.int64)  # used once, free now
+        self._reserve = VictimReserve(policy, self._last_use)
+        self._announced: deque[WorkingSet] = deque()
+
+    @property
+    def resident_rows(self) -> int:
+        return self._used_slots - len(self._free_slots)
+
+    def announce(self, working_set: WorkingSet) -> None:
+        """Makes a batch known."""
+        if working_set.num_rows:
+            num_addresses = max(self.num_addresses, int(working_set.addresses.max()) + 1)
+            self.slot_of[self.num_addresses : num_addresses] = NEVER
+            self.num_addresses = num_addresses
+        self._policy.announce(working_set, self.slot_of)
+        self._announced.append(working_set)
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough batches are known to plan the next."""
+        return len(self._announced) > self._policy.window
+
+    def plan(self) -> tuple[WorkingSet, Plan]:
+        """Plans the oldest announced batch.
+
+        Raises:
+            IndexError: none is announced.
+            AssertionError: its working set exceeds ``num_slots`` (callers check this before training).
+        """
+        working_set = self._announced.popleft()
+        index, addresses = working_set.index, working_set.addresses
+        size = working_set.num_rows
+        if size > self._num_slots:
+            raise AssertionError(f"batch {index} needs {size} slots of {self._num_slots}")
+        slots = np.empty(size, np.int64)
+        missing = np.empty(size, np.int64)
+        num_missing, hit_lookups = _look_up(
+            addresses, working_set.position_offsets, index, self.slot_of, self._last_use, slots, missing
+        )
+        missing = missing[:num_missing]
+        evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
+        admit_slots = self._free_slots_for(num_missing, evict_slots)
+        admit_addresses = addresses[missing]
+        states = self.slot_of[admit_addresses]
+        created = states == NEVER
+        read_after = int(_EVICTED - states[~created].min()) if not created.all() else -1
+        self.slot_of[admit_addresses] = admit_slots
+        self._address_in[admit_slots] = admit_addresses
+        self._last_use[admit_slots] = index
+        slots[missing] = admit_slots
+        self._policy.use(working_set, slots)
+        num_created = int(created.sum())
+        plan = Plan(
+            index=index,
+            slots=slots,
+            evict_addresses=evict_addresses,
+            evict_slots=evict_slots,
+            fetch_addresses=admit_addresses[~created],
+            fetch_slots=admit_slots[~created],
+            create_rows=working_set.rows[missing[created]],
+            create_slots=admit_slots[created],
+            read_after=read_after,
+            evict_after=evict_after,
+            counters=CacheCounters(
+                lookups=len(working_set.positions),
+                hit_lookups=hit_lookups,
+                working_set_rows=size,
+                resident_rows=size - num_missing,
+                first_touch_rows=num_created,
+                fetched_rows=num_missing - num_created,
+                evicted_rows=len(evict_slots),
+                written_back_rows=len(evict_slots),
+            ),
+        )
+        return working_set, plan
+
+    def _evict(self, index: int, size: int, num_missing: int) -> tuple[Int64s, Int64s, int]:
+        """Chooses victims so that residents stay within the quota; (slots, addresses, evict_after)."""
+        count = max(0, self.resident_rows + num_missing - max(self._quota_slots, size))
+        slots = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._in_flight)
+        addresses = self._address_in[slots].astype(np.int64)
+        evict_after = int(self._last_use[slots].max()) if count else -1
+        self.slot_of[addresses] = _EVICTED - index
+        self._last_use[slots] = -1
+        return slots, addresses, evict_after
+
+    def _free_slots_for(self, count: int, evicted: Int64s) -> Int64s:
+        """``count`` free slots: just evicted ones, then older free ones, then ones never used."""
+        free = np.concatenate([self._free_slots, evicted])
+        split = max(0, len(free) - count)
+        self._free_slots, taken = free[:split], free[split:]
+        fresh = np.arange(self._used_slots, self._used_slots + count - len(taken))
+        self._used_slots += len(fresh)
+        return np.concatenate([taken, fresh])
+
+    def resident(self) -> tuple[Int64s, Int64s]:
+        """All resident rows: (addresses, slots), each [resident_rows] int64."""
+        slots = np.flatnonzero(self._last_use[: self._used_slots] >= 0)
+        return self._address_in[slots].astype(np.int64), slots
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(
+    addresses: Int64s,
+    position_offsets: Int32s,
+    index: int,
+    slot_of: Int32s,
+    last_use: Int32s,
+    slots: Int64s,
+    missing: Int64s,
+) -> tuple[int, int]:
+    """Marks resident rows as used by batch ``index``; (number of missing positions, lookups that hit)."""
+    num_missing = 0
+    hit_lookups = 0
+    for position in range(len(addresses)):
+        slot = slot_of[addresses[position]]
+        if slot >= 0:
+            slots[position] = slot
+            last_use[slot] = index
+            hit_lookups += position_offsets[position + 1] - position_offsets[position]
+        else:
+            missing[num_missing] = position
+            num_missing += 1
+    return num_missing, hit_lookups

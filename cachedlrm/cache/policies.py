@@ -1,0 +1,180 @@
+"""Eviction policies: each keeps one integer per slot, and the slot with the lowest is evicted first.
+
+Equal keys are evicted least recently used first. A policy only ever writes keys; choosing victims is the same for all
+(`cachedlrm.cache.victims`). History is kept by address, so a row that returns has not lost its past. The unit of use is
+one batch's working set: ten lookups of a row in one batch are one use, as they would be one fetch.
+"""
+
+from collections.abc import Iterable
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
+
+_SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
+_ONE = 1 << _SCORE_BITS
+# log2(1 + 2^-d) for the difference d of two scores; beyond 12 it is under half a unit.
+_LOG_SUM = np.round(np.log2(1.0 + np.exp2(-np.arange(12 * _ONE) / _ONE)) * _ONE).astype(np.int32)
+_KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, falling with the batch of the next use
+
+
+class Lru:
+    """Least recently used first (all keys equal: the tie-break does it)."""
+
+    window = 0
+
+    def __init__(self, num_slots: int, num_rows: int) -> None:
+        self.keys: Int32s = np.zeros(num_slots, np.int32)
+
+    def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
+        """A batch entered the known window; it is planned `window` batches later."""
+
+    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        """A batch was planned: its rows [U] now hold ``slots`` [U]."""
+
+
+class Lfu(Lru):
+    """Least frequently used first, counted over the whole run and kept for evicted rows ("perfect" LFU)."""
+
+    def __init__(self, num_slots: int, num_rows: int) -> None:
+        super().__init__(num_slots, num_rows)
+        self._uses = np.zeros(num_rows, np.int32)
+
+    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        _count_uses(working_set.addresses, slots, self._uses, self.keys)
+
+
+class Lrfu(Lru):
+    """Lowest combined recency and frequency first (Lee et al., "LRFU", IEEE Trans. Computers 50(12), 2001).
+
+    A use ``t`` batches ago weighs ``2^(-t / half_life)``; a row's value is the sum over its uses. The order of two
+    rows does not change while neither is used, so the key is the logarithm of the value seen from batch 0,
+    ``log2(sum of 2^(batch / half_life))``, which only a use changes.
+
+    Args:
+        half_life: batches after which a use counts half.
+    """
+
+    def __init__(self, num_slots: int, num_rows: int, half_life: float = 2000.0) -> None:
+        super().__init__(num_slots, num_rows)
+        self._half_life = half_life
+        self._scores = np.zeros(num_rows, np.int32)  # plus one; zero: never used
+
+    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        now = round(working_set.index / self._half_life * _ONE)
+        _score_uses(working_set.addresses, slots, now, _LOG_SUM, self._scores, self.keys)
+
+
+class Static(Lru):
+    """Lowest frequency in the data set first, from one pass over its ids (CachedEmbedding's DATASET policy).
+
+    Call `count` with every batch before training.
+    """
+
+    def __init__(self, num_slots: int, num_rows: int) -> None:
+        super().__init__(num_slots, num_rows)
+        self._uses = np.zeros(num_rows, np.int32)
+
+    def count(self, working_sets: Iterable[WorkingSet]) -> None:
+        """Counts the batches each row is used in."""
+        for working_set in working_sets:
+            self._uses[working_set.addresses] += 1
+
+    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        self.keys[slots] = self._uses[working_set.addresses]
+
+
+class Lookahead(Lrfu):
+    """Farthest next use first inside the known window; rows without one in it first, by LRFU.
+
+    Inside the window this is Belady's MIN ("A study of replacement algorithms", IBM Systems Journal 5(2), 1966).
+
+    Args:
+        window: batches known ahead.
+    """
+
+    def __init__(self, num_slots: int, num_rows: int, window: int) -> None:
+        super().__init__(num_slots, num_rows)
+        self.window = window
+        # Row ``index % (window + 1)``: the next use of each position of batch ``index``, or NEVER.
+        self._next_uses = np.empty((window + 1, 0), np.int32)
+        self._next_planned = 0
+
+    def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
+        size = working_set.num_rows
+        if size > self._next_uses.shape[1]:
+            spare = np.empty((self.window + 1, size + size // 4 - self._next_uses.shape[1]), np.int32)
+            self._next_uses = np.concatenate([self._next_uses, spare], axis=1)
+        _announce_uses(
+            working_set.index, working_set.addresses, working_set.previous, slot_of,
+            self._next_planned, self._next_uses, self.keys,
+        )  # fmt: skip
+
+    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        super().use(working_set, slots)
+        self._next_planned = working_set.index + 1
+        next_uses = self._next_uses[working_set.index % (self.window + 1), : working_set.num_rows]
+        known = next_uses != NEVER
+        self.keys[slots[known]] = _KNOWN_USE - next_uses[known]
+
+
+Policy = Lru
+
+
+def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy:
+    """The policy called ``name`` on the command line."""
+    if name == "lookahead":
+        return Lookahead(num_slots, num_rows, window)
+    policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static}
+    return policies[name](num_slots, num_rows)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_uses(addresses: Int64s, slots: Int64s, uses: Int32s, keys: Int32s) -> None:
+    for index in range(len(addresses)):
+        uses[addresses[index]] += 1
+        keys[slots[index]] = uses[addresses[index]]
+
+
+@numba.njit(cache=True, nogil=True)
+def _score_uses(
+    addresses: Int64s, slots: Int64s, now: int, log_sum: NDArray[np.int32], scores: Int32s, keys: Int32s
+) -> None:
+    """score = log2(2^score + 2^now) in fixed point."""
+    for index in range(len(addresses)):
+        score = int(scores[addresses[index]]) - 1
+        if score < 0:
+            score = now
+        else:
+            difference = abs(score - now)
+            score = max(score, now)
+            if difference < len(log_sum):
+                score += int(log_sum[difference])
+        scores[addresses[index]] = score + 1
+        keys[slots[index]] = score
+
+
+@numba.njit(cache=True, nogil=True)
+def _announce_uses(
+    index: int,
+    addresses: Int64s,
+    previous: Int64s,
+    slot_of: Int32s,
+    next_planned: int,
+    next_uses: NDArray[np.int32],
+    keys: Int32s,
+) -> None:
+    """Tells the last known use of each row of batch ``index`` that its next use is this batch.
+
+    A row last used in a batch not yet planned learns it there; one that is only resident any more, at its slot.
+    """
+    ring = len(next_uses)
+    next_uses[index % ring, :] = NEVER
+    for position in range(len(addresses)):
+        batch = previous[position] >> 32
+        if previous[position] != NEVER and batch >= next_planned:
+            next_uses[batch % ring, previous[position] & 0xFFFFFFFF] = index
+        elif slot_of[addresses[position]] >= 0:
+            keys[slot_of[addresses[position]]] = _KNOWN_USE - index

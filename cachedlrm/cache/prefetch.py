@@ -1,0 +1,82 @@
+"""Preparing batches ahead of training in a thread of its own."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+from cachedlrm.cache.embedding_cache import PreparedBatch
+from cachedlrm.cache.streams import StoppedError, TrainedBatches
+
+
+class Prefetcher:
+    """Iterates over prepared batches, up to ``depth`` of them ahead of the consumer.
+
+    A generator does the work; with depth 0 in the consumer's thread, so that at most one thread is ever busy. An error
+    of the generator is raised in the consumer, in its place in the stream.
+
+    Args:
+        prepared: `EmbeddingCache.prepare`'s generator.
+        depth: batches prepared before the consumer asks for them.
+        trained: woken when the consumer stops early.
+        pause_after: whether to prepare nothing beyond batch ``index`` until the consumer asks for more. While it
+            holds the last batch before a pause, the consumer may read the cache.
+    """
+
+    def __init__(
+        self,
+        prepared: Iterator[PreparedBatch],
+        depth: int,
+        trained: TrainedBatches,
+        pause_after: Callable[[int], bool],
+    ) -> None:
+        self._prepared = prepared
+        self._trained = trained
+        self._pause_after = pause_after
+        self._thread: threading.Thread | None = None
+        if depth:
+            self._ready: queue.SimpleQueue[PreparedBatch | BaseException | None] = queue.SimpleQueue()
+            self._ahead = threading.Semaphore(depth)
+            self._resume = threading.Semaphore(0)
+            self._stop = False
+            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+            self._thread.start()
+
+    def __iter__(self) -> Iterator[PreparedBatch]:
+        if self._thread is None:
+            yield from self._prepared
+            return
+        while (item := self._ready.get()) is not None:
+            self._ahead.release()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if self._pause_after(item.tensors.index):
+                self._resume.release()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._ahead.acquire()
+                if self._stop:
+                    return
+                batch = next(self._prepared, None)
+                self._ready.put(batch)
+                if batch is None:
+                    return
+                if self._pause_after(batch.tensors.index):
+                    self._resume.acquire()
+        except StoppedError:
+            return
+        except BaseException as error:  # handed to the consumer, whatever it is
+            self._ready.put(error)
+
+    def close(self) -> None:
+        """Ends the thread; batches not yet consumed are dropped."""
+        if self._thread is None:
+            return
+        self._stop = True
+        self._trained.stop()
+        self._resume.release()
+        self._ahead.release()
+        self._thread.join()
+        self._thread = None

@@ -1,0 +1,101 @@
+"""Order between the host, the copies and the training, on CUDA and, as no-ops, on the CPU.
+
+Two orders matter. Training a batch must wait for its rows to be admitted; moving a row must wait for the training of
+the batch that used it last. On CUDA both are events between the copy stream and the training stream, so the host never
+waits for the device inside a step. On the CPU operators have finished when they return, and only threads must wait.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Event:
+    """A point in a stream's work; on the CPU it is always in the past."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+
+    def record(self) -> None:
+        """Marks the work issued so far on the current stream."""
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> None:
+        """Makes later work of the current stream wait for the mark."""
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
+
+    def synchronize(self) -> None:
+        """Blocks the host until the mark is reached."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
+class CopyStream:
+    """The stream on which rows move."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Issues the block's work on the copy stream."""
+        if self._stream is None:
+            yield
+        else:
+            with torch.cuda.stream(self._stream):
+                yield
+
+    def synchronize(self) -> None:
+        """Blocks the host until all copies are done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+class StoppedError(Exception):
+    """Raised in a thread that waits for training that will not happen any more."""
+
+
+class TrainedBatches:
+    """Which batches have been trained; written by the training thread, awaited by the copying one.
+
+    Args:
+        history: how many of the latest batches keep an event of their own. Waiting for an older one waits for the
+            oldest kept, which lies in the past all the more.
+    """
+
+    def __init__(self, device: torch.device, history: int) -> None:
+        self._events = [Event(device) for _ in range(history)]
+        self._newest = -1
+        self._stopped = False
+        self._condition = threading.Condition()
+
+    def mark(self, index: int) -> None:
+        """Batch ``index`` has been issued to the current stream, its row updates included."""
+        with self._condition:
+            self._events[index % len(self._events)].record()
+            self._newest = index
+            self._condition.notify_all()
+
+    def wait(self, index: int) -> None:
+        """Lets the current stream's later work follow the training of batch ``index``; blocks until it was issued.
+
+        Raises:
+            StoppedError: `stop` was called.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._newest >= index or self._stopped)
+            if self._stopped:
+                raise StoppedError
+            if index >= 0:
+                kept = max(index, self._newest - len(self._events) + 1)
+                self._events[kept % len(self._events)].wait()
+
+    def stop(self) -> None:
+        """Wakes every waiting thread with `StoppedError`."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()

@@ -1,0 +1,175 @@
+"""Carrying out plans: rows between the slab on the device and the store below it.
+
+A write-back is finished late: the victims' records are copied to a staging buffer, and the store is written when the
+copy has arrived and somebody needs it, that is when the buffer is used again or when a later plan's ``read_after`` says
+that a row it fetches is among them. Without that dependency a row evicted by one batch and fetched by the next would
+come back stale.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachedlrm.cache.planner import Plan
+from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
+from cachedlrm.cache.upload import DeviceBatch
+from cachedlrm.cache.working_set import Int64s
+from cachedlrm.store.host import HostStore
+from cachedlrm.store.init import RowInit
+
+_NUM_BUFFERS = 2  # each way: one is filled while the other is copied
+
+
+@dataclass
+class _WriteBack:
+    """Records on their way to the store: written by ``plan``, for ``addresses`` [n]."""
+
+    plan: int
+    addresses: Int64s
+
+
+class _StagingBuffer:
+    """Records between host and device. On the CPU both halves are one tensor.
+
+    Attributes:
+        host: [rows, width] float32, pinned on CUDA.
+        device: [rows, width] float32.
+        copied: the last copy from or to ``host``.
+        write_back: what ``host`` holds that the store does not have yet.
+    """
+
+    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+        self.host = torch.empty(rows, width, pin_memory=device.type == "cuda")
+        self.device = torch.empty(rows, width, device=device) if device.type == "cuda" else self.host
+        self.copied = Event(device)
+        self.write_back: _WriteBack | None = None
+
+    def to_host(self, rows: int) -> None:
+        if self.device is not self.host:
+            self.host[:rows].copy_(self.device[:rows], non_blocking=True)
+        self.copied.record()
+
+    def to_device(self, rows: int) -> None:
+        if self.device is not self.host:
+            self.device[:rows].copy_(self.host[:rows], non_blocking=True)
+        self.copied.record()
+
+
+class Transfer:
+    """Moves rows as plans say. One thread calls `execute`, in the order of the plans.
+
+    Args:
+        slab: [num_slots, width] float32 on the device.
+        store: where evicted records go.
+        init: records of first touches.
+        trained: which batches have been trained.
+        staging_rows: rows of one staging buffer; there are four. More rows in one plan go in several turns.
+    """
+
+    def __init__(
+        self,
+        slab: Tensor,
+        store: HostStore,
+        init: RowInit,
+        trained: TrainedBatches,
+        staging_rows: int,
+    ) -> None:
+        self._slab = slab
+        self._store = store
+        self._init = init
+        self._trained = trained
+        self._staging_rows = staging_rows
+        self.stream = CopyStream(slab.device)
+        width = slab.shape[1]
+        self._down = [_StagingBuffer(staging_rows, width, slab.device) for _ in range(_NUM_BUFFERS)]
+        self._up = [_StagingBuffer(staging_rows, width, slab.device) for _ in range(_NUM_BUFFERS)]
+        self._turn_down = self._turn_up = 0
+
+    def execute(self, plan: Plan, batch: DeviceBatch) -> dict[str, float]:
+        """Evicts, fetches and creates rows, on the current stream; milliseconds of the host by phase.
+
+        Raises:
+            UserError: the store is full.
+            StoppedError: training stopped.
+        """
+        started = time.perf_counter()
+        self._trained.wait(plan.evict_after)
+        for first, last in self._turns(len(plan.evict_slots)):
+            self._evict(plan.index, plan.evict_addresses[first:last], batch.evict_slots[first:last])
+        self._finish_write_backs(plan.read_after)
+        evicted = time.perf_counter()
+        for first, last in self._turns(len(plan.fetch_slots)):
+            buffer = self._next_up()
+            self._store.read(plan.fetch_addresses[first:last], buffer.host[: last - first].numpy())
+            buffer.to_device(last - first)
+            self._admit(buffer, batch.fetch_slots[first:last])
+        for first, last in self._turns(len(plan.create_slots)):
+            buffer = self._next_up()
+            self._create(buffer, plan.create_rows[first:last], batch.create_rows[first:last])
+            self._admit(buffer, batch.create_slots[first:last])
+        admitted = time.perf_counter()
+        return {"evict": (evicted - started) * 1e3, "admit": (admitted - evicted) * 1e3}
+
+    def flush(self, addresses: Int64s, slots: Int64s) -> None:
+        """Writes resident records to the store; they stay resident. Call it when nothing is in flight."""
+        self._finish_all()
+        for first, last in self._turns(len(slots)):
+            on_device = torch.from_numpy(slots[first:last]).to(self._slab.device)
+            self._evict(-1, addresses[first:last], on_device)
+        self._finish_all()
+
+    def read(self, addresses: Int64s) -> NDArray[np.float32]:
+        """Records of evicted rows: [n, width]. Call it when nothing is in flight."""
+        self._finish_all()
+        out = np.empty((len(addresses), self._slab.shape[1]), np.float32)
+        self._store.read(addresses, out)
+        return out
+
+    def _turns(self, count: int) -> list[tuple[int, int]]:
+        step = self._staging_rows
+        return [(first, min(first + step, count)) for first in range(0, count, step)]
+
+    def _evict(self, plan: int, addresses: Int64s, slots: Tensor) -> None:
+        buffer = self._down[self._turn_down]
+        self._turn_down = (self._turn_down + 1) % _NUM_BUFFERS
+        self._finish(buffer)
+        torch.index_select(self._slab, 0, slots, out=buffer.device[: len(addresses)])
+        buffer.to_host(len(addresses))
+        buffer.write_back = _WriteBack(plan, addresses)
+
+    def _next_up(self) -> _StagingBuffer:
+        buffer = self._up[self._turn_up]
+        self._turn_up = (self._turn_up + 1) % _NUM_BUFFERS
+        buffer.copied.synchronize()
+        return buffer
+
+    def _create(self, buffer: _StagingBuffer, rows: Int64s, device_rows: Tensor) -> None:
+        """Initial records into ``buffer.device``: computed where they are needed, so nothing is copied."""
+        if buffer.device is buffer.host:
+            self._init.fill(rows, buffer.host[: len(rows)].numpy())
+        else:
+            self._init.fill_on_device(device_rows, buffer.device[: len(rows)])
+
+    def _admit(self, buffer: _StagingBuffer, slots: Tensor) -> None:
+        self._slab.index_copy_(0, slots, buffer.device[: len(slots)])
+
+    def _finish(self, buffer: _StagingBuffer) -> None:
+        if buffer.write_back is not None:
+            buffer.copied.synchronize()
+            addresses = buffer.write_back.addresses
+            self._store.write(addresses, buffer.host[: len(addresses)].numpy())
+            buffer.write_back = None
+
+    def _finish_write_backs(self, through_plan: int) -> None:
+        """Completes the write-backs of plan ``through_plan`` and before."""
+        for buffer in self._down:
+            if buffer.write_back is not None and buffer.write_back.plan <= through_plan:
+                self._finish(buffer)
+
+    def _finish_all(self) -> None:
+        for buffer in self._down:
+            self._finish(buffer)

@@ -1,0 +1,148 @@
+"""From a batch's rows to its working set. Nothing here knows the cache, so nothing computed from it can depend on it.
+
+Index spaces: a *row* is global over the tables; an *address* numbers rows by first touch and is the place of a row's
+record in the tiers below the device; a *position* is a place in one batch's working set.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Int32s = NDArray[np.int32]
+Int64s = NDArray[np.int64]
+
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class WorkingSet:
+    """A batch's U unique rows in order of first appearance, and how its lookups use them.
+
+    Attributes:
+        index: number of the batch in the training stream.
+        rows: [U] int64.
+        addresses: [U] int64.
+        positions: [num_lookups] int32, the position of each lookup's row.
+        bags_by_position: [num_lookups] int32, the bags of the lookups sorted by position, in order within one: with
+            ``position_offsets`` the transpose of (positions, offsets). The gradient of a position is the sum of
+            its bags' gradients in this order, whatever the device.
+        position_offsets: [U + 1] int32.
+        previous: [U] int64, where each row appeared last before this batch: ``batch index << 32 | position``,
+            or `NEVER`.
+    """
+
+    index: int
+    rows: Int64s
+    addresses: Int64s
+    positions: Int32s
+    bags_by_position: Int32s
+    position_offsets: Int32s
+    previous: Int64s
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+
+@numba.njit(cache=True, nogil=True)
+def _deduplicate(
+    rows: Int64s,
+    offsets: Int64s,
+    index: int,
+    num_addresses: int,
+    address_of: Int32s,
+    row_of: Int64s,
+    last_seen: Int64s,
+    unique_addresses: Int64s,
+    previous: Int64s,
+    counts: Int32s,
+    positions: Int32s,
+    bags_by_position: Int32s,
+) -> tuple[int, int]:
+    """Fills the arrays of a `WorkingSet`; returns its size and the new number of addresses.
+
+    ``counts`` [num_lookups + 1] ends as the position offsets.
+    """
+    size = 0
+    for lookup in range(len(rows)):
+        address = int(address_of[rows[lookup]]) - 1  # 0 in the map: never touched
+        if address < 0:
+            address = num_addresses
+            num_addresses += 1
+            address_of[rows[lookup]] = address + 1
+            row_of[address] = rows[lookup]
+            last_seen[address] = 0  # 0: in no batch; batch index i is kept as i + 1
+        seen = last_seen[address]
+        if (seen >> 32) == index + 1:
+            position = seen & 0xFFFFFFFF
+        else:
+            position = size
+            size += 1
+            unique_addresses[position] = address
+            previous[position] = seen - (np.int64(1) << 32) if seen else NEVER
+            counts[position + 1] = 0
+            last_seen[address] = (np.int64(index + 1) << 32) | position
+        positions[lookup] = position
+        counts[position + 1] += 1
+    counts[0] = 0
+    for position in range(size):
+        counts[position + 1] += counts[position]
+    # Counting sort by position; it advances each start to its end, so the starts are restored behind it.
+    for bag in range(len(offsets) - 1):
+        for lookup in range(offsets[bag], offsets[bag + 1]):
+            position = positions[lookup]
+            bags_by_position[counts[position]] = bag
+            counts[position] += 1
+    for position in range(size, 0, -1):
+        counts[position] = counts[position - 1]
+    counts[0] = 0
+    return size, num_addresses
+
+
+class AddressBook:
+    """Gives each row its address at first touch and reduces batches to working sets.
+
+    Memory: 4 bytes per table row and 16 per touched row, backed by the system as pages are used.
+
+    Args:
+        num_rows: rows of all tables.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        # Zeroed pages cost nothing until touched, so "never touched" is zero and addresses are kept plus one.
+        self._address_of = np.zeros(num_rows, np.int32)
+        self._row_of = np.empty(num_rows, np.int64)
+        self._last_seen = np.empty(num_rows, np.int64)
+        self.num_addresses = 0
+
+    def working_set(self, index: int, rows: Int64s, offsets: Int64s) -> WorkingSet:
+        """The working set of training batch ``index``.
+
+        Args:
+            index: number of the batch, increasing from call to call.
+            rows: [num_lookups] global rows, in range.
+            offsets: [num_bags + 1] bag boundaries.
+        """
+        num_lookups = len(rows)
+        addresses, previous = np.empty(num_lookups, np.int64), np.empty(num_lookups, np.int64)
+        counts = np.empty(num_lookups + 1, np.int32)
+        positions, bags_by_position = np.empty(num_lookups, np.int32), np.empty(num_lookups, np.int32)
+        size, self.num_addresses = _deduplicate(
+            rows, offsets, index, self.num_addresses, self._address_of, self._row_of, self._last_seen,
+            addresses, previous, counts, positions, bags_by_position,
+        )  # fmt: skip
+        addresses = addresses[:size].copy()
+        return WorkingSet(
+            index, self._row_of[addresses], addresses, positions, bags_by_position,
+            counts[: size + 1].copy(), previous[:size].copy(),
+        )  # fmt: skip
+
+    def addresses(self, rows: Int64s) -> Int64s:
+        """Addresses of ``rows`` [n], `NEVER` where a row was not touched; changes nothing."""
+        return self._address_of[rows].astype(np.int64) - 1
+
+    def rows(self, num_addresses: int | None = None) -> Int64s:
+        """Rows by address: [num_addresses] int64."""
+        return self._row_of[: self.num_addresses if num_addresses is None else num_addresses]

@@ -1,0 +1,73 @@
+"""The host tier: records of rows that left the device, in memory.
+
+A record's *address* is its row's number in order of first touch, so addresses are dense: memory is used for touched
+rows only, and rows that became popular early are neighbours.
+"""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.errors import UserError
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(records: NDArray[np.float32], addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    for index in range(len(addresses)):
+        source = addresses[index]
+        for column in range(records.shape[1]):
+            out[index, column] = records[source, column]
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter(records: NDArray[np.float32], addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    for index in range(len(addresses)):
+        target = addresses[index]
+        for column in range(records.shape[1]):
+            records[target, column] = values[index, column]
+
+
+class HostStore:
+    """Records by address. One writer at a time; reads may run beside a write of other addresses.
+
+    Args:
+        capacity_rows: the most records it may hold. Memory is reserved, not used: the system backs a page when a
+            record on it is first written.
+        width: float32 columns of a record.
+    """
+
+    def __init__(self, capacity_rows: int, width: int) -> None:
+        self.capacity_rows = capacity_rows
+        self._records = np.empty((capacity_rows, width), np.float32)
+        self._used_rows = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the records up to the highest address written."""
+        return self._used_rows * self._records.shape[1] * 4
+
+    def read(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Copies the records at ``addresses`` [n] into ``out`` [n, width]; each must have been written."""
+        _gather(self._records, addresses, out)
+
+    def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        """Copies ``values`` [n, width] to ``addresses`` [n].
+
+        Raises:
+            UserError: more rows were touched than the tier may hold; names ``--host-budget``.
+        """
+        if not len(addresses):
+            return
+        needed = int(addresses.max()) + 1
+        if needed > self.capacity_rows:
+            record_bytes = 4 * self._records.shape[1]
+            raise UserError(
+                f"the host store is full: {needed:,} rows of {record_bytes} bytes were touched and it may hold "
+                f"{self.capacity_rows:,}; raise --host-budget or train fewer rows (--max-ind-range)"
+            )
+        self._used_rows = max(self._used_rows, needed)
+        _scatter(self._records, addresses, values)
+
+    def records(self, num_records: int) -> NDArray[np.float32]:
+        """A view of the first ``num_records`` records, [num_records, width]."""
+        return self._records[:num_records]

@@ -1,0 +1,103 @@
+"""The initial weight of a row as a pure function of (seed, row).
+
+A row that was never touched is stored nowhere: its record is computed where it is first needed. So tables of any size
+start at once, and every tier, device and cache size starts from identical bits.
+
+Element ``(row, column)`` is output number ``row * dim + column`` of the SplitMix64 generator started at ``mix(seed)``
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): ``mix(state + n * GAMMA)``.
+Its upper 24 bits become a float32 in [-1, 1), exactly, and one multiplication by the table's bound rounds once. The
+numba kernel and the torch version below therefore agree to the last bit, on any device.
+"""
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachedlrm.data.batch import table_offsets
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's output function on a Python integer."""
+    value = (value ^ (value >> 30)) * _MULTIPLIER_1 & _MASK
+    value = (value ^ (value >> 27)) * _MULTIPLIER_2 & _MASK
+    return value ^ (value >> 31)
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(
+    rows: NDArray[np.int64],
+    state: np.uint64,
+    first_rows: NDArray[np.int64],
+    bounds: NDArray[np.float32],
+    dim: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Writes weights into ``out[:, :dim]`` and zero state behind them."""
+    scale = np.float32(2.0**-23)
+    for index in range(len(rows)):
+        bound = bounds[np.searchsorted(first_rows, rows[index], side="right") - 1]
+        counter = state + np.uint64(rows[index]) * np.uint64(dim) * np.uint64(_GAMMA)
+        for column in range(dim):
+            value = counter + np.uint64(column) * np.uint64(_GAMMA)
+            value = (value ^ (value >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
+            value = (value ^ (value >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
+            value = value ^ (value >> np.uint64(31))
+            unit = np.float32(np.int32(value >> np.uint64(40))) * scale - np.float32(1.0)
+            out[index, column] = unit * bound
+        for column in range(dim, out.shape[1]):
+            out[index, column] = np.float32(0.0)
+
+
+def _as_int64(value: int) -> int:
+    """The two's complement reading of 64 bits, as torch has no unsigned arithmetic."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's ``>>`` on int64 copies the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class RowInit:
+    """Initial records: weights uniform in ±sqrt(1 / rows of the table), optimizer state zero.
+
+    Args:
+        seed: any integer; the run's seed.
+        table_rows: rows of each table.
+        dim: embedding dimension.
+        device: where `fill_on_device` runs.
+    """
+
+    def __init__(self, seed: int, table_rows: tuple[int, ...], dim: int, device: torch.device | None = None) -> None:
+        self.dim = dim
+        self._state = _mix(seed & _MASK)
+        self._first_rows = table_offsets(table_rows)
+        self._bounds = np.sqrt(1.0 / np.asarray(table_rows, np.float64)).astype(np.float32)
+        device = device or torch.device("cpu")
+        self._device_boundaries = torch.from_numpy(self._first_rows[1:].copy()).to(device)
+        self._device_bounds = torch.from_numpy(self._bounds).to(device)
+        self._device_columns = torch.tensor([_as_int64(column * _GAMMA) for column in range(dim)], device=device)
+
+    def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Writes the initial records of ``rows`` [n] into ``out`` [n, width >= dim], on the host."""
+        _fill(rows, np.uint64(self._state), self._first_rows, self._bounds, self.dim, out)
+
+    def fill_on_device(self, rows: Tensor, out: Tensor) -> None:
+        """The same in torch operators: ``rows`` [n] int64 and ``out`` [n, width] float32 on one device."""
+        row_counters = rows * _as_int64(self.dim * _GAMMA) + _as_int64(self._state)
+        value = row_counters.unsqueeze(1) + self._device_columns  # [n, dim]
+        value = (value ^ _shift_right(value, 30)) * _as_int64(_MULTIPLIER_1)
+        value = (value ^ _shift_right(value, 27)) * _as_int64(_MULTIPLIER_2)
+        value = value ^ _shift_right(value, 31)
+        unit = _shift_right(value, 40).to(torch.float32) * 2.0**-23 - 1.0
+        bounds = self._device_bounds[torch.bucketize(rows, self._device_boundaries, right=True)]
+        torch.mul(unit, bounds.unsqueeze(1), out=out[:, : self.dim])
+        out[:, self.dim :] = 0.0
