@@ -37,7 +37,7 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm) -> None:
 
 @dataclass(frozen=True)
 class FinalState:
-    """A finished run's state, memory-mapped.
+    """A finished run's state.
 
     Attributes:
         rows: [n] int64, ascending.
