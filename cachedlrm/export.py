@@ -1,8 +1,8 @@
 """``python -m cachedlrm.export RUN_DIR OUT.safetensors``: a run's parameters under the reference's names.
 
-``emb_l.T.weight`` [rows, dim] of each table, ``bot_l.N.weight``, ``bot_l.N.bias``, ``top_l.N.weight``, ``top_l.N.bias``;
-with ``--with-optimizer-state`` also ``emb_l.T.state`` [rows, state width]. Tables are written piece by piece, so they
-may be larger than memory.
+``emb_l.T.weight`` [rows, dim] of each table, ``bot_l.N.weight``, ``bot_l.N.bias``, ``top_l.N.weight`` and
+``top_l.N.bias``; with ``--with-optimizer-state`` also ``emb_l.T.state`` [rows, state width]. Tables are written piece
+by piece, so they may be larger than memory.
 """
 
 import sys

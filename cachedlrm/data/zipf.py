@@ -1,0 +1,199 @@
+"""Generated click logs: ids that are reused as real ones are, and labels from a hidden teacher.
+
+Each sample is a pure function of (seed, sample number), drawn from the SplitMix64 sequence (Steele, Lea and Flood,
+OOPSLA 2014), so a stream of any length takes no memory and can be read from any place on.
+
+- *Popularity.* A lookup draws a rank from a power law, p(rank) ~ (rank + 1.5)^-s, by inverting its continuous form.
+  The exponent s differs by table, around 1.15.
+- *Identity.* An affine permutation scatters ranks over the table's rows. After `LIFETIME_SAMPLES` samples a rank's row
+  changes, each rank at its own moment: what is popular drifts slowly, and new rows keep coming.
+- *Labels.* The logit is linear in the dense features, plus an effect of each row, plus products of hidden factors of
+  some pairs of tables. About a quarter of the labels is 1.
+
+Parameters are set to published statistics of Criteo's Kaggle set; ``benchmarks/zipf_calibration.py`` prints both.
+"""
+
+import math
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.data.batch import Batch, table_offsets
+
+# Criteo Kaggle's cardinalities without a frequency threshold: 33,762,577 rows.
+CRITEO_KAGGLE_ROWS = (
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10, 5652,
+    2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+)  # fmt: skip
+NUM_TRAIN_SAMPLES = 2_048_000
+NUM_TEST_SAMPLES = 131_072
+LIFETIME_SAMPLES = 20_000_000
+
+_EXPONENT, _EXPONENT_SPREAD, _RANK_SHIFT = 1.15, 0.06, 1.5
+_ROW_EFFECT, _PAIR_EFFECT, _DENSE_EFFECT, _BIAS = 0.26, 0.35, 0.7, -1.35
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_UNIT = 2.0**-53
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _mix(value: np.uint64) -> np.uint64:
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _uniform(value: np.uint64) -> float:
+    """In (0, 1)."""
+    return (float(value >> np.uint64(11)) + 0.5) * _UNIT
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _effect(row: int, salt: int) -> float:
+    """A fixed number of a row, uniform with mean 0 and variance 1."""
+    return (_uniform(_mix(np.uint64(row) * _GAMMA + np.uint64(salt))) - 0.5) * math.sqrt(12.0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_ids(
+    key: np.uint64,
+    start: int,
+    clock_start: int,
+    table_rows: NDArray[np.int64],
+    multipliers: NDArray[np.int64],
+    exponents: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    ids: NDArray[np.int64],
+) -> None:
+    """Ids local to their table for the samples from ``start`` on."""
+    num_tables = len(table_rows)
+    powers = 1.0 - exponents
+    tops, bottoms = _RANK_SHIFT**powers, (table_rows + _RANK_SHIFT) ** powers
+    for sample in range((len(offsets) - 1) // num_tables):
+        state = _mix(key + np.uint64(start + sample) * _GAMMA)
+        draw = np.uint64(0)
+        clock = clock_start + start + sample
+        for table in range(num_tables):
+            rows, top, bottom = table_rows[table], tops[table], bottoms[table]
+            bag = sample * num_tables + table
+            for lookup in range(offsets[bag], offsets[bag + 1]):
+                draw += np.uint64(1)
+                u = _uniform(_mix(state + draw * _GAMMA))
+                rank = min(int((top - u * (top - bottom)) ** (1.0 / powers[table]) - _RANK_SHIFT), rows - 1)
+                phase = int(_mix(np.uint64(rank) * _GAMMA + np.uint64(table)) % np.uint64(LIFETIME_SAMPLES))
+                version = (clock + phase) // LIFETIME_SAMPLES
+                shift = int(_mix(np.uint64(version) * _GAMMA + np.uint64(1)) % np.uint64(rows)) if version else 0
+                ids[lookup] = (rank * multipliers[table] + shift) % rows
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_sizes(key: np.uint64, start: int, num_tables: int, most: int, offsets: NDArray[np.int64]) -> None:
+    """Bag boundaries with 0 to ``most`` lookups in a bag."""
+    for bag in range(len(offsets) - 1):
+        counter = np.uint64(start * num_tables + bag)
+        offsets[bag + 1] = offsets[bag] + int(_mix(key + counter * _GAMMA) % np.uint64(most + 1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_dense(key: np.uint64, start: int, dense: NDArray[np.float32]) -> None:
+    """Standard normal features (Box and Muller, Annals of Mathematical Statistics 29(2), 1958)."""
+    for sample in range(len(dense)):
+        state = _mix(key + np.uint64(start + sample) * _GAMMA)
+        for column in range(0, dense.shape[1], 2):
+            radius = math.sqrt(-2.0 * math.log(_uniform(_mix(state + np.uint64(column + 1) * _GAMMA))))
+            angle = 2.0 * math.pi * _uniform(_mix(state + np.uint64(column + 2) * _GAMMA))
+            dense[sample, column] = radius * math.cos(angle)
+            if column + 1 < dense.shape[1]:
+                dense[sample, column + 1] = radius * math.sin(angle)
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_labels(
+    key: np.uint64,
+    start: int,
+    num_tables: int,
+    dense: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.float32],
+) -> None:
+    """The teacher. Pairs are neighbouring tables (0, 1), (4, 5), ...; a bag's factor is its first row's."""
+    dense_scale = _DENSE_EFFECT / math.sqrt(dense.shape[1])
+    for sample in range(len(labels)):
+        logit = _BIAS
+        for column in range(dense.shape[1]):
+            logit += dense_scale * (1.0 if column % 3 else -1.0) * dense[sample, column]
+        first = sample * num_tables
+        for bag in range(first, first + num_tables):
+            for lookup in range(offsets[bag], offsets[bag + 1]):
+                logit += _ROW_EFFECT * _effect(rows[lookup], 7) / (offsets[bag + 1] - offsets[bag])
+        for bag in range(first, first + num_tables - 1, 4):
+            if offsets[bag] < offsets[bag + 1] < offsets[bag + 2]:
+                left, right = rows[offsets[bag]], rows[offsets[bag + 1]]
+                logit += _PAIR_EFFECT * _effect(left, 11) * _effect(right, 11)
+        u = _uniform(_mix(key + np.uint64(start + sample) * _GAMMA))
+        labels[sample] = 1.0 if u < 1.0 / (1.0 + math.exp(-logit)) else 0.0
+
+
+class ZipfSource:
+    """A `Source` of generated samples.
+
+    Args:
+        table_rows: rows of each table.
+        num_dense: dense features.
+        seed: of everything.
+        num_samples: samples of an epoch.
+        max_lookups_per_bag: 1 for one-hot; else bags hold 0 to this many lookups.
+        held_out: draw other samples of the same world.
+        clock_start: moment of the first sample on the clock of drift, in samples.
+    """
+
+    def __init__(
+        self,
+        table_rows: tuple[int, ...],
+        num_dense: int,
+        seed: int,
+        num_samples: int,
+        max_lookups_per_bag: int = 1,
+        held_out: bool = False,
+        clock_start: int = 0,
+    ) -> None:
+        self.table_rows = table_rows
+        self.num_dense = num_dense
+        self.num_samples = num_samples
+        self.max_lookups_per_bag = max_lookups_per_bag
+        self._clock_start = clock_start
+        words = np.random.SeedSequence([abs(seed), int(seed < 0), int(held_out)]).generate_state(4, np.uint64)
+        self._id_key, self._size_key, self._dense_key, self._label_key = words
+        self._first_rows = table_offsets(table_rows)
+        self._rows = np.array(table_rows, np.int64)
+        self._multipliers = np.array([_scattering_multiplier(rows) for rows in table_rows], np.int64)
+        tables = np.arange(len(table_rows))
+        self._exponents = _EXPONENT + _EXPONENT_SPREAD * ((7 * tables) % 5 - 2)
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        num_samples, num_tables = stop - start, len(self.table_rows)
+        offsets = np.zeros(num_samples * num_tables + 1, np.int64)
+        if self.max_lookups_per_bag == 1:
+            offsets[:] = np.arange(len(offsets))
+        else:
+            _draw_sizes(self._size_key, start, num_tables, self.max_lookups_per_bag, offsets)
+        rows = np.empty(offsets[-1], np.int64)
+        _draw_ids(self._id_key, start, self._clock_start, self._rows, self._multipliers, self._exponents, offsets, rows)
+        rows += np.repeat(np.tile(self._first_rows[:-1], num_samples), np.diff(offsets))
+        dense = np.empty((num_samples, self.num_dense), np.float32)
+        _draw_dense(self._dense_key, start, dense)
+        labels = np.empty(num_samples, np.float32)
+        _draw_labels(self._label_key, start, num_tables, dense, rows, offsets, labels)
+        return Batch(dense, rows, offsets, labels)
+
+
+def _scattering_multiplier(rows: int) -> int:
+    """A number coprime to ``rows`` near its golden section, so that neighbouring ranks are far apart."""
+    multiplier = max(1, int(rows * 0.6180339887))
+    while math.gcd(multiplier, rows) != 1:
+        multiplier += 1
+    return multiplier

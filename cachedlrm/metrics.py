@@ -1,0 +1,137 @@
+"""What a run counts and measures: one definition each."""
+
+from dataclasses import dataclass, fields
+
+import psutil
+
+PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
+
+
+@dataclass(frozen=True)
+class CacheCounters:
+    """The cache's work, over one batch or summed over many.
+
+    Attributes:
+        lookups: lookups in all bags.
+        hit_lookups: lookups whose row was resident when the batch's plan was made; first touches are misses, and so is
+            every further lookup of a missing row in the same batch.
+        working_set_rows: unique rows of each batch.
+        resident_rows: those of them that were resident when the plan was made.
+        first_touch_rows: rows created by init.
+        fetched_rows: rows read from a lower tier.
+        evicted_rows: rows that left the device.
+        written_back_rows: rows copied down; every trained row is dirty, so as many as were evicted.
+    """
+
+    lookups: int = 0
+    hit_lookups: int = 0
+    working_set_rows: int = 0
+    resident_rows: int = 0
+    first_touch_rows: int = 0
+    fetched_rows: int = 0
+    evicted_rows: int = 0
+    written_back_rows: int = 0
+
+    def __add__(self, other: "CacheCounters") -> "CacheCounters":
+        return CacheCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __sub__(self, other: "CacheCounters") -> "CacheCounters":
+        return CacheCounters(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of lookups that hit; 0 without lookups."""
+        return self.hit_lookups / self.lookups if self.lookups else 0.0
+
+    @property
+    def unique_hit_ratio(self) -> float:
+        """Share of working-set rows that were resident; 0 without any."""
+        return self.resident_rows / self.working_set_rows if self.working_set_rows else 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment: all that a display or a line of metrics needs. "Recent" is since the last snapshot.
+
+    Attributes:
+        step: steps trained.
+        num_steps: steps of the run.
+        epoch: from 0.
+        samples: samples trained.
+        elapsed_s: seconds of training, evaluation and setup excluded.
+        samples_per_s: recent.
+        eta_s: seconds of training left at the recent rate.
+        loss: recent mean.
+        auc: of the last evaluation; None before the first.
+        cache: counters of the run.
+        recent: recent counters.
+        record_bytes: bytes of one record.
+        phase_ms: recent mean per step, by phase.
+        device_bytes: in use now.
+        device_limit_bytes: the budget, or the memory that was free at the start.
+        host_bytes: anonymous resident memory now.
+        host_limit_bytes: memory of the machine.
+        mapped_bytes: mapped pages in memory now.
+        host_records: records the host store holds.
+        cache_slots: rows the cache may keep.
+        resident_slots: rows it keeps.
+    """
+
+    step: int
+    num_steps: int
+    epoch: int
+    samples: int
+    elapsed_s: float
+    samples_per_s: float
+    eta_s: float
+    loss: float
+    auc: float | None
+    cache: CacheCounters
+    recent: CacheCounters
+    record_bytes: int
+    phase_ms: dict[str, float]
+    device_bytes: int
+    device_limit_bytes: int
+    host_bytes: int
+    host_limit_bytes: int
+    mapped_bytes: int
+    host_records: int
+    cache_slots: int
+    resident_slots: int
+
+
+def metrics_row(snapshot: Snapshot) -> dict[str, float | int | None]:
+    """One line of ``metrics.jsonl``. Counters and milliseconds are recent ones, ``*_total`` those of the run."""
+    recent = snapshot.recent
+    return {
+        "step": snapshot.step,
+        "epoch": snapshot.epoch,
+        "samples": snapshot.samples,
+        "elapsed_s": round(snapshot.elapsed_s, 3),
+        "loss": snapshot.loss,
+        "auc": snapshot.auc,
+        "samples_per_s": round(snapshot.samples_per_s, 1),
+        "hit_ratio": recent.hit_ratio,
+        "unique_hit_ratio": recent.unique_hit_ratio,
+        "hit_ratio_total": snapshot.cache.hit_ratio,
+        "lookups": recent.lookups,
+        "working_set_rows": recent.working_set_rows,
+        "first_touch_rows": recent.first_touch_rows,
+        "fetched_rows": recent.fetched_rows,
+        "evicted_rows": recent.evicted_rows,
+        "written_back_rows": recent.written_back_rows,
+        "fetched_bytes": recent.fetched_rows * snapshot.record_bytes,
+        "written_back_bytes": recent.written_back_rows * snapshot.record_bytes,
+        **{f"{phase}_ms": round(milliseconds, 4) for phase, milliseconds in snapshot.phase_ms.items()},
+        "device_bytes": snapshot.device_bytes,
+        "host_bytes": snapshot.host_bytes,
+        "mapped_bytes": snapshot.mapped_bytes,
+        "resident_slots": snapshot.resident_slots,
+    }
+
+
+def host_memory() -> tuple[int, int]:
+    """Anonymous resident bytes (rss - shared) and mapped pages in memory; the second is 0 where not known."""
+    info = psutil.Process().memory_info()
+    mapped = getattr(info, "shared", 0)
+    return info.rss - mapped, mapped
