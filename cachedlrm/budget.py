@@ -89,13 +89,13 @@ class DeviceSizes:
     Attributes:
         quota_slots: rows the cache keeps.
         num_slots: with the temporary slots for a batch whose working set exceeds the quota.
-        working_set_rows: the most unique rows of one batch that fit.
+        table_rows: all rows.
         breakdown: bytes by purpose: slab, staging, working_set, dense, activations.
     """
 
     quota_slots: int
     num_slots: int
-    working_set_rows: int
+    table_rows: int
     breakdown: dict[str, int]
 
     @property
@@ -140,7 +140,7 @@ def _sizes(workload: Workload, request: CacheRequest, limit_bytes: int, working_
     else:
         quota = min(affordable, workload.num_rows)
     num_slots = max(quota, min(working_set_rows, affordable))
-    return DeviceSizes(quota, num_slots, working_set_rows, {"slab": num_slots * record_bytes, **fixed})
+    return DeviceSizes(quota, num_slots, workload.num_rows, {"slab": num_slots * record_bytes, **fixed})
 
 
 def _does_not_fit(workload: Workload, request: CacheRequest, sizes: DeviceSizes, limit_bytes: int, needed: int) -> str:

@@ -7,6 +7,9 @@ import psutil
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
 
 
+MetricsRow = dict[str, float | int | None]
+
+
 @dataclass(frozen=True)
 class CacheCounters:
     """The cache's work, over one batch or summed over many.
@@ -66,13 +69,13 @@ class Snapshot:
         cache: counters of the run.
         recent: recent counters.
         record_bytes: bytes of one record.
+        recent_steps: steps since the last snapshot.
         phase_ms: recent mean per step, by phase.
         device_bytes: in use now.
         device_limit_bytes: the budget, or the memory that was free at the start.
         host_bytes: anonymous resident memory now.
-        host_limit_bytes: memory of the machine.
+        host_limit_bytes: ``--host-budget``, or the memory that was free at the start.
         mapped_bytes: mapped pages in memory now.
-        host_records: records the host store holds.
         cache_slots: rows the cache may keep.
         resident_slots: rows it keeps.
     """
@@ -88,6 +91,7 @@ class Snapshot:
     auc: float | None
     cache: CacheCounters
     recent: CacheCounters
+    recent_steps: int
     record_bytes: int
     phase_ms: dict[str, float]
     device_bytes: int
@@ -95,12 +99,11 @@ class Snapshot:
     host_bytes: int
     host_limit_bytes: int
     mapped_bytes: int
-    host_records: int
     cache_slots: int
     resident_slots: int
 
 
-def metrics_row(snapshot: Snapshot) -> dict[str, float | int | None]:
+def metrics_row(snapshot: Snapshot) -> MetricsRow:
     """One line of ``metrics.jsonl``. Counters and milliseconds are recent ones, ``*_total`` those of the run."""
     recent = snapshot.recent
     return {

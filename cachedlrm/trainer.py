@@ -1,7 +1,7 @@
 """One training step and one evaluation: the cache, the model and the optimizers put together."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from cachedlrm.model.bags import pool, sum_bags
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.row_optimizers import dense_optimizer, row_step
 
-_LOSSES = {"bce": binary_cross_entropy, "mse": mse_loss}
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": binary_cross_entropy, "mse": mse_loss}
 
 
 class PhaseClock:
@@ -75,8 +75,7 @@ class Trainer:
     Args:
         cache: embedding tables.
         model: dense part, on the cache's device.
-        optimizer: name, for the dense parameters; the rows' is in the cache's record layout.
-        learning_rate: of both.
+        learning_rate: of rows and dense parameters; the optimizer is named by the cache's record layout.
         loss: ``bce`` or ``mse``.
     """
 

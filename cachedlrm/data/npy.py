@@ -22,8 +22,8 @@ class _Triple:
     """Three memory-mapped files of N samples: dense [N, num_dense], sparse [N, T], labels [N, 1] or [N]."""
 
     name: str
-    dense: NDArray[np.float32]
-    sparse: NDArray[np.integer]
+    dense: NDArray[np.generic]
+    sparse: NDArray[np.generic]
     labels: NDArray[np.generic]
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class NpySource:
         if self._max_ind_range > 0:
             ids %= self._max_ind_range
         return make_batch(
-            np.array(triple.dense[start:stop], np.float32),
+            triple.dense[start:stop].astype(np.float32),
             ids,
             np.arange(len(ids) + 1),
             triple.labels[start:stop].reshape(-1).astype(np.float32),

@@ -171,7 +171,7 @@ class ZipfSource:
         self._rows = np.array(table_rows, np.int64)
         self._multipliers = np.array([_scattering_multiplier(rows) for rows in table_rows], np.int64)
         tables = np.arange(len(table_rows))
-        self._exponents = _EXPONENT + _EXPONENT_SPREAD * ((7 * tables) % 5 - 2)
+        self._exponents = (_EXPONENT + _EXPONENT_SPREAD * ((7 * tables) % 5 - 2)).astype(np.float64)
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``."""

@@ -48,7 +48,7 @@ def sum_bags(weights: Tensor, batch: DeviceBatch) -> Tensor:
     Returns:
         [B * T, dim] float32, sample-major; an empty bag is zero.
     """
-    pooled: Tensor = _SumBags.apply(
+    pooled: Tensor = _SumBags.apply(  # type: ignore[no-untyped-call]
         weights, batch.positions, batch.offsets, batch.bags_by_position, batch.position_offsets
     )
     return pooled

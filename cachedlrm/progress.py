@@ -1,0 +1,230 @@
+"""What a run measures of itself: clocks, counters, losses and memory, from the first step to the report."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from cachedlrm.budget import format_bytes
+from cachedlrm.cache.embedding_cache import PreparedBatch
+from cachedlrm.errors import UserError
+from cachedlrm.job import Job
+from cachedlrm.live_view import RunHeader
+from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, host_memory
+from cachedlrm.report import RunTotals
+
+_WARM_UP_SHARE = 0.05  # of the steps; left out of the rate
+
+
+class Progress:
+    """Collects what `train` reports. Reads the device only in `snapshot`.
+
+    Args:
+        job: the run.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._print_freq = job.options.batches.print_freq
+        self._num_steps = job.schedule.num_steps
+        # One slot a step between two snapshots, so that no step waits for its loss.
+        self._pending = torch.empty(self._print_freq, device=job.device)
+        self._num_pending = 0
+        self._losses: list[float] = []
+        self._loss_sum = 0.0
+        self._last_loss: float | None = None
+        self._steps = self._samples = 0
+        self._counters = self._counters_at_snapshot = CacheCounters()
+        self._auc: float | None = None
+        self._phase_totals = dict.fromkeys(PHASES, 0.0)
+        self._seconds = 0.0  # of training, without evaluation
+        self._resumed_at = 0.0
+        self._seconds_at_snapshot = 0.0
+        self._samples_at_snapshot = 0
+        self._warm: tuple[int, float] | None = None  # samples and seconds when the warm-up ended
+        self._waiting_since = 0.0
+        self._host_peak = self._mapped_peak = 0
+        self._sample_memory()
+
+    def header(self) -> RunHeader:
+        """What the display says once."""
+        job, options = self._job, self._job.options
+        rows, slots = job.sizes.table_rows, job.sizes.quota_slots
+        lookahead = f" {options.cache.lookahead}" if options.cache.policy == "lookahead" else ""
+        extra = job.sizes.num_slots - slots
+        return RunHeader(
+            data=options.data.data,
+            model=f"{rows:,} rows in {len(job.dataset.train.table_rows)} tables, "
+            f"dim {options.model.arch_sparse_feature_size}, {options.optimisation.optimizer}",
+            cache=f"{slots:,} slots ({slots / rows:.2%})"
+            + (f" and {extra:,} temporary ones" if extra else "")
+            + f", {options.cache.policy}{lookahead}, {format_bytes(job.sizes.total_bytes)} on the device",
+            machine=f"{self._device_name()}, {torch.get_num_threads()} threads, "
+            f"prefetch depth {options.cache.prefetch_depth}",
+        )
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self._job.device) if self._job.device.type == "cuda" else "cpu"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The time of training lies inside, setup outside."""
+        self._resumed_at = self._waiting_since = time.perf_counter()
+        yield
+        self._stop_clock()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Evaluation: not part of training's time or of its phases."""
+        self._stop_clock()
+        yield
+        self._resumed_at = self._waiting_since = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        """On CUDA the host runs ahead, so the time of training ends when the device is done."""
+        if self._job.device.type == "cuda":
+            torch.cuda.synchronize(self._job.device)
+        self._seconds += time.perf_counter() - self._resumed_at
+        self._resumed_at = time.perf_counter()
+
+    def received(self) -> None:
+        """A prepared batch has arrived; the time since the last step was spent waiting for it."""
+        self._job.trainer.clock.add({"wait": (time.perf_counter() - self._waiting_since) * 1e3})
+
+    def trained(self, batch: PreparedBatch, loss: Tensor) -> None:
+        """A step has been issued."""
+        self._pending[self._num_pending] = loss
+        self._num_pending += 1
+        self._steps += 1
+        self._samples += batch.tensors.num_samples
+        self._counters += batch.counters
+        if self._warm is None and self._steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
+            self._stop_clock()
+            self._warm = (self._samples, self._seconds)
+        self._waiting_since = time.perf_counter()
+
+    def evaluated(self, auc: float | None) -> None:
+        """The model has been evaluated."""
+        self._auc = auc
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a snapshot."""
+        return self._num_pending == self._print_freq or self._steps == self._num_steps
+
+    def snapshot(self) -> Snapshot:
+        """Where the run stands; waits for the device.
+
+        Raises:
+            UserError: a loss since the last snapshot is not finite; names the step.
+        """
+        self._stop_clock()
+        job, steps = self._job, self._num_pending
+        losses = self._take_losses()
+        phases = job.trainer.clock.collect()
+        for phase in PHASES:
+            self._phase_totals[phase] += phases[phase]
+        recent = self._counters - self._counters_at_snapshot
+        seconds = max(self._seconds - self._seconds_at_snapshot, 1e-9)
+        samples = self._samples - self._samples_at_snapshot
+        host, mapped = self._sample_memory()
+        snapshot = Snapshot(
+            step=self._steps,
+            num_steps=self._num_steps,
+            epoch=job.schedule.epoch(max(0, self._steps - 1)),
+            samples=self._samples,
+            elapsed_s=self._seconds,
+            samples_per_s=samples / seconds,
+            eta_s=(self._num_steps - self._steps) * seconds / steps,
+            loss=sum(losses) / len(losses),
+            auc=self._auc,
+            cache=self._counters,
+            recent=recent,
+            recent_steps=steps,
+            record_bytes=job.trainer.cache.layout.record_bytes,
+            phase_ms={phase: phases[phase] / steps for phase in PHASES},
+            device_bytes=self._device_peak(),
+            device_limit_bytes=job.device_limit_bytes,
+            host_bytes=host,
+            host_limit_bytes=job.host_limit_bytes,
+            mapped_bytes=mapped,
+            cache_slots=job.sizes.quota_slots,
+            resident_slots=job.trainer.cache.planner.resident_rows,
+        )
+        self._counters_at_snapshot = self._counters
+        self._seconds_at_snapshot, self._samples_at_snapshot = self._seconds, self._samples
+        self._waiting_since = self._resumed_at = time.perf_counter()
+        return snapshot
+
+    def _take_losses(self) -> list[float]:
+        losses: list[float] = self._pending[: self._num_pending].tolist()
+        for number, loss in enumerate(losses):
+            if not abs(loss) < float("inf"):
+                step = self._steps - len(losses) + number + 1
+                raise UserError(
+                    f"the loss became {loss} at step {step}; lower --learning-rate "
+                    f"({self._job.options.optimisation.learning_rate}) or look at the data of that step"
+                )
+        self._num_pending = 0
+        self._loss_sum += sum(losses)
+        self._last_loss = losses[-1]
+        if self._print_freq == 1:
+            self._losses += losses
+        return losses
+
+    def _device_peak(self) -> int:
+        """Measured on CUDA; on the CPU what the step's tensors add up to."""
+        if self._job.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._job.device))
+        return self._job.sizes.total_bytes
+
+    def _sample_memory(self) -> tuple[int, int]:
+        host, mapped = host_memory()
+        self._host_peak, self._mapped_peak = max(self._host_peak, host), max(self._mapped_peak, mapped)
+        return host, mapped
+
+    def totals(self) -> RunTotals:
+        """What the report is made of."""
+        job = self._job
+        self._sample_memory()
+        warm_samples, warm_seconds = self._warm or (0, 0.0)
+        if warm_samples == self._samples:  # too short a run to leave anything out
+            warm_samples, warm_seconds = 0, 0.0
+        seconds = self._seconds - warm_seconds
+        return RunTotals(
+            options=job.options,
+            steps=self._steps,
+            samples=self._samples,
+            samples_per_s=(self._samples - warm_samples) / seconds if seconds > 0 else 0.0,
+            training_s=self._seconds,
+            loss_last=self._last_loss,
+            loss_mean=self._loss_sum / self._steps if self._steps else None,
+            auc=self._auc,
+            losses=self._losses if self._print_freq == 1 else None,
+            table_rows=job.sizes.table_rows,
+            cache_slots=job.sizes.quota_slots,
+            temporary_slots=job.sizes.num_slots - job.sizes.quota_slots,
+            record_bytes=job.trainer.cache.layout.record_bytes,
+            counters=self._counters,
+            device_name=self._device_name(),
+            threads=torch.get_num_threads(),
+            device_peak_bytes=self._device_peak(),
+            device_limit_bytes=job.device_limit_bytes,
+            device_bytes_breakdown=job.sizes.breakdown,
+            host_peak_bytes=self._host_peak,
+            host_store_bytes=job.trainer.cache.store.used_bytes,
+            mapped_peak_bytes=self._mapped_peak,
+            phase_ms={phase: total / max(1, self._steps) for phase, total in self._phase_totals.items()},
+        )
+
+    def summary(self) -> str:
+        """The run in one line."""
+        totals = self.totals()
+        auc = "" if totals.auc is None else f", AUC {totals.auc:.4f}"
+        loss = "" if totals.loss_mean is None else f", mean loss {totals.loss_mean:.5f}"
+        return (
+            f"{totals.steps:,} steps, {totals.samples_per_s:,.0f} samples/s{loss}{auc}, "
+            f"{totals.counters.hit_ratio:.2%} of lookups hit"
+        )

@@ -1,0 +1,127 @@
+"""The directory a run leaves behind. Whole files or none; whole lines or none; one run at a time."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from cachedlrm.errors import UserError
+
+_RESULTS = ("config.toml", "metrics.jsonl", "report.json")
+
+
+class RunDirectory:
+    """A directory this process alone writes to, until `close`. Use `create`."""
+
+    def __init__(self, directory: Path, lock: FileLock) -> None:
+        self._directory = directory
+        self._lock = lock
+
+    @classmethod
+    def create(cls, directory: Path | None) -> "RunDirectory":
+        """Makes and locks a directory for a new run.
+
+        Args:
+            directory: where; None: ``runs/DATE-TIME``, with a number behind it if that is taken.
+
+        Raises:
+            UserError: another process uses it, it holds a run, or it cannot be written.
+        """
+        if directory is None:
+            directory = _fresh_directory()
+        with _explained(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            # The lock is the operating system's and dies with its owner; the file may stay behind.
+            lock = FileLock(directory / "run.lock", mode=0o666)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise UserError(f"{directory} is in use by another process; choose another --run-dir") from error
+        for name in _RESULTS:
+            if (directory / name).exists():
+                lock.release()
+                raise UserError(f"{directory} already holds a run ({name}); choose another --run-dir")
+        return cls(directory, lock)
+
+    def path(self, name: str) -> Path:
+        """The path of a file in the directory."""
+        return self._directory / name
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file that appears only when complete."""
+        with self._replacing(name) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+    def write_json(self, name: str, value: Mapping[str, object]) -> None:
+        """The same as indented JSON; NaN and infinities are an error."""
+        self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def write_array(self, name: str, array: NDArray[np.generic]) -> None:
+        """The same as a ``.npy`` file."""
+        with self._replacing(name) as partial, partial.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    def append_metrics(self, row: Mapping[str, object]) -> None:
+        """Appends one line to ``metrics.jsonl``; a line that cannot be written whole is taken back."""
+        path = self.path("metrics.jsonl")
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        with _explained(path), path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                written = file.write(line)
+                if written != len(line):  # the disk filled up within the line: this write says why
+                    file.write(line[written:])
+            except OSError:
+                file.truncate(end)
+                raise
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        path = self.path(name)
+        partial = path.with_name(f".{name}.partial")
+        with _explained(path):
+            try:
+                yield partial
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets other processes use the directory."""
+        self._lock.release()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _fresh_directory() -> Path:
+    base = Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    directory, number = base, 1
+    while directory.exists():
+        number += 1
+        directory = base.with_name(f"{base.name}-{number}")
+    return directory
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what the operating system refuses into the user's one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; free space or choose another --run-dir") from error
