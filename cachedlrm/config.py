@@ -134,7 +134,7 @@ class OptimisationOptions:
     optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] | None = None
     """Lazy on rows: only rows of the batch move (adam as torch.optim.SparseAdam). Default: adagrad."""
     learning_rate: Annotated[float | None, Parameter(validator=(validators.Number(gte=0), _finite))] = None
-    """Of rows and dense parameters. Default: 0.02."""
+    """Of rows and dense parameters. Default: 0.01; 0.005 for flights."""
 
 
 @_group("Cache", 5)

