@@ -133,7 +133,7 @@ class LiveConsole(SilentConsole):
         if self._live is not None and self._view is not None:
             self._live.update(self._view, refresh=True)
         self.close()
-        self._terminal.print(f"\n{summary}")
+        self._terminal.print(f"\n{summary}", highlight=False, markup=False)
 
     def close(self) -> None:
         """Restores the terminal."""

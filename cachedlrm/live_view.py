@@ -127,7 +127,8 @@ class _Drawing:
 
 
 def _line(label: str, value: Text) -> Text:
-    line = Text(f"{label:<{_LABEL_WIDTH}}", "dim", no_wrap=True, overflow="crop")
+    line = Text(no_wrap=True, overflow="crop")
+    line.append(f"{label:<{_LABEL_WIDTH}}", "dim")
     line.append_text(value)
     return line
 

@@ -17,6 +17,7 @@ from cachedlrm.model.bags import pool, sum_bags
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.row_optimizers import dense_optimizer, row_step
 
+
 def _binary_cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     """torch's, except that a NaN gives a NaN loss, where torch raises on the CPU and aborts the process on CUDA."""
     loss = binary_cross_entropy(torch.nan_to_num(prediction, nan=0.5), labels)
