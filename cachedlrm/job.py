@@ -141,7 +141,9 @@ def choose_device(name: str) -> torch.device:
         raise UserError(
             "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def choose_threads(requested: int | None, device: torch.device, prefetch_depth: int) -> int:
@@ -252,7 +254,7 @@ def _build_cache(
     )
     try:
         return EmbeddingCache(workload.table_rows, workload.layout, settings, options.batches.numpy_rand_seed, device)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError and a subclass
         raise UserError(
             f"{format_bytes(sizes.breakdown['slab'])} of slots or {format_bytes(host_limit)} of host records cannot be "
             "reserved; lower --gpu-cache-ratio or --host-budget"

@@ -9,6 +9,8 @@ import os
 # Idle OpenMP threads that spin for work take the processor from the prefetch thread, which then stalls torch's
 # operators in turn. Read once, when torch loads the OpenMP runtime.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Needed by --deterministic on CUDA, and read once too.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import signal
 import sys

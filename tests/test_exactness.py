@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from cachedlrm.metrics import CacheCounters
 from plain_torch import train_plain
 
 from cachedlrm.cache.embedding_cache import CacheSettings, EmbeddingCache
@@ -18,6 +17,7 @@ from cachedlrm.cache.policies import Static
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.metrics import CacheCounters
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
@@ -95,17 +95,18 @@ def train(
     prefetch_depth: int = 0,
     evaluate: bool = False,
     interaction: str = "dot",
+    device: str = "cpu",
 ) -> Result:
     stream = batches(lookups_per_bag)
     settings = CacheSettings(
         quota_slots, num_slots or quota_slots, policy, window=5, prefetch_depth=prefetch_depth, staging_rows=16
     )
     layout = RecordLayout(DIM, optimizer)
-    cache = EmbeddingCache(TABLE_ROWS, layout, settings, seed=3, device=torch.device("cpu"))
+    cache = EmbeddingCache(TABLE_ROWS, layout, settings, seed=3, device=torch.device(device))
     if isinstance(cache.policy, Static):
         book = AddressBook(ALL_ROWS)
         cache.policy.count(book.working_set(index, b.rows, b.offsets) for index, b in enumerate(stream))
-    model = Dlrm(NUM_TABLES, (DENSE, 16, DIM), (16, 1), interaction, seed=3)
+    model = Dlrm(NUM_TABLES, (DENSE, 16, DIM), (16, 1), interaction, seed=3).to(device)
     trainer = Trainer(cache, model, LR, "bce")
     losses, predictions, counters = [], [], CacheCounters()
     prefetcher = Prefetcher(
@@ -119,10 +120,10 @@ def train(
                 predictions.append(trainer.evaluate(Samples(stream[-2]), batch_size=7)[1])
     finally:
         prefetcher.close()
-    tables = [t.clone() for t in cache.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
+    tables = [t.cpu() for t in cache.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
     cache.flush()
     records = cache.store.records(cache.book.num_addresses).copy()
-    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    dense = {name: value.cpu().clone() for name, value in model.state_dict().items()}
     return Result(losses, tables, dense, records, counters, predictions)
 
 
