@@ -48,9 +48,10 @@ def measured_runs() -> list[str]:
                 lines.append(f"| {ratio} | failed: {' '.join(output.split())[-300:]} | | | | |")
                 continue
             report = json.loads(Path(directory, "run", "report.json").read_text())
+        peak = report["device_peak_bytes"] / 2**20
         lines.append(
             f"| {ratio} | {report['samples_per_s']:,.0f} | {report['phase_ms']['wait']:.2f} "
-            f"| {report['hit_ratio']:.2%} | {report['fetched_rows']:,} | {report['device_peak_bytes'] / 2**20:,.0f} MiB |"
+            f"| {report['hit_ratio']:.2%} | {report['fetched_rows']:,} | {peak:,.0f} MiB |"
         )
     return lines
 
