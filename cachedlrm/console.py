@@ -1,5 +1,7 @@
 """What a run prints: a live screen, plain lines, or nothing."""
 
+import dataclasses
+import io
 import sys
 import time
 from collections import deque
@@ -24,6 +26,9 @@ class Console(Protocol):
 
     def update(self, snapshot: Snapshot) -> None:
         """The run has come further."""
+
+    def advance(self, step: int) -> None:
+        """A step has been issued; its figures come with the next `update`."""
 
     def finish(self, summary: str) -> None:
         """The run has ended and written its files."""
@@ -52,6 +57,9 @@ class SilentConsole:
     def update(self, snapshot: Snapshot) -> None:
         """Nothing."""
 
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
     def finish(self, summary: str) -> None:
         """Nothing."""
 
@@ -70,7 +78,10 @@ class PlainConsole(SilentConsole):
         self._stream = stream
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # nobody reads any more (| head): training goes on
+            self._stream = io.StringIO()
 
     def start(self, header: RunHeader) -> None:
         """Prints what the run is."""
@@ -120,11 +131,19 @@ class LiveConsole(SilentConsole):
     def update(self, snapshot: Snapshot) -> None:
         """Redraws, at most four times a second."""
         assert self._header is not None
-        assert self._live is not None
         self._losses.append(snapshot.loss)
         self._hit_ratios.append(snapshot.recent.hit_ratio)
         self._view = LiveView(self._header, snapshot, tuple(self._losses), tuple(self._hit_ratios))
-        if self._clock() - self._drawn >= _REDRAW_S:
+        self._redraw()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar, between snapshots."""
+        if self._view is not None:
+            self._view = dataclasses.replace(self._view, step=step)
+            self._redraw()
+
+    def _redraw(self) -> None:
+        if self._live is not None and self._view is not None and self._clock() - self._drawn >= _REDRAW_S:
             self._drawn = self._clock()
             self._live.update(self._view, refresh=True)
 

@@ -37,7 +37,8 @@ class LiveView:
 
     Attributes:
         header: what the run is.
-        snapshot: where it stands; None before the first.
+        snapshot: where it stood last; None before the first.
+        step: steps issued, if more than the snapshot knows.
         losses: recent losses, oldest first.
         hit_ratios: recent hit ratios, oldest first.
     """
@@ -46,6 +47,7 @@ class LiveView:
     snapshot: Snapshot | None
     losses: tuple[float, ...] = ()
     hit_ratios: tuple[float, ...] = ()
+    step: int = 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -55,7 +57,8 @@ class LiveView:
         )
         header.append(f"\n{' ' * 10}{self.header.machine}", "dim")
         if self.snapshot is None:
-            yield Group(header, Text("\npreparing the first batches", "dim"))
+            words = f"step {self.step:,}" if self.step else "preparing the first batches"
+            yield Group(header, Text(f"\n{words}", "dim"))
             return
         snapshot = self.snapshot
         wide = width >= _WIDE
@@ -65,7 +68,7 @@ class LiveView:
         phases, memory = _phases(snapshot, draw, column), _memory(snapshot, draw, column)
         yield header
         yield Text()
-        yield _progress(snapshot, draw, width)
+        yield _progress(snapshot, max(self.step, snapshot.step), draw, width)
         yield Text()
         if wide:
             grid = Table.grid(padding=(0, 3, 0, 0))
@@ -133,9 +136,11 @@ def _line(label: str, value: Text) -> Text:
     return line
 
 
-def _progress(snapshot: Snapshot, draw: _Drawing, width: int) -> Text:
-    share = snapshot.step / snapshot.num_steps if snapshot.num_steps else 1.0
-    words = f" {share:4.0%}  step {snapshot.step:,}/{snapshot.num_steps:,}  ETA {format_seconds(snapshot.eta_s)}"
+def _progress(snapshot: Snapshot, step: int, draw: _Drawing, width: int) -> Text:
+    left = snapshot.num_steps - snapshot.step
+    eta_s = snapshot.eta_s * (snapshot.num_steps - step) / left if left else 0.0
+    share = step / snapshot.num_steps if snapshot.num_steps else 1.0
+    words = f" {share:4.0%}  step {step:,}/{snapshot.num_steps:,}  ETA {format_seconds(eta_s)}"
     line = draw.bar(share, max(10, width - len(words)), "magenta")
     line.append(words)
     line.no_wrap = True

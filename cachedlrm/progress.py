@@ -89,9 +89,12 @@ class Progress:
         self._seconds += time.perf_counter() - self._resumed_at
         self._resumed_at = time.perf_counter()
 
-    def received(self) -> None:
+    def received(self, batch: PreparedBatch) -> None:
         """A prepared batch has arrived; the time since the last step was spent waiting for it."""
-        self._job.trainer.clock.add({"wait": (time.perf_counter() - self._waiting_since) * 1e3})
+        waited = (time.perf_counter() - self._waiting_since) * 1e3
+        if not self._job.options.cache.prefetch_depth:
+            waited -= sum(batch.phase_ms.values())  # spent by this thread, and counted as what it was
+        self._job.trainer.clock.add({"wait": waited})
 
     def trained(self, batch: PreparedBatch, loss: Tensor) -> None:
         """A step has been issued."""

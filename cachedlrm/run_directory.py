@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -99,12 +99,21 @@ class RunDirectory:
         """Lets other processes use the directory."""
         self._lock.release()
 
+    def _discard(self) -> None:
+        """Takes back the directory of a run that measured nothing, so that the corrected command can use it."""
+        for name in ("config.toml", "run.lock"):
+            self.path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: it was there before
+            self._directory.rmdir()
+
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self.path("metrics.jsonl").exists():
+            self._discard()
         self.close()
 
 

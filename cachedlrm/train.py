@@ -90,7 +90,7 @@ def _train_steps(job: Job, progress: Progress, run: RunDirectory, console: Conso
         progress.running(),
     ):
         for batch in batches:
-            progress.received()
+            progress.received(batch)
             loss = trainer.step(batch)
             progress.trained(batch, loss)
             if evaluates_after(batch.tensors.index):
@@ -101,6 +101,7 @@ def _train_steps(job: Job, progress: Progress, run: RunDirectory, console: Conso
                 rows.append(metrics_row(snapshot))
                 run.append_metrics(rows[-1])
                 console.update(snapshot)
+            console.advance(batch.tensors.index + 1)
             if interrupted():
                 raise KeyboardInterrupt
     return rows

@@ -1,6 +1,9 @@
 """The command as a user runs it: its files, its exit statuses, its one line for bad input."""
 
 import json
+import signal
+import subprocess
+import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,7 +178,9 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, arguments, words):
         pytest.skip("there is a CUDA device")
     message = one_line(capsys, main([*base, "--run-dir", str(tmp_path / "run"), *arguments]))
     assert all(word in message for word in words), message
-    assert not (tmp_path / "run" / "report.json").exists()
+    # Nothing stays behind of a run that measured nothing, so the corrected command may use the directory.
+    left = {path.name for path in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
+    assert "metrics.jsonl" in left or not left
 
 
 @pytest.mark.parametrize(
@@ -226,3 +231,26 @@ def test_evaluation_changes_no_bit_of_training(tmp_path):
         assert report(never)[key] == report(often)[key]
     ours, theirs = exported(never), exported(often)
     assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step(tmp_path, number):
+    arguments = [*SMALL[1:], "--data=zipf:samples=100000000", "--gpu-cache-rows=300", "--print-freq=1"]
+    arguments[arguments.index("--ui=off")] = "--ui=plain"
+    command = [sys.executable, "-m", "cachedlrm.train", *arguments, "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert any(line.startswith("step ") for line in iter(process.stdout.readline, ""))
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
+    arguments = [*SMALL[:-1], "--ui=plain", "--print-freq=1", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, "-m", "cachedlrm.train", *arguments], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+    assert process.returncode == 0
+    assert report(tmp_path / "run")["steps"] == 20
