@@ -1,0 +1,64 @@
+"""The default job at several cache ratios, in turn: python benchmarks/cache_ratios.py [ROUNDS] [STEPS]
+
+Each round runs every ratio once, so that a machine whose speed drifts treats them alike. Prints medians and ratios to
+all rows resident, checks that every loss is the same, and writes profiles/criteo-kaggle_<device>_<date>.md.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RATIOS = ("1.0", "0.05", "0.01")
+
+
+def run(ratio: str, steps: str) -> dict:
+    """The report of one run, in a process of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        options = ["--gpu-cache-ratio", ratio, "--steps", steps, "--test-freq=-1", "--print-freq=1", "--ui=off"]
+        command = [sys.executable, "-m", "cachedlrm.train", *options, "--run-dir", f"{directory}/run"]
+        subprocess.run(command, cwd=ROOT, check=True)
+        return json.loads(Path(directory, "run", "report.json").read_text())
+
+
+def main() -> None:
+    """Runs, prints and writes the table."""
+    rounds, steps = (sys.argv[1:] + ["5", "300"][len(sys.argv) - 1 :])[:2]
+    reports: dict[str, list[dict]] = {ratio: [] for ratio in RATIOS}
+    for number in range(int(rounds)):
+        for ratio in RATIOS:
+            reports[ratio].append(run(ratio, steps))
+            print(f"round {number + 1}: {ratio} {reports[ratio][-1]['samples_per_s']:,.0f} samples/s", flush=True)
+    losses = [report["losses"] for ratio in RATIOS for report in reports[ratio]]
+    assert all(loss == losses[0] for loss in losses), "a cached run lost a bit"
+    environment = reports["1.0"][0]["environment"]
+    resident = [report["samples_per_s"] for report in reports["1.0"]]
+    lines = [
+        "# Cached and resident, the default job",
+        f"`python benchmarks/cache_ratios.py {rounds} {steps}` on {environment['date'][:10]}, commit "
+        f"{environment['commit']}, {environment['cpu']}, {environment['cores']} cores, torch {environment['torch']}, "
+        f"{environment['threads']} threads. {rounds} rounds of {steps} steps; medians (range). The losses of all steps "
+        "of all runs were equal, bit for bit.",
+        "| cache ratio | samples/s | of resident, round by round | wait ms | hit ratio | fetched | created | evicted |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for ratio in RATIOS:
+        rates = [report["samples_per_s"] for report in reports[ratio]]
+        share = statistics.median(rate / base for rate, base in zip(rates, resident, strict=True))
+        wait = statistics.median(report["phase_ms"]["wait"] for report in reports[ratio])
+        last = reports[ratio][-1]
+        lines[-1] += (
+            f"\n| {ratio} | {statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f}) | {share:.3f} "
+            f"| {wait:.2f} | {last['hit_ratio']:.2%} | {last['fetched_rows']:,} | {last['first_touch_rows']:,} "
+            f"| {last['evicted_rows']:,} |"
+        )
+    text = "\n\n".join(lines) + "\n"
+    (ROOT / "profiles" / f"criteo-kaggle_{environment['device']}_{environment['date'][:10]}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
