@@ -40,8 +40,8 @@ def main() -> None:
         "# Cached and resident, the default job",
         f"`python benchmarks/cache_ratios.py {rounds} {steps}` on {environment['date'][:10]}, commit "
         f"{environment['commit']}, {environment['cpu']}, {environment['cores']} cores, torch {environment['torch']}, "
-        f"{environment['threads']} threads. {rounds} rounds of {steps} steps; medians (range). The losses of all steps "
-        "of all runs were equal, bit for bit.",
+        f"{environment['threads']} threads. {rounds} rounds of {steps} steps; medians (range). The losses of all "
+        "steps of all runs were equal, bit for bit.",
         "| cache ratio | samples/s | of resident, round by round | wait ms | hit ratio | fetched | created | evicted |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]

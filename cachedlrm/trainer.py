@@ -101,7 +101,10 @@ class Trainer:
         self.clock.start()
         records = self.cache.gather(batch)  # [U, width]
         weights = records[:, : self.cache.layout.dim].detach().requires_grad_()  # [U, D]
-        prediction = self.model(tensors.dense, sum_bags(weights, tensors))  # [B]
+        pooled = sum_bags(
+            weights, tensors.positions, tensors.offsets, tensors.bags_by_position, tensors.position_offsets
+        )  # [B * T, D]
+        prediction = self.model(tensors.dense, pooled)  # [B]
         loss: Tensor = self._loss(prediction, tensors.labels)
         self.clock.lap("forward")
         self._optimizer.zero_grad()

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cachedlrm.cache.upload import DeviceBatch
-
 
 def pool(weights: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
     """Sums of the bags' rows: [num_bags, dim], from weights [U, dim], positions [L] and offsets [num_bags + 1]."""
@@ -34,21 +32,26 @@ class _SumBags(torch.autograd.Function):
         return rows_grad, None, None, None, None
 
 
-def sum_bags(weights: Tensor, batch: DeviceBatch) -> Tensor:
+def sum_bags(
+    weights: Tensor, positions: Tensor, offsets: Tensor, bags_by_position: Tensor, position_offsets: Tensor
+) -> Tensor:
     """Sums each bag's rows.
 
     The gradient of a position is the sum of its bags' gradients: the same operator on the transposed lookups, which
     the planner sorted. It needs no atomics, so it is deterministic on CUDA, and it takes a tenth of the time of
-    torch's dense embedding backward on the CPU, with the same bits.
+    torch's dense embedding backward on the CPU.
 
     Args:
         weights: [U, dim] float32, the working set's weights.
-        batch: B samples over T tables.
+        positions: [L] int32, indices into ``weights``, bag after bag.
+        offsets: [num_bags + 1] int32, bag boundaries in ``positions``.
+        bags_by_position: [L] int32, the bags of the lookups sorted by position.
+        position_offsets: [U + 1] int32, boundaries in ``bags_by_position``.
 
     Returns:
-        [B * T, dim] float32, sample-major; an empty bag is zero.
+        [num_bags, dim] float32; an empty bag is zero.
     """
     pooled: Tensor = _SumBags.apply(  # type: ignore[no-untyped-call]
-        weights, batch.positions, batch.offsets, batch.bags_by_position, batch.position_offsets
+        weights, positions, offsets, bags_by_position, position_offsets
     )
     return pooled
