@@ -42,7 +42,7 @@ def main() -> None:
         f"{environment['commit']}, {environment['cpu']}, {environment['cores']} cores, torch {environment['torch']}, "
         f"{environment['threads']} threads. {rounds} rounds of {steps} steps; medians (range). The losses of all "
         "steps of all runs were equal, bit for bit.",
-        "| cache ratio | samples/s | of resident, round by round | wait ms | hit ratio | fetched | created | evicted |\n"
+        "| cache ratio | samples/s | of resident | wait ms | hit ratio | fetched | created | evicted |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for ratio in RATIOS:

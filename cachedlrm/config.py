@@ -102,7 +102,7 @@ class BatchOptions:
     """Steps of an epoch at most; 0: all."""
     nepochs: Count = 1
     """Passes over the data."""
-    numpy_rand_seed: Whole = 123
+    numpy_rand_seed: Count = 123
     """Seed of everything: initial parameters and generated data."""
     max_ind_range: Whole = -1
     """Fold ids: id modulo this, in every table; -1: as they are."""

@@ -146,10 +146,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def choose_threads(requested: int | None, device: torch.device, prefetch_depth: int) -> int:
-    """Threads for torch's operators: the processors this process may use, unless asked otherwise."""
-    if requested is not None:
-        return requested
+def usable_processors() -> int:
+    """Processors this process may use; fewer than the machine has under taskset or in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -194,7 +192,7 @@ def build_job(options: Options, dataset: Dataset) -> Job:
     assert optimisation.optimizer is not None
     assert options.batches.mini_batch_size is not None
     device = choose_device(options.run.device)
-    torch.set_num_threads(choose_threads(options.run.threads, device, options.cache.prefetch_depth))
+    torch.set_num_threads(options.run.threads or usable_processors())
     if options.run.deterministic:
         torch.use_deterministic_algorithms(True)
     schedule = Schedule(options, dataset.train)

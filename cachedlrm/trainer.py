@@ -37,13 +37,14 @@ class PhaseClock:
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
         self._totals = dict.fromkeys(PHASES, 0.0)
-        self._last = self._now()
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._spare: list[torch.cuda.Event] = []
+        self._last = self._now()
 
     def _now(self) -> "float | torch.cuda.Event":
         if not self._on_cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
@@ -71,6 +72,7 @@ class PhaseClock:
         """Totals since the last call; on CUDA the device must have been synchronised."""
         for phase, start, end in self._pending:
             self._totals[phase] += start.elapsed_time(end)
+            self._spare.append(end)
         self._pending.clear()
         totals, self._totals = self._totals, dict.fromkeys(PHASES, 0.0)
         return totals
@@ -99,6 +101,8 @@ class Trainer:
         tensors = batch.tensors
         self.clock.add(batch.phase_ms)
         self.clock.start()
+        batch.admitted.wait()
+        self.clock.lap("wait")  # on CUDA what the training stream waited for the copy stream
         records = self.cache.gather(batch)  # [U, width]
         weights = records[:, : self.cache.layout.dim].detach().requires_grad_()  # [U, D]
         pooled = sum_bags(

@@ -100,12 +100,12 @@ def write(folder, name="day_0", count=10, **changes):
 
 def test_npy_joins_files_in_natural_order_and_maps_them(tmp_path):
     for day, count in ((10, 3), (2, 4), (0, 5)):
-        write(tmp_path, f"day_{day}", count, labels=np.full((count, 1), day, np.int32))
+        write(tmp_path, f"day_{day}", count, labels=np.full((count, 1), day / 16, np.float32))
     assert open_npy(str(tmp_path)).table_rows == (7, 7, 6)  # one more than the largest ids
     source = open_npy(str(tmp_path), (7, 7, 7))
     assert source.num_samples == 12
     assert source.num_dense == 2
-    assert source.read(0, 12).labels.tolist() == [0] * 5 + [2] * 4 + [10] * 3
+    assert (source.read(0, 12).labels * 16).tolist() == [0] * 5 + [2] * 4 + [10] * 3
     assert same(source.read(3, 11), joined(source.read(3, 9), source.read(9, 11)))
     batch = source.read(4, 6)
     assert batch.rows.tolist() == [12 % 7, 7 + 13 % 7, 14 + 14 % 7, 0, 7 + 1, 14 + 2]
@@ -248,3 +248,14 @@ def test_flights_without_the_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"cachedlrm\[flights\]"):
         open_dataset("flights", None, ANY)
+
+
+def test_labels_beyond_one_are_refused():
+    dense, offsets = np.zeros((2, 1), np.float32), np.arange(3)
+    with pytest.raises(UserError, match="sample 1: label is 7"):
+        make_batch(dense, np.array([0, 1]), offsets, np.array([0, 7], np.float32), (5,), "x", 0)
+
+
+def test_flights_take_larger_tables(flights):
+    rows = tuple(rows + 5 for rows in flights.train.table_rows)
+    assert open_dataset("flights", None, DataRequest(rows, None, 1, -1)).train.table_rows == rows

@@ -138,8 +138,10 @@ class EmbeddingCache:
         return PreparedBatch(tensors, plan.counters, {"plan": plan_ms, **phase_ms}, admitted)
 
     def gather(self, batch: PreparedBatch) -> Tensor:
-        """The records of a batch's working set: [U, width], in a buffer that the next call uses again."""
-        batch.admitted.wait()
+        """The records of a batch's working set: [U, width], in a buffer that the next call uses again.
+
+        Wait for ``batch.admitted`` first.
+        """
         slots = batch.tensors.slots
         if len(slots) > len(self._records):
             self._records = torch.empty(len(slots) + len(slots) // 4, self.layout.width, device=self.device)

@@ -113,7 +113,7 @@ def make_batch(
         first_sample: number of the first sample in ``where``, for the message.
 
     Raises:
-        UserError: an id outside its table, or a dense feature or label that is NaN or infinite.
+        UserError: an id outside its table, a dense feature or label that is NaN or infinite, or a label outside 0..1.
     """
     first_rows = table_offsets(table_rows)
     rows = np.empty(len(ids), np.int64)
@@ -134,4 +134,8 @@ def make_batch(
                 f"{where}: sample {first_sample + place[0]}: {name}{column} is {values[tuple(place)]}; "
                 "replace NaN and infinities before training"
             )
+    outside = (labels < 0) | (labels > 1)
+    if outside.any():
+        sample = int(outside.argmax())
+        raise UserError(f"{where}: sample {first_sample + sample}: label is {labels[sample]:g}; labels are 0 to 1")
     return Batch(dense, rows, offsets, labels)

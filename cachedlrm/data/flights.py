@@ -67,10 +67,11 @@ class FlightSource:
         return make_batch(dense, ids, offsets, labels, self.table_rows, "flights", start)
 
 
-def open_flights(max_ind_range: int = -1) -> Dataset:
+def open_flights(table_rows: tuple[int, ...] | None = None, max_ind_range: int = -1) -> Dataset:
     """The year's flights: the first 85 % to train on, the rest held out.
 
     Args:
+        table_rows: rows of each table; None: as many as there are ids.
         max_ind_range: ids are folded modulo this if positive.
 
     Raises:
@@ -90,7 +91,8 @@ def open_flights(max_ind_range: int = -1) -> Dataset:
 
     codes = {name: np.unique(flights[name], return_inverse=True)[1] for name in _COLUMNS if name != "weekday"}
     codes["weekday"] = weekday
-    ids, table_rows = _sparse(codes, max_ind_range)
+    ids, used_rows = _sparse(codes, max_ind_range)
+    table_rows = table_rows or used_rows
     dense = np.column_stack([*_schedule(flights, minutes, day_of_year, weekday), _join_weather(flights, weather)])
     num_train = round(len(order) * (1 - _TEST_SHARE))
     dense = _normalise(dense[order], num_train)

@@ -49,7 +49,7 @@ def _open(spec: str, request: DataRequest) -> Dataset:
     if name == "zipf":
         return _open_zipf(argument, request)
     if spec == "flights":
-        return open_flights(request.max_ind_range)
+        return open_flights(request.table_rows, request.max_ind_range)
     if name == "npy" and argument:
         return Dataset(open_npy(argument, request.table_rows, request.max_ind_range), None)
     raise UserError(f"--data {spec}: unknown source; there are zipf, zipf:samples=N,hot=H, flights and npy:DIR")
