@@ -158,7 +158,7 @@ def one_line(capsys, status: int) -> str:
         (["--step=5"], ["--steps"]),
         (["--policy=belady"], ["lookahead"]),
         (["--arch-mlp-bot=3-16-7"], ["7", "8"]),
-        (["--arch-mlp-bot=4-16-8", "--data=flights"], ["--arch-embedding-size"]),
+        (["--arch-mlp-bot=4-16-8", "--data=flights"], ["--arch-embedding-size", "25"]),
         (["--arch-mlp-top=16-2"], ["--arch-mlp-top"]),
         (["--data=csv:x"], ["csv:x", "npy:DIR"]),
         (["--data=npy:/nowhere"], ["/nowhere"]),

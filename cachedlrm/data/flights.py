@@ -92,7 +92,8 @@ def open_flights(table_rows: tuple[int, ...] | None = None, max_ind_range: int =
     codes = {name: np.unique(flights[name], return_inverse=True)[1] for name in _COLUMNS if name != "weekday"}
     codes["weekday"] = weekday
     ids, used_rows = _sparse(codes, max_ind_range)
-    table_rows = table_rows or used_rows
+    if table_rows is None or len(table_rows) != len(used_rows):  # the caller names what differs
+        table_rows = used_rows
     dense = np.column_stack([*_schedule(flights, minutes, day_of_year, weekday), _join_weather(flights, weather)])
     num_train = round(len(order) * (1 - _TEST_SHARE))
     dense = _normalise(dense[order], num_train)
