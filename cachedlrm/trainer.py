@@ -137,7 +137,8 @@ class Trainer:
                 torch.from_numpy(positions).to(device),
                 torch.from_numpy(batch.offsets).to(device),
             )
-            prediction: Tensor = self.model(torch.from_numpy(batch.dense).to(device), pooled)
+            dense = torch.from_numpy(batch.dense).to(device, copy=True)  # aligned, as in training
+            prediction: Tensor = self.model(dense, pooled)
             yield prediction.cpu().numpy(), batch.labels
 
     def evaluate(self, source: Source, batch_size: int) -> tuple[float | None, NDArray[np.float32]]:

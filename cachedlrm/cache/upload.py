@@ -82,7 +82,10 @@ class Upload:
             "position_offsets": working_set.position_offsets,
         }
         if not self._ring:
-            return DeviceBatch(plan.index, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            # Matrix products may round differently at other alignments: torch's memory is aligned, numpy's not always.
+            tensors["dense"] = tensors["dense"].clone()
+            return DeviceBatch(plan.index, **tensors)
         self._trained.wait(plan.index - len(self._ring))
         return DeviceBatch(plan.index, **self._ring[plan.index % len(self._ring)].copy(arrays))
 
