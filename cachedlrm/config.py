@@ -97,7 +97,7 @@ class BatchOptions:
     """Options of facebookresearch/dlrm, for every source of data."""
 
     mini_batch_size: Positive | None = None
-    """Samples of a step. Default: 2048; 512 for flights."""
+    """Samples of a step. Default: 2048; 1024 for flights."""
     num_batches: Count = 0
     """Steps of an epoch at most; 0: all."""
     nepochs: Count = 1
@@ -134,7 +134,7 @@ class OptimisationOptions:
     optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] | None = None
     """Lazy on rows: only rows of the batch move (adam as torch.optim.SparseAdam). Default: adagrad."""
     learning_rate: Annotated[float | None, Parameter(validator=(validators.Number(gte=0), _finite))] = None
-    """Of rows and dense parameters. Default: 0.01; 0.005 for flights."""
+    """Of rows and dense parameters. Default: 0.01; 0.003 for flights."""
 
 
 @_group("Cache", 5)

@@ -35,7 +35,7 @@ class _SourceDefaults:
 
 
 _DEFAULTS = {
-    "flights": _SourceDefaults(mini_batch_size=512, optimizer="adagrad", learning_rate=0.005, dim=16),
+    "flights": _SourceDefaults(mini_batch_size=1024, optimizer="adagrad", learning_rate=0.003, dim=16),
 }
 _OTHER_DEFAULTS = _SourceDefaults(mini_batch_size=2048, optimizer="adagrad", learning_rate=0.01, dim=16)
 

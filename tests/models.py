@@ -1,12 +1,120 @@
 """Plain Python models that the engine is tested against."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import numpy as np
 
-from cachedlrm.cache.planner import Plan
-from cachedlrm.cache.working_set import WorkingSet
+from cachedlrm.cache.planner import Plan, Planner
+from cachedlrm.cache.policies import Policy, Static, make_policy
+from cachedlrm.cache.victims import SlotKeys, VictimReserve
+from cachedlrm.cache.working_set import AddressBook, Int32s, Int64s, WorkingSet
 from cachedlrm.metrics import CacheCounters
+
+POLICIES = ["lru", "lfu", "lrfu", "static", "lookahead"]
+NUM_ROWS = 40
+
+
+def working_sets(batches: Sequence[Sequence[int]], num_rows: int = NUM_ROWS) -> list[WorkingSet]:
+    """The working sets of a stream of one-lookup bags."""
+    book = AddressBook(num_rows)
+    return [
+        book.working_set(index, np.array(batch, np.int64), np.arange(len(batch) + 1))
+        for index, batch in enumerate(batches)
+    ]
+
+
+def plans(
+    planner: Planner, stream: Sequence[WorkingSet], before: Callable[[], None] = lambda: None
+) -> list[tuple[WorkingSet, Plan]]:
+    """Announces and plans a stream as training does; ``before`` is called before each plan."""
+    made = []
+    for working_set in stream:
+        planner.announce(working_set)
+        while planner.ready:
+            before()
+            made.append(planner.plan())
+    while len(made) < len(stream):
+        before()
+        made.append(planner.plan())
+    return made
+
+
+def plan_stream(
+    batches: Sequence[Sequence[int]], policy_name: str, quota: int, spare: int = 0, in_flight: int = 0
+) -> list[Plan]:
+    """Plans a stream (window 3) and checks each plan against `ResidencyModel`."""
+    stream = working_sets(batches)
+    policy = make_policy(policy_name, quota + spare, NUM_ROWS, window=3)
+    if isinstance(policy, Static):
+        policy.count(stream)
+    model = ResidencyModel(quota, in_flight)
+    made = plans(Planner(NUM_ROWS, quota, quota + spare, policy, in_flight), stream)
+    for working_set, plan in made:
+        model.check(working_set, plan)
+    return [plan for _, plan in made]
+
+
+class ExactReserve(VictimReserve):
+    """Chooses anew for every batch: nothing is kept from the last scan."""
+
+    def __init__(self, policy: SlotKeys, last_use: Int32s) -> None:
+        super().__init__(policy, last_use, reserve_share=0.0)
+
+    def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> Int64s:
+        self._taken = len(self._slots)
+        return super().take(count, used_slots, newest, newest_preferred)
+
+
+def exact_planner(policy: Policy, quota: int, num_slots: int, in_flight: int = 0, num_rows: int = NUM_ROWS) -> Planner:
+    """A planner whose victims are the lowest ranks at the moment of every plan."""
+    planner = Planner(num_rows, quota, num_slots, policy, in_flight)
+    planner._reserve = ExactReserve(policy, planner._last_use)
+    return planner
+
+
+class LruModel:
+    """A batch-granular LRU: an ordered dictionary from address to slot, the next victim first.
+
+    Rows of one batch are equally recent; the planner breaks such ties by slot, so the model takes slots from the plan.
+    """
+
+    def __init__(self, quota: int) -> None:
+        self.quota = quota
+        self.slot_of: OrderedDict[int, int] = OrderedDict()
+
+    def victims(self, addresses: Sequence[int]) -> list[int]:
+        """Removes and returns the addresses to evict for a batch, in order."""
+        missing = sum(address not in self.slot_of for address in addresses)
+        excess = len(self.slot_of) + missing - max(self.quota, len(addresses))
+        chosen = [address for address in self.slot_of if address not in set(addresses)][: max(0, excess)]
+        for address in chosen:
+            del self.slot_of[address]
+        return chosen
+
+    def use(self, slot_of: dict[int, int]) -> None:
+        """A batch's rows are now the most recent."""
+        for address, slot in sorted(slot_of.items(), key=lambda item: item[1]):
+            self.slot_of.pop(address, None)
+            self.slot_of[address] = slot
+
+
+def fewest_moves_of_all(batches: Sequence[Sequence[int]], slots: int) -> int:
+    """What `fewest_moves` computes, by trying every set of rows that may stay after each batch. For tiny streams."""
+    costs: dict[frozenset[int], int] = {frozenset(): 0}
+    for batch in batches:
+        needed = frozenset(batch)
+        after: dict[frozenset[int], int] = {}
+        for resident, moves in costs.items():
+            others = resident - needed
+            for size in range(min(len(others), max(slots, len(needed)) - len(needed)) + 1):
+                for kept in combinations(others, size):
+                    stays = needed | set(kept)
+                    total = moves + len(needed - resident)
+                    after[stays] = min(after.get(stays, total), total)
+        costs = after
+    return min(costs.values())
 
 
 def fewest_moves(batches: Sequence[Sequence[int]], slots: int) -> int:

@@ -1,0 +1,292 @@
+"""One contract for every policy, traces worked out by hand, and references: what keys mean, an LRU, Belady's MIN."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import (
+    NUM_ROWS,
+    POLICIES,
+    LruModel,
+    exact_planner,
+    fewest_moves,
+    fewest_moves_of_all,
+    plan_stream,
+    plans,
+    working_sets,
+)
+
+from cachedlrm.cache.planner import Plan, Planner
+from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, Static, make_policy
+from cachedlrm.metrics import CacheCounters
+
+Stream = list[list[int]]
+streams = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=14), min_size=1, max_size=40)
+
+
+def random_stream(seed: int, batches: int = 60, lookups: int = 9) -> Stream:
+    """Skewed rows. Hypothesis finds the corners; a stream like this one evicts all the time."""
+    rng = np.random.default_rng(seed)
+    return [(rng.zipf(1.2, rng.integers(0, lookups + 1)) % NUM_ROWS).tolist() for _ in range(batches)]
+
+
+def policy_for(name: str, stream: Stream, num_slots: int, window: int = 3) -> Policy:
+    policy = make_policy(name, num_slots, NUM_ROWS, window)
+    if isinstance(policy, Static):
+        policy.count(working_sets(stream))
+    return policy
+
+
+def moved(made: list[Plan]) -> int:
+    total = sum((plan.counters for plan in made), CacheCounters())
+    return total.first_touch_rows + total.fetched_rows
+
+
+# The contract
+
+
+def check_victims(name: str, stream: Stream, quota: int, in_flight: int) -> int:
+    """Asserts that each batch evicts as many rows as it must, of the lowest ranks; returns how many in all."""
+    policy = policy_for(name, stream, quota + 14)
+    planner = exact_planner(policy, quota, quota + 14, in_flight)
+    before: list[dict[int, tuple[int, int]]] = []  # by plan: key and last use of each resident address
+
+    def remember() -> None:
+        addresses, slots = planner.resident()
+        before.append(dict(zip(addresses.tolist(), zip(policy.keys[slots], planner._last_use[slots]), strict=True)))
+
+    evicted = 0
+    for ranks, (working_set, plan) in zip(before, plans(planner, working_sets(stream), remember), strict=True):
+        own = set(working_set.addresses.tolist())
+        victims = plan.evict_addresses.tolist()
+        assert not own & set(victims)
+        assert len(victims) == len(set(victims)) == max(0, len(own | set(ranks)) - max(quota, len(own)))
+        # Rows of batches in flight come last, whatever their keys.
+        order = sorted(
+            (rank[1] >= plan.index - in_flight, rank) for address, rank in ranks.items() if address not in own
+        )
+        assert sorted((ranks[v][1] >= plan.index - in_flight, ranks[v]) for v in victims) == order[: len(victims)]
+        evicted += len(victims)
+    return evicted
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(stream=streams, quota=st.integers(1, 25), in_flight=st.integers(0, 4))
+def test_victims_have_the_lowest_ranks(policy, stream, quota, in_flight):
+    check_victims(policy, stream, quota, in_flight)
+
+
+@pytest.mark.parametrize("in_flight", [0, 3])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_victims_have_the_lowest_ranks_in_a_busy_stream(policy, in_flight):
+    assert check_victims(policy, random_stream(5), 10, in_flight) > 60
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_same_stream_gives_the_same_plans(policy):
+    first, second = (plan_stream(random_stream(6), policy, 8, spare=2, in_flight=2) for _ in range(2))
+    for plan, again in zip(first, second, strict=True):
+        assert plan.slots.tolist() == again.slots.tolist()
+        assert plan.evict_slots.tolist() == again.evict_slots.tolist()
+        assert plan.counters == again.counters
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_is_evicted_while_there_is_room(policy):
+    made = plan_stream(random_stream(7), policy, NUM_ROWS)
+    assert sum(plan.counters.evicted_rows for plan in made) == 0
+    assert sum(plan.counters.fetched_rows for plan in made) == 0
+
+
+# By hand
+
+
+def evicted_rows(batches: list[list[int]], policy: str, quota: int) -> list[list[int]]:
+    """The rows each batch evicts."""
+    stream = working_sets(batches)
+    row_of = {a: r for ws in stream for a, r in zip(ws.addresses.tolist(), ws.rows.tolist(), strict=True)}
+    return [sorted(row_of[a] for a in plan.evict_addresses.tolist()) for plan in plan_stream(batches, policy, quota)]
+
+
+def test_lru_evicts_the_least_recently_used():
+    assert evicted_rows([[1], [2], [3], [1], [4], [5]], "lru", 3) == [[], [], [], [], [2], [3]]
+
+
+def test_lfu_evicts_the_least_frequently_used_and_remembers():
+    # 1 is used three times, 2 and 3 once: 2, the older, goes for 4, then 3 for 2. Now 2 has been used twice (its past
+    # counts), so 4 goes for 5.
+    assert evicted_rows([[1], [1], [1], [2], [3], [4], [2], [5]], "lfu", 3) == [[], [], [], [], [], [2], [3], [4]]
+
+
+def test_lrfu_weighs_both():
+    # Twice used beats once used; among once used, the older goes.
+    assert evicted_rows([[1], [1], [2], [3], [4], [5]], "lrfu", 3) == [[], [], [], [], [2], [3]]
+
+
+def test_static_evicts_the_least_frequent_of_the_whole_stream():
+    # 3 occurs three times in all, 1 and 2 twice, 4 once: 1, used before 2, goes for 4; then 4 goes.
+    assert evicted_rows([[1], [2], [3], [4], [3], [2], [1], [3]], "static", 3) == [[], [], [], [1], [], [], [4], []]
+
+
+def test_lookahead_evicts_the_farthest_next_use():
+    # At batch 3 the next uses are 1: 6, 2: 4, 3: 5, all in the window of three.
+    assert evicted_rows([[1], [2], [3], [4], [2], [3], [1]], "lookahead", 3)[3] == [1]
+
+
+def test_lookahead_evicts_rows_without_a_known_use_first():
+    assert evicted_rows([[1], [2], [3], [4], [2], [1]], "lookahead", 3)[3] == [3]
+
+
+@pytest.mark.parametrize(("half_life", "victim"), [(1.0, 1), (100.0, 2)])
+def test_lrfu_forgets_with_its_half_life(half_life, victim):
+    # At batch 4, with a half-life of one batch, row 1 is worth 2^-4 + 2^-3 = 3/16 and row 2, used last, 1/4: 1 goes.
+    # With one of 100 batches two uses beat one.
+    planner = exact_planner(Lrfu(2, NUM_ROWS, half_life), 2, 2)
+    made = plans(planner, working_sets([[1], [1], [2], [], [3]]))
+    assert made[4][1].evict_addresses.tolist() == [victim - 1]
+
+
+def test_a_use_is_a_batch_not_a_lookup():
+    # Row 1 is looked up four times in one batch, row 2 once in each of two: 1 goes.
+    for policy in ("lfu", "lrfu", "static"):
+        assert evicted_rows([[1, 1, 1, 1], [2], [2], [3]], policy, 2)[3] == [1], policy
+
+
+def test_lookahead_forgets_a_use_that_has_passed():
+    # Window 3. When 4 comes, row 1's use at batch 2 is over and none is known, 2's is at 5 and 3's at 6: 1 goes.
+    assert evicted_rows([[1], [2], [1, 3], [4], [], [2], [3]], "lookahead", 3)[3] == [1]
+
+
+def test_lookahead_learns_a_use_of_a_row_that_left():
+    # Row 1 goes first, as no use is known within three batches. It returns at batch 5 (known since batch 2) knowing of
+    # its use at batch 7; so of 1, 3 (no use) and 4 (used at 6) it is 3 that goes at batch 5, and 4 at batch 6's end.
+    stream = [[1], [2], [3], [], [4], [1], [4], [1], [5]]
+    assert evicted_rows(stream, "lookahead", 2) == [[], [], [1], [], [2], [3], [], [], [4]]
+
+
+# What the keys mean
+
+
+def resident_keys(policy: Policy, stream: Stream, num_slots: int, quota: int) -> list[dict[int, int]]:
+    """By plan: the key of each resident row when the plan is made."""
+    planner = Planner(NUM_ROWS, quota, num_slots, policy, in_flight=0)
+    sets = working_sets(stream)
+    row_of = {a: r for ws in sets for a, r in zip(ws.addresses.tolist(), ws.rows.tolist(), strict=True)}
+    keys: list[dict[int, int]] = []
+
+    def remember() -> None:
+        addresses, slots = planner.resident()
+        keys.append({row_of[a]: k for a, k in zip(addresses.tolist(), policy.keys[slots].tolist(), strict=True)})
+
+    plans(planner, sets, remember)
+    return keys
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(stream=streams, quota=st.integers(1, 20))
+def test_lfu_keys_count_batches_over_the_whole_run(stream, quota):
+    uses: Counter[int] = Counter()
+    for keys, batch in zip(resident_keys(Lfu(quota + 14, NUM_ROWS), stream, quota + 14, quota), stream, strict=True):
+        assert keys == {row: uses[row] for row in keys}
+        uses.update(set(batch))
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(stream=streams, quota=st.integers(1, 20))
+def test_static_keys_count_batches_of_the_data_set(stream, quota):
+    policy = policy_for("static", stream, quota + 14)
+    uses = Counter(row for batch in stream for row in set(batch))
+    for keys in resident_keys(policy, stream, quota + 14, quota):
+        assert keys == {row: uses[row] for row in keys}
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(stream=streams, quota=st.integers(1, 20), half_life=st.sampled_from([0.5, 1.0, 7.0, 2000.0]))
+def test_lrfu_keys_are_logarithms_of_decayed_counts(stream, quota, half_life):
+    values: dict[int, float] = {}
+    policy = Lrfu(quota + 14, NUM_ROWS, half_life)
+    for index, keys in enumerate(resident_keys(policy, stream, quota + 14, quota)):
+        # Each use rounds twice, by half a unit of 2^-10; there are at most 40.
+        assert all(abs(key / 1024 - math.log2(values[row])) <= 40 / 1024 for row, key in keys.items())
+        for row in set(stream[index]):
+            values[row] = values.get(row, 0.0) + 2.0 ** (index / half_life)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(stream=streams, quota=st.integers(1, 20), window=st.integers(0, 6))
+def test_lookahead_keys_are_next_uses_inside_the_window_and_lrfu_beyond(stream, quota, window):
+    lookahead = resident_keys(Lookahead(quota + 14, NUM_ROWS, window), stream, quota + 14, quota)
+    lrfu = Lrfu(NUM_ROWS, NUM_ROWS)  # everything resident: knows every row's score
+    scores = resident_keys(lrfu, stream, NUM_ROWS, NUM_ROWS)
+    for index, keys in enumerate(lookahead):
+        for row, key in keys.items():
+            # Before batch `index` is planned it is known itself, and `window` more.
+            known = [use for use in range(index, min(index + window + 1, len(stream))) if row in stream[use]]
+            assert key == (2**31 - 1 - known[0] if known else scores[index][row])
+
+
+# Against LRU
+
+
+@pytest.mark.parametrize("reserve", ["kept", "exact"])
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(stream=st.one_of(streams, st.integers(0, 99).map(random_stream)), quota=st.integers(1, 20))
+def test_lru_is_an_ordered_dictionary(reserve, stream, quota):
+    policy = make_policy("lru", quota + 14, NUM_ROWS, 0)
+    if reserve == "exact":
+        planner = exact_planner(policy, quota, quota + 14)
+    else:
+        planner = Planner(NUM_ROWS, quota, quota + 14, policy, in_flight=0)
+    model = LruModel(quota)
+    for working_set, plan in plans(planner, working_sets(stream)):
+        addresses = working_set.addresses.tolist()
+        assert plan.evict_addresses.tolist() == model.victims(addresses)
+        model.use(dict(zip(addresses, plan.slots.tolist(), strict=True)))
+
+
+# Against MIN
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    stream=st.lists(st.lists(st.integers(0, 6), max_size=4), max_size=9),
+    slots=st.integers(1, 6),
+)
+def test_evicting_the_farthest_next_use_is_the_minimum(stream, slots):
+    assert fewest_moves(stream, slots) == fewest_moves_of_all(stream, slots)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(stream=st.one_of(streams, st.integers(0, 99).map(random_stream)), quota=st.integers(1, 25))
+def test_a_window_over_the_whole_stream_moves_as_few_rows_as_min(stream, quota):
+    # Only if victims are chosen anew for every batch: what a scan found beyond the victims it was made for is used by
+    # the next batch, for which rows without a next use may be better.
+    policy = Lookahead(quota + 14, NUM_ROWS, window=len(stream))
+    made = plans(exact_planner(policy, quota, quota + 14), working_sets(stream))
+    assert moved([plan for _, plan in made]) == fewest_moves(stream, quota)
+
+
+def test_what_a_scan_left_over_costs_little_against_min():
+    least = total = 0
+    for seed in range(20):
+        stream = random_stream(seed, batches=100)
+        policy = Lookahead(20, NUM_ROWS, window=len(stream))
+        made = plans(Planner(NUM_ROWS, 12, 20, policy, in_flight=0), working_sets(stream))
+        minimum = fewest_moves(stream, 12)
+        assert moved([plan for _, plan in made]) >= minimum
+        least += minimum
+        total += moved([plan for _, plan in made])
+    assert least < total < 1.03 * least
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_moves_fewer_rows_than_min(policy):
+    rng = np.random.default_rng(0)
+    batches = [(rng.zipf(1.3, 12) % NUM_ROWS).tolist() for _ in range(200)]
+    counters = sum((plan.counters for plan in plan_stream(batches, policy, 16)), CacheCounters())
+    assert counters.evicted_rows > 100
+    assert counters.first_touch_rows + counters.fetched_rows >= fewest_moves(batches, 16)
