@@ -81,6 +81,11 @@ class CacheRequest:
     rows: int | None
     budget_bytes: int | None
 
+    @property
+    def has_slots(self) -> bool:
+        """Whether the number of slots is asked for, not left to the budget."""
+        return self.ratio is not None or self.rows is not None
+
 
 @dataclass(frozen=True)
 class DeviceSizes:
@@ -125,7 +130,7 @@ def size_device(
     sizes = _sizes(workload, request, limit_bytes, needed)
     if sizes.num_slots >= needed and sizes.total_bytes <= limit_bytes:
         return sizes
-    raise UserError(_does_not_fit(workload, request, sizes, limit_bytes, needed))
+    raise UserError(_does_not_fit(workload, request, limit_bytes, needed))
 
 
 def _sizes(workload: Workload, request: CacheRequest, limit_bytes: int, working_set_rows: int) -> DeviceSizes:
@@ -143,21 +148,26 @@ def _sizes(workload: Workload, request: CacheRequest, limit_bytes: int, working_
     return DeviceSizes(quota, num_slots, workload.num_rows, {"slab": num_slots * record_bytes, **fixed})
 
 
-def _does_not_fit(workload: Workload, request: CacheRequest, sizes: DeviceSizes, limit_bytes: int, needed: int) -> str:
-    record_bytes = workload.layout.record_bytes
-    fixed_bytes = sum(workload.fixed_bytes(needed).values())
-    whose = (
-        f"--gpu-budget {format_bytes(limit_bytes)}" if request.budget_bytes else f"the {format_bytes(limit_bytes)} free"
+def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, needed: int) -> str:
+    """What to change; every value it names works."""
+    record_bytes, num_rows = workload.layout.record_bytes, workload.num_rows
+    step_bytes = sum(workload.fixed_bytes(needed).values())
+    room = max(0, limit_bytes - step_bytes) // record_bytes  # slots beside a step
+    asked = _sizes(workload, request, limit_bytes, needed).quota_slots if request.has_slots else 0
+    limit = format_bytes(limit_bytes)
+    whose = f"--gpu-budget {limit}" if request.budget_bytes else f"the {limit} free"
+    facts = (
+        f"a batch needs {needed:,} rows on the device and there are {room:,} slots: {format_bytes(step_bytes)} for the "
+        f"step and {record_bytes} bytes a slot exceed {whose}"
     )
-    least_bytes = fixed_bytes + max(needed, sizes.quota_slots if sizes.num_slots >= needed else 0) * record_bytes
-    largest = largest_batch(workload, limit_bytes)
-    smaller = f"--mini-batch-size {largest} or less" if largest else "smaller MLPs"
-    return (
-        f"a batch needs {needed:,} rows on the device and there are {sizes.num_slots:,} slots: "
-        f"{format_bytes(sizes.num_slots * record_bytes)} of slots and {format_bytes(fixed_bytes)} for the step exceed "
-        f"{whose}; the smallest --gpu-cache-ratio that holds a batch is {smallest_ratio(needed, workload.num_rows)}, "
-        f"the smallest --gpu-budget {format_bytes(least_bytes)}; or use {smaller}"
-    )
+    least = f"the smallest --gpu-budget {format_bytes(step_bytes + max(needed, asked) * record_bytes)}"
+    if room >= needed:
+        ratio = largest_ratio(room, num_rows)
+        return f"{asked:,} slots are asked for, {facts}; use --gpu-cache-ratio {ratio} or less, or {least}"
+    batch_size = largest_batch(workload, request, limit_bytes)
+    smaller = f"--mini-batch-size {batch_size} or less" if batch_size else "smaller MLPs"
+    ratio = smallest_ratio(needed, num_rows)
+    return f"{facts}; use {smaller}, or {least} (then --gpu-cache-ratio {ratio} or more needs no temporary slots)"
 
 
 def smallest_ratio(rows: int, num_rows: int) -> float:
@@ -168,13 +178,22 @@ def smallest_ratio(rows: int, num_rows: int) -> float:
     return min(1.0, ratio)
 
 
-def largest_batch(workload: Workload, limit_bytes: int) -> int:
+def largest_ratio(rows: int, num_rows: int) -> float:
+    """The largest ratio of at most four significant digits that gives at most ``rows`` slots."""
+    ratio = float(f"{rows / num_rows:.3e}")
+    while int(ratio * num_rows) > rows:
+        ratio = float(f"{ratio * 0.999:.3e}")
+    return min(1.0, ratio)
+
+
+def largest_batch(workload: Workload, request: CacheRequest, limit_bytes: int) -> int:
     """The largest batch whose step fits the limit whatever its ids, 0 if none does."""
 
     def fits(batch_size: int) -> bool:
         smaller = replace(workload, batch_size=batch_size)
         bound = smaller.working_set_bound
-        return bound * workload.layout.record_bytes + sum(smaller.fixed_bytes(bound).values()) <= limit_bytes
+        sizes = _sizes(smaller, request, limit_bytes, bound)
+        return sizes.num_slots >= bound and sizes.total_bytes <= limit_bytes
 
     low, high = 0, workload.batch_size
     while low < high:

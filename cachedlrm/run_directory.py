@@ -93,7 +93,8 @@ class RunDirectory:
                     os.fsync(file.fileno())
                 partial.replace(path)
             finally:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Lets other processes use the directory."""

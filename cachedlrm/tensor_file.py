@@ -7,6 +7,7 @@ and the raw little-endian data (https://github.com/huggingface/safetensors, "For
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,4 +61,5 @@ def write_tensors(
             f"cannot write {path}: {error.strerror or error}; free space or choose another place"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a place that cannot be written cannot be cleaned either
+            partial.unlink(missing_ok=True)

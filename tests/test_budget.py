@@ -4,8 +4,18 @@ import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cachedlrm.budget import CacheRequest, Workload, format_bytes, largest_batch, size_device, smallest_ratio
+from cachedlrm.budget import (
+    CacheRequest,
+    DeviceSizes,
+    Workload,
+    format_bytes,
+    largest_batch,
+    size_device,
+    smallest_ratio,
+)
 from cachedlrm.errors import UserError
 from cachedlrm.store.records import RecordLayout
 
@@ -70,17 +80,155 @@ def test_the_advice_of_the_message_works():
     batch = int(re.search(r"--mini-batch-size (\d+)", message)[1])
     smaller = replace(WORKLOAD, batch_size=batch)
     size_device(smaller, request, budget, unmeasured)
-    assert largest_batch(WORKLOAD, budget) == batch
+    assert largest_batch(WORKLOAD, request, budget) == batch
     number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
     larger = int(float(number) * {"KiB": 2**10, "MiB": 2**20}[unit])
     size_device(WORKLOAD, CacheRequest(None, 7, larger), larger, lambda: 30)
-    ratio = float(re.search(r"--gpu-cache-ratio that holds a batch is ([\d.e-]+)", message)[1])
+    ratio = float(re.search(r"--gpu-cache-ratio ([\d.e-]+) or more", message)[1])
     assert int(ratio * 1015) >= 30
 
 
 def test_the_quota_itself_may_not_fit():
     with pytest.raises(UserError, match="slots"):
         size_device(WORKLOAD, CacheRequest(1.0, None, None), 10_000, lambda: 30)
+
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+workloads = st.builds(
+    Workload,
+    table_rows=st.lists(st.sampled_from([1, 5, 50, 1000, 100_000]), min_size=1, max_size=4).map(tuple),
+    lookups_per_bag=st.integers(1, 3),
+    batch_size=st.integers(1, 400),
+    mlp_bot=st.just((3, 4)),
+    mlp_top=st.just((10, 1)),
+    layout=st.builds(RecordLayout, st.sampled_from([2, 16, 64]), st.sampled_from(["sgd", "rwsadagrad", "adam"])),
+    prefetch_depth=st.integers(0, 3),
+    staging_rows=st.sampled_from([0, 64]),
+)
+
+
+def step_bytes(workload: Workload, rows: int, slots: int) -> int:
+    """What a step and so many slots need, for batches of ``rows`` unique rows."""
+    return sum(workload.fixed_bytes(rows).values()) + slots * workload.layout.record_bytes
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(data=st.data(), workload=workloads)
+def test_sizes_fit_or_the_message_says_what_would(data, workload):
+    bound = workload.working_set_bound
+    needed = data.draw(st.integers(max(1, bound // 3), bound), label="needed")
+    ratio = data.draw(st.none() | st.floats(1e-4, 1.0), label="ratio")
+    rows = data.draw(st.none() | st.integers(1, 2 * workload.num_rows), label="rows") if ratio is None else None
+    share = data.draw(st.floats(0.2, 2.0), label="share")
+    limit = int(step_bytes(workload, needed, needed) * share)
+    request = CacheRequest(ratio, rows, limit)
+    try:
+        sizes = size_device(workload, request, limit, lambda: needed)
+    except UserError as error:
+        message = str(error)
+        assert "\n" not in message
+        assert f"needs {needed:,} rows" in message
+        number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
+        larger = int(float(number) * UNITS[unit])
+        assert larger > limit
+        assert check(size_device(workload, replace(request, budget_bytes=larger), larger, lambda: needed), larger)
+        at_most = re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)
+        for tried in (float(at_most[1]), float(at_most[1]) / 2) if at_most else ():
+            assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: needed), limit)
+        batch = re.search(r"--mini-batch-size (\d+)", message)
+        if batch:
+            smaller = replace(workload, batch_size=int(batch[1]))
+            assert smaller.batch_size < workload.batch_size
+            assert check(size_device(smaller, request, limit, unmeasured), limit)
+    else:
+        assert check(sizes, limit)
+        assert sizes.num_slots >= min(needed, workload.num_rows)
+        if rows is not None:
+            assert sizes.quota_slots == min(rows, workload.num_rows)
+        elif ratio is not None:
+            assert sizes.quota_slots == max(1, int(ratio * workload.num_rows))
+
+
+def check(sizes: DeviceSizes, limit: int) -> bool:
+    """Whether sizes are consistent and within a limit."""
+    return 0 < sizes.quota_slots <= sizes.num_slots and sizes.total_bytes <= limit
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(workload=workloads, share=st.floats(0.01, 1.5))
+def test_the_largest_batch_is_the_largest(workload, share):
+    bound = workload.working_set_bound
+    limit = int(step_bytes(workload, bound, bound) * share)
+    batch = largest_batch(workload, CacheRequest(None, None, limit), limit)
+    for size, fits in ((batch, True), (batch + 1, False)):
+        if 0 < size <= workload.batch_size:
+            tried = replace(workload, batch_size=size)
+            rows = tried.working_set_bound
+            assert (step_bytes(tried, rows, rows) <= limit) == fits
+
+
+def refusal(workload: Workload, request: CacheRequest, limit: int, needed: int) -> str:
+    with pytest.raises(UserError) as refused:
+        size_device(workload, request, limit, lambda: needed)
+    return str(refused.value)
+
+
+def test_the_ratio_of_the_message_works_where_too_many_slots_are_asked_for():
+    # 1,000 slots are asked for where there is room for 100 beside the step, which needs 55.
+    limit = step_bytes(WORKLOAD, 55, 100)
+    message = refusal(WORKLOAD, CacheRequest(None, 1000, None), limit, 55)
+    assert "1,000 slots are asked for" in message
+    assert "needs 55 rows" in message
+    assert "100 slots" in message
+    ratio = float(re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)[1])
+    sizes = size_device(WORKLOAD, CacheRequest(ratio, None, None), limit, lambda: 55)
+    assert check(sizes, limit)
+    assert sizes.quota_slots in (99, 100)  # four digits of ratio
+
+
+def test_the_batch_of_the_message_works_where_the_budget_is_too_small():
+    # 7 slots are asked for, there is room for 29, and a batch has 30 rows.
+    request, limit = CacheRequest(None, 7, None), step_bytes(WORKLOAD, 30, 29)
+    batch = int(re.search(r"--mini-batch-size (\d+)", refusal(WORKLOAD, request, limit, 30))[1])
+    assert batch < WORKLOAD.batch_size
+    smaller = replace(WORKLOAD, batch_size=batch)
+    assert check(size_device(smaller, request, limit, unmeasured), limit)
+
+
+def test_a_step_that_no_batch_size_fits():
+    with pytest.raises(UserError, match="; use smaller MLPs"):
+        size_device(WORKLOAD, CacheRequest(None, 7, 500), 500, lambda: 30)
+    assert largest_batch(WORKLOAD, CacheRequest(None, 7, 500), 500) == 0
+
+
+@pytest.mark.xfail(
+    strict=True, raises=UserError, reason="smaller MLPs are named where the slots asked for are too many"
+)
+def test_smaller_mlps_are_named_only_where_they_help():
+    # 1,000 slots are asked for, there is room for 29, and a batch has 30 rows.
+    request, limit = CacheRequest(None, 1000, None), step_bytes(WORKLOAD, 30, 29)
+    if "use smaller MLPs" in refusal(WORKLOAD, request, limit, 30):
+        size_device(replace(WORKLOAD, mlp_bot=(1, 1), mlp_top=(1, 1)), request, limit, lambda: 30)
+
+
+@pytest.mark.xfail(strict=True, raises=UserError, reason="the smallest budget has no room for a ratio of `or more`")
+def test_the_ratio_for_the_smallest_budget_fits_it():
+    message = refusal(WORKLOAD, CacheRequest(None, 7, None), step_bytes(WORKLOAD, 30, 29), 30)
+    number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
+    budget = int(float(number) * UNITS[unit])
+    ratio = re.search(r"then --gpu-cache-ratio ([\d.e-]+) or more", message)
+    for tried in (float(ratio[1]), 2 * float(ratio[1])) if ratio else ():
+        size_device(WORKLOAD, CacheRequest(tried, None, budget), budget, lambda: 30)
+
+
+def test_what_decides_the_limit_is_named():
+    for request, whose in (
+        (CacheRequest(None, 7, 500), "--gpu-budget 500 B;"),
+        (CacheRequest(0.5, None, None), "free"),
+    ):
+        with pytest.raises(UserError, match=f"exceed (the )?.*{whose}"):
+            size_device(WORKLOAD, request, 500, lambda: 30)
 
 
 @pytest.mark.parametrize(("rows", "of"), [(1, 3), (30, 1015), (999, 1000), (1000, 1000), (337_626, 33_762_577)])
@@ -91,7 +239,27 @@ def test_the_smallest_ratio_is_enough_and_hardly_more(rows, of):
     assert ratio * of <= rows * 1.01 + 1
 
 
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(num_rows=st.integers(1, 2**38), data=st.data())
+def test_the_smallest_ratio_is_enough(num_rows, data):
+    rows = data.draw(st.integers(1, num_rows))
+    ratio = smallest_ratio(rows, num_rows)
+    assert 0 < ratio <= 1
+    assert int(ratio * num_rows) >= rows
+
+
 def test_bytes_are_rounded_up():
+    assert format_bytes(0) == "0 B"
     assert format_bytes(1000) == "1000 B"
     assert format_bytes(1024) == "1.0 KiB"
+    assert format_bytes(1025) == "1.1 KiB"
     assert format_bytes(2**20 + 1) == "1.1 MiB"
+    assert format_bytes(5 * 2**30) == "5.0 GiB"
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(st.integers(0, 2**45))
+def test_bytes_read_back_are_enough_and_hardly_more(num_bytes):
+    number, unit = format_bytes(num_bytes).split()
+    read = int(float(number) * UNITS[unit])
+    assert num_bytes <= read <= num_bytes + UNITS[unit] // 10 + 1

@@ -56,7 +56,8 @@ def check_victims(name: str, stream: Stream, quota: int, in_flight: int) -> int:
 
     def remember() -> None:
         addresses, slots = planner.resident()
-        before.append(dict(zip(addresses.tolist(), zip(policy.keys[slots], planner._last_use[slots]), strict=True)))
+        ranks = zip(policy.keys[slots].tolist(), planner._last_use[slots].tolist(), strict=True)
+        before.append(dict(zip(addresses.tolist(), ranks, strict=True)))
 
     evicted = 0
     for ranks, (working_set, plan) in zip(before, plans(planner, working_sets(stream), remember), strict=True):
@@ -162,10 +163,10 @@ def test_lookahead_forgets_a_use_that_has_passed():
 
 
 def test_lookahead_learns_a_use_of_a_row_that_left():
-    # Row 1 goes first, as no use is known within three batches. It returns at batch 5 (known since batch 2) knowing of
-    # its use at batch 7; so of 1, 3 (no use) and 4 (used at 6) it is 3 that goes at batch 5, and 4 at batch 6's end.
-    stream = [[1], [2], [3], [], [4], [1], [4], [1], [5]]
-    assert evicted_rows(stream, "lookahead", 2) == [[], [], [1], [], [2], [3], [], [], [4]]
+    # Row 1 goes first: at batch 2 nothing is known of batch 6. It returns there with its use at batch 8 known, so
+    # rows 2 and 3, without a use, go before it. At the end 4, used twice, goes before 1, used three times.
+    stream = [[1], [2], [3], [], [], [], [1], [4], [1], [4], [5]]
+    assert evicted_rows(stream, "lookahead", 2) == [[], [], [1], [], [], [], [2], [3], [], [], [4]]
 
 
 # What the keys mean
@@ -280,7 +281,7 @@ def test_what_a_scan_left_over_costs_little_against_min():
         assert moved([plan for _, plan in made]) >= minimum
         least += minimum
         total += moved([plan for _, plan in made])
-    assert least < total < 1.03 * least
+    assert least <= total < 1.03 * least
 
 
 @pytest.mark.parametrize("policy", POLICIES)

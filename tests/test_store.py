@@ -57,6 +57,67 @@ def test_initial_weights_are_uniform_and_depend_on_the_seed():
     assert len(np.unique(out)) > 79_000
 
 
+def test_initial_weights_by_hand():
+    # With seed 0 the generator starts at mix(0) = 0. Its outputs number 1, 2 and 3 are published with SplitMix64:
+    # e220a8397b1dcdaf, 6e789e6aa1b965f4, 06c45d188009454f; output 0 is 0. A table of four rows is bounded by 1/2.
+    out = np.empty((2, 2), np.float32)
+    RowInit(0, (4,), 2).fill(np.arange(2), out)
+    units = [0x000000 / 2**23 - 1, 0xE220A8 / 2**23 - 1, 0x6E789E / 2**23 - 1, 0x06C45D / 2**23 - 1]
+    assert out.reshape(-1).tolist() == [unit / 2 for unit in units]
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(rows=st.lists(st.integers(0, 99), min_size=1, max_size=30), seed=st.integers(-5, 5))
+def test_a_record_depends_on_seed_and_row_only(rows, seed):
+    every, some = np.empty((100, 3), np.float32), np.empty((len(rows), 3), np.float32)
+    RowInit(seed, (60, 1, 39), 3).fill(np.arange(100), every)
+    RowInit(seed, (60, 1, 39), 3).fill(np.array(rows), some)
+    assert (some == every[rows]).all()
+
+
+def test_bounds_are_those_of_the_table():
+    table_rows, out = (10_000, 1, 400, 2), np.empty((10_403, 8), np.float32)
+    RowInit(7, table_rows, 8).fill(np.arange(10_403), out)
+    for first, last, bound in (
+        (0, 10_000, 0.01),
+        (10_000, 10_001, 1.0),
+        (10_001, 10_401, 0.05),
+        (10_401, 10_403, 0.71),
+    ):
+        largest = np.abs(out[first:last]).max()
+        assert largest <= bound
+        assert largest > 0.5 * bound
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**64 - 1, 123456789])
+def test_bits_of_initial_weights_are_even_and_unrelated(seed):
+    out = np.empty((40_000, 4), np.float32)
+    RowInit(seed, (40_000,), 4).fill(np.arange(40_000), out)
+    units = out.astype(np.float64) * 200
+    for column in range(4):
+        counts, _ = np.histogram(units[:, column], bins=16, range=(-1, 1))
+        assert ((counts - 2500) ** 2 / 2500).sum() < 45  # chi-square, 15 degrees of freedom: p < 1e-4 beyond
+    flat = units.reshape(-1)
+    for distance in (1, 2, 4, 64):  # columns and rows beside each other
+        assert abs(np.corrcoef(flat[:-distance], flat[distance:])[0, 1]) < 0.012
+
+
+def test_rows_at_the_end_of_very_large_tables():
+    rows = np.array([0, 2**40 - 1, 2**40, 2**41 - 1])
+    host, device = np.empty((4, 5), np.float32), torch.empty(4, 5)
+    init = RowInit(3, (2**40, 2**40), 5)
+    init.fill(rows, host)
+    init.fill_on_device(torch.from_numpy(rows), device)
+    assert (host == device.numpy()).all()
+    assert len(np.unique(host)) == 20
+
+
+def test_no_rows():
+    init = RowInit(3, (5,), 4)
+    init.fill(np.empty(0, np.int64), np.empty((0, 4), np.float32))
+    init.fill_on_device(torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
+
+
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 30), min_size=1)), max_size=20))
 def test_the_host_store_is_a_dictionary(operations):
@@ -74,8 +135,27 @@ def test_the_host_store_is_a_dictionary(operations):
 
 
 def test_a_full_host_store_names_the_option():
-    with pytest.raises(UserError, match="--host-budget"):
-        HostStore(4, 2).write(np.array([4]), np.zeros((1, 2), np.float32))
+    store = HostStore(4, 2)
+    store.check_capacity(4)
+    with pytest.raises(UserError, match=r"5 rows of 8 bytes .* may hold 4; raise --host-budget") as refused:
+        store.check_capacity(5)
+    assert "\n" not in str(refused.value)
+
+
+def test_nothing_to_read_or_write():
+    store = HostStore(4, 2)
+    store.write(np.empty(0, np.int64), np.empty((0, 2), np.float32))
+    store.read(np.empty(0, np.int64), np.empty((0, 2), np.float32))
+    assert store.used_bytes == 0
+    assert HostStore(0, 2).records(0).shape == (0, 2)
+
+
+def test_records_by_address():
+    store = HostStore(5, 2)
+    store.write(np.array([2, 0]), np.array([[5, 6], [1, 2]], np.float32))
+    assert store.records(3)[[0, 2]].tolist() == [[1, 2], [5, 6]]
+    store.write(np.array([0]), np.array([[3, 4]], np.float32))
+    assert store.records(1).tolist() == [[3, 4]]
 
 
 def test_record_widths():

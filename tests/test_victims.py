@@ -50,9 +50,8 @@ def test_a_reserve_outlives_a_batch():
 def test_keys_at_the_end_of_their_range():
     keys = np.array([2**31 - 1, 2**31 - 3, 2**31 - 1, 2**31 - 2, 0], np.int32)
     last_use = np.array([2**31 - 1, 2**31 - 1, 7, 0, 2**31 - 1], np.int32)
-    reserve = VictimReserve(Keys(keys), last_use, reserve_share=0.0)
     newest = 2**31 - 1
-    assert [int(reserve.take(count, 5, newest, newest)[-1]) for count in (1,)] == [4]
+    assert VictimReserve(Keys(keys), last_use, reserve_share=0.0).take(1, 5, newest, newest).tolist() == [4]
     assert VictimReserve(Keys(keys), last_use).take(5, 5, newest, newest).tolist() == [4, 1, 3, 2, 0]
 
 
@@ -104,8 +103,4 @@ def test_a_reserve_stays_right_over_many_batches(seed, size, share, in_flight):
         assert len(chosen) == len(victims)
         assert chosen <= set(allowed.tolist())
         assert chosen <= settled or settled <= chosen
-        if share == 1.0:
-            # A reserve of everything is stale only where slots have been used since: the others keep their order.
-            untouched = [s for s in victims.tolist() if s in settled]
-            assert len(untouched) == min(len(victims), len(settled))
         last_use[victims] = -1

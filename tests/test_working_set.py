@@ -1,6 +1,7 @@
 """From rows to a working set, against numpy."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,3 +38,61 @@ def test_working_sets(stream):
     every = np.arange(20)
     assert book.addresses(every).tolist() == [address_of.get(row, NEVER) for row in range(20)]
     assert book.num_addresses == len(address_of)
+
+
+def test_two_batches_by_hand():
+    book = AddressBook(10)
+    # Bags [3 5 3], [], [5], [7 3].
+    first = book.working_set(4, np.array([3, 5, 3, 5, 7, 3]), np.array([0, 3, 3, 4, 6]))
+    assert first.index == 4
+    assert first.num_rows == 3
+    assert first.rows.tolist() == [3, 5, 7]
+    assert first.addresses.tolist() == [0, 1, 2]
+    assert first.positions.tolist() == [0, 1, 0, 1, 2, 0]
+    assert first.bags_by_position.tolist() == [0, 0, 3, 0, 2, 3]
+    assert first.position_offsets.tolist() == [0, 3, 5, 6]
+    assert first.previous.tolist() == [NEVER, NEVER, NEVER]
+    # Bags [], [9 7], [].
+    second = book.working_set(6, np.array([9, 7]), np.array([0, 0, 2, 2]))
+    assert second.rows.tolist() == [9, 7]
+    assert second.addresses.tolist() == [3, 2]
+    assert second.bags_by_position.tolist() == [1, 1]
+    assert second.previous.tolist() == [NEVER, 4 << 32 | 2]
+    assert book.rows().tolist() == [3, 5, 7, 9]
+    assert book.rows(2).tolist() == [3, 5]
+    # The first batch's arrays are its own.
+    assert first.addresses.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bags", [0, 1, 5])
+def test_a_batch_without_lookups(bags):
+    book = AddressBook(10)
+    book.working_set(0, np.array([3]), np.array([0, 1]))
+    empty = book.working_set(1, np.empty(0, np.int64), np.zeros(bags + 1, np.int64))
+    assert empty.num_rows == len(empty.rows) == len(empty.positions) == len(empty.bags_by_position) == 0
+    assert empty.position_offsets.tolist() == [0]
+    assert book.num_addresses == 1
+    # It does not come between two uses of a row.
+    assert book.working_set(2, np.array([3]), np.array([0, 1])).previous.tolist() == [0]
+
+
+def test_large_batches_against_numpy():
+    rng = np.random.default_rng(0)
+    book = AddressBook(50_000)
+    for index in range(3):
+        sizes = rng.integers(0, 4, 3000)
+        rows = rng.zipf(1.1, sizes.sum()) % 50_000
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        got = book.working_set(index, rows, offsets)
+        unique, first = np.unique(rows, return_index=True)
+        assert (got.rows == unique[np.argsort(first)]).all()
+        assert (got.rows[got.positions] == rows).all()
+        bags = np.repeat(np.arange(3000), sizes)
+        # The transpose applied to one number a bag: the sum over each row's lookups.
+        ends = np.cumsum(np.bincount(got.positions))
+        assert (got.position_offsets[1:] == ends).all()
+        assert (np.diff(got.bags_by_position)[np.setdiff1d(np.arange(len(rows) - 1), ends - 1)] >= 0).all()
+        sums = np.add.reduceat(got.bags_by_position.astype(np.int64), got.position_offsets[:-1])
+        assert (sums == np.bincount(got.positions, weights=bags)).all()
+        assert (book.rows()[book.addresses(rows)] == rows).all()
+        assert got.positions.dtype == got.bags_by_position.dtype == got.position_offsets.dtype == np.int32

@@ -115,11 +115,15 @@ class EmbeddingCache:
         Args:
             batches: the training stream.
             first_index: number of its first batch.
+
+        Raises:
+            UserError: the store cannot hold the rows touched.
         """
         waiting: deque[tuple[Batch, float]] = deque()
         for index, batch in enumerate(batches, first_index):
             started = time.perf_counter()
             self.planner.announce(self.book.working_set(index, batch.rows, batch.offsets))
+            self.store.check_capacity(self.book.num_addresses)
             waiting.append((batch, (time.perf_counter() - started) * 1e3))
             while self.planner.ready:
                 yield self._prepare_next(*waiting.popleft())

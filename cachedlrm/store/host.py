@@ -51,22 +51,22 @@ class HostStore:
         _gather(self._records, addresses, out)
 
     def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """Copies ``values`` [n, width] to ``addresses`` [n].
+        """Copies ``values`` [n, width] to ``addresses`` [n], each below the capacity."""
+        if len(addresses):
+            self._used_rows = max(self._used_rows, int(addresses.max()) + 1)
+            _scatter(self._records, addresses, values)
+
+    def check_capacity(self, num_rows: int) -> None:
+        """Makes sure that ``num_rows`` records fit, for every touched row comes down in the end.
 
         Raises:
-            UserError: more rows were touched than the tier may hold; names ``--host-budget``.
+            UserError: they do not; names ``--host-budget``.
         """
-        if not len(addresses):
-            return
-        needed = int(addresses.max()) + 1
-        if needed > self.capacity_rows:
-            record_bytes = 4 * self._records.shape[1]
+        if num_rows > self.capacity_rows:
             raise UserError(
-                f"the host store is full: {needed:,} rows of {record_bytes} bytes were touched and it may hold "
-                f"{self.capacity_rows:,}; raise --host-budget or train fewer rows (--max-ind-range)"
+                f"the host store is full: {num_rows:,} rows of {4 * self._records.shape[1]} bytes were touched and it "
+                f"may hold {self.capacity_rows:,}; raise --host-budget or train fewer rows (--max-ind-range)"
             )
-        self._used_rows = max(self._used_rows, needed)
-        _scatter(self._records, addresses, values)
 
     def records(self, num_records: int) -> NDArray[np.float32]:
         """A view of the first ``num_records`` records, [num_records, width]."""
