@@ -160,14 +160,27 @@ def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, n
         f"a batch needs {needed:,} rows on the device and there are {room:,} slots: {format_bytes(step_bytes)} for the "
         f"step and {record_bytes} bytes a slot exceed {whose}"
     )
-    least = f"the smallest --gpu-budget {format_bytes(step_bytes + max(needed, asked) * record_bytes)}"
-    if room >= needed:
-        ratio = largest_ratio(room, num_rows)
-        return f"{asked:,} slots are asked for, {facts}; use --gpu-cache-ratio {ratio} or less, or {least}"
-    batch_size = largest_batch(workload, request, limit_bytes)
-    smaller = f"--mini-batch-size {batch_size} or less" if batch_size else "smaller MLPs"
     ratio = smallest_ratio(needed, num_rows)
-    return f"{facts}; use {smaller}, or {least} (then --gpu-cache-ratio {ratio} or more needs no temporary slots)"
+    enough = step_bytes + max(needed, asked, int(ratio * num_rows)) * record_bytes
+    least = f"the smallest --gpu-budget {format_bytes(enough)} (where --gpu-cache-ratio {ratio} holds every batch)"
+    if room >= needed:
+        most = largest_ratio(room, num_rows)
+        return f"{asked:,} slots are asked for, {facts}; use --gpu-cache-ratio {most} or less, or {least}"
+    return f"{facts}; use {_smaller_step(workload, request, limit_bytes)}, or {least}"
+
+
+def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int) -> str:
+    """The largest batch that fits; with fewer slots, if those asked for leave no room for any."""
+    batch_size = largest_batch(workload, request, limit_bytes)
+    if batch_size:
+        return f"--mini-batch-size {batch_size} or less"
+    unbound = replace(request, ratio=None, rows=None)
+    batch_size = largest_batch(workload, unbound, limit_bytes)
+    if not batch_size:
+        return "smaller MLPs"
+    smaller = replace(workload, batch_size=batch_size)
+    slots = _sizes(smaller, unbound, limit_bytes, smaller.working_set_bound).quota_slots
+    return f"--mini-batch-size {batch_size} with --gpu-cache-rows {slots} or less"
 
 
 def smallest_ratio(rows: int, num_rows: int) -> float:

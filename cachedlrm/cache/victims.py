@@ -98,7 +98,7 @@ def _lowest(keys: Int32s, last_use: Int32s, used_slots: int, horizon: int, wante
     A histogram over the range of ranks finds the rank below which enough lie; a crowded last bin is split again.
     """
     num_slots = 0
-    low, high = np.int64(2**62), np.int64(-1)
+    low, high = np.int64(2**63 - 1), np.int64(-1)
     for slot in range(used_slots):
         if 0 <= last_use[slot] <= horizon:
             rank = _rank(keys[slot], last_use[slot])
