@@ -161,6 +161,7 @@ class Job:
         schedule: steps and evaluations.
         device: where training happens.
         sizes: of the device tier.
+        host_limit_bytes: ``--host-budget``, or the memory that was free.
         device_limit_bytes: the budget, or the memory that was free; what ``sizes`` had to fit.
         trainer: cache, model and optimizers.
     """
@@ -221,7 +222,7 @@ def build_job(options: Options, dataset: Dataset) -> Job:
     device_limit = cache_options.gpu_budget or _free_bytes(device)
     sizes = size_device(workload, request, device_limit, schedule.largest_working_set)
     host_limit = options.store.host_budget or psutil.virtual_memory().available
-    cache = _build_cache(options, workload, sizes, host_limit, device)
+    cache = _build_cache(options, workload, sizes, host_limit, schedule.num_steps, device)
     if isinstance(cache.policy, Static):
         book = AddressBook(workload.num_rows)
         cache.policy.count(book.working_set(i, batch.rows, batch.offsets) for i, batch in enumerate(schedule.batches()))
@@ -239,13 +240,13 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _build_cache(
-    options: Options, workload: Workload, sizes: DeviceSizes, host_limit: int, device: torch.device
+    options: Options, workload: Workload, sizes: DeviceSizes, host_limit: int, num_steps: int, device: torch.device
 ) -> EmbeddingCache:
     settings = CacheSettings(
         quota_slots=sizes.quota_slots,
         num_slots=sizes.num_slots,
         policy=options.cache.policy,
-        window=options.cache.lookahead,
+        window=min(options.cache.lookahead, num_steps),
         prefetch_depth=options.cache.prefetch_depth,
         staging_rows=_STAGING_ROWS,
         store_rows=max(1, host_limit // workload.layout.record_bytes),

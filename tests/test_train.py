@@ -254,3 +254,8 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
         process.stdout.close()
     assert process.returncode == 0
     assert report(tmp_path / "run")["steps"] == 20
+
+
+def test_a_window_beyond_the_run_costs_nothing(tmp_path):
+    status, _ = run(tmp_path, "--gpu-cache-rows=300", "--policy=lookahead", "--lookahead=99999999999")
+    assert status == 0
