@@ -7,63 +7,52 @@ turns them into a command line; a profile has a table per group and keys spelled
 import dataclasses
 import difflib
 import math
-import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import cyclopts
 import tomli_w
-from cyclopts import Group, Parameter, validators
+from cyclopts import Group, Parameter
 
 from cachedlrm import __version__
 from cachedlrm.errors import UserError
+from cachedlrm.units import parse_bytes, parse_sizes, parse_whole
 
 
-def _sizes(_: type, tokens: Sequence[cyclopts.Token]) -> tuple[int, ...]:
-    """``512-256-1``"""
-    parts = tokens[0].value.split("-")
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f'"{tokens[0].value}" is not whole numbers from 1 on, joined by dashes')
-    return tuple(int(part) for part in parts)
+def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts.Token]], Any]:
+    def convert(_: type, tokens: Sequence[cyclopts.Token]) -> Any:
+        if len(tokens) > 1:  # cyclopts refuses this itself, but not for tuples
+            raise ValueError(f"{tokens[-1].keyword} is given more than once")
+        return parse(tokens[0].value)
+
+    return convert
 
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+def _must_be(allowed: str, test: Callable[[float], bool]) -> Parameter:
+    def check(_: type, value: float | None) -> None:
+        if value is not None and not test(value):
+            raise ValueError(f"Must be {allowed}.")
+
+    return Parameter(validator=check)
 
 
-def _bytes(_: type, tokens: Sequence[cyclopts.Token]) -> int:
-    """``2GiB``, ``500 MB``, ``1.5GiB`` or a plain number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", tokens[0].value.strip().lower())
-    if not match or match[2] not in _UNITS or not (size := int(float(match[1]) * _UNITS[match[2]])):
-        raise ValueError(f'"{tokens[0].value}" is not a size such as 2GiB, 512MiB, 1GB or 1000000')
-    return size
-
-
-def _number(**bounds: float) -> Parameter:
-    return Parameter(validator=validators.Number(**bounds))
-
-
-def _finite(_: type, value: float | None) -> None:
-    if value is not None and not math.isfinite(value):
-        raise ValueError("Must be a finite number.")
-
-
-def _whole(_: type, tokens: Sequence[cyclopts.Token]) -> int:
-    """cyclopts alone would round 3.5."""
-    if not re.fullmatch(r"[+-]?\d+", tokens[0].value.strip()):
-        raise ValueError(f'"{tokens[0].value}" is not a whole number')
-    return int(tokens[0].value)
-
-
-Sizes = Annotated[tuple[int, ...] | None, Parameter(converter=_sizes, n_tokens=1, negative=())]
-Bytes = Annotated[int | None, Parameter(converter=_bytes, n_tokens=1)]
+Sizes = Annotated[
+    tuple[int, ...] | None,
+    Parameter(converter=_converter(parse_sizes), n_tokens=1, negative=(), metavar="N-N-..."),
+]
+Bytes = Annotated[int | None, Parameter(converter=_converter(parse_bytes), n_tokens=1, metavar="BYTES")]
 Flag = Annotated[bool, Parameter(negative=())]
-Whole = Annotated[int, Parameter(converter=_whole, n_tokens=1)]
-Count = Annotated[Whole, _number(gte=0)]
-Positive = Annotated[Whole, _number(gte=1)]
+Whole = Annotated[int, Parameter(converter=_converter(parse_whole), n_tokens=1)]  # cyclopts alone would round 3.5
+Count = Annotated[Whole, _must_be("0 or more", lambda count: count >= 0)]
+Positive = Annotated[Whole, _must_be("1 or more", lambda count: count >= 1)]
+PositiveOrOff = Annotated[Whole, _must_be("-1, or 1 or more", lambda count: count == -1 or count >= 1)]
+Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
+Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
+Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
 
 
 def _group(title: str, order: int) -> Parameter:
@@ -104,11 +93,11 @@ class BatchOptions:
     """Passes over the data."""
     numpy_rand_seed: Count = 123
     """Seed of everything: initial parameters and generated data."""
-    max_ind_range: Whole = -1
+    max_ind_range: PositiveOrOff = -1
     """Fold ids: id modulo this, in every table; -1: as they are."""
-    test_freq: Whole | None = None
+    test_freq: PositiveOrOff | None = None
     """Steps between evaluations, and one at the end; -1: never. Default: ten evaluations a run."""
-    test_mini_batch_size: Whole = -1
+    test_mini_batch_size: PositiveOrOff = -1
     """Samples of an evaluation step; -1: as in training."""
     print_freq: Positive = 50
     """Steps between lines of metrics; 1 also records every loss in report.json."""
@@ -133,7 +122,7 @@ class OptimisationOptions:
 
     optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] | None = None
     """Lazy on rows: only rows of the batch move (adam as torch.optim.SparseAdam). Default: adagrad."""
-    learning_rate: Annotated[float | None, Parameter(validator=(validators.Number(gte=0), _finite))] = None
+    learning_rate: Rate | None = None
     """Of rows and dense parameters. Default: 0.01; 0.003 for flights."""
 
 
@@ -142,7 +131,7 @@ class OptimisationOptions:
 class CacheOptions:
     """What the device holds."""
 
-    gpu_cache_ratio: Annotated[float | None, _number(gt=0, lte=1)] = None
+    gpu_cache_ratio: Ratio | None = None
     """Rows kept on the device, as a share of all rows. Default: 1 without --gpu-cache-rows and --gpu-budget."""
     gpu_cache_rows: Positive | None = None
     """Rows kept on the device."""
@@ -152,7 +141,7 @@ class CacheOptions:
     """Which rows to evict. static reads all ids once before training, lookahead --lookahead batches ahead."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead."""
-    prefetch_depth: Annotated[Whole, _number(gte=0, lte=64)] = 2
+    prefetch_depth: Depth = 2
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread."""
 
 
@@ -189,7 +178,7 @@ class RunOptions:
     deterministic: Flag = False
     """Only deterministic operators, or an error (matters on CUDA)."""
     profile: str | None = None
-    """Values from a TOML file, or from a packaged one by name; the command line goes before them."""
+    """Values from a TOML file, or from a packaged one by name; the command line overrides them."""
 
 
 @Parameter(name="*")
@@ -212,6 +201,10 @@ Example: python -m cachedlrm.train --gpu-cache-ratio 0.05
 """
 
 
+_EITHER = {"--gpu-cache-ratio", "--gpu-cache-rows"}
+"""They exclude each other, so that one on the command line also overrides the other in a profile."""
+
+
 def parse_command_line(arguments: Sequence[str]) -> Options:
     """Options from a command line.
 
@@ -221,7 +214,9 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
     """
     options = _parse(arguments)
     if options.run.profile is not None:
-        given = {argument.split("=")[0] for argument in arguments}
+        given = {argument.split("=")[0].replace("_", "-") for argument in arguments}
+        if given & _EITHER:
+            given |= _EITHER
         path = _find_profile(options.run.profile)
         from_profile = [token for token in _profile_arguments(path) if token.split("=")[0] not in given]
         options = _parse([*from_profile, *arguments])
@@ -257,6 +252,7 @@ def _toml_value(value: object) -> object:
 
 
 def _parse(arguments: Sequence[str]) -> Options:
+    _refuse_odd_text(arguments)
     app = cyclopts.App(name="python -m cachedlrm.train", help=_HELP, version=__version__, result_action="return_value")
 
     @app.default
@@ -266,32 +262,69 @@ def _parse(arguments: Sequence[str]) -> Options:
     try:
         options = app(list(arguments), exit_on_error=False, print_error=False)
     except cyclopts.UnusedCliTokensError as error:
-        raise UserError(
-            f"unexpected argument {(error.unused_tokens or ['?'])[0]!r}; options start with two dashes"
-        ) from error
+        stray = (error.unused_tokens or ["?"])[0]
+        raise UserError(f"unexpected argument {stray!r}; options start with two dashes") from error
+    except cyclopts.UnknownOptionError as error:
+        name = error.token.keyword or error.token.value
+        known = [name for names in _option_names().values() for name in names]
+        hint = _nearest(name, known, "--") or "--help lists the options"
+        raise _mistake(f"unknown option {name}; {hint}") from error
     except cyclopts.CycloptsError as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise _mistake(str(error)) from error
     if not isinstance(options, Options):
         raise SystemExit(0)  # --help or --version was printed
     return options
 
 
+def _refuse_odd_text(arguments: Sequence[str]) -> None:
+    """Empty values, which are usually a shell variable that is not set, and bytes that config.toml cannot hold."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before.startswith("--") and "=" not in before and not argument:
+            raise _mistake(f"{before} needs a value, not an empty one")
+        if argument.startswith("--") and argument.find("=") == len(argument) - 1:
+            raise _mistake(f"{argument[:-1]} needs a value, not an empty one")
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise _mistake(f"{argument!r} is not valid UTF-8")
+
+
+def _option_names() -> dict[str, list[str]]:
+    """The options of each group, spelled with dashes."""
+    return {group.name: list(_annotations(group)) for group in dataclasses.fields(Options)}
+
+
+def _annotations(group: dataclasses.Field[Any]) -> dict[str, Any]:
+    """The options of one group, spelled with dashes, and their annotations."""
+    options = dataclasses.fields(group.default_factory)  # type: ignore[arg-type]
+    return {option.name.replace("_", "-"): option.type for option in options}
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``did you mean --steps?``, or nothing."""
+    word = name.lstrip("-").replace("_", "-").lower()
+    matches = difflib.get_close_matches(word, known, 1, cutoff=0.7)
+    return f"did you mean {prefix}{matches[0]}?" if matches else ""
+
+
+def _mistake(message: str) -> UserError:
+    """One line, whatever was quoted in it."""
+    return UserError(" ".join(message.split()))
+
+
 def _check(options: Options) -> Options:
-    """What no single option shows."""
+    """What no single option shows, and what reads better with the sizes themselves."""
     cache, model = options.cache, options.model
     if cache.gpu_cache_ratio is not None and cache.gpu_cache_rows is not None:
-        raise UserError("--gpu-cache-ratio and --gpu-cache-rows exclude each other; give one of them")
+        both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
+        raise UserError(f"{both} exclude each other; give one of them")
     bot, dim = model.arch_mlp_bot, model.arch_sparse_feature_size
     if bot is not None and len(bot) < 2:
-        raise UserError("--arch-mlp-bot needs at least two sizes: the dense features and the embedding dimension")
+        raise UserError(
+            f"--arch-mlp-bot {bot[0]} needs at least two sizes: the dense features and the embedding dimension"
+        )
     if bot is not None and dim is not None and bot[-1] != dim:
         raise UserError(f"--arch-mlp-bot ends in {bot[-1]} but --arch-sparse-feature-size is {dim}; make them equal")
     if model.arch_mlp_top is not None and model.arch_mlp_top[-1] != 1:
         raise UserError(f"--arch-mlp-top ends in {model.arch_mlp_top[-1]}; it must end in 1, one prediction a sample")
-    for name in ("max_ind_range", "test_freq", "test_mini_batch_size"):
-        value = getattr(options.batches, name)
-        if value is not None and (value == 0 or value < -1):
-            raise UserError(f"--{name.replace('_', '-')} {value} is neither -1 nor a whole number from 1 on")
     return options
 
 
@@ -300,40 +333,66 @@ def _profile_arguments(path: Path) -> list[str]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
+        raise _mistake(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
-    tables.pop("description", None)
-    groups = {
-        group.name: [option.name.replace("_", "-") for option in dataclasses.fields(group.default_factory)]  # type: ignore[arg-type]
-        for group in dataclasses.fields(Options)
-    }
-    arguments = []
+        raise _mistake(f"{path} is not valid TOML: {error}") from error
+    if not isinstance(tables.pop("description", ""), str):
+        raise _mistake(f"{path}: description must be a string")
+    groups = {group.name: _annotations(group) for group in dataclasses.fields(Options)}
+    arguments = {}
     for table, values in tables.items():
         if table not in groups or not isinstance(values, dict):
-            raise UserError(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
+            raise _mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
         for key, value in values.items():
             if key not in groups[table] or key == "profile":
-                nearest = difflib.get_close_matches(key, groups[table], 1)
-                hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(groups[table])}"
-                raise UserError(f"{path}: [{table}] {key} is not an option; {hint}")
-            if not isinstance(value, str | int | float):
-                raise UserError(f"{path}: [{table}] {key} must be a string, a number or a boolean")
-            arguments.append(f"--{key}={value}")
+                hint = _nearest(key, groups[table]) or f"there are {', '.join(groups[table])}"
+                raise _mistake(f"{path}: [{table}] {key} is not an option; {hint}")
+            types, words = _toml_types(groups[table][key])
+            if type(value) not in types:  # isinstance would take True for a number
+                raise _mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
+            arguments[f"[{table}] {key}"] = f"--{key}={value}"
+    _refuse_profile(path, arguments)
+    return list(arguments.values())
+
+
+_TOML_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+}
+
+
+def _toml_types(annotation: Any) -> tuple[tuple[type, ...], str]:
+    """The types a profile may give an option, and what to call them."""
+    if annotation == Bytes:
+        return (int, str), "a whole number or a string such as 2GiB"
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        annotation = get_args(annotation)[0]
+    return _TOML_TYPES.get(annotation, ((str,), "a string"))
+
+
+def _refuse_profile(path: Path, arguments: Mapping[str, str]) -> None:
+    """Refuses values that are wrong or do not fit each other; names the file and, if one alone is wrong, its place."""
     try:
-        _parse(arguments)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return arguments
+        _check(_parse(list(arguments.values())))
+    except UserError as together:
+        for place, argument in arguments.items():
+            try:
+                _check(_parse([argument]))
+            except UserError as alone:
+                raise _mistake(f"{path}: {place}: {alone}") from alone
+        raise _mistake(f"{path}: {together}") from together
 
 
 def _find_profile(name: str) -> Path:
     """The file called ``name``, or the packaged profile."""
     if name.endswith(".toml") or "/" in name:
         return Path(name)
-    here = Path(__file__).parent  # installed, profiles/ is inside the package; in a checkout beside it
-    packaged = sorted([*here.glob("profiles/*/*.toml"), *here.parent.glob("profiles/*/*.toml")])
+    here = Path(__file__).parent
+    inside = here / "profiles"  # where it is installed; in a checkout profiles/ is beside the package
+    folder = inside if inside.is_dir() else here.parent / "profiles"
+    packaged = [path for kind in ("workloads", "devices") for path in sorted(folder.glob(f"{kind}/*.toml"))]
     for path in packaged:
         if path.stem == name:
             return path
-    raise UserError(f"--profile {name}: no such profile; there are {', '.join(path.stem for path in packaged)}")
+    raise _mistake(f"--profile {name}: no such profile; there are {', '.join(path.stem for path in packaged)}")

@@ -1,14 +1,33 @@
 """Options: spelled as the contract says, checked one by one, and the same from a file."""
 
+import ast
 import dataclasses
+import inspect
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedlrm.config import Options, load_options, parse_command_line, to_toml
+from cachedlrm import config
+from cachedlrm.config import (
+    BatchOptions,
+    CacheOptions,
+    DataOptions,
+    ModelOptions,
+    OptimisationOptions,
+    Options,
+    RunOptions,
+    StoreOptions,
+    load_options,
+    parse_command_line,
+    to_toml,
+)
 from cachedlrm.errors import UserError
+from cachedlrm.units import LARGEST
 
 OPTIONS = """
 arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op
@@ -28,6 +47,22 @@ def test_options_are_spelled_as_the_contract_says():
     assert fields == OPTIONS
 
 
+def test_every_option_has_a_docstring_which_becomes_its_help():
+    groups = [
+        node
+        for node in ast.parse(inspect.getsource(config)).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Options") and node.name != "Options"
+    ]
+    assert len(groups) == len(dataclasses.fields(Options))
+    documented = [
+        ast.unparse(field.target).replace("_", "-")
+        for group in groups
+        for field, text in zip(group.body, group.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and ast.literal_eval(text.value).strip()
+    ]
+    assert documented == OPTIONS
+
+
 def test_values_in_both_spellings():
     spaced = "--arch-mlp-bot 13-512-16 --gpu-cache-ratio 0.05 --test-freq -1 --save-predictions --gpu-budget 1.5GiB"
     joined = "--arch-mlp-bot=13-512-16 --gpu-cache-ratio=0.05 --test-freq=-1 --save-predictions=True"
@@ -41,7 +76,17 @@ def test_values_in_both_spellings():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("2GiB", 2 << 30), ("1GB", 10**9), ("512 MiB", 512 << 20), ("1000", 1000), ("3kb", 3000)]
+    ("text", "size"),
+    [
+        ("2GiB", 2 << 30),
+        ("1.5GiB", 3 << 29),
+        ("512 MiB", 512 << 20),
+        ("1GB", 10**9),
+        ("3kb", 3000),
+        ("1000", 1000),
+        ("9007199254740993", 2**53 + 1),
+        (str(LARGEST), LARGEST),
+    ],
 )
 def test_sizes(text, size):
     assert parse_command_line(["--host-budget", text]).store.host_budget == size
@@ -58,7 +103,23 @@ def test_sizes(text, size):
         ("--steps -1", ["--steps", "-1"]),
         ("--steps 3.5", ["--steps", "3.5"]),
         ("--steps=", ["--steps"]),
+        ("--steps one", ["--steps", "one"]),
+        ("--steps=", ["--steps", "empty"]),
+        (f"--steps={2**63}", ["--steps", str(LARGEST)]),
+        ("--steps " + "9" * 5000, ["--steps", str(LARGEST)]),
+        ("--STEPS 1", ["--STEPS", "--steps"]),
         ("--policy random", ["--policy", "lrfu"]),
+        ("--policy oracle", ["--policy", "lookahead"]),
+        ("--lookahead 0", ["--lookahead", "0", "1 or more"]),
+        ("--prefetch-depth 65", ["--prefetch-depth", "65", "from 0 to 64"]),
+        ("--init reference", ["--init", "counter"]),
+        ("--store-path x", ["--store-path"]),
+        ("--checkpoint-every 5", ["--checkpoint-every"]),
+        ("--resume x", ["--resume"]),
+        ("--data-generation random", ["--data-generation"]),
+        ("--no-save-predictions", ["--no-save-predictions"]),
+        ("--threads 0", ["--threads", "0"]),
+        ("--run-dir=", ["--run-dir"]),
         ("--store lmdb", ["--store", "host"]),
         ("--optimizer lion", ["rwsadagrad"]),
         ("--gpu-cache-ratio 0", ["--gpu-cache-ratio"]),
@@ -69,13 +130,19 @@ def test_sizes(text, size):
         ("--gpu-budget lots", ["--gpu-budget", "2GiB"]),
         ("--gpu-budget -1GiB", ["--gpu-budget"]),
         ("--gpu-budget 0", ["--gpu-budget"]),
+        ("--gpu-budget 1.5", ["--gpu-budget"]),
+        ("--gpu-budget " + "9" * 400, ["--gpu-budget"]),
         ("--learning-rate nan", ["--learning-rate"]),
         ("--learning-rate inf", ["--learning-rate"]),
         ("--learning-rate -0.1", ["--learning-rate"]),
         ("--arch-mlp-bot 13-x", ["--arch-mlp-bot"]),
         ("--arch-mlp-bot 13-0-4", ["--arch-mlp-bot"]),
-        ("--arch-mlp-bot 13", ["--arch-mlp-bot", "two"]),
-        ("--arch-mlp-bot 13-8 --arch-sparse-feature-size 16", ["8", "16"]),
+        ("--arch-mlp-bot 13", ["--arch-mlp-bot", "13", "two"]),
+        ("--arch-mlp-bot 13-4 --arch-mlp-bot 14-4", ["--arch-mlp-bot", "once"]),
+        (
+            "--arch-mlp-bot 13-8 --arch-sparse-feature-size 16",
+            ["--arch-mlp-bot", "8", "--arch-sparse-feature-size", "16"],
+        ),
         ("--arch-mlp-top 16-2", ["--arch-mlp-top"]),
         ("--test-freq 0", ["--test-freq"]),
         ("--max-ind-range -7", ["--max-ind-range"]),
@@ -92,14 +159,45 @@ def test_a_mistake_is_one_line_that_names_it(arguments, words):
     assert all(word in message for word in words), message
 
 
-def test_help_has_every_option_with_words_and_needs_no_terminal(capsys):
+@pytest.mark.parametrize(
+    "arguments", [["--run-dir", ""], ["--data", "\udcff"], ["--profile", "a\nb"], ["--policy", "a\nb"], ["a\nb"], [""]]
+)
+def test_odd_text_is_refused_in_one_line(arguments):
+    with pytest.raises(UserError) as refused:
+        parse_command_line(arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_suggestion_is_near_or_absent():
+    with pytest.raises(UserError, match="did you mean --learning-rate"):
+        parse_command_line(["--learning-rte=1"])
+    with pytest.raises(UserError) as refused:
+        parse_command_line(["--data-generation=random"])
+    assert "did you mean" not in str(refused.value)
+
+
+def test_version_ends_with_success(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_command_line(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_options_are_read_without_torch():
+    code = "import sys, cachedlrm.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_has_every_option_with_words_and_needs_no_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:
         parse_command_line(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for option in OPTIONS:
-        assert f"--{option}" in text
-    assert max(map(len, text.splitlines())) <= 120
+    offered = re.findall(r"^\W*--([a-z-]+)", text, flags=re.MULTILINE)
+    assert set(offered) == {*OPTIONS, "help", "version"}, "no more, such as --no-deterministic, and no fewer"
+    assert max(map(len, text.splitlines())) <= 80
+    assert "Example: python -m cachedlrm.train" in text
     assert "Passes over the data" in text
 
 
@@ -114,10 +212,31 @@ def test_a_profile_is_below_the_command_line(tmp_path):
     assert options.run.save_predictions
 
 
+@pytest.mark.parametrize("own", ["--gpu-cache-rows=7", "--gpu-cache-rows 7", "--gpu_cache_rows=7"])
+def test_rows_on_the_command_line_override_a_ratio_in_a_profile(tmp_path, own):
+    path = tmp_path / "p.toml"
+    path.write_text("[cache]\ngpu-cache-ratio = 0.1\n")
+    cache = parse_command_line(["--profile", str(path), *own.split()]).cache
+    assert (cache.gpu_cache_ratio, cache.gpu_cache_rows) == (None, 7)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[cache]\npolicy = 'random'\n", ["--policy"]),
+        ("[cache]\npolicy = 'random'\n", ["[cache]", "--policy", "lrfu"]),
+        ("[run]\nsteps = '5'\n", ["[run]", "steps", "whole number"]),
+        ("[run]\nsteps = true\n", ["[run]", "steps", "whole number"]),
+        ("[run]\nsteps = -5\n", ["[run]", "steps", "-5"]),
+        ("[run]\nsave-predictions = 1\n", ["[run]", "save-predictions", "true or false"]),
+        ("[cache]\ngpu-cache-ratio = '0.5'\n", ["[cache]", "gpu-cache-ratio", "number"]),
+        ("[cache]\ngpu-budget = 1.5\n", ["[cache]", "gpu-budget", "2GiB"]),
+        ("[cache]\ngpu-cache-ratio = 0.5\ngpu-cache-rows = 5\n", ["--gpu-cache-ratio", "--gpu-cache-rows"]),
+        ("[data]\ndata = 5\n", ["[data]", "data", "string"]),
+        ("[model]\narch-mlp-bot = '4'\n", ["[model]", "arch-mlp-bot", "two"]),
+        ("[optimisation]\nlearning-rate = nan\n", ["[optimisation]", "learning-rate", "finite"]),
+        ("description = 5\n", ["description"]),
+        ('[cache]\n"a\\nb" = 5\n', ["[cache]", "a b"]),
+        ("[model]\nsteps = 5\n", ["[model]", "steps"]),
         ("[cache]\npolicys = 'lru'\n", ["[cache]", "policys", "policy"]),
         ("[cash]\n", ["[cash]", "cache"]),
         ("[run]\nprofile = 'x'\n", ["profile"]),
@@ -136,31 +255,96 @@ def test_a_mistake_in_a_profile_names_the_file(tmp_path, text, words):
     assert "\n" not in str(refused.value)
 
 
-sizes = st.lists(st.integers(1, 10**9), min_size=2, max_size=4)
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)  # no file can hold half surrogates
+positive = st.integers(1, LARGEST)
+count = st.integers(0, LARGEST)
+positive_or_off = st.just(-1) | positive
+sizes = st.lists(positive, min_size=1, max_size=4).map(tuple)
+maybe = st.none().__or__
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
-@given(
-    arch_mlp_bot=sizes.map(tuple),
-    arch_embedding_size=st.none() | sizes.map(tuple),
-    learning_rate=st.none() | st.floats(0, 10),
-    gpu_budget=st.none() | st.integers(1, 10**13),
-    steps=st.none() | st.integers(0, 10**9),
-    run_dir=st.none() | st.sampled_from([Path("a b"), Path("/tmp/ü")]),
-    save_predictions=st.booleans(),
-)
-def test_config_toml_round_trips(tmp_path_factory, arch_mlp_bot, arch_embedding_size, learning_rate, gpu_budget, steps,
-                                 run_dir, save_predictions):  # fmt: skip
-    base, replace = Options(), dataclasses.replace
-    options = Options(
-        model=replace(base.model, arch_mlp_bot=arch_mlp_bot, arch_embedding_size=arch_embedding_size),
-        optimisation=replace(base.optimisation, learning_rate=learning_rate),
-        cache=replace(base.cache, gpu_budget=gpu_budget),
-        run=replace(base.run, steps=steps, run_dir=run_dir, save_predictions=save_predictions),
+def every_field(kind, **values):
+    """A new option must be added here, or it would not be tested."""
+    assert list(values) == [field.name for field in dataclasses.fields(kind)]
+    return st.builds(kind, **values)
+
+
+@st.composite
+def all_options(draw):
+    dim, ratio_or_rows = draw(maybe(positive)), draw(st.sampled_from(["ratio", "rows", "neither"]))
+    ends_in_dim = sizes.map(lambda layers: (*layers, dim or layers[0]))
+    strategy = st.builds(
+        Options,
+        model=every_field(
+            ModelOptions,
+            arch_sparse_feature_size=st.just(dim),
+            arch_embedding_size=maybe(sizes),
+            arch_mlp_bot=maybe(ends_in_dim),
+            arch_mlp_top=maybe(sizes.map(lambda layers: (*layers, 1))),
+            arch_interaction_op=st.sampled_from(["dot", "cat"]),
+            arch_interaction_itself=st.booleans(),
+            loss_function=st.sampled_from([None, "mse", "bce"]),
+        ),
+        batches=every_field(
+            BatchOptions,
+            mini_batch_size=maybe(positive),
+            num_batches=count,
+            nepochs=count,
+            numpy_rand_seed=count,
+            max_ind_range=positive_or_off,
+            test_freq=maybe(positive_or_off),
+            test_mini_batch_size=positive_or_off,
+            print_freq=positive,
+        ),
+        data=every_field(DataOptions, data=words, test_data=maybe(words)),
+        optimisation=every_field(
+            OptimisationOptions,
+            optimizer=st.sampled_from([None, "sgd", "adagrad", "rwsadagrad", "adam"]),
+            learning_rate=maybe(st.floats(0, allow_infinity=False)),
+        ),
+        cache=every_field(
+            CacheOptions,
+            gpu_cache_ratio=st.floats(0, 1, exclude_min=True) if ratio_or_rows == "ratio" else st.none(),
+            gpu_cache_rows=positive if ratio_or_rows == "rows" else st.none(),
+            gpu_budget=maybe(positive),
+            policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead"]),
+            lookahead=positive,
+            prefetch_depth=st.integers(0, 64),
+        ),
+        store=every_field(StoreOptions, store=st.just("host"), host_budget=maybe(positive), init=st.just("counter")),
+        run=every_field(
+            RunOptions,
+            device=st.sampled_from(["auto", "cpu", "cuda"]),
+            steps=maybe(count),
+            run_dir=maybe(words.map(Path)),
+            ui=st.sampled_from(["auto", "live", "plain", "off"]),
+            save_predictions=st.booleans(),
+            threads=maybe(positive),
+            deterministic=st.booleans(),
+            profile=st.none(),
+        ),
     )
+    return draw(strategy)
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(options=all_options())
+def test_config_toml_round_trips(tmp_path_factory, options):
     path = tmp_path_factory.mktemp("toml") / "config.toml"
     path.write_text(to_toml(options), encoding="utf-8")
-    assert load_options(path) == options
+    again = parse_command_line(["--profile", str(path)])
+    assert dataclasses.replace(again, run=dataclasses.replace(again.run, profile=None)) == options
+
+
+def test_config_toml_is_enough_without_a_command_line(tmp_path):
+    options = parse_command_line(["--profile", "criteo-kaggle", "--gpu-budget", "1.5GiB", "--steps", "0"])
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(options), encoding="utf-8")
+    assert load_options(path) == dataclasses.replace(options, run=dataclasses.replace(options.run, profile=None))
+
+
+def test_a_used_profile_is_not_written_again():
+    assert "profile" not in to_toml(parse_command_line(["--profile", "criteo-kaggle"]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Values as people write them on a command line: bytes, lists of sizes, whole numbers."""
+
+import re
+from fractions import Fraction
+
+LARGEST = 2**63 - 1
+"""The largest whole number of any option: what an int64 holds."""
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """``2GiB``, ``500 MB``, ``1.5GiB`` or a plain number of bytes; a part of a byte is dropped.
+
+    Raises:
+        ValueError: not a size, or not from 1 to `LARGEST`.
+    """
+    match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([a-z]*)", text.strip().lower())
+    if match and match[2] in _UNITS:
+        size = int(Fraction(match[1]) * _UNITS[match[2]])  # a float would round from 2**53 on
+        if 1 <= size <= LARGEST and (match[2] or "." not in match[1]):
+            return size
+    raise ValueError(f'"{text}" is not a size such as 2GiB, 512MiB, 1GB or 1000000')
+
+
+def parse_whole(text: str) -> int:
+    """A whole number in decimal digits.
+
+    Raises:
+        ValueError: not a whole number (3.5 is refused, not rounded), or larger than `LARGEST` either way.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]+", text.strip()):
+        raise ValueError(f'"{text}" is not a whole number')
+    if len(text) > 40 or abs(int(text)) > LARGEST:  # int() refuses thousands of digits in words of its own
+        raise ValueError(f'"{text[:40]}" is larger than {LARGEST}')
+    return int(text)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """``512-256-1``: whole numbers from 1 on, joined by dashes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = text.split("-")
+    if not all(re.fullmatch(r"[0-9]{1,19}", part) and 1 <= int(part) <= LARGEST for part in parts):
+        raise ValueError(f'"{text}" is not whole numbers from 1 on, joined by dashes')
+    return tuple(int(part) for part in parts)
