@@ -1,5 +1,6 @@
 """The directory a run leaves behind. Whole files or none; whole lines or none; one run at a time."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,13 @@ from numpy.typing import NDArray
 from cachedlrm.errors import UserError
 
 _RESULTS = ("config.toml", "metrics.jsonl", "report.json")
+_LOCK = "run.lock"
+_ADVICE = {
+    errno.ENOSPC: "free space there or choose another --run-dir",
+    errno.EDQUOT: "free space within your quota or choose another --run-dir",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another --run-dir",
+    errno.EIO: "look at the disk or choose another --run-dir",
+}
 
 
 class RunDirectory:
@@ -37,17 +45,25 @@ class RunDirectory:
         if directory is None:
             directory = _fresh_directory()
         with _explained(directory):
+            if directory.exists() and not directory.is_dir():
+                raise UserError(f"{directory} is a file, not a directory; choose another --run-dir")
             directory.mkdir(parents=True, exist_ok=True)
             # The lock is the operating system's and dies with its owner; the file may stay behind.
-            lock = FileLock(directory / "run.lock", mode=0o666)
+            lock = FileLock(directory / _LOCK, mode=0o666)
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
-                raise UserError(f"{directory} is in use by another process; choose another --run-dir") from error
-        for name in _RESULTS:
-            if (directory / name).exists():
-                lock.release()
-                raise UserError(f"{directory} already holds a run ({name}); choose another --run-dir")
+                owner = _owner(directory / _LOCK)
+                raise UserError(f"{directory} is in use by {owner}; choose another --run-dir") from error
+        try:
+            for name in _RESULTS:
+                if (directory / name).exists():
+                    raise UserError(f"{directory} already holds a run ({name}); choose another --run-dir")
+            with suppress(OSError):  # only for the message to others
+                (directory / _LOCK).write_text(f"{os.getpid()}\n", encoding="ascii")
+        except BaseException:
+            lock.release()
+            raise
         return cls(directory, lock)
 
     def path(self, name: str) -> Path:
@@ -75,10 +91,10 @@ class RunDirectory:
         with _explained(path), path.open("ab", buffering=0) as file:
             end = file.tell()
             try:
-                written = file.write(line)
-                if written != len(line):  # the disk filled up within the line: this write says why
-                    file.write(line[written:])
-            except OSError:
+                rest = memoryview(line)
+                while rest:  # a disk that fills up takes a part first; the next write says why
+                    rest = rest[file.write(rest) :]
+            except BaseException:  # an interrupt leaves whole lines too
                 file.truncate(end)
                 raise
 
@@ -102,8 +118,9 @@ class RunDirectory:
 
     def _discard(self) -> None:
         """Takes back the directory of a run that measured nothing, so that the corrected command can use it."""
-        for name in ("config.toml", "run.lock"):
-            self.path(name).unlink(missing_ok=True)
+        for name in ("config.toml", _LOCK):
+            with suppress(OSError):  # what went wrong before matters more
+                self.path(name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty: it was there before
             self._directory.rmdir()
 
@@ -113,18 +130,34 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not self.path("metrics.jsonl").exists():
-            self._discard()
-        self.close()
+        try:
+            if error is not None and not self.path("metrics.jsonl").exists():
+                self._discard()
+        finally:
+            self.close()
 
 
 def _fresh_directory() -> Path:
+    """Makes ``runs/DATE-TIME``; two runs of one second get two directories, as only one of them can make the first."""
     base = Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     directory, number = base, 1
-    while directory.exists():
-        number += 1
-        directory = base.with_name(f"{base.name}-{number}")
-    return directory
+    with _explained(base):
+        base.parent.mkdir(exist_ok=True)
+        while True:
+            try:
+                directory.mkdir()
+                return directory
+            except FileExistsError:
+                number += 1
+                directory = base.with_name(f"{base.name}-{number}")
+
+
+def _owner(lock: Path) -> str:
+    """Who holds a lock, as its file tells; in the moment before the owner has written its number, just someone."""
+    try:
+        return f"process {int(lock.read_text(encoding='ascii'))}"
+    except (OSError, ValueError):
+        return "another process"
 
 
 @contextmanager
@@ -134,4 +167,5 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free space or choose another --run-dir") from error
+        advice = _ADVICE.get(error.errno or 0, "choose another --run-dir")
+        raise UserError(f"cannot write {path}: {reason}; {advice}") from error

@@ -1,17 +1,23 @@
 """Whole files or none, one run at a time, and one line when the system refuses."""
 
+import errno
+import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
+from cachedlrm import run_directory
 from cachedlrm.errors import UserError
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.tensor_file import write_tensors
@@ -69,8 +75,10 @@ def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
 
 def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--run-dir"):
+    with pytest.raises(UserError, match="is a file, not a directory; choose another --run-dir"):
         RunDirectory.create(tmp_path / "file")
+    with pytest.raises(UserError, match="choose another --run-dir"):
+        RunDirectory.create(tmp_path / "file" / "run")
 
 
 HOLD = "import sys; from cachedlrm.run_directory import RunDirectory as R; from pathlib import Path\n"
@@ -83,10 +91,117 @@ def test_a_lock_dies_with_its_owner(tmp_path):
     )
     with owner:
         assert owner.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="in use by another process"):
-            RunDirectory.create(tmp_path)
+        for _ in range(2):  # the refused one leaves the owner's number in its place
+            with pytest.raises(UserError, match=f"in use by process {owner.pid};"):
+                RunDirectory.create(tmp_path)
         owner.send_signal(signal.SIGKILL)
     RunDirectory.create(tmp_path).close()
+
+
+def test_an_owner_that_has_not_written_its_number_is_someone(tmp_path):
+    with RunDirectory.create(tmp_path) as run:
+        run.path("run.lock").write_text("")
+        with pytest.raises(UserError, match="in use by another process"):
+            RunDirectory.create(tmp_path)
+
+
+def test_a_refused_directory_is_not_kept_locked(tmp_path):
+    (tmp_path / "report.json").write_text("")
+    with pytest.raises(UserError, match="already holds a run"):
+        RunDirectory.create(tmp_path)
+    (tmp_path / "report.json").unlink()
+    RunDirectory.create(tmp_path).close()
+
+
+CREATE_DEFAULT = "from cachedlrm.run_directory import RunDirectory as R\nwith R.create(None) as r: input(r.path('.'))"
+
+
+def test_runs_started_in_the_same_second_get_directories_of_their_own(tmp_path):
+    command = [sys.executable, "-c", CREATE_DEFAULT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": tmp_path, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(6)]
+    for process in processes:
+        with process:
+            process.communicate("\n")
+    assert [process.returncode for process in processes] == [0] * 6
+    assert len(list((tmp_path / "runs").iterdir())) == 6
+
+
+def test_the_second_run_of_a_second_has_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frozen = type("Frozen", (datetime,), {"now": classmethod(lambda cls: datetime(2026, 11, 24, 15, 0, 59))})
+    monkeypatch.setattr(run_directory, "datetime", frozen)
+    for _ in range(3):
+        RunDirectory.create(None).close()
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["2026-11-24_15-00-59", "2026-11-24_15-00-59-2", "2026-11-24_15-00-59-3"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "free space there"),
+        (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EACCES, "choose another --run-dir"),
+        (errno.EROFS, "choose another --run-dir"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_advice(tmp_path, monkeypatch, number, words):
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number))
+
+    with RunDirectory.create(tmp_path) as run:
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(UserError, match=re.escape(words)) as caught:
+            run.write_text("report.md", "x")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert os.strerror(number) in message
+    assert str(tmp_path / "report.md") in message
+    assert {path.name for path in tmp_path.iterdir()} == {"run.lock"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_an_unwritable_place_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="choose another --run-dir"):
+        RunDirectory.create(tmp_path / "run")
+
+
+class Halting(io.FileIO):
+    """A file that takes ten bytes, and at the next write an interrupt comes."""
+
+    writes = 0
+
+    def write(self, data):
+        Halting.writes += 1
+        if Halting.writes == 2:
+            raise KeyboardInterrupt
+        return super().write(bytes(data)[:10])
+
+
+def test_an_interrupt_within_a_line_takes_the_line_back(tmp_path, monkeypatch):
+    with RunDirectory.create(tmp_path) as run:
+        run.append_metrics({"step": 1})
+        monkeypatch.setattr(Path, "open", lambda self, mode, buffering: Halting(self, mode))
+        with pytest.raises(KeyboardInterrupt):
+            run.append_metrics({"step": 2, "loss": 0.5})
+        monkeypatch.undo()
+        run.append_metrics({"step": 3})
+        lines = run.path("metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 3]
+
+
+def test_a_run_that_measured_nothing_takes_its_directory_back(tmp_path):
+    def fail() -> None:
+        with RunDirectory.create(tmp_path / "run") as run:
+            run.write_text("config.toml", "")
+            raise UserError("wrong")
+
+    with pytest.raises(UserError, match="wrong"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
 
 
 def with_small_disk(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
