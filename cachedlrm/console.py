@@ -1,25 +1,25 @@
-"""What a run prints: a live screen, plain lines, or nothing."""
+"""What a run prints: a live screen, plain lines, or nothing. A display that fails never ends a run."""
 
 import dataclasses
-import io
+import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from types import TracebackType
+from typing import Protocol, Self, TextIO, cast
 
 import rich.console
 from rich.live import Live
+from rich.text import Text
 
-from cachedlrm.live_view import LiveView, RunHeader, format_seconds
+from cachedlrm.live_view import History, LiveView, RunHeader, format_seconds, printable
 from cachedlrm.metrics import Snapshot
 
 _REDRAW_S = 0.25
-_HISTORY = 200
 
 
 class Console(Protocol):
-    """Receives a run's snapshots. `close` restores the terminal, whatever happened."""
+    """Receives a run's snapshots. `close` restores the terminal, whatever happened; so does leaving ``with``."""
 
     def start(self, header: RunHeader) -> None:
         """The run is about to train."""
@@ -30,11 +30,20 @@ class Console(Protocol):
     def advance(self, step: int) -> None:
         """A step has been issued; its figures come with the next `update`."""
 
+    def message(self, text: str) -> None:
+        """Something happened that the user should know."""
+
     def finish(self, summary: str) -> None:
         """The run has ended and written its files."""
 
     def close(self) -> None:
         """No more is coming."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def open_console(ui: str, stream: TextIO | None = None) -> Console:
@@ -42,10 +51,13 @@ def open_console(ui: str, stream: TextIO | None = None) -> Console:
     stream = stream or sys.stdout
     if ui == "off":
         return SilentConsole()
-    terminal = rich.console.Console(file=stream, highlight=False)
-    if ui == "live" or (ui == "auto" and terminal.is_terminal and not terminal.is_dumb_terminal):
+    # Asked of the stream: rich also takes a file for a terminal when FORCE_COLOR is set, as CI systems do.
+    is_terminal = stream.isatty()
+    output = cast("TextIO", _Output(stream))
+    terminal = rich.console.Console(file=output, highlight=False)
+    if ui == "live" or (ui == "auto" and is_terminal and not terminal.is_dumb_terminal):
         return LiveConsole(terminal)
-    return PlainConsole(stream)
+    return PlainConsole(output)
 
 
 class SilentConsole:
@@ -60,11 +72,22 @@ class SilentConsole:
     def advance(self, step: int) -> None:
         """Nothing."""
 
+    def message(self, text: str) -> None:
+        """Nothing."""
+
     def finish(self, summary: str) -> None:
         """Nothing."""
 
     def close(self) -> None:
         """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class PlainConsole(SilentConsole):
@@ -78,10 +101,7 @@ class PlainConsole(SilentConsole):
         self._stream = stream
 
     def _print(self, text: str) -> None:
-        try:
-            print(text, file=self._stream, flush=True)
-        except BrokenPipeError:  # nobody reads any more (| head): training goes on
-            self._stream = io.StringIO()
+        print(printable(text), file=self._stream, flush=True)
 
     def start(self, header: RunHeader) -> None:
         """Prints what the run is."""
@@ -98,9 +118,14 @@ class PlainConsole(SilentConsole):
             f"wait {snapshot.phase_ms.get('wait', 0.0):.2f} ms  eta {format_seconds(snapshot.eta_s)}"
         )
 
+    def message(self, text: str) -> None:
+        """Prints it."""
+        self._print(text)
+
     def finish(self, summary: str) -> None:
         """Prints the summary."""
-        self._print(summary)
+        for line in summary.splitlines():
+            self._print(line)
 
 
 class LiveConsole(SilentConsole):
@@ -115,8 +140,7 @@ class LiveConsole(SilentConsole):
         self._terminal = terminal
         self._clock = clock
         self._drawn = -_REDRAW_S
-        self._losses: deque[float] = deque(maxlen=_HISTORY)
-        self._hit_ratios: deque[float] = deque(maxlen=_HISTORY)
+        self._losses, self._hit_ratios = History(), History()
         self._live: Live | None = None
         self._header: RunHeader | None = None
         self._view: LiveView | None = None
@@ -125,15 +149,15 @@ class LiveConsole(SilentConsole):
         """Draws the header."""
         self._header = header
         self._view = LiveView(header, None)
-        self._live = Live(self._view, console=self._terminal, auto_refresh=False)
+        self._live = Live(self._view, console=self._terminal, auto_refresh=False, vertical_overflow="crop")
         self._live.start(refresh=True)
 
     def update(self, snapshot: Snapshot) -> None:
         """Redraws, at most four times a second."""
         assert self._header is not None
-        self._losses.append(snapshot.loss)
-        self._hit_ratios.append(snapshot.recent.hit_ratio)
-        self._view = LiveView(self._header, snapshot, tuple(self._losses), tuple(self._hit_ratios))
+        self._losses.add(snapshot.loss)
+        self._hit_ratios.add(snapshot.recent.hit_ratio)
+        self._view = LiveView(self._header, snapshot, self._losses.values(), self._hit_ratios.values())
         self._redraw()
 
     def advance(self, step: int) -> None:
@@ -141,6 +165,10 @@ class LiveConsole(SilentConsole):
         if self._view is not None:
             self._view = dataclasses.replace(self._view, step=step)
             self._redraw()
+
+    def message(self, text: str) -> None:
+        """Prints it above the screen."""
+        self._terminal.print(Text(printable(text)))
 
     def _redraw(self) -> None:
         if self._live is not None and self._view is not None and self._clock() - self._drawn >= _REDRAW_S:
@@ -152,10 +180,56 @@ class LiveConsole(SilentConsole):
         if self._live is not None and self._view is not None:
             self._live.update(self._view, refresh=True)
         self.close()
-        self._terminal.print(f"\n{summary}", highlight=False, markup=False)
+        # Soft wrap: a path in it stays one piece for copying.
+        self._terminal.print(Text("\n" + "\n".join(map(printable, summary.splitlines()))), soft_wrap=True)
 
     def close(self) -> None:
         """Restores the terminal."""
         if self._live is not None:
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
+            live.stop()
+
+
+class _Output:
+    """A stream whose reader may leave (``| head``), whose disk may fill up and whose encoding may lack characters.
+
+    Args:
+        stream: what is written to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_stdout = stream is sys.stdout
+        self._broken = False
+
+    def write(self, text: str) -> int:
+        """Writes what the encoding has, with ``?`` for the rest; nothing any more once writing failed."""
+        encoding = self._stream.encoding or "utf-8"
+        if not self._broken:
+            try:
+                self._stream.write(text.encode(encoding, "replace").decode(encoding))
+            except OSError:
+                self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, unless writing failed."""
+        if not self._broken:
+            try:
+                self._stream.flush()
+            except OSError:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self._broken = True
+        if self._is_stdout:
+            # Python flushes stdout once more at exit and would turn what is left in it into exit status 120.
+            try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+            except OSError:  # no file behind it
+                pass
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)

@@ -1,17 +1,26 @@
 """The live screen: a pure function of a snapshot, so it is tested without a terminal."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from cachedlrm.metrics import PHASES, Snapshot
+from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
 
-_WIDE = 116  # from this width on, sections stand in two columns
+_WIDE = 132  # from this width on, sections stand in two columns
+_WIDEST = 160  # beyond it lines would be too long to follow
+_RIGHT_WIDTH = 75  # of the column with the longest lines
+_SHORT = 24  # below this height there is no room for headings, from 4 lines more on there is for blank lines
 _LABEL_WIDTH = 11
+_GAP = 3
+_CURVE_HEIGHT = 4  # of the losses, beside the longer right column
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*%#"
+_ACCENT, _ALERT = "cyan", "yellow"
+_TRAINING_PHASES = tuple(phase for phase in PHASES if phase not in PREPARING_PHASES)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,37 @@ class RunHeader:
     machine: str
 
 
+class History:
+    """A value a snapshot over a whole run, thinned as it grows: when full, neighbours are merged into their mean.
+
+    Args:
+        limit: values kept at most; even.
+    """
+
+    def __init__(self, limit: int = 256) -> None:
+        self._limit = limit
+        self._means: list[float] = []
+        self._merged = 1  # values in a mean
+        self._pending: list[float] = []
+
+    def add(self, value: float) -> None:
+        """Takes the next value; NaN and infinities have no place on a scale."""
+        if not math.isfinite(value):
+            return
+        self._pending.append(value)
+        if len(self._pending) < self._merged:
+            return
+        self._means.append(_mean(self._pending))
+        self._pending = []
+        if len(self._means) == self._limit:
+            self._means = [_mean(self._means[i : i + 2]) for i in range(0, self._limit, 2)]
+            self._merged *= 2
+
+    def values(self) -> tuple[float, ...]:
+        """Oldest first."""
+        return (*self._means, _mean(self._pending)) if self._pending else tuple(self._means)
+
+
 @dataclass(frozen=True)
 class LiveView:
     """A screen for rich: header, progress, learning, cache, phases of a step, memory.
@@ -38,9 +78,9 @@ class LiveView:
     Attributes:
         header: what the run is.
         snapshot: where it stood last; None before the first.
+        losses: losses of the run, oldest first.
+        hit_ratios: hit ratios of the run, oldest first.
         step: steps issued, if more than the snapshot knows.
-        losses: recent losses, oldest first.
-        hit_ratios: recent hit ratios, oldest first.
     """
 
     header: RunHeader
@@ -50,83 +90,102 @@ class LiveView:
     step: int = 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = options.max_width
-        draw = _Drawing(ascii_only=options.ascii_only)
-        header = Text.assemble(
-            ("cachedlrm ", "bold"), f"{self.header.data}, {self.header.model}\n", (" " * 10 + self.header.cache, "dim")
-        )
-        header.append(f"\n{' ' * 10}{self.header.machine}", "dim")
-        if self.snapshot is None:
-            words = f"step {self.step:,}" if self.step else "preparing the first batches"
-            yield Group(header, Text(f"\n{words}", "dim"))
-            return
+        width, height = min(options.max_width, _WIDEST), console.size.height
+        yield from self._header_lines()
+        yield Text()
         snapshot = self.snapshot
+        if snapshot is None:
+            yield Text(f"step {self.step:,}" if self.step else "preparing the first batches", "dim")
+            return
+        pen = _Pen(options.ascii_only)
         wide = width >= _WIDE
-        column = (width - 3) // 2 if wide else width
-        learning = self._learning(snapshot, draw, column)
-        cache = self._cache(snapshot, draw, column)
-        phases, memory = _phases(snapshot, draw, column), _memory(snapshot, draw, column)
-        yield header
-        yield Text()
-        yield _progress(snapshot, max(self.step, snapshot.step), draw, width)
-        yield Text()
+        left = width - _GAP - _RIGHT_WIDTH if wide else width
+        right = _RIGHT_WIDTH if wide else width
+        learning, memory = (
+            self._learning(snapshot, pen, left, _CURVE_HEIGHT if wide else 1),
+            _memory(snapshot, pen, left),
+        )
+        cache, phases = self._cache(snapshot, pen, right), _phases(snapshot, pen, right)
+        yield _progress(snapshot, max(self.step, snapshot.step), pen, width)
         if wide:
-            grid = Table.grid(padding=(0, 3, 0, 0))
-            gap = [Text()]
-            grid.add_row(Group(*learning, *gap, *memory), Group(*cache, *gap, *phases))
+            grid = Table.grid(padding=(0, _GAP, 0, 0))
+            grid.add_column(width=left)
+            grid.add_column(width=right)
+            grid.add_row(Group(*learning, Text(), *memory), Group(*cache, Text(), *phases))
+            yield Text()
             yield grid
-        else:
-            for section in (learning, cache, phases, memory):
-                yield from section
+            return
+        for section in (learning, cache, phases, memory):
+            if height >= _SHORT + 4:
+                yield Text()
+            yield from section if height >= _SHORT else section[1:]
 
-    def _learning(self, snapshot: Snapshot, draw: "_Drawing", width: int) -> list[Text]:
-        auc = "no evaluation yet" if snapshot.auc is None else f"{snapshot.auc:.4f} held out"
-        loss = Text(f"{snapshot.loss:.5f} ")
-        loss.append(draw.sparkline(self.losses, width - _LABEL_WIDTH - 12), "cyan")
-        return [
-            _line("loss", loss),
-            _line("AUC", Text(auc)),
-            _line("speed", Text(f"{snapshot.samples_per_s:,.0f} samples/s")),
+    def _header_lines(self) -> list[Text]:
+        title = Text.assemble(
+            (f"{'cachedlrm':<{_LABEL_WIDTH}}", f"bold {_ACCENT}"), (printable(self.header.data), "bold")
+        )
+        title.append(f", {printable(self.header.model)}")
+        lines = [
+            title,
+            *(_line("", Text(printable(words), "dim")) for words in (self.header.cache, self.header.machine)),
         ]
+        for line in lines:
+            line.no_wrap, line.overflow = True, "crop"
+        return lines
 
-    def _cache(self, snapshot: Snapshot, draw: "_Drawing", width: int) -> list[Text]:
-        recent, steps = snapshot.recent, max(1, snapshot.recent_steps)
-        hits = Text(f"{recent.hit_ratio:6.2%} now, {snapshot.cache.hit_ratio:.2%} over the run ")
-        hits.append(draw.sparkline(self.hit_ratios, width - _LABEL_WIDTH - 34), "green")
-        moved_bytes = (recent.fetched_rows + recent.written_back_rows) * snapshot.record_bytes
+    def _learning(self, snapshot: Snapshot, pen: "_Pen", width: int, curve_height: int) -> list[Text]:
+        value = f"{snapshot.loss:.5f}  "
+        losses = []
+        for i, blocks in enumerate(curve(self.losses, width - _LABEL_WIDTH - len(value), curve_height, pen.ascii_only)):
+            words = value if i == 0 else " " * len(value)
+            losses.append(_line("" if i else "loss", Text.assemble((words, "bold"), (blocks, _ACCENT))))
+        auc = Text("no evaluation yet", "dim")
+        if snapshot.auc is not None:
+            auc = Text.assemble((f"{snapshot.auc:.4f}", "bold"), (" held out", "dim"))
+        share = snapshot.waited_share
+        speed = Text.assemble((f"{snapshot.samples_per_s:,.0f} samples/s", "bold"), ("  waiting for rows ", "dim"))
+        speed.append(f"{share:.1%}", _ALERT if share > 0.2 else "")
+        return [pen.rule("learning", width), *losses, _line("AUC", auc), _line("speed", speed)]
+
+    def _cache(self, snapshot: Snapshot, pen: "_Pen", width: int) -> list[Text]:
+        recent, total, steps = snapshot.recent, snapshot.cache, max(1, snapshot.recent_steps)
+        hits = Text.assemble((f"{recent.hit_ratio:.2%} now", "bold"), f", {total.hit_ratio:.2%} over the run  ")
+        hits.append(sparkline(self.hit_ratios, width - _LABEL_WIDTH - len(hits.plain), pen.ascii_only), _ACCENT)
         rows = (
             f"{recent.fetched_rows / steps:,.0f} fetched, {recent.first_touch_rows / steps:,.0f} created, "
-            f"{recent.written_back_rows / steps:,.0f} written back"
+            f"{recent.written_back_rows / steps:,.0f} written back, {recent.evicted_rows / steps:,.0f} evicted"
         )
-        total = snapshot.cache
-        total_rows = total.fetched_rows + total.first_touch_rows + total.written_back_rows
+        moved_bytes = (snapshot.fetched_bytes + snapshot.written_back_bytes) / steps
         total_bytes = (total.fetched_rows + total.written_back_rows) * snapshot.record_bytes
+        traffic = Text(f"{_size(moved_bytes)}/step, {_size(total_bytes)} in the run")
+        if snapshot.host_records is not None:
+            traffic.append(f", {snapshot.host_records:,} rows on host")
+        resident, slots = snapshot.resident_slots, snapshot.cache_slots
         return [
+            pen.rule("cache", width),
             _line("hit ratio", hits),
-            _line("rows/step", Text(f"{rows}  {_size(moved_bytes / steps)}")),
-            _line("moved", Text(f"{total_rows:,} rows and {_size(total_bytes)} in the run")),
+            _line("rows/step", Text(rows)),
+            _line("traffic", traffic),
+            _line("slots", pen.bar(resident / slots if slots else 0.0, 20).append(f" {resident:,} of {slots:,}")),
         ]
 
 
-class _Drawing:
-    """Bars and sparklines, with or without Unicode."""
+class _Pen:
+    """Bars and rules, with or without Unicode."""
 
     def __init__(self, ascii_only: bool) -> None:
-        self._blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
-        self._full, self._empty = ("#", ".") if ascii_only else ("█", "░")
+        self.ascii_only = ascii_only
+        self._full, self._half, self._track, self._rule = ("#", "", ".", "-") if ascii_only else ("━", "╸", "─", "─")
 
-    def bar(self, share: float, width: int, style: str) -> Text:
-        filled = round(min(1.0, max(0.0, share)) * width)
-        return Text.assemble((self._full * filled, style), (self._empty * (width - filled), "dim"))
+    def bar(self, share: float, width: int, style: str = _ACCENT, track: bool = True) -> Text:
+        halves = round(min(1.0, max(0.0, share)) * width * 2) if math.isfinite(share) else 0
+        filled = self._full * (halves // 2) + (self._half if halves % 2 else "")
+        return Text.assemble((filled, style), ((self._track if track else " ") * (width - len(filled)), "dim"))
 
-    def sparkline(self, values: tuple[float, ...], width: int) -> str:
-        values = values[-max(0, width) :] if width > 0 else ()
-        if not values:
-            return ""
-        low, high = min(values), max(values)
-        steps = len(self._blocks) - 1
-        scale = steps / (high - low) if high > low else 0.0
-        return "".join(self._blocks[round((value - low) * scale)] for value in values)
+    def rule(self, title: str, width: int) -> Text:
+        line = Text.assemble((f"{title:<{_LABEL_WIDTH - 1}} ", "bold"), (self._rule * (width - _LABEL_WIDTH), "dim"))
+        line.no_wrap, line.overflow = True, "crop"
+        return line
 
 
 def _line(label: str, value: Text) -> Text:
@@ -136,43 +195,85 @@ def _line(label: str, value: Text) -> Text:
     return line
 
 
-def _progress(snapshot: Snapshot, step: int, draw: _Drawing, width: int) -> Text:
+def _progress(snapshot: Snapshot, step: int, pen: _Pen, width: int) -> Text:
     left = snapshot.num_steps - snapshot.step
     eta_s = snapshot.eta_s * (snapshot.num_steps - step) / left if left else 0.0
     share = step / snapshot.num_steps if snapshot.num_steps else 1.0
-    words = f" {share:4.0%}  step {step:,}/{snapshot.num_steps:,}  ETA {format_seconds(eta_s)}"
-    line = draw.bar(share, max(10, width - len(words)), "magenta")
-    line.append(words)
-    line.no_wrap = True
+    words = f"  step {step:,}/{snapshot.num_steps:,}  ETA {format_seconds(eta_s)}"
+    line = pen.bar(share, max(10, width - len(words) - 6)).append(f"  {share:4.0%}", "bold").append(words)
+    line.no_wrap, line.overflow = True, "crop"
     return line
 
 
-def _phases(snapshot: Snapshot, draw: _Drawing, width: int) -> list[Text]:
-    """Where a step's time goes. Phases of the prefetch thread overlap the others when it runs ahead."""
+def _phases(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
+    """Where a step's time goes: what training does on the left, what makes rows ready for it on the right."""
     longest = max(snapshot.phase_ms.values(), default=0.0) or 1.0
-    lines = []
-    for phase in PHASES:
+    half = (width - _GAP) // 2
+    left, right = pen.rule("training", half), pen.rule("preparing", width - half - _GAP)
+    lines = [left.append(" " * _GAP).append_text(right)]
+
+    def cell(phase: str) -> Text:
         milliseconds = snapshot.phase_ms.get(phase, 0.0)
-        style = "red" if phase == "wait" else "blue"
-        value = Text(f"{milliseconds:8.2f} ms ")
-        value.append_text(draw.bar(milliseconds / longest, min(40, width - _LABEL_WIDTH - 14), style))
-        lines.append(_line(phase.replace("_", " "), value))
+        bar = pen.bar(
+            milliseconds / longest, max(0, half - _LABEL_WIDTH - 13), _ALERT if phase == "wait" else _ACCENT, False
+        )
+        return _line(phase.replace("_", " "), Text(f"{milliseconds:9.2f} ms ").append_text(bar))
+
+    for i, phase in enumerate(_TRAINING_PHASES):
+        line = cell(phase)
+        if i < len(PREPARING_PHASES):
+            line.append(" " * (half + _GAP - len(line.plain))).append_text(cell(PREPARING_PHASES[i]))
+        lines.append(line)
     return lines
 
 
-def _memory(snapshot: Snapshot, draw: _Drawing, width: int) -> list[Text]:
-    lines = []
-    slots = snapshot.cache_slots
-    for label, used, limit, words in (
-        ("slots", snapshot.resident_slots, slots, f"{snapshot.resident_slots:,} of {slots:,}"),
-        ("device", snapshot.device_bytes, snapshot.device_limit_bytes, None),
-        ("host", snapshot.host_bytes, snapshot.host_limit_bytes, None),
+def _memory(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
+    lines = [pen.rule("memory", width)]
+    for label, used, limit in (
+        ("device", snapshot.device_bytes, snapshot.device_limit_bytes),
+        ("host", snapshot.host_bytes, snapshot.host_limit_bytes),
     ):
         share = used / limit if limit else 0.0
-        value = draw.bar(share, min(26, width - _LABEL_WIDTH - 30), "yellow" if share > 0.9 else "green")
-        value.append(f" {words or f'{_size(used)} of {_size(limit)}'}")
-        lines.append(_line(label, value))
+        bar = pen.bar(share, 20 if width >= 78 else 8, _ALERT if share > 0.9 else _ACCENT).append(
+            f" {_size(used)} of {_size(limit)}"
+        )
+        lines.append(_line(label, bar))
+    if snapshot.mapped_bytes:
+        lines[-1].append(f"  {_size(snapshot.mapped_bytes)} mapped", "dim")
     return lines
+
+
+def curve(values: Sequence[float], width: int, height: int = 1, ascii_only: bool = False) -> list[str]:
+    """A curve between the least and the greatest value: lines from the top, of at most ``width`` characters."""
+    values = [value for value in values if math.isfinite(value)]
+    count = min(max(0, width), len(values))
+    if not count:
+        return [""] * height
+    bounds = [len(values) * i // count for i in range(count + 1)]
+    means = [_mean(values[bounds[i] : bounds[i + 1]]) for i in range(count)]
+    blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
+    low, high = min(means), max(means)
+    scale = (len(blocks) * height - 1) / (high - low) if high > low else 0.0
+    levels = [round((mean - low) * scale) for mean in means]
+    lines = []
+    for row in reversed(range(height)):
+        inside = [level - row * len(blocks) for level in levels]
+        lines.append("".join(" " if level < 0 else blocks[min(level, len(blocks) - 1)] for level in inside))
+    return lines
+
+
+def sparkline(values: Sequence[float], width: int, ascii_only: bool = False) -> str:
+    """A curve of one line."""
+    return curve(values, width, 1, ascii_only)[0]
+
+
+def printable(text: str) -> str:
+    """The text on one line and without control characters, which would move the cursor: a path may hold any."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _size(num_bytes: float) -> str:
@@ -183,6 +284,8 @@ def _size(num_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """h:mm:ss"""
+    """h:mm:ss; dashes for what nobody knows yet."""
+    if not math.isfinite(seconds):
+        return "-:--:--"
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

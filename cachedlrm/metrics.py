@@ -1,11 +1,14 @@
 """What a run counts and measures: one definition each."""
 
+import math
 from dataclasses import dataclass, fields
 
 import psutil
 
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
 
+PREPARING_PHASES = ("plan", "evict", "admit")
+"""Those that make a batch's rows ready; a prefetch thread spends them beside the others."""
 
 MetricsRow = dict[str, float | int | None]
 
@@ -78,6 +81,7 @@ class Snapshot:
         mapped_bytes: mapped pages in memory now.
         cache_slots: rows the cache may keep.
         resident_slots: rows it keeps.
+        host_records: records in the host store; None where nobody counted them.
     """
 
     step: int
@@ -101,12 +105,34 @@ class Snapshot:
     mapped_bytes: int
     cache_slots: int
     resident_slots: int
+    host_records: int | None = None
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Recently read from a lower tier."""
+        return self.recent.fetched_rows * self.record_bytes
+
+    @property
+    def written_back_bytes(self) -> int:
+        """Recently copied down."""
+        return self.recent.written_back_rows * self.record_bytes
+
+    @property
+    def waited_share(self) -> float:
+        """Recent share of waiting in what the training thread did; plan, evict and admit are the prefetch thread's."""
+        spent = sum(self.phase_ms.get(phase, 0.0) for phase in PHASES if phase not in PREPARING_PHASES)
+        return self.phase_ms.get("wait", 0.0) / spent if spent > 0 else 0.0
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None for NaN and infinities, for which JSON has no number."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def metrics_row(snapshot: Snapshot) -> MetricsRow:
     """One line of ``metrics.jsonl``. Counters and milliseconds are recent ones, ``*_total`` those of the run."""
     recent = snapshot.recent
-    return {
+    row: MetricsRow = {
         "step": snapshot.step,
         "epoch": snapshot.epoch,
         "samples": snapshot.samples,
@@ -123,14 +149,15 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "fetched_rows": recent.fetched_rows,
         "evicted_rows": recent.evicted_rows,
         "written_back_rows": recent.written_back_rows,
-        "fetched_bytes": recent.fetched_rows * snapshot.record_bytes,
-        "written_back_bytes": recent.written_back_rows * snapshot.record_bytes,
+        "fetched_bytes": snapshot.fetched_bytes,
+        "written_back_bytes": snapshot.written_back_bytes,
         **{f"{phase}_ms": round(milliseconds, 4) for phase, milliseconds in snapshot.phase_ms.items()},
         "device_bytes": snapshot.device_bytes,
         "host_bytes": snapshot.host_bytes,
         "mapped_bytes": snapshot.mapped_bytes,
         "resident_slots": snapshot.resident_slots,
     }
+    return {key: finite(value) for key, value in row.items()}
 
 
 def host_memory() -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,22 @@ import torch
 from cachedlrm import __version__
 from cachedlrm.budget import format_bytes
 from cachedlrm.config import Options
-from cachedlrm.metrics import CacheCounters, MetricsRow
+from cachedlrm.live_view import format_seconds, sparkline
+from cachedlrm.metrics import PREPARING_PHASES, CacheCounters, MetricsRow, finite
 
 _COURSE_ROWS = 20
+_CURVE_WIDTH = 80
+_COURSE = {
+    "step": ("step", ","),
+    "loss": ("loss", ".5f"),
+    "auc": ("AUC", ".4f"),
+    "hit_ratio": ("hit ratio", ".2%"),
+    "samples_per_s": ("samples/s", ",.0f"),
+    "fetched_rows": ("rows fetched", ","),
+    "written_back_rows": ("rows written back", ","),
+    "wait_ms": ("wait, ms a step", ".2f"),
+}
+"""Columns of the course: keys of a line of metrics, their titles and formats."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +78,11 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
     report: dict[str, object] = {
         "steps": totals.steps,
         "samples": totals.samples,
-        "samples_per_s": totals.samples_per_s,
+        "samples_per_s": finite(totals.samples_per_s),
         "training_s": totals.training_s,
-        "loss_last": totals.loss_last,
-        "loss_mean": totals.loss_mean,
-        "auc": totals.auc,
+        "loss_last": finite(totals.loss_last),
+        "loss_mean": finite(totals.loss_mean),
+        "auc": finite(totals.auc),
         "table_rows": totals.table_rows,
         "cache_slots": totals.cache_slots,
         "temporary_slots": totals.temporary_slots,
@@ -92,14 +106,14 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "environment": _environment(totals, arguments),
     }
     if totals.losses is not None:
-        report["losses"] = totals.losses
+        report["losses"] = [finite(loss) for loss in totals.losses]
     return report
 
 
 def _environment(totals: RunTotals, arguments: Sequence[str]) -> dict[str, object]:
     """What is needed to repeat the run elsewhere."""
     return {
-        "command": " ".join(["python -m cachedlrm.train", *arguments]),
+        "command": " ".join(["python -m cachedlrm.train", *map(shlex.quote, arguments)]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cachedlrm": __version__,
@@ -115,12 +129,26 @@ def _environment(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
 
 
 def _commit() -> str | None:
-    """Commit of the checkout the package lies in, marked if files differ from it; None outside one."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Commit of the checkout the package lies in, marked if files differ from it; None outside one.
+
+    A package installed into somebody's project lies in that project's checkout without being part of it.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    # Without optional locks a run never gets in the way of the user's own git commands.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    described = ""
     try:
-        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        for command in (
+            ["ls-files", "--error-unmatch", Path(__file__).name],
+            ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        ):
+            done = subprocess.run(
+                [*git, *command], capture_output=True, text=True, timeout=5, check=True, env=environment
+            )
+            described = done.stdout.strip()
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
+    return described
 
 
 def _cpu_model() -> str:
@@ -145,11 +173,12 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
     sections = [
         "# Training report",
         _summary(totals),
+        "## Result\n\n" + _result(totals),
         "## Cache traffic\n\n" + _traffic(totals),
         "## Memory\n\n" + _memory(totals),
         "## Where a step's time goes\n\n" + _phases(totals),
         "## Course of the run\n\n" + _course(rows),
-        "## To repeat it\n\n" + _table(("", ""), [(key, str(value)) for key, value in environment.items()]),
+        "## To repeat it\n\n" + _table(("", ""), [(key, _escaped(value)) for key, value in environment.items()]),
         f"```toml\n{config.strip()}\n```",
     ]
     return "\n\n".join(sections) + "\n"
@@ -169,6 +198,21 @@ def _summary(totals: RunTotals) -> str:
         f"and training waited {totals.phase_ms['wait']:.2f} ms a step for rows. Results do not depend on the cache: an "
         "uncached run gives the same bits."
     )
+
+
+def _result(totals: RunTotals) -> str:
+    rows = {
+        "steps": f"{totals.steps:,}",
+        "samples": f"{totals.samples:,}",
+        "training time, without setup and evaluation": format_seconds(totals.training_s),
+        "samples per second, after the first 5 % of the steps": f"{totals.samples_per_s:,.0f}",
+        "loss, mean over the run": _number(totals.loss_mean, ".5f"),
+        "loss of the last step": _number(totals.loss_last, ".5f"),
+        "AUC on held-out samples": _number(totals.auc, ".4f"),
+        "hit ratio over lookups": f"{totals.counters.hit_ratio:.2%}",
+        "hit ratio over working-set rows": f"{totals.counters.unique_hit_ratio:.2%}",
+    }
+    return _table(("", ""), list(rows.items()))
 
 
 def _traffic(totals: RunTotals) -> str:
@@ -206,28 +250,46 @@ def _memory(totals: RunTotals) -> str:
 
 
 def _phases(totals: RunTotals) -> str:
-    total = sum(totals.phase_ms.values()) or 1.0
-    rows = [
-        (phase, f"{value:.3f}", f"{value / total:.1%}", "█" * round(40 * value / total))
-        for phase, value in totals.phase_ms.items()
-    ]
-    note = "plan, evict and admit run in the prefetch thread, beside the others, unless the prefetch depth is 0."
-    return _table(("phase", "ms per step", "share", ""), rows) + f"\n\n{note}"
+    """Shares are of the time a step took, so those of another thread come on top of a hundred percent."""
+    step_ms = totals.training_s * 1e3 / max(1, totals.steps)
+    rows = []
+    for phase, milliseconds in totals.phase_ms.items():
+        share = milliseconds / step_ms if step_ms > 0 else 0.0
+        rows.append((phase.replace("_", " "), f"{milliseconds:.3f}", f"{share:.1%}", "█" * round(40 * min(1.0, share))))
+    beside = totals.options.cache.prefetch_depth > 0
+    where = "run in the prefetch thread, beside the others" if beside else "run in the training thread, as all others"
+    note = f"A step took {step_ms:.3f} ms. {', '.join(PREPARING_PHASES[:-1])} and {PREPARING_PHASES[-1]} {where}."
+    return _table(("phase", "ms per step", "share of a step", ""), rows) + f"\n\n{note}"
 
 
 def _course(rows: Sequence[MetricsRow]) -> str:
-    """At most `_COURSE_ROWS` lines of the metrics, evenly spaced, the last among them."""
+    """Curves of the whole run, and at most `_COURSE_ROWS` lines of the metrics, evenly spaced, the last among them."""
     if not rows:
         return "No step was trained."
     picked = sorted({round(i * (len(rows) - 1) / (_COURSE_ROWS - 1)) for i in range(_COURSE_ROWS)})
-    keys = ("step", "loss", "auc", "hit_ratio", "samples_per_s", "fetched_rows", "written_back_rows", "wait_ms")
-    return _table(keys, [tuple(_cell(rows[index][key]) for key in keys) for index in picked])
+    table = _table(
+        [title for title, _ in _COURSE.values()],
+        [[_number(rows[index][key], form) for key, (_, form) in _COURSE.items()] for index in picked],
+    )
+    return "\n".join(["```text", *(_curve(rows, key) for key in ("loss", "auc", "hit_ratio")), "```", "", table])
 
 
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.4f}" if isinstance(value, float) and abs(value) < 100 else f"{value:,.0f}"
+def _curve(rows: Sequence[MetricsRow], key: str) -> str:
+    title, form = _COURSE[key]
+    values = [value for row in rows if (value := row[key]) is not None]
+    if not values:
+        return f"{title:<10} no value"
+    ends = f"{_number(values[0], form)} to {_number(values[-1], form)}"
+    return f"{title:<10} {ends:<20} {sparkline(values, _CURVE_WIDTH)}"
+
+
+def _number(value: float | int | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _escaped(value: object) -> str:
+    """A cell of a table keeps its one line and its column."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
