@@ -42,6 +42,7 @@ def measured_runs() -> list[str]:
     for ratio in ("0.01", "0.05", "1.0"):
         with tempfile.TemporaryDirectory() as directory:
             options = ["--gpu-cache-ratio", ratio, "--gpu-budget", "4GiB", "--steps", str(STEPS), "--test-freq", "-1"]
+            options += ["--optimizer", "sgd"]  # with optimizer state the resident run would not fit the card
             options += ["--device", "cuda", "--ui", "off", "--run-dir", f"{directory}/run"]
             status, output = run(sys.executable, "-c", MEASURE, str(CARD_BYTES), *options)
             if status:

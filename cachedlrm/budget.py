@@ -5,9 +5,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cachedlrm.errors import UserError
+from cachedlrm.store.init import DEVICE_TURN_ROWS
 from cachedlrm.store.records import RecordLayout
 
+_SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
+_ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
 _OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """Tables that share a slab.
+
+    Attributes:
+        table_rows: rows of each.
+        layout: columns of a record.
+    """
+
+    table_rows: tuple[int, ...]
+    layout: RecordLayout
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.table_rows)
 
 
 @dataclass(frozen=True)
@@ -15,56 +35,126 @@ class Workload:
     """The sizes that decide what a training step needs.
 
     Attributes:
-        table_rows: rows of each of the T tables.
+        groups: of tables.
+        num_features: T, sparse features.
         lookups_per_bag: the most lookups a bag can hold.
-        batch_size: B, samples.
+        mini_batch_size: samples of one forward and backward pass.
         mlp_bot: layer sizes of the bottom MLP, its input first.
         mlp_top: layer sizes of the top MLP, its (derived) input first.
-        layout: columns of a record.
         prefetch_depth: batches prepared ahead.
         staging_rows: rows of a staging buffer; 0 on the CPU, which needs none of its own.
+        num_mini_batches: mini-batches of a step, whose gradients are added up.
+        test_batch_size: samples of an evaluation step; 0: none.
+        dot: whether the interaction is of pairwise products.
+        keeps_inputs: whether the activation function's backward needs its input, beside its output.
     """
 
-    table_rows: tuple[int, ...]
+    groups: tuple[GroupShape, ...]
+    num_features: int
     lookups_per_bag: int
-    batch_size: int
+    mini_batch_size: int
     mlp_bot: tuple[int, ...]
     mlp_top: tuple[int, ...]
-    layout: RecordLayout
     prefetch_depth: int
     staging_rows: int
+    num_mini_batches: int = 1
+    test_batch_size: int = 0
+    dot: bool = True
+    keeps_inputs: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+        return self.mini_batch_size * self.num_mini_batches
 
     @property
     def num_rows(self) -> int:
-        return sum(self.table_rows)
+        return sum(group.num_rows for group in self.groups)
 
     @property
-    def working_set_bound(self) -> int:
-        """The most unique rows one batch can have."""
+    def working_set_bounds(self) -> tuple[int, ...]:
+        """The most unique rows one batch can have, in each group."""
         lookups = self.batch_size * self.lookups_per_bag
-        return sum(min(rows, lookups) for rows in self.table_rows)
+        return tuple(sum(min(rows, lookups) for rows in group.table_rows) for group in self.groups)
 
-    def fixed_bytes(self, working_set_rows: int) -> dict[str, int]:
-        """Bytes of everything but the slab, for batches of at most ``working_set_rows`` unique rows."""
-        num_tables, dim, batch = len(self.table_rows), self.layout.dim, self.batch_size
-        lookups = batch * self.lookups_per_bag * num_tables
-        # slots, plan's slots and rows (int64), positions and their transpose (int32), dense features and labels
-        upload = 32 * working_set_rows + 8 * lookups + 4 * (batch * num_tables + working_set_rows)
-        upload += 4 * batch * (self.mlp_bot[0] + 1)
+    def fixed_bytes(self, working_sets: tuple[int, ...]) -> dict[str, int]:
+        """Bytes of everything but the slabs, for batches of at most so many unique rows in each group.
+
+        Buffers stay; beside them is what a training step needs, or an evaluation step if that is more.
+        """
+        buffers = int(_SPARE * (self._upload_bytes(working_sets) + self._record_bytes(working_sets)))
+        step, evaluation = self._step_bytes(working_sets), self._evaluation_bytes(working_sets)
+        rows, activations = max(step, evaluation, key=sum)
+        staging = sum(4 * self.staging_rows * group.layout.record_bytes for group in self.groups)
+        if staging:  # initial rows are computed on the device in turns, with a few int64 temporaries
+            staging += max(6 * 8 * DEVICE_TURN_ROWS * group.layout.dim for group in self.groups)
+        return {
+            "staging": staging,
+            "working_set": buffers + rows,
+            "dense": self._dense_bytes,
+            "activations": activations,
+        }
+
+    def _upload_bytes(self, working_sets: tuple[int, ...]) -> int:
+        """Bytes of the uploaded arrays of all batches in preparation."""
+        one = 4 * self.batch_size * (self.mlp_bot[0] + 1)
+        for group, rows in zip(self.groups, working_sets, strict=True):
+            bags = self.batch_size * len(group.table_rows)
+            # slots, plan's slots and rows (int64), positions and their transpose (int32)
+            one += 32 * rows + 8 * bags * self.lookups_per_bag + 4 * (bags + rows)
+        return (self.prefetch_depth + 2) * one
+
+    def _record_bytes(self, working_sets: tuple[int, ...]) -> int:
+        pairs = zip(self.groups, working_sets, strict=True)
+        return sum(rows * group.layout.record_bytes for group, rows in pairs)
+
+    def _step_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of a training step: gradients and temporaries of the rows, and activations with their gradients."""
+        row_bytes = pooled = 0
+        for group, rows in zip(self.groups, working_sets, strict=True):
+            layout = group.layout
+            copies = 1 + _ROW_TEMPORARIES[layout.optimizer] + 2 * layout.weighted
+            row_bytes += 4 * rows * layout.parameter_width * copies
+            pooled += self.batch_size * len(group.table_rows) * layout.dim
+        outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
+        kept = outputs * (2 if self.keeps_inputs else 1) + sum(self._interaction_units)
+        return row_bytes, 4 * (self.mini_batch_size * (kept + self._largest_pair) + 2 * pooled)
+
+    def _evaluation_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
+        """The same of an evaluation step, which keeps no activations.
+
+        Unique rows grow more slowly than samples, so a test batch of k batches has at most k times their rows.
+        """
+        row_bytes = pooled = 0
+        times = -(-self.test_batch_size // self.batch_size)
+        for group, rows in zip(self.groups, working_sets, strict=True):
+            bags = self.test_batch_size * len(group.table_rows)
+            lookups = bags * self.lookups_per_bag
+            most = min(times * rows, group.num_rows)
+            row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
+            pooled += bags * group.layout.dim
+        return row_bytes, 4 * (self.test_batch_size * (self._largest_pair + self.mlp_bot[0]) + pooled)
+
+    @property
+    def _interaction_units(self) -> tuple[int, int, int]:
+        """Numbers a sample has in the interaction: vectors, their products, and the inputs of the top MLP."""
+        vectors = self.num_features + 1
+        return vectors * self.mlp_bot[-1], vectors**2 if self.dot else 0, self.mlp_top[0]
+
+    @property
+    def _largest_pair(self) -> int:
+        """What a sample has in two neighbouring layers at most, as an input and an output or their gradients."""
+        return sum(sorted([*self.mlp_bot, *self.mlp_top, *self._interaction_units])[-2:])
+
+    @property
+    def _dense_bytes(self) -> int:
         parameters = sum(
             inputs * outputs + outputs
             for sizes in (self.mlp_bot, self.mlp_top)
             for inputs, outputs in itertools.pairwise(sizes)
         )
-        # Each layer keeps its output before and after the activation, pooling and interaction theirs; and gradients.
-        vectors = (num_tables + 1) * dim
-        units = 2 * (sum(self.mlp_bot) + sum(self.mlp_top)) + num_tables * dim + vectors + (num_tables + 1) ** 2
-        return {
-            "staging": 4 * self.staging_rows * self.layout.record_bytes,
-            "working_set": working_set_rows * (self.layout.record_bytes + 8 * dim) + (self.prefetch_depth + 2) * upload,
-            "dense": 4 * parameters * (2 + _OPTIMIZER_STATES[self.layout.optimizer]),
-            "activations": 2 * 4 * batch * units,
-        }
+        projections = sum(len(group.table_rows) * group.layout.dim * self.mlp_bot[-1] for group in self.groups[1:])
+        return 4 * (parameters + projections) * (2 + _OPTIMIZER_STATES[self.groups[0].layout.optimizer])
 
 
 @dataclass(frozen=True)
@@ -88,28 +178,52 @@ class CacheRequest:
 
 
 @dataclass(frozen=True)
+class GroupSlots:
+    """Slots of a group: those the cache keeps, and with the temporary ones those there are."""
+
+    quota: int
+    total: int
+
+
+@dataclass(frozen=True)
 class DeviceSizes:
     """Slots and bytes of the device tier.
 
     Attributes:
-        quota_slots: rows the cache keeps.
-        num_slots: with the temporary slots for a batch whose working set exceeds the quota.
+        groups: slots of each group.
         table_rows: all rows.
         breakdown: bytes by purpose: slab, staging, working_set, dense, activations.
     """
 
-    quota_slots: int
-    num_slots: int
+    groups: tuple[GroupSlots, ...]
     table_rows: int
     breakdown: dict[str, int]
+
+    @property
+    def quota_slots(self) -> int:
+        """Rows the cache keeps."""
+        return sum(group.quota for group in self.groups)
+
+    @property
+    def num_slots(self) -> int:
+        """Quota and temporary slots."""
+        return sum(group.total for group in self.groups)
 
     @property
     def total_bytes(self) -> int:
         return sum(self.breakdown.values())
 
+    def holds(self, working_sets: tuple[int, ...], limit_bytes: int) -> bool:
+        """Whether batches of so many unique rows train within the limit."""
+        enough = all(group.total >= rows for group, rows in zip(self.groups, working_sets, strict=True))
+        return enough and self.total_bytes <= limit_bytes
+
 
 def size_device(
-    workload: Workload, request: CacheRequest, limit_bytes: int, largest_working_set: Callable[[], int]
+    workload: Workload,
+    request: CacheRequest,
+    limit_bytes: int,
+    largest_working_sets: Callable[[], tuple[int, ...]],
 ) -> DeviceSizes:
     """Slots for a request, with temporary slots where a batch may need more than the cache keeps.
 
@@ -117,51 +231,87 @@ def size_device(
         workload: the training step.
         request: ratio, rows or budget.
         limit_bytes: what the device may hold: the budget if there is one, else the memory that is free.
-        largest_working_set: counts the unique rows of every batch; called only if the bound does not fit.
+        largest_working_sets: counts the unique rows of every batch in each group; called only if the bound does not
+            fit.
 
     Raises:
         UserError: it does not fit; gives the rows needed, the slots there are and the options to change.
     """
-    bound = workload.working_set_bound
-    sizes = _sizes(workload, request, limit_bytes, bound)
-    if sizes.num_slots >= bound and sizes.total_bytes <= limit_bytes:
+    bounds = workload.working_set_bounds
+    sizes = _sizes(workload, request, limit_bytes, bounds)
+    if sizes.holds(bounds, limit_bytes):
         return sizes
-    needed = largest_working_set()
+    needed = largest_working_sets()
     sizes = _sizes(workload, request, limit_bytes, needed)
-    if sizes.num_slots >= needed and sizes.total_bytes <= limit_bytes:
+    if sizes.holds(needed, limit_bytes):
         return sizes
     raise UserError(_does_not_fit(workload, request, limit_bytes, needed))
 
 
-def _sizes(workload: Workload, request: CacheRequest, limit_bytes: int, working_set_rows: int) -> DeviceSizes:
-    """Slots if every working set has at most ``working_set_rows`` rows; may exceed the limit."""
-    fixed = workload.fixed_bytes(working_set_rows)
-    record_bytes = workload.layout.record_bytes
-    affordable = max(0, limit_bytes - sum(fixed.values())) // record_bytes
-    if request.ratio is not None:
-        quota = max(1, int(request.ratio * workload.num_rows))
-    elif request.rows is not None:
-        quota = min(request.rows, workload.num_rows)
+def _sizes(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> DeviceSizes:
+    """Slots if every working set has at most so many rows; may exceed the limit."""
+    fixed = workload.fixed_bytes(working_sets)
+    room = max(0, limit_bytes - sum(fixed.values()))
+    quotas = _quotas(workload, request, room)
+    slots = []
+    room -= sum(quota * group.layout.record_bytes for quota, group in zip(quotas, workload.groups, strict=True))
+    for group, quota, rows in zip(workload.groups, quotas, working_sets, strict=True):
+        extra = max(0, min(rows - quota, room // group.layout.record_bytes))
+        room -= extra * group.layout.record_bytes
+        slots.append(GroupSlots(quota, quota + extra))
+    slab = sum(g.total * group.layout.record_bytes for g, group in zip(slots, workload.groups, strict=True))
+    return DeviceSizes(tuple(slots), workload.num_rows, {"slab": slab, **fixed})
+
+
+def _quotas(workload: Workload, request: CacheRequest, room: int) -> list[int]:
+    """Slots that each group keeps.
+
+    Groups that need no more than an even share keep all their rows, as small tables do within a group; the others
+    divide the rest by their rows.
+
+    Args:
+        workload: groups.
+        request: ratio or rows; without them the budget decides.
+        room: bytes for slabs.
+    """
+    shares = {number: group.num_rows for number, group in enumerate(workload.groups)}
+    if request.has_slots:
+        rows = request.rows if request.ratio is None else int(request.ratio * workload.num_rows)
+        left = max(1, min(rows or 0, workload.num_rows))
     else:
-        quota = min(affordable, workload.num_rows)
-    num_slots = max(quota, min(working_set_rows, affordable))
-    return DeviceSizes(quota, num_slots, workload.num_rows, {"slab": num_slots * record_bytes, **fixed})
+        shares = {number: shares[number] * group.layout.record_bytes for number, group in enumerate(workload.groups)}
+        left = min(room, sum(shares.values()))
+    given: dict[int, int] = {}
+    for number in sorted(shares, key=shares.__getitem__):
+        if shares[number] > left // (len(shares) - len(given)):
+            break
+        given[number] = shares[number]
+        left -= shares[number]
+    rest = sum(share for number, share in shares.items() if number not in given)
+    amounts = [given[number] if number in given else left * share // rest for number, share in shares.items()]
+    if request.has_slots:
+        return [max(1, amount) for amount in amounts]
+    return [amount // group.layout.record_bytes for amount, group in zip(amounts, workload.groups, strict=True)]
 
 
-def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, needed: int) -> str:
+def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
     """What to change; every value it names works."""
-    record_bytes, num_rows = workload.layout.record_bytes, workload.num_rows
-    step_bytes = sum(workload.fixed_bytes(needed).values())
+    working_sets = tuple(max(1, rows) for rows in working_sets)  # a run of no steps may still not fit
+    num_rows, needed = workload.num_rows, sum(working_sets)
+    step_bytes = sum(workload.fixed_bytes(working_sets).values())
+    sizes = [group.layout.record_bytes for group in workload.groups]
+    record_bytes = max(sizes)
     room = max(0, limit_bytes - step_bytes) // record_bytes  # slots beside a step
-    asked = _sizes(workload, request, limit_bytes, needed).quota_slots if request.has_slots else 0
+    asked = _sizes(workload, request, limit_bytes, working_sets).quota_slots if request.has_slots else 0
     limit = format_bytes(limit_bytes)
     whose = f"--gpu-budget {limit}" if request.budget_bytes else f"the {limit} free"
     facts = (
         f"a batch needs {needed:,} rows on the device and there are {room:,} slots: {format_bytes(step_bytes)} for the "
         f"step and {record_bytes} bytes a slot exceed {whose}"
     )
-    ratio = smallest_ratio(needed, num_rows)
-    enough = step_bytes + max(needed, asked, int(ratio * num_rows)) * record_bytes
+    ratio = max(smallest_ratio(rows, group.num_rows) for rows, group in zip(working_sets, workload.groups, strict=True))
+    at_ratio = _sizes(workload, CacheRequest(ratio, None, None), 0, working_sets)
+    enough = step_bytes + max(at_ratio.breakdown["slab"], max(needed, asked) * record_bytes)
     least = f"the smallest --gpu-budget {format_bytes(enough)} (where --gpu-cache-ratio {ratio} holds every batch)"
     if room >= needed:
         most = largest_ratio(room, num_rows)
@@ -178,8 +328,8 @@ def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int) -
     batch_size = largest_batch(workload, unbound, limit_bytes)
     if not batch_size:
         return "smaller MLPs"
-    smaller = replace(workload, batch_size=batch_size)
-    slots = _sizes(smaller, unbound, limit_bytes, smaller.working_set_bound).quota_slots
+    smaller = replace(workload, mini_batch_size=batch_size)
+    slots = _sizes(smaller, unbound, limit_bytes, smaller.working_set_bounds).quota_slots
     return f"--mini-batch-size {batch_size} with --gpu-cache-rows {slots} or less"
 
 
@@ -203,12 +353,11 @@ def largest_batch(workload: Workload, request: CacheRequest, limit_bytes: int) -
     """The largest batch whose step fits the limit whatever its ids, 0 if none does."""
 
     def fits(batch_size: int) -> bool:
-        smaller = replace(workload, batch_size=batch_size)
-        bound = smaller.working_set_bound
-        sizes = _sizes(smaller, request, limit_bytes, bound)
-        return sizes.num_slots >= bound and sizes.total_bytes <= limit_bytes
+        smaller = replace(workload, mini_batch_size=batch_size)
+        bounds = smaller.working_set_bounds
+        return _sizes(smaller, request, limit_bytes, bounds).holds(bounds, limit_bytes)
 
-    low, high = 0, workload.batch_size
+    low, high = 0, workload.mini_batch_size
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

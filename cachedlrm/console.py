@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TextIO, cast
 
@@ -58,6 +58,19 @@ def open_console(ui: str, stream: TextIO | None = None) -> Console:
     if ui == "live" or (ui == "auto" and is_terminal and not terminal.is_dumb_terminal):
         return LiveConsole(terminal)
     return PlainConsole(output)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text: the first column flush left, the last as it is, those between flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            f"{row[0]:<{widths[0]}}",
+            *(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)),
+        ]
+        lines.append("  ".join([*cells, row[-1]]))
+    return "\n".join(lines)
 
 
 class SilentConsole:
@@ -119,8 +132,9 @@ class PlainConsole(SilentConsole):
         )
 
     def message(self, text: str) -> None:
-        """Prints it."""
-        self._print(text)
+        """Prints its lines."""
+        for line in text.splitlines():
+            self._print(line)
 
     def finish(self, summary: str) -> None:
         """Prints the summary."""
@@ -168,7 +182,7 @@ class LiveConsole(SilentConsole):
 
     def message(self, text: str) -> None:
         """Prints it above the screen."""
-        self._terminal.print(Text(printable(text)))
+        self._terminal.print(Text("\n".join(map(printable, text.splitlines()))))
 
     def _redraw(self) -> None:
         if self._live is not None and self._view is not None and self._clock() - self._drawn >= _REDRAW_S:

@@ -1,8 +1,10 @@
 """``python -m cachedlrm.export RUN_DIR OUT.safetensors``: a run's parameters under the reference's names.
 
 ``emb_l.T.weight`` [rows, dim] of each table, ``bot_l.N.weight``, ``bot_l.N.bias``, ``top_l.N.weight`` and
-``top_l.N.bias``; with ``--with-optimizer-state`` also ``emb_l.T.state`` [rows, state width]. Tables are written piece
-by piece, so they may be larger than memory.
+``top_l.N.bias``; learned pooling weights are ``v_W_l.T`` [rows], quotient and remainder tables ``emb_l.T.weight_q`` and
+``emb_l.T.weight_r``, mixed-dimension tables ``emb_l.T.embs.weight`` with ``emb_l.T.proj.weight``. With
+``--with-optimizer-state`` each table has its ``state`` [rows, state width] too. Tables are written piece by piece, so
+they may be larger than memory.
 """
 
 import sys
@@ -10,17 +12,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cachedlrm.config import Options, load_options
-from cachedlrm.data.batch import table_offsets
+from cachedlrm.architecture import build_architecture
+from cachedlrm.command_line import load_options
+from cachedlrm.config import Options
 from cachedlrm.errors import UserError
-from cachedlrm.final_state import FILE_NAME, FinalState, load_final_state
-from cachedlrm.store.init import RowInit
+from cachedlrm.final_state import FILE_NAME, FinalState, SavedGroup, load_final_state
+from cachedlrm.full_tables import FullTable, TouchedRecords, full_tables
+from cachedlrm.initial import initial_parameters
+from cachedlrm.model.tables import Table
+from cachedlrm.piecewise import PiecewiseTensor
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.tensor_file import TensorSpec, write_tensors
 
-_CHUNK_ROWS = 1 << 18
 _USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT.safetensors [--with-optimizer-state]"
 
 
@@ -37,49 +43,53 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False) -> None
     """
     options = load_options(run_dir / "config.toml")
     state = load_final_state(run_dir / FILE_NAME)
-    tables = _Tables(options, state)
-    columns = {"weight": (0, tables.layout.dim)}
-    if with_optimizer_state and tables.layout.state_width:
-        columns["state"] = (tables.layout.dim, tables.layout.width)
-    specs: dict[str, TensorSpec] = {
-        f"emb_l.{table}.{name}": (np.dtype(np.float32), (num_rows, last - first))
-        for table, num_rows in enumerate(tables.table_rows)
-        for name, (first, last) in columns.items()
-    }
-    specs |= {name: (tensor.dtype, tensor.shape) for name, tensor in state.dense.items()}
+    tables = _exported_tables(options, state)
+    tensors: dict[str, PiecewiseTensor] = {}
+    for table in tables:
+        tensors |= table.parameters()
+        layout = table.layout
+        if with_optimizer_state and layout.state_width:
+            state_columns = slice(layout.parameter_width, layout.width)
+            tensors[table.name.replace("weight", "state")] = table.tensor(state_columns)
+    specs: dict[str, TensorSpec] = {name: (np.dtype(np.float32), tensor.shape) for name, tensor in tensors.items()}
+    specs |= {name: (array.dtype, array.shape) for name, array in state.dense.items()}
 
     def chunks() -> Iterator[NDArray[np.generic]]:
-        for table in range(len(tables.table_rows)):
-            for first, last in columns.values():
-                for records in tables.records(table):
-                    yield records[:, first:last]
+        for tensor in tensors.values():
+            yield from tensor.pieces()
         yield from state.dense.values()
 
     write_tensors(out, specs, chunks())
 
 
-class _Tables:
-    """The full tables of a run: initial records, overwritten where rows were touched."""
+def _exported_tables(options: Options, state: FinalState) -> list[FullTable]:
+    """The tables of a run, group by group."""
+    model, optimizer = options.model, options.optimisation.optimizer
+    if None in (model.arch_embedding_size, model.arch_sparse_feature_size, model.arch_mlp_bot, model.arch_mlp_top):
+        raise UserError("config.toml lacks an architecture option (arch-...); it must be the one the run wrote")
+    if optimizer is None:
+        raise UserError("config.toml lacks optimizer; it must be the one the run wrote")
+    architecture = build_architecture(model, optimizer)
+    if len(state.groups) != len(architecture.groups) or not all(
+        map(_fits, state.groups, architecture.groups, architecture.layouts)
+    ):
+        raise UserError(f"{FILE_NAME} and config.toml are of different runs; export from an unchanged run directory")
+    if all(group.rows is None for group in state.groups):
+        return full_tables(architecture, state.groups)
+    initial = initial_parameters(options, architecture, torch.device("cpu"))
+    return full_tables(
+        architecture,
+        [
+            group if group.rows is None else TouchedRecords(init, group.rows, group.records)
+            for init, group in zip(initial.rows, state.groups, strict=True)
+        ],
+    )
 
-    def __init__(self, options: Options, state: FinalState) -> None:
-        model, optimizer = options.model, options.optimisation.optimizer
-        if model.arch_embedding_size is None or model.arch_sparse_feature_size is None or optimizer is None:
-            raise UserError("config.toml lacks arch-embedding-size, arch-sparse-feature-size or optimizer")
-        self.table_rows = model.arch_embedding_size
-        self.layout = RecordLayout(model.arch_sparse_feature_size, optimizer)
-        self._state = state
-        self._init = RowInit(options.batches.numpy_rand_seed, self.table_rows, self.layout.dim)
-        self._first_rows = table_offsets(self.table_rows)
 
-    def records(self, table: int) -> Iterator[NDArray[np.float32]]:
-        """The table's records in pieces of [n, width]."""
-        for first in range(int(self._first_rows[table]), int(self._first_rows[table + 1]), _CHUNK_ROWS):
-            last = min(first + _CHUNK_ROWS, int(self._first_rows[table + 1]))
-            records = np.empty((last - first, self.layout.width), np.float32)
-            self._init.fill(np.arange(first, last), records)
-            rows, touched = self._state.touched(first, last)
-            records[rows - first] = touched
-            yield records
+def _fits(saved: SavedGroup, tables: Sequence[Table], layout: RecordLayout) -> bool:
+    """Whether saved records are those of a group of tables."""
+    num_rows = len(saved.rows) if saved.rows is not None else sum(table.num_rows for table in tables)
+    return saved.shape == (num_rows, layout.width)
 
 
 def main(arguments: Sequence[str]) -> int:

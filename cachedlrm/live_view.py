@@ -155,8 +155,8 @@ class LiveView:
             f"{recent.fetched_rows / steps:,.0f} fetched, {recent.first_touch_rows / steps:,.0f} created, "
             f"{recent.written_back_rows / steps:,.0f} written back, {recent.evicted_rows / steps:,.0f} evicted"
         )
-        moved_bytes = (snapshot.fetched_bytes + snapshot.written_back_bytes) / steps
-        total_bytes = (total.fetched_rows + total.written_back_rows) * snapshot.record_bytes
+        moved_bytes = (recent.fetched_bytes + recent.written_back_bytes) / steps
+        total_bytes = total.fetched_bytes + total.written_back_bytes
         traffic = Text(f"{_size(moved_bytes)}/step, {_size(total_bytes)} in the run")
         if snapshot.host_records is not None:
             traffic.append(f", {snapshot.host_records:,} rows on host")

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass, fields
 
-import psutil
-
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
 
 PREPARING_PHASES = ("plan", "evict", "admit")
@@ -27,6 +25,8 @@ class CacheCounters:
         fetched_rows: rows read from a lower tier.
         evicted_rows: rows that left the device.
         written_back_rows: rows copied down; every trained row is dirty, so as many as were evicted.
+        fetched_bytes: bytes of the fetched rows' records.
+        written_back_bytes: bytes of the written-back rows' records.
     """
 
     lookups: int = 0
@@ -37,6 +37,8 @@ class CacheCounters:
     fetched_rows: int = 0
     evicted_rows: int = 0
     written_back_rows: int = 0
+    fetched_bytes: int = 0
+    written_back_bytes: int = 0
 
     def __add__(self, other: "CacheCounters") -> "CacheCounters":
         return CacheCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -71,10 +73,9 @@ class Snapshot:
         auc: of the last evaluation; None before the first.
         cache: counters of the run.
         recent: recent counters.
-        record_bytes: bytes of one record.
         recent_steps: steps since the last snapshot.
         phase_ms: recent mean per step, by phase.
-        device_bytes: in use now.
+        device_bytes: the most in use so far, measured on CUDA; on the CPU what a step is accounted for.
         device_limit_bytes: the budget, or the memory that was free at the start.
         host_bytes: anonymous resident memory now.
         host_limit_bytes: ``--host-budget``, or the memory that was free at the start.
@@ -96,7 +97,6 @@ class Snapshot:
     cache: CacheCounters
     recent: CacheCounters
     recent_steps: int
-    record_bytes: int
     phase_ms: dict[str, float]
     device_bytes: int
     device_limit_bytes: int
@@ -106,16 +106,6 @@ class Snapshot:
     cache_slots: int
     resident_slots: int
     host_records: int | None = None
-
-    @property
-    def fetched_bytes(self) -> int:
-        """Recently read from a lower tier."""
-        return self.recent.fetched_rows * self.record_bytes
-
-    @property
-    def written_back_bytes(self) -> int:
-        """Recently copied down."""
-        return self.recent.written_back_rows * self.record_bytes
 
     @property
     def waited_share(self) -> float:
@@ -149,8 +139,8 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "fetched_rows": recent.fetched_rows,
         "evicted_rows": recent.evicted_rows,
         "written_back_rows": recent.written_back_rows,
-        "fetched_bytes": snapshot.fetched_bytes,
-        "written_back_bytes": snapshot.written_back_bytes,
+        "fetched_bytes": recent.fetched_bytes,
+        "written_back_bytes": recent.written_back_bytes,
         **{f"{phase}_ms": round(milliseconds, 4) for phase, milliseconds in snapshot.phase_ms.items()},
         "device_bytes": snapshot.device_bytes,
         "host_bytes": snapshot.host_bytes,
@@ -158,10 +148,3 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "resident_slots": snapshot.resident_slots,
     }
     return {key: finite(value) for key, value in row.items()}
-
-
-def host_memory() -> tuple[int, int]:
-    """Anonymous resident bytes (rss - shared) and mapped pages in memory; the second is 0 where not known."""
-    info = psutil.Process().memory_info()
-    mapped = getattr(info, "shared", 0)
-    return info.rss - mapped, mapped

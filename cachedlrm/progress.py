@@ -10,9 +10,11 @@ from torch import Tensor
 from cachedlrm.budget import format_bytes
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.errors import UserError
+from cachedlrm.inference_report import InferenceReport
 from cachedlrm.job import Job
 from cachedlrm.live_view import RunHeader
-from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, host_memory
+from cachedlrm.memory import host_memory
+from cachedlrm.metrics import PHASES, CacheCounters, Snapshot
 from cachedlrm.report import RunTotals
 
 _WARM_UP_SHARE = 0.05  # of the steps; left out of the rate
@@ -30,7 +32,10 @@ class Progress:
         self._print_freq = job.options.batches.print_freq
         self._num_steps = job.schedule.num_steps
         # One slot a step between two snapshots, so that no step waits for its loss.
-        self._pending = torch.empty(self._print_freq, device=job.device)
+        most = min(self._print_freq, self._num_steps) + min(
+            job.options.optimisation.mlperf_grad_accum_iter, self._num_steps
+        )
+        self._pending = torch.empty(most, device=job.device)
         self._num_pending = 0
         self._losses: list[float] = []
         self._loss_sum = 0.0
@@ -38,6 +43,8 @@ class Progress:
         self._steps = self._samples = 0
         self._counters = self._counters_at_snapshot = CacheCounters()
         self._auc: float | None = None
+        self._accuracy: float | None = None
+        self._inference: InferenceReport | None = None
         self._phase_totals = dict.fromkeys(PHASES, 0.0)
         self._seconds = 0.0  # of training, without evaluation
         self._resumed_at = 0.0
@@ -80,7 +87,7 @@ class Progress:
         """Evaluation: not part of training's time or of its phases."""
         self._stop_clock()
         yield
-        self._resumed_at = self._waiting_since = time.perf_counter()
+        self._resumed_at = time.perf_counter()
 
     def _stop_clock(self) -> None:
         """On CUDA the host runs ahead, so the time of training ends when the device is done."""
@@ -91,31 +98,47 @@ class Progress:
 
     def received(self, batch: PreparedBatch) -> None:
         """A prepared batch has arrived; the time since the last step was spent waiting for it."""
+        if self._job.device.type == "cuda":
+            return  # the host may wait while the device is busy: what counts is the device's own wait
         waited = (time.perf_counter() - self._waiting_since) * 1e3
         if not self._job.options.cache.prefetch_depth:
             waited -= sum(batch.phase_ms.values())  # spent by this thread, and counted as what it was
         self._job.trainer.clock.add({"wait": waited})
 
-    def trained(self, batch: PreparedBatch, loss: Tensor) -> None:
-        """A step has been issued."""
-        self._pending[self._num_pending] = loss
-        self._num_pending += 1
-        self._steps += 1
+    def waits(self) -> None:
+        """Everything else about the last batch is done, logging included; the next batch is wanted."""
+        self._waiting_since = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """Steps issued."""
+        return self._steps
+
+    def trained(self, batch: PreparedBatch, losses: Tensor) -> None:
+        """A batch of one step, or of several whose gradients were added up, has been issued; losses [steps]."""
+        steps = len(losses)
+        self._pending[self._num_pending : self._num_pending + steps] = losses
+        self._num_pending += steps
+        self._steps += steps
         self._samples += batch.tensors.num_samples
         self._counters += batch.counters
         if self._warm is None and self._steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
             self._stop_clock()
             self._warm = (self._samples, self._seconds)
-        self._waiting_since = time.perf_counter()
 
-    def evaluated(self, auc: float | None) -> None:
+    def evaluated(self, auc: float | None, accuracy: float | None = None) -> None:
         """The model has been evaluated."""
-        self._auc = auc
+        self._auc, self._accuracy = auc, accuracy
+
+    def served(self, report: InferenceReport) -> None:
+        """The model has been evaluated instead of trained."""
+        self._inference = report
+        self.evaluated(report.served.auc, report.served.accuracy)
 
     @property
     def due(self) -> bool:
         """Whether it is time for a snapshot."""
-        return self._num_pending == self._print_freq or self._steps == self._num_steps
+        return self._num_pending >= self._print_freq or self._steps == self._num_steps
 
     def snapshot(self) -> Snapshot:
         """Where the run stands; waits for the device.
@@ -146,7 +169,6 @@ class Progress:
             cache=self._counters,
             recent=recent,
             recent_steps=steps,
-            record_bytes=job.trainer.cache.layout.record_bytes,
             phase_ms={phase: phases[phase] / steps for phase in PHASES},
             device_bytes=self._device_peak(),
             device_limit_bytes=job.device_limit_bytes,
@@ -154,11 +176,12 @@ class Progress:
             host_limit_bytes=job.host_limit_bytes,
             mapped_bytes=mapped,
             cache_slots=job.sizes.quota_slots,
-            resident_slots=job.trainer.cache.planner.resident_rows,
+            resident_slots=job.trainer.cache.resident_rows,
+            host_records=job.trainer.cache.store_records,
         )
         self._counters_at_snapshot = self._counters
         self._seconds_at_snapshot, self._samples_at_snapshot = self._seconds, self._samples
-        self._waiting_since = self._resumed_at = time.perf_counter()
+        self._resumed_at = time.perf_counter()
         return snapshot
 
     def _take_losses(self) -> list[float]:
@@ -209,7 +232,8 @@ class Progress:
             table_rows=job.sizes.table_rows,
             cache_slots=job.sizes.quota_slots,
             temporary_slots=job.sizes.num_slots - job.sizes.quota_slots,
-            record_bytes=job.trainer.cache.layout.record_bytes,
+            record_bytes=max(layout.record_bytes for layout in job.architecture.layouts),
+            table_bytes=job.table_bytes,
             counters=self._counters,
             device_name=self._device_name(),
             threads=torch.get_num_threads(),
@@ -217,14 +241,18 @@ class Progress:
             device_limit_bytes=job.device_limit_bytes,
             device_bytes_breakdown=job.sizes.breakdown,
             host_peak_bytes=self._host_peak,
-            host_store_bytes=job.trainer.cache.store.used_bytes,
+            host_store_bytes=job.trainer.cache.store_bytes,
             mapped_peak_bytes=self._mapped_peak,
             phase_ms={phase: total / max(1, self._steps) for phase, total in self._phase_totals.items()},
+            accuracy=self._accuracy,
+            inference=self._inference,
         )
 
     def summary(self) -> str:
         """The run in one line."""
         totals = self.totals()
+        if totals.inference is not None:
+            return totals.inference.summary()
         auc = "" if totals.auc is None else f", AUC {totals.auc:.4f}"
         loss = "" if totals.loss_mean is None else f", mean loss {totals.loss_mean:.5f}"
         return (

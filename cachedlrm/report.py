@@ -15,6 +15,7 @@ import torch
 from cachedlrm import __version__
 from cachedlrm.budget import format_bytes
 from cachedlrm.config import Options
+from cachedlrm.inference_report import InferenceReport
 from cachedlrm.live_view import format_seconds, sparkline
 from cachedlrm.metrics import PREPARING_PHASES, CacheCounters, MetricsRow, finite
 
@@ -50,6 +51,7 @@ class RunTotals:
     cache_slots: int
     temporary_slots: int
     record_bytes: int
+    table_bytes: int
     counters: CacheCounters
     device_name: str
     threads: int
@@ -60,6 +62,8 @@ class RunTotals:
     host_store_bytes: int
     mapped_peak_bytes: int
     phase_ms: dict[str, float]
+    accuracy: float | None = None
+    inference: InferenceReport | None = None
 
 
 def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, object]:
@@ -83,10 +87,12 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "loss_last": finite(totals.loss_last),
         "loss_mean": finite(totals.loss_mean),
         "auc": finite(totals.auc),
+        "accuracy": finite(totals.accuracy),
         "table_rows": totals.table_rows,
         "cache_slots": totals.cache_slots,
         "temporary_slots": totals.temporary_slots,
         "record_bytes": totals.record_bytes,
+        "table_bytes": totals.table_bytes,
         "lookups": counters.lookups,
         "hit_ratio": counters.hit_ratio,
         "working_set_rows": counters.working_set_rows,
@@ -95,6 +101,8 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "fetched_rows": counters.fetched_rows,
         "evicted_rows": counters.evicted_rows,
         "written_back_rows": counters.written_back_rows,
+        "fetched_bytes": counters.fetched_bytes,
+        "written_back_bytes": counters.written_back_bytes,
         "moved_rows_min": None,
         "device_peak_bytes": totals.device_peak_bytes,
         "device_limit_bytes": totals.device_limit_bytes,
@@ -107,6 +115,8 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
     }
     if totals.losses is not None:
         report["losses"] = [finite(loss) for loss in totals.losses]
+    if totals.inference is not None:
+        report["inference"] = totals.inference.as_json()
     return report
 
 
@@ -170,14 +180,20 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
     """
     environment = report["environment"]
     assert isinstance(environment, dict)
-    sections = [
-        "# Training report",
-        _summary(totals),
-        "## Result\n\n" + _result(totals),
-        "## Cache traffic\n\n" + _traffic(totals),
-        "## Memory\n\n" + _memory(totals),
-        "## Where a step's time goes\n\n" + _phases(totals),
-        "## Course of the run\n\n" + _course(rows),
+    if totals.inference is not None:
+        header, *lines = totals.inference.rows()
+        sections = ["# Inference report", _table(header, lines)]
+    else:
+        sections = [
+            "# Training report",
+            _summary(totals),
+            "## Result\n\n" + _result(totals),
+            "## Cache traffic\n\n" + _traffic(totals),
+            "## Memory\n\n" + _memory(totals),
+            "## Where a step's time goes\n\n" + _phases(totals),
+            "## Course of the run\n\n" + _course(rows),
+        ]
+    sections += [
         "## To repeat it\n\n" + _table(("", ""), [(key, _escaped(value)) for key, value in environment.items()]),
         f"```toml\n{config.strip()}\n```",
     ]
@@ -189,7 +205,7 @@ def _summary(totals: RunTotals) -> str:
     if not totals.steps:
         return "No step was trained: the model was built and initialised."
     learned = "" if totals.auc is None else f", and ranks held-out samples with an AUC of {totals.auc:.4f}"
-    moved = (counters.fetched_rows + counters.written_back_rows) * totals.record_bytes
+    moved = counters.fetched_bytes + counters.written_back_bytes
     return (
         f"The model was trained on {totals.samples:,} samples in {totals.steps:,} steps at {totals.samples_per_s:,.0f} "
         f"samples/s{learned}. Its tables have {totals.table_rows:,} rows; the device kept at most "
@@ -234,11 +250,10 @@ def _memory(totals: RunTotals) -> str:
     device = [
         (f"device: {name.replace('_', ' ')}", format_bytes(n)) for name, n in totals.device_bytes_breakdown.items()
     ]
-    tables = totals.table_rows * totals.record_bytes
     return _table(
         ("", ""),
         [
-            ("all tables with optimizer state", format_bytes(tables)),
+            ("all tables with optimizer state", format_bytes(totals.table_bytes)),
             *device,
             ("device: peak", format_bytes(totals.device_peak_bytes)),
             ("device: budget or free memory", format_bytes(totals.device_limit_bytes)),

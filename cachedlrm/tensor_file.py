@@ -5,15 +5,13 @@ and the raw little-endian data (https://github.com/huggingface/safetensors, "For
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.whole_file import whole_file
 
 _DTYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
 
@@ -45,21 +43,9 @@ def write_tensors(
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for chunk in chunks:
-                file.write(np.ascontiguousarray(chunk).data.cast("B") if chunk.size else b"")
-            if file.tell() != 8 + len(text) + end:
-                raise ValueError(f"{path}: {file.tell() - 8 - len(text)} bytes of data for specs of {end}")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another place"
-        ) from error
-    finally:
-        with suppress(OSError):  # a place that cannot be written cannot be cleaned either
-            partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk).data.cast("B") if chunk.size else b"")
+        if file.tell() != 8 + len(text) + end:
+            raise ValueError(f"{path}: {file.tell() - 8 - len(text)} bytes of data for specs of {end}")

@@ -18,14 +18,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from types import FrameType
 
+from cachedlrm.architecture import describe
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.config import parse_command_line, to_toml
-from cachedlrm.console import Console, open_console
-from cachedlrm.data.open import DataRequest, open_dataset
+from cachedlrm.command_line import parse_command_line, to_toml
+from cachedlrm.console import Console, aligned, open_console
+from cachedlrm.data.open import open_dataset
 from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, save_final_state
-from cachedlrm.job import Job, build_job, resolve
+from cachedlrm.inference import check_inference, run_inference
+from cachedlrm.job import Job, build_job, data_request, resolve
 from cachedlrm.metrics import MetricsRow, metrics_row
+from cachedlrm.outputs import check_outputs, save_models
 from cachedlrm.progress import Progress
 from cachedlrm.report import build_report, report_markdown
 from cachedlrm.run_directory import RunDirectory
@@ -54,20 +57,27 @@ def train(arguments: Sequence[str]) -> None:
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished.
     """
     options = parse_command_line(arguments)
-    model, batches = options.model, options.batches
-    num_dense = model.arch_mlp_bot[0] if model.arch_mlp_bot else None
-    request = DataRequest(model.arch_embedding_size, num_dense, batches.numpy_rand_seed, batches.max_ind_range)
-    dataset = open_dataset(options.data.data, options.data.test_data, request)
+    dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
     options = resolve(options, dataset)
+    check_inference(options, dataset)
+    check_outputs(options)
     job = build_job(options, dataset)
     progress = Progress(job)
     config = to_toml(options)
     with RunDirectory.create(options.run.run_dir) as run, closing(open_console(options.run.ui)) as console:
         run.write_text("config.toml", config)
         console.start(progress.header())
+        if options.run.debug_mode:
+            console.message(aligned(describe(job.architecture)))
+        if job.note is not None:
+            console.message(job.note)
         rows = _train_steps(job, progress, run, console)
-        save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model)
+        if options.inference.inference_only:
+            _serve(job, progress, run)
+        is_loaded = options.inference.load_model is not None
+        save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, all_rows=is_loaded)
         totals = progress.totals()
+        save_models(job, totals, run.path("model.onnx"))
         report = build_report(totals, arguments)
         run.write_json("report.json", report)
         run.write_text("report.md", report_markdown(totals, report, rows, config))
@@ -78,8 +88,8 @@ def _train_steps(job: Job, progress: Progress, run: RunDirectory, console: Conso
     """The loop; returns the lines of metrics. The host waits for the device only to log and to evaluate."""
     trainer, schedule, test = job.trainer, job.schedule, job.dataset.test
 
-    def evaluates_after(step: int) -> bool:
-        return test is not None and schedule.evaluates_after(step)
+    def evaluates_after(index: int) -> bool:
+        return test is not None and schedule.evaluates_after(index)
 
     rows: list[MetricsRow] = []
     prepared = trainer.cache.prepare(schedule.batches())
@@ -91,8 +101,8 @@ def _train_steps(job: Job, progress: Progress, run: RunDirectory, console: Conso
     ):
         for batch in batches:
             progress.received(batch)
-            loss = trainer.step(batch)
-            progress.trained(batch, loss)
+            losses = trainer.step(batch)
+            progress.trained(batch, losses)
             if evaluates_after(batch.tensors.index):
                 with progress.paused():  # synchronises
                     _evaluate(job, progress, run)
@@ -101,17 +111,26 @@ def _train_steps(job: Job, progress: Progress, run: RunDirectory, console: Conso
                 rows.append(metrics_row(snapshot))
                 run.append_metrics(rows[-1])
                 console.update(snapshot)
-            console.advance(batch.tensors.index + 1)
+            console.advance(progress.steps)
             if interrupted():
                 raise KeyboardInterrupt
+            progress.waits()
     return rows
 
 
 def _evaluate(job: Job, progress: Progress, run: RunDirectory) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
-    auc, predictions = job.trainer.evaluate(job.dataset.test, job.options.batches.test_mini_batch_size)
-    progress.evaluated(auc)
+    evaluation = job.trainer.evaluate(job.dataset.test, job.options.batches.test_mini_batch_size)
+    progress.evaluated(evaluation.auc, evaluation.accuracy)
+    if job.options.run.save_predictions:
+        run.write_array("predictions.npy", evaluation.predictions)
+
+
+def _serve(job: Job, progress: Progress, run: RunDirectory) -> None:
+    """Evaluates the model as it is to be served."""
+    report, predictions = run_inference(job)
+    progress.served(report)
     if job.options.run.save_predictions:
         run.write_array("predictions.npy", predictions)
 

@@ -1,30 +1,24 @@
 """One training step and one evaluation: the cache, the model and the optimizers put together."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, mse_loss
 
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
-from cachedlrm.data.batch import Source
+from cachedlrm.cache.upload import DeviceBatch, DeviceLookups
+from cachedlrm.data.batch import Batch, Source
+from cachedlrm.evaluation import Evaluation, evaluate
 from cachedlrm.metrics import PHASES
-from cachedlrm.model.bags import pool, sum_bags
+from cachedlrm.model.bags import pool, sum_bags, weigh
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.row_optimizers import dense_optimizer, row_step
-
-
-def _binary_cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
-    """torch's, except that a NaN gives a NaN loss, where torch raises on the CPU and aborts the process on CUDA."""
-    loss = binary_cross_entropy(torch.nan_to_num(prediction, nan=0.5), labels)
-    return loss + 0.0 * prediction.detach().sum()
-
-
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": _binary_cross_entropy, "mse": mse_loss}
+from cachedlrm.model.learning_rate import LearningRate
+from cachedlrm.model.losses import Loss
+from cachedlrm.model.row_optimizers import dense_optimizer, row_step, sgd_by_lookups
+from cachedlrm.store.records import RecordLayout
 
 
 class PhaseClock:
@@ -38,6 +32,7 @@ class PhaseClock:
         self._on_cuda = device.type == "cuda"
         self._totals = dict.fromkeys(PHASES, 0.0)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._starts: list[torch.cuda.Event] = []
         self._spare: list[torch.cuda.Event] = []
         self._last = self._now()
 
@@ -51,6 +46,8 @@ class PhaseClock:
     def start(self) -> None:
         """The first phase of a step begins."""
         self._last = self._now()
+        if not isinstance(self._last, float):
+            self._starts.append(self._last)
 
     def lap(self, phase: str) -> None:
         """``phase`` ends and the next begins."""
@@ -73,80 +70,169 @@ class PhaseClock:
         for phase, start, end in self._pending:
             self._totals[phase] += start.elapsed_time(end)
             self._spare.append(end)
+        self._spare += self._starts
         self._pending.clear()
+        self._starts.clear()
         totals, self._totals = self._totals, dict.fromkeys(PHASES, 0.0)
         return totals
+
+
+class RowUpdate:
+    """One step of the rows of a group of tables: pooled, their gradient taken, and moved.
+
+    Args:
+        layout: columns of a record.
+        records: [U, width] float32 of the working set; `step` changes them in place.
+        lookups: how bags use them.
+    """
+
+    def __init__(self, layout: RecordLayout, records: Tensor, lookups: DeviceLookups) -> None:
+        self._layout = layout
+        self._records = records
+        self._lookups = lookups
+        # Plain stochastic gradient descent takes the gradients of bags as they are.
+        self._by_lookups = layout.optimizer == "sgd" and not layout.weighted
+        self._parameters = records[:, : layout.parameter_width].detach().requires_grad_(not self._by_lookups)
+        self.pooled = sum_bags(
+            weigh(self._parameters, layout.dim),
+            lookups.positions, lookups.offsets, lookups.bags_by_position, lookups.position_offsets,
+        )  # [B * T, D]  # fmt: skip
+
+    def backward(self, grad: Tensor) -> None:
+        """Takes the gradient of `pooled`, [B * T, D]."""
+        self._grad = grad
+        if not self._by_lookups:
+            self.pooled.backward(grad)
+            assert self._parameters.grad is not None
+            self._grad = self._parameters.grad  # [U, parameter_width]
+
+    def step(self, learning_rate: float, step: int) -> None:
+        """Moves the rows; ``step`` counts from 1."""
+        lookups = self._lookups
+        if self._by_lookups:
+            sgd_by_lookups(self._records, self._grad, lookups.bags_by_position, lookups.position_offsets, learning_rate)
+        else:
+            row_step(self._layout, self._records, self._grad, learning_rate, step)
 
 
 class Trainer:
     """Trains a DLRM over cached embeddings.
 
     Args:
-        cache: embedding tables.
+        cache: embedding tables; their record layout names the optimizer.
         model: dense part, on the cache's device.
-        learning_rate: of rows and dense parameters; the optimizer is named by the cache's record layout.
-        loss: ``bce`` or ``mse``.
+        learning_rate: of rows and dense parameters, by step.
+        loss: from predictions and labels to a scalar.
+        mini_batch_size: samples of one forward and backward pass. Gradients of the passes over a larger batch are
+            added up, and parameters move once.
     """
 
-    def __init__(self, cache: EmbeddingCache, model: Dlrm, learning_rate: float, loss: str) -> None:
+    def __init__(
+        self, cache: EmbeddingCache, model: Dlrm, learning_rate: LearningRate, loss: Loss, mini_batch_size: int
+    ) -> None:
         self.cache = cache
         self.model = model
-        self._learning_rate = learning_rate
-        self._loss = _LOSSES[loss]
-        self._optimizer = dense_optimizer(cache.layout.optimizer, list(model.parameters()), learning_rate)
+        self.learning_rate = learning_rate
+        self._loss = loss
+        self._mini_batch_size = mini_batch_size
+        self._optimizer = dense_optimizer(cache.optimizer, list(model.parameters()), learning_rate(1))
+        self._steps_before = 0  # of the run whose state was loaded
         self.clock = PhaseClock(cache.device)
 
     def step(self, batch: PreparedBatch) -> Tensor:
-        """Trains one batch; its loss, a scalar on the device that is not waited for."""
+        """Trains one batch; the loss of each mini-batch in it, [M] on the device, not waited for."""
         tensors = batch.tensors
         self.clock.add(batch.phase_ms)
         self.clock.start()
         batch.admitted.wait()
         self.clock.lap("wait")  # on CUDA what the training stream waited for the copy stream
-        records = self.cache.gather(batch)  # [U, width]
-        weights = records[:, : self.cache.layout.dim].detach().requires_grad_()  # [U, D]
-        pooled = sum_bags(
-            weights, tensors.positions, tensors.offsets, tensors.bags_by_position, tensors.position_offsets
-        )  # [B * T, D]
-        prediction = self.model(tensors.dense, pooled)  # [B]
-        loss: Tensor = self._loss(prediction, tensors.labels)
-        self.clock.lap("forward")
+        records = self.cache.gather(batch)  # [U, width] of each group
+        updates = [
+            RowUpdate(group.layout, part, lookups)
+            for group, part, lookups in zip(self.cache.groups, records, tensors.lookups, strict=True)
+        ]
         self._optimizer.zero_grad()
-        loss.backward()
+        losses, grads = self._dense_passes(tensors, [update.pooled for update in updates])
+        for update, grad in zip(updates, grads, strict=True):
+            update.backward(grad)
         self.clock.lap("backward")
+        learning_rate = self.learning_rate(tensors.index + 1)
+        for parameter_group in self._optimizer.param_groups:
+            parameter_group["lr"] = learning_rate
         self._optimizer.step()
         self.clock.lap("dense_step")
-        assert weights.grad is not None
-        row_step(self.cache.layout, records, weights.grad, self._learning_rate, tensors.index + 1)
+        for update in updates:
+            update.step(learning_rate, self._steps_before + tensors.index + 1)
         self.cache.scatter(batch, records)
         self.clock.lap("row_step")
-        return loss.detach()
+        return losses
 
-    @torch.no_grad()
-    def predict(self, source: Source, batch_size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Predictions and labels, each [B] float32, batch by batch. Changes nothing that training depends on.
+    def _dense_passes(self, batch: DeviceBatch, pooled: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Forward and backward through the dense part; the losses [M] and the gradient of each of ``pooled``.
+
+        Args:
+            batch: B samples.
+            pooled: of each group, [B * T, D].
+        """
+        losses: list[Tensor] = []
+        grads: list[list[Tensor]] = [[] for _ in pooled]
+        for first in range(0, batch.num_samples, self._mini_batch_size):
+            last = min(first + self._mini_batch_size, batch.num_samples)
+            leaves = [
+                group[first * tables : last * tables].detach().requires_grad_()
+                for group in pooled
+                for tables in [len(group) // batch.num_samples]
+            ]
+            prediction = self.model(batch.dense[first:last], leaves)  # [B]
+            loss = self._loss(prediction, batch.labels[first:last])
+            losses.append(loss.detach())
+            self.clock.lap("forward")
+            loss.backward()
+            for collected, leaf in zip(grads, leaves, strict=True):
+                assert leaf.grad is not None
+                collected.append(leaf.grad)
+            self.clock.lap("backward")
+        return torch.stack(losses), [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in grads]
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """State of the dense parameters' optimizer, by parameter name and torch's key."""
+        state = self._optimizer.state
+        return {name: state[parameter] for name, parameter in self.model.named_parameters() if parameter in state}
+
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes over the state of another run, and its count of steps; those of its rows are in their records.
+
+        Args:
+            state: by parameter name and torch's key, as arrays, and ``step`` as a number.
+        """
+        self._optimizer.load_state_dict(
+            {
+                "state": {
+                    number: {key: torch.tensor(value) for key, value in state[name].items()}
+                    for number, (name, _) in enumerate(self.model.named_parameters())
+                },
+                "param_groups": self._optimizer.state_dict()["param_groups"],
+            }
+        )
+        self._steps_before = int(next(iter(state.values()))["step"])
+
+    def pooled(self, batch: Batch) -> list[Tensor]:
+        """The pooled vectors of each group, [B * tables, dim]. Changes nothing that training depends on.
 
         Call it while no batch is being prepared.
         """
         device = self.cache.device
-        for start in range(0, source.num_samples, batch_size):
-            batch = source.read(start, min(start + batch_size, source.num_samples))
-            rows, positions = np.unique(batch.rows, return_inverse=True)
-            pooled = pool(
-                self.cache.read(rows),
-                torch.from_numpy(positions).to(device),
-                torch.from_numpy(batch.offsets).to(device),
-            )
-            dense = torch.from_numpy(batch.dense).to(device, copy=True)  # aligned, as in training
-            prediction: Tensor = self.model(dense, pooled)
-            yield prediction.cpu().numpy(), batch.labels
+        pooled = []
+        for group, lookups in zip(self.cache.groups, self.cache.router(batch), strict=True):
+            rows, inverse = np.unique(lookups.rows, return_inverse=True)
+            parameters, dim = group.read(rows), group.layout.dim
+            positions = torch.from_numpy(inverse).to(device)
+            # Weighed lookup by lookup as in the reference, since int8 MLPs magnify a difference in the last bit.
+            factors = parameters[:, dim][positions] if group.layout.weighted else None
+            offsets = torch.from_numpy(lookups.offsets).to(device)
+            pooled.append(pool(parameters[:, :dim].contiguous(), positions, offsets, factors))
+        return pooled
 
-    def evaluate(self, source: Source, batch_size: int) -> tuple[float | None, NDArray[np.float32]]:
-        """Area under the ROC curve (None if only one class occurs) and the predictions, in data order."""
-        outputs = list(self.predict(source, batch_size))
-        predictions = np.concatenate([prediction for prediction, _ in outputs])
-        labels = np.concatenate([label for _, label in outputs])
-        classes = np.unique(labels)
-        if len(classes) != 2 or not np.isfinite(predictions).all():
-            return None, predictions
-        return float(roc_auc_score(labels, predictions)), predictions
+    def evaluate(self, source: Source, batch_size: int) -> Evaluation:
+        """Predicts a whole source. Changes nothing that training depends on."""
+        return evaluate(self.model, self.pooled, source, batch_size, self.cache.device)

@@ -1,4 +1,4 @@
-"""Values as people write them on a command line: bytes, lists of sizes, whole numbers."""
+"""Values as people write them on a command line: bytes, lists of numbers, whole numbers, yes and no."""
 
 import re
 from fractions import Fraction
@@ -47,3 +47,26 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"[0-9]{1,19}", part) and 1 <= int(part) <= LARGEST for part in parts):
         raise ValueError(f'"{text}" is not whole numbers from 1 on, joined by dashes')
     return tuple(int(part) for part in parts)
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """``0.5-1.0``: at least two numbers from 0 on, joined by dashes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = text.split("-")
+    if len(parts) < 2 or not all(re.fullmatch(r"[0-9]{1,19}(\.[0-9]*)?", part) for part in parts):
+        raise ValueError(f'"{text}" is not two or more numbers, joined by dashes, such as 0.5-1.0')
+    return tuple(map(float, parts))
+
+
+def parse_switch(text: str) -> bool:
+    """``True`` or ``False``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f'"{text}" is neither True nor False')
+    return text.lower() == "true"

@@ -5,15 +5,38 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
+import torch
 
+from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Policy, Static, make_policy
+from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.victims import SlotKeys, VictimReserve
 from cachedlrm.cache.working_set import AddressBook, Int32s, Int64s, WorkingSet
+from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.metrics import CacheCounters
+from cachedlrm.store.init import CounterInit
+from cachedlrm.store.records import RecordLayout
 
 POLICIES = ["lru", "lfu", "lrfu", "static", "lookahead"]
 NUM_ROWS = 40
+
+
+def one_group(
+    table_rows: tuple[int, ...],
+    layout: RecordLayout,
+    quota: int,
+    num_slots: int | None = None,
+    settings: CacheSettings | None = None,
+    store_rows: int = 2**31 - 1,
+    seed: int = 5,
+    device: str = "cpu",
+) -> EmbeddingCache:
+    """A cache whose tables share one slab."""
+    router = Router(table_rows, [[TablePart(feature, rows) for feature, rows in enumerate(table_rows)]])
+    sizes = GroupSizes(table_rows, quota, num_slots or quota, store_rows)
+    init = CounterInit(seed, table_rows, layout, torch.device(device))
+    return EmbeddingCache(router, [(sizes, layout, init)], settings or CacheSettings(), torch.device(device))
 
 
 def working_sets(batches: Sequence[Sequence[int]], num_rows: int = NUM_ROWS) -> list[WorkingSet]:

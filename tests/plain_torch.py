@@ -72,11 +72,11 @@ def train_plain(
 ) -> tuple[list[float], list[torch.Tensor], dict[str, torch.Tensor]]:
     """Losses of every step, final tables and final dense parameters.
 
-    With ``ordered`` a row's gradients are summed in the order of its lookups. Without, by nn.EmbeddingBag: it sorts the
-    lookups with a sort that is not stable (and SGD adds them to the row one by one), so sums of three or more differ in
-    the last bits.
+    SGD subtracts the gradients of nn.EmbeddingBag from a row one by one, in the order of its lookups. The others sum
+    them first: with ``ordered`` in that order, without by nn.EmbeddingBag, which sorts the lookups with a sort that is
+    not stable, so that sums of three or more differ in the last bits.
     """
-    pooling = _ordered_pooling if ordered else _bag_pooling
+    pooling = _ordered_pooling if ordered and optimizer != "sgd" else _bag_pooling
     parameters = [nn.Parameter(table.clone()) for table in tables]
     bot, top = _mlp(dense, "bot_l", nn.ReLU()), _mlp(dense, "top_l", nn.Sigmoid())
     row_optimizer = {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cachedlrm.budget import (
     CacheRequest,
     DeviceSizes,
+    GroupShape,
     Workload,
     format_bytes,
     largest_batch,
@@ -20,29 +21,67 @@ from cachedlrm.errors import UserError
 from cachedlrm.store.records import RecordLayout
 
 WORKLOAD = Workload(
-    table_rows=(1000, 10, 5),
+    groups=(GroupShape((1000, 10, 5), RecordLayout(4, "adagrad")),),
+    num_features=3,
     lookups_per_bag=2,
-    batch_size=20,
+    mini_batch_size=20,
     mlp_bot=(3, 4),
     mlp_top=(10, 1),
-    layout=RecordLayout(4, "adagrad"),
     prefetch_depth=1,
     staging_rows=0,
 )
 
 
-def unmeasured() -> int:
+def unmeasured() -> tuple[int, ...]:
     raise AssertionError("the bound fits: nothing needs counting")
 
 
-def test_bytes_by_hand():
-    assert WORKLOAD.working_set_bound == 40 + 10 + 5
-    fixed = WORKLOAD.fixed_bytes(55)
-    assert fixed["staging"] == 0
+@pytest.mark.parametrize(
+    ("optimizer", "width", "temporaries", "dense_states"),
+    [("sgd", 4, 0, 0), ("adagrad", 8, 1, 1), ("rwsadagrad", 5, 1, 1), ("adam", 12, 2, 2)],
+)
+def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
+    workload = replace(
+        WORKLOAD, groups=(GroupShape((1000, 10, 5), RecordLayout(4, optimizer)),), staging_rows=64, test_batch_size=0
+    )
+    assert workload.working_set_bounds == (40 + 10 + 5,)
+    fixed = workload.fixed_bytes((55,))
+    assert fixed["staging"] == 4 * 64 * 4 * width + 6 * 8 * 2048 * 4
     upload = 32 * 55 + 8 * 120 + 4 * (60 + 55) + 4 * 20 * 4
-    assert fixed["working_set"] == 55 * (32 + 32) + 3 * upload
-    assert fixed["dense"] == 4 * (3 * 4 + 4 + 10 * 1 + 1) * 3
-    assert fixed["activations"] == 2 * 4 * 20 * (2 * (7 + 11) + 12 + 16 + 16)
+    gradients = 55 * 4 * 4 * (1 + temporaries)
+    assert fixed["working_set"] == int(1.25 * (3 * upload + 55 * 4 * width)) + gradients
+    assert fixed["dense"] == 4 * (3 * 4 + 4 + 10 * 1 + 1) * (2 + dense_states)
+    # Kept: outputs of 4 and 1, vectors 16, products 16, inputs of the top MLP 10; in passing the two largest, 16 + 16;
+    # pooled vectors of 3 tables and their gradients.
+    assert fixed["activations"] == 4 * (20 * (4 + 1 + 16 + 16 + 10 + 32) + 2 * 20 * 3 * 4)
+    gelu = replace(workload, keeps_inputs=True, dot=False).fixed_bytes((55,))
+    assert gelu["activations"] == 4 * (20 * (2 * 5 + 16 + 10 + 26) + 2 * 20 * 3 * 4)
+
+
+def test_an_evaluation_step_counts_where_it_needs_more():
+    plain, fixed = WORKLOAD.fixed_bytes((55,)), replace(WORKLOAD, test_batch_size=2000).fixed_bytes((55,))
+    rows = 1015  # of all tables; at most 100 times 55
+    assert fixed["activations"] == 4 * (2000 * (32 + 3) + 2000 * 3 * 4)
+    evaluation = rows * (32 + 8) + 8 * (2000 * 3 * 2 + 2000 * 3)
+    assert fixed["working_set"] - evaluation == plain["working_set"] - 55 * 4 * 4 * 2
+    assert replace(WORKLOAD, test_batch_size=20).fixed_bytes((55,)) == plain
+
+
+def test_small_groups_stay_and_the_others_share():
+    groups = tuple(GroupShape((rows,), RecordLayout(dim, "sgd")) for rows, dim in ((9000, 2), (50, 8), (3000, 4)))
+    workload = replace(WORKLOAD, groups=groups)
+
+    def quotas(request: CacheRequest, limit: int = 10**9) -> list[int]:
+        sizes = size_device(workload, request, limit, unmeasured)
+        assert sizes.quota_slots == sum(group.quota for group in sizes.groups)
+        return [group.quota for group in sizes.groups]
+
+    assert quotas(CacheRequest(None, 1250, None)) == [900, 50, 300]
+    assert quotas(CacheRequest(1250 / 12050, None, None)) == [900, 50, 300]
+    assert quotas(CacheRequest(1.0, None, None)) == [9000, 50, 3000]
+    step = sum(workload.fixed_bytes(workload.working_set_bounds).values())
+    budget = step + 50 * 32 + (9000 * 8 + 3000 * 16) // 10
+    assert quotas(CacheRequest(None, None, budget), budget) == [900, 50, 300]
 
 
 def test_ratio_rows_and_budget():
@@ -50,7 +89,7 @@ def test_ratio_rows_and_budget():
     assert (by_ratio.quota_slots, by_ratio.num_slots) == (507, 507)
     by_rows = size_device(WORKLOAD, CacheRequest(None, 60, None), 10**9, unmeasured)
     assert (by_rows.quota_slots, by_rows.num_slots) == (60, 60)
-    budget = sum(WORKLOAD.fixed_bytes(55).values()) + 100 * 32 + 5
+    budget = sum(WORKLOAD.fixed_bytes((55,)).values()) + 100 * 32 + 5
     by_budget = size_device(WORKLOAD, CacheRequest(None, None, budget), budget, unmeasured)
     assert (by_budget.quota_slots, by_budget.num_slots) == (100, 100)
     assert by_budget.total_bytes <= budget
@@ -63,46 +102,50 @@ def test_temporary_slots_hold_a_working_set_beyond_the_quota():
 
 
 def test_a_bound_that_does_not_fit_is_counted():
-    budget = sum(WORKLOAD.fixed_bytes(30).values()) + 30 * 32
-    sizes = size_device(WORKLOAD, CacheRequest(None, 7, budget), budget, lambda: 30)
+    budget = sum(WORKLOAD.fixed_bytes((30,)).values()) + 30 * 32
+    sizes = size_device(WORKLOAD, CacheRequest(None, 7, budget), budget, lambda: (30,))
     assert (sizes.quota_slots, sizes.num_slots) == (7, 30)
 
 
 def test_the_advice_of_the_message_works():
-    budget = sum(WORKLOAD.fixed_bytes(30).values()) + 29 * 32
+    budget = sum(WORKLOAD.fixed_bytes((30,)).values()) + 29 * 32
     request = CacheRequest(None, 7, budget)
     with pytest.raises(UserError) as refused:
-        size_device(WORKLOAD, request, budget, lambda: 30)
+        size_device(WORKLOAD, request, budget, lambda: (30,))
     message = str(refused.value)
     assert "needs 30 rows" in message
     assert "29 slots" in message
     assert "\n" not in message
     batch = int(re.search(r"--mini-batch-size (\d+)", message)[1])
-    smaller = replace(WORKLOAD, batch_size=batch)
+    smaller = replace(WORKLOAD, mini_batch_size=batch)
     size_device(smaller, request, budget, unmeasured)
     assert largest_batch(WORKLOAD, request, budget) == batch
     number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
     larger = int(float(number) * {"KiB": 2**10, "MiB": 2**20}[unit])
-    size_device(WORKLOAD, CacheRequest(None, 7, larger), larger, lambda: 30)
+    size_device(WORKLOAD, CacheRequest(None, 7, larger), larger, lambda: (30,))
     ratio = float(re.search(r"where --gpu-cache-ratio ([\d.e-]+) holds", message)[1])
     assert int(ratio * 1015) >= 30
 
 
 def test_the_quota_itself_may_not_fit():
     with pytest.raises(UserError, match="slots"):
-        size_device(WORKLOAD, CacheRequest(1.0, None, None), 10_000, lambda: 30)
+        size_device(WORKLOAD, CacheRequest(1.0, None, None), 10_000, lambda: (30,))
 
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 workloads = st.builds(
     Workload,
-    table_rows=st.lists(st.sampled_from([1, 5, 50, 1000, 100_000]), min_size=1, max_size=4).map(tuple),
+    groups=st.builds(
+        GroupShape,
+        st.lists(st.sampled_from([1, 5, 50, 1000, 100_000]), min_size=1, max_size=4).map(tuple),
+        st.builds(RecordLayout, st.sampled_from([2, 16, 64]), st.sampled_from(["sgd", "rwsadagrad", "adam"])),
+    ).map(lambda group: (group,)),
+    num_features=st.just(4),
     lookups_per_bag=st.integers(1, 3),
-    batch_size=st.integers(1, 400),
+    mini_batch_size=st.integers(1, 400),
     mlp_bot=st.just((3, 4)),
     mlp_top=st.just((10, 1)),
-    layout=st.builds(RecordLayout, st.sampled_from([2, 16, 64]), st.sampled_from(["sgd", "rwsadagrad", "adam"])),
     prefetch_depth=st.integers(0, 3),
     staging_rows=st.sampled_from([0, 64]),
 )
@@ -110,13 +153,13 @@ workloads = st.builds(
 
 def step_bytes(workload: Workload, rows: int, slots: int) -> int:
     """What a step and so many slots need, for batches of ``rows`` unique rows."""
-    return sum(workload.fixed_bytes(rows).values()) + slots * workload.layout.record_bytes
+    return sum(workload.fixed_bytes((rows,)).values()) + slots * workload.groups[0].layout.record_bytes
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(data=st.data(), workload=workloads)
 def test_sizes_fit_or_the_message_says_what_would(data, workload):
-    bound = workload.working_set_bound
+    bound = workload.working_set_bounds[0]
     needed = data.draw(st.integers(max(1, bound // 3), bound), label="needed")
     ratio = data.draw(st.none() | st.floats(1e-4, 1.0), label="ratio")
     rows = data.draw(st.none() | st.integers(1, 2 * workload.num_rows), label="rows") if ratio is None else None
@@ -124,7 +167,7 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
     limit = int(step_bytes(workload, needed, needed) * share)
     request = CacheRequest(ratio, rows, limit)
     try:
-        sizes = size_device(workload, request, limit, lambda: needed)
+        sizes = size_device(workload, request, limit, lambda: (needed,))
     except UserError as error:
         message = str(error)
         assert "\n" not in message
@@ -132,13 +175,13 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
         number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
         larger = int(float(number) * UNITS[unit])
         assert larger > limit
-        assert check(size_device(workload, replace(request, budget_bytes=larger), larger, lambda: needed), larger)
+        assert check(size_device(workload, replace(request, budget_bytes=larger), larger, lambda: (needed,)), larger)
         at_most = re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)
         for tried in (float(at_most[1]), float(at_most[1]) / 2) if at_most else ():
-            assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: needed), limit)
+            assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: (needed,)), limit)
         batch = re.search(r"--mini-batch-size (\d+)(?: with --gpu-cache-rows (\d+))?", message)
         if batch:
-            smaller = replace(workload, batch_size=int(batch[1]))
+            smaller = replace(workload, mini_batch_size=int(batch[1]))
             fewer = CacheRequest(None, int(batch[2]), limit) if batch[2] else request
             assert batch[2] or smaller.batch_size < workload.batch_size
             assert check(size_device(smaller, fewer, limit, unmeasured), limit)
@@ -159,19 +202,19 @@ def check(sizes: DeviceSizes, limit: int) -> bool:
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(workload=workloads, share=st.floats(0.01, 1.5))
 def test_the_largest_batch_is_the_largest(workload, share):
-    bound = workload.working_set_bound
+    bound = workload.working_set_bounds[0]
     limit = int(step_bytes(workload, bound, bound) * share)
     batch = largest_batch(workload, CacheRequest(None, None, limit), limit)
     for size, fits in ((batch, True), (batch + 1, False)):
         if 0 < size <= workload.batch_size:
-            tried = replace(workload, batch_size=size)
-            rows = tried.working_set_bound
+            tried = replace(workload, mini_batch_size=size)
+            rows = tried.working_set_bounds[0]
             assert (step_bytes(tried, rows, rows) <= limit) == fits
 
 
 def refusal(workload: Workload, request: CacheRequest, limit: int, needed: int) -> str:
     with pytest.raises(UserError) as refused:
-        size_device(workload, request, limit, lambda: needed)
+        size_device(workload, request, limit, lambda: (needed,))
     return str(refused.value)
 
 
@@ -183,7 +226,7 @@ def test_the_ratio_of_the_message_works_where_too_many_slots_are_asked_for():
     assert "needs 55 rows" in message
     assert "100 slots" in message
     ratio = float(re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)[1])
-    sizes = size_device(WORKLOAD, CacheRequest(ratio, None, None), limit, lambda: 55)
+    sizes = size_device(WORKLOAD, CacheRequest(ratio, None, None), limit, lambda: (55,))
     assert check(sizes, limit)
     assert sizes.quota_slots in (99, 100)  # four digits of ratio
 
@@ -193,13 +236,13 @@ def test_the_batch_of_the_message_works_where_the_budget_is_too_small():
     request, limit = CacheRequest(None, 7, None), step_bytes(WORKLOAD, 30, 29)
     batch = int(re.search(r"--mini-batch-size (\d+)", refusal(WORKLOAD, request, limit, 30))[1])
     assert batch < WORKLOAD.batch_size
-    smaller = replace(WORKLOAD, batch_size=batch)
+    smaller = replace(WORKLOAD, mini_batch_size=batch)
     assert check(size_device(smaller, request, limit, unmeasured), limit)
 
 
 def test_a_step_that_no_batch_size_fits():
     with pytest.raises(UserError, match="; use smaller MLPs"):
-        size_device(WORKLOAD, CacheRequest(None, 7, 500), 500, lambda: 30)
+        size_device(WORKLOAD, CacheRequest(None, 7, 500), 500, lambda: (30,))
     assert largest_batch(WORKLOAD, CacheRequest(None, 7, 500), 500) == 0
 
 
@@ -208,7 +251,7 @@ def test_fewer_slots_are_named_where_those_asked_for_leave_no_room():
     limit = step_bytes(WORKLOAD, 30, 29)
     message = refusal(WORKLOAD, CacheRequest(None, 1000, None), limit, 30)
     batch, rows = re.search(r"--mini-batch-size (\d+) with --gpu-cache-rows (\d+) or less", message).groups()
-    smaller = replace(WORKLOAD, batch_size=int(batch))
+    smaller = replace(WORKLOAD, mini_batch_size=int(batch))
     assert check(size_device(smaller, CacheRequest(None, int(rows), None), limit, unmeasured), limit)
 
 
@@ -217,7 +260,7 @@ def test_the_ratio_for_the_smallest_budget_fits_it():
     number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
     budget = int(float(number) * UNITS[unit])
     ratio = float(re.search(r"where --gpu-cache-ratio ([\d.e-]+) holds", message)[1])
-    sizes = size_device(WORKLOAD, CacheRequest(ratio, None, budget), budget, lambda: 30)
+    sizes = size_device(WORKLOAD, CacheRequest(ratio, None, budget), budget, lambda: (30,))
     assert sizes.quota_slots == sizes.num_slots >= 30
 
 
@@ -227,7 +270,7 @@ def test_what_decides_the_limit_is_named():
         (CacheRequest(0.5, None, None), "free"),
     ):
         with pytest.raises(UserError, match=f"exceed (the )?.*{whose}"):
-            size_device(WORKLOAD, request, 500, lambda: 30)
+            size_device(WORKLOAD, request, 500, lambda: (30,))
 
 
 @pytest.mark.parametrize(("rows", "of"), [(1, 3), (30, 1015), (999, 1000), (1000, 1000), (337_626, 33_762_577)])

@@ -13,28 +13,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedlrm import config
+from cachedlrm.command_line import load_options, parse_command_line, to_toml
 from cachedlrm.config import (
     BatchOptions,
     CacheOptions,
     DataOptions,
+    InferenceOptions,
     ModelOptions,
     OptimisationOptions,
     Options,
+    ReferenceOptions,
     RunOptions,
     StoreOptions,
-    load_options,
-    parse_command_line,
-    to_toml,
 )
 from cachedlrm.errors import UserError
 from cachedlrm.units import LARGEST
 
 OPTIONS = """
-arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op
-arch-interaction-itself loss-function mini-batch-size num-batches nepochs numpy-rand-seed max-ind-range
-test-freq test-mini-batch-size print-freq data test-data optimizer learning-rate gpu-cache-ratio
-gpu-cache-rows gpu-budget policy lookahead prefetch-depth store host-budget init device steps run-dir ui
-save-predictions threads deterministic profile
+arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op arch-interaction-itself
+weighted-pooling activation-function loss-function loss-weights loss-threshold round-targets qr-flag qr-threshold
+qr-operation qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size num-batches nepochs
+numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data data-generation data-size
+num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
+rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
+lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
+lookahead prefetch-depth store host-budget init device steps run-dir ui save-predictions threads debug-mode
+deterministic profile load-model save-model inference-only quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
 
@@ -112,11 +116,11 @@ def test_sizes(text, size):
         ("--policy oracle", ["--policy", "lookahead"]),
         ("--lookahead 0", ["--lookahead", "0", "1 or more"]),
         ("--prefetch-depth 65", ["--prefetch-depth", "65", "from 0 to 64"]),
-        ("--init reference", ["--init", "counter"]),
+        ("--init zero", ["--init", "counter"]),
         ("--store-path x", ["--store-path"]),
         ("--checkpoint-every 5", ["--checkpoint-every"]),
         ("--resume x", ["--resume"]),
-        ("--data-generation random", ["--data-generation"]),
+        ("--data-generation dataset", ["--data-generation", "synthetic"]),
         ("--no-save-predictions", ["--no-save-predictions"]),
         ("--threads 0", ["--threads", "0"]),
         ("--run-dir=", ["--run-dir"]),
@@ -147,6 +151,17 @@ def test_sizes(text, size):
         ("--test-freq 0", ["--test-freq"]),
         ("--max-ind-range -7", ["--max-ind-range"]),
         ("--save-predictions=maybe", ["--save-predictions"]),
+        ("--inference-only --quantize-mlp-with-bit 7", ["--quantize-mlp-with-bit", "7", "8, 16 or 32"]),
+        ("--inference-only --quantize-mlp-with-bit 4", ["--quantize-mlp-with-bit", "4", "8, 16 or 32"]),
+        ("--inference-only --quantize-emb-with-bit 16", ["--quantize-emb-with-bit", "16", "4, 8 or 32"]),
+        ("--quantize-emb-with-bit eight", ["--quantize-emb-with-bit", "eight"]),
+        ("--quantize-mlp-with-bit 8", ["--quantize-mlp-with-bit 8", "--inference-only"]),
+        ("--quantize-emb-with-bit 4", ["--quantize-emb-with-bit 4", "--inference-only"]),
+        ("--inference-only --quantize-emb-with-bit 4 --qr-flag", ["--quantize-emb-with-bit 4", "--qr-flag"]),
+        ("--inference-only --quantize-emb-with-bit 8 --md-flag", ["--quantize-emb-with-bit 8", "--md-flag"]),
+        ("--inference-only --quantize-mlp-with-bit 8 --save-onnx", ["--quantize-mlp-with-bit 8", "--save-onnx"]),
+        ("--inference-only --steps 5", ["--steps 5", "--inference-only"]),
+        ("--load-model=", ["--load-model", "empty"]),
         ("--profile nowhere", ["criteo-kaggle"]),
         ("--profile nowhere.toml", ["nowhere.toml"]),
     ],
@@ -172,7 +187,7 @@ def test_a_suggestion_is_near_or_absent():
     with pytest.raises(UserError, match="did you mean --learning-rate"):
         parse_command_line(["--learning-rte=1"])
     with pytest.raises(UserError) as refused:
-        parse_command_line(["--data-generation=random"])
+        parse_command_line(["--zzz=random"])
     assert "did you mean" not in str(refused.value)
 
 
@@ -184,7 +199,7 @@ def test_version_ends_with_success(capsys):
 
 
 def test_options_are_read_without_torch():
-    code = "import sys, cachedlrm.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, cachedlrm.command_line; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -195,7 +210,8 @@ def test_help_has_every_option_with_words_and_needs_no_terminal(capsys, monkeypa
     assert end.value.code == 0
     text = capsys.readouterr().out
     offered = re.findall(r"^\W*--([a-z-]+)", text, flags=re.MULTILINE)
-    assert set(offered) == {*OPTIONS, "help", "version"}, "no more, such as --no-deterministic, and no fewer"
+    names = {name[:26] for name in [*OPTIONS, "help", "version"]}  # where a long name goes on in the next line
+    assert set(offered) == names, "no more, such as --no-deterministic, and no fewer"
     assert max(map(len, text.splitlines())) <= 80
     assert "Example: python -m cachedlrm.train" in text
     assert "Passes over the data" in text
@@ -261,6 +277,7 @@ count = st.integers(0, LARGEST)
 positive_or_off = st.just(-1) | positive
 sizes = st.lists(positive, min_size=1, max_size=4).map(tuple)
 maybe = st.none().__or__
+finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def every_field(kind, **values):
@@ -272,6 +289,12 @@ def every_field(kind, **values):
 @st.composite
 def all_options(draw):
     dim, ratio_or_rows = draw(maybe(positive)), draw(st.sampled_from(["ratio", "rows", "neither"]))
+    loss, weights = draw(st.sampled_from([None, "mse", "bce", "wbce"])), st.lists(st.floats(0, 1e18), min_size=2)
+    weights, warmup = weights.map(tuple), draw(st.integers(0, 2**40))
+    trick = draw(st.sampled_from(["qr", "md", "pooling", "none"]))
+    serves, saves_onnx = draw(st.booleans()), draw(st.booleans())
+    quantizes = serves and not saves_onnx
+    pooling = st.sampled_from(["fixed", "learned"]) if trick == "pooling" else st.none()
     ends_in_dim = sizes.map(lambda layers: (*layers, dim or layers[0]))
     strategy = st.builds(
         Options,
@@ -283,7 +306,20 @@ def all_options(draw):
             arch_mlp_top=maybe(sizes.map(lambda layers: (*layers, 1))),
             arch_interaction_op=st.sampled_from(["dot", "cat"]),
             arch_interaction_itself=st.booleans(),
-            loss_function=st.sampled_from([None, "mse", "bce"]),
+            weighted_pooling=pooling,
+            activation_function=st.sampled_from(["relu", "gelu", "silu", "tanh", "sigmoid"]),
+            loss_function=st.just(loss),
+            loss_weights=weights if loss == "wbce" else st.just((1.0, 1.0)),
+            loss_threshold=st.floats(0, 0.5, exclude_max=True),
+            round_targets=st.booleans(),
+            qr_flag=st.just(trick == "qr"),
+            qr_threshold=count,
+            qr_operation=st.sampled_from(["mult", "add"]),
+            qr_collisions=positive,
+            md_flag=st.just(trick == "md"),
+            md_threshold=count,
+            md_temperature=st.floats(0, allow_infinity=False),
+            md_round_dims=st.booleans(),
         ),
         batches=every_field(
             BatchOptions,
@@ -297,10 +333,28 @@ def all_options(draw):
             print_freq=positive,
         ),
         data=every_field(DataOptions, data=words, test_data=maybe(words)),
+        reference=every_field(
+            ReferenceOptions,
+            data_generation=st.sampled_from([None, "random", "synthetic"]),
+            data_size=maybe(positive),
+            num_indices_per_lookup=maybe(positive),
+            num_indices_per_lookup_fixed=maybe(st.booleans()),
+            rand_data_dist=st.sampled_from([None, "uniform", "gaussian"]),
+            rand_data_min=maybe(finite),
+            rand_data_max=maybe(finite),
+            rand_data_mu=maybe(finite),
+            rand_data_sigma=maybe(st.floats(0, allow_infinity=False)),
+            data_trace_file=maybe(words),
+            data_trace_enable_padding=maybe(st.booleans()),
+        ),
         optimisation=every_field(
             OptimisationOptions,
             optimizer=st.sampled_from([None, "sgd", "adagrad", "rwsadagrad", "adam"]),
             learning_rate=maybe(st.floats(0, allow_infinity=False)),
+            lr_num_warmup_steps=st.just(warmup),
+            lr_decay_start_step=st.integers(warmup, 2**41),
+            lr_num_decay_steps=count,
+            mlperf_grad_accum_iter=positive,
         ),
         cache=every_field(
             CacheOptions,
@@ -311,17 +365,32 @@ def all_options(draw):
             lookahead=positive,
             prefetch_depth=st.integers(0, 64),
         ),
-        store=every_field(StoreOptions, store=st.just("host"), host_budget=maybe(positive), init=st.just("counter")),
+        store=every_field(
+            StoreOptions,
+            store=st.just("host"),
+            host_budget=maybe(positive),
+            init=st.sampled_from([None, "counter", "reference"]),
+        ),
         run=every_field(
             RunOptions,
             device=st.sampled_from(["auto", "cpu", "cuda"]),
-            steps=maybe(count),
+            steps=st.sampled_from([None, 0]) if serves else maybe(count),
             run_dir=maybe(words.map(Path)),
             ui=st.sampled_from(["auto", "live", "plain", "off"]),
             save_predictions=st.booleans(),
             threads=maybe(positive),
+            debug_mode=st.booleans(),
             deterministic=st.booleans(),
             profile=st.none(),
+        ),
+        inference=every_field(
+            InferenceOptions,
+            load_model=maybe(words.map(Path)),
+            save_model=maybe(words.map(Path)),
+            inference_only=st.just(serves),
+            quantize_mlp_with_bit=st.sampled_from([8, 16, 32] if quantizes else [32]),
+            quantize_emb_with_bit=st.sampled_from([4, 8, 32] if quantizes and trick not in ("qr", "md") else [32]),
+            save_onnx=st.just(saves_onnx),
         ),
     )
     return draw(strategy)

@@ -16,7 +16,9 @@ from cachedlrm.metrics import PHASES, CacheCounters
 HEADER = RunHeader(
     "zipf", "33,762,577 rows in 26 tables, dim 16, adagrad", "1,688,128 slots (5.00%), lrfu", "cpu, 2 threads"
 )
-LARGE = CacheCounters(10**12, 9 * 10**11, 10**11, 9 * 10**10, 12_000, 12_000, 12_000, 12_000)
+LARGE = CacheCounters(
+    10**12, 9 * 10**11, 10**11, 9 * 10**10, 12_000, 12_000, 12_000, 12_000, 12_000 << 10, 12_000 << 10
+)
 LOSSES = tuple(0.44 + 0.25 * 0.98**i for i in range(200))
 SIZES = [(80, 24), (140, 40)]
 CURSOR_ON, CURSOR_OFF = "\x1b[?25h", "\x1b[?25l"
@@ -65,7 +67,7 @@ def test_the_screen_says_everything(width, height):
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_large_numbers_keep_their_words(width, height):
-    lines = screen(width, height, recent=LARGE, recent_steps=1, cache=LARGE, record_bytes=1 << 10,
+    lines = screen(width, height, recent=LARGE, recent_steps=1, cache=LARGE,
                    host_bytes=1023 << 30, host_limit_bytes=1023 << 30,
                    phase_ms=dict.fromkeys(PHASES, 99_999.99))  # fmt: skip
     text = "\n".join(lines)

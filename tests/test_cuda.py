@@ -47,10 +47,12 @@ def test_the_cpu_is_near():
 
 
 def test_first_touches_have_the_bits_of_the_host():
-    from cachedlrm.store.init import RowInit  # noqa: PLC0415 - beside its only use
+    from cachedlrm.store.init import CounterInit  # noqa: PLC0415 - beside its only use
+    from cachedlrm.store.records import RecordLayout  # noqa: PLC0415
 
     rows = np.arange(0, ALL_ROWS, 7)
-    init, host = RowInit(11, TABLE_ROWS, 16, torch.device("cuda")), np.empty((len(rows), 17), np.float32)
+    init = CounterInit(11, TABLE_ROWS, RecordLayout(16, "rwsadagrad"), torch.device("cuda"))
+    host = np.empty((len(rows), 17), np.float32)
     device = torch.empty(len(rows), 17, device="cuda")
     init.fill(rows, host)
     init.fill_on_device(torch.from_numpy(rows).cuda(), device)

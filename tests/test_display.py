@@ -11,18 +11,19 @@ import rich.console
 from cachedlrm.config import Options
 from cachedlrm.console import LiveConsole, PlainConsole, SilentConsole, open_console
 from cachedlrm.live_view import LiveView, RunHeader, format_seconds
-from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, host_memory, metrics_row
+from cachedlrm.memory import host_memory
+from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, metrics_row
 from cachedlrm.report import RunTotals, build_report, report_markdown
 
 HEADER = RunHeader(
     "zipf", "33,762,577 rows in 26 tables, dim 16, adagrad", "1,688,128 slots (5.00%), lrfu, 313.6 MiB on the device",
     "cpu, 2 threads, prefetch depth 2",
 )  # fmt: skip
-TOTAL = CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70)
-RECENT = CacheCounters(100, 95, 40, 36, 2, 2, 10, 10)
+TOTAL = CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960)
+RECENT = CacheCounters(100, 95, 40, 36, 2, 2, 10, 10, 256, 1280)
 SNAPSHOT = Snapshot(
     step=610, num_steps=1000, epoch=0, samples=1_249_280, elapsed_s=27.5, samples_per_s=45_312.0, eta_s=17.2,
-    loss=0.46351, auc=0.7886, cache=TOTAL, recent=RECENT, recent_steps=2, record_bytes=128,
+    loss=0.46351, auc=0.7886, cache=TOTAL, recent=RECENT, recent_steps=2,
     phase_ms=dict(zip(PHASES, (3.1, 0.24, 0.4, 0.7, 14.2, 25.4, 1.8, 1.1), strict=True)),
     device_bytes=300 << 20, device_limit_bytes=4 << 30, host_bytes=900 << 20, host_limit_bytes=16 << 30,
     mapped_bytes=0, cache_slots=1_688_128, resident_slots=844_064,
@@ -110,7 +111,7 @@ def test_plain_lines_and_silence(capsys):
 
 
 def test_counters_add_and_subtract():
-    assert CacheCounters(1100, 995, 440, 336, 62, 42, 80, 80) == (TOTAL + RECENT)
+    assert CacheCounters(1100, 995, 440, 336, 62, 42, 80, 80, 5376, 10240) == (TOTAL + RECENT)
     assert TOTAL + RECENT - RECENT == TOTAL
     assert TOTAL.hit_ratio == 0.9
     assert TOTAL.unique_hit_ratio == 0.75
@@ -143,7 +144,8 @@ def test_seconds():
 
 TOTALS = RunTotals(
     options=Options(), steps=10, samples=1000, samples_per_s=500.0, training_s=2.0, loss_last=0.4, loss_mean=0.5,
-    auc=0.75, losses=None, table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128, counters=TOTAL,
+    auc=0.75, losses=None, table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128, table_bytes=128_000,
+    counters=TOTAL,
     device_name="cpu", threads=2, device_peak_bytes=1000, device_limit_bytes=2000,
     device_bytes_breakdown={"slab": 600, "staging": 0, "working_set": 100, "dense": 100, "activations": 200},
     host_peak_bytes=10, host_store_bytes=5, mapped_peak_bytes=1, phase_ms=SNAPSHOT.phase_ms,

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from models import one_group
 from plain_torch import train_plain
 
-from cachedlrm.cache.embedding_cache import CacheSettings, EmbeddingCache
 from cachedlrm.cache.policies import Static
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.features import plain_features
+from cachedlrm.model.learning_rate import LearningRate
+from cachedlrm.model.losses import make_loss
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
 
@@ -98,16 +102,15 @@ def train(
     device: str = "cpu",
 ) -> Result:
     stream = batches(lookups_per_bag)
-    settings = CacheSettings(
-        quota_slots, num_slots or quota_slots, policy, window=5, prefetch_depth=prefetch_depth, staging_rows=16
-    )
+    settings = CacheSettings(policy, window=5, prefetch_depth=prefetch_depth, staging_rows=16)
     layout = RecordLayout(DIM, optimizer)
-    cache = EmbeddingCache(TABLE_ROWS, layout, settings, seed=3, device=torch.device(device))
-    if isinstance(cache.policy, Static):
+    cache = one_group(TABLE_ROWS, layout, quota_slots, num_slots, settings, seed=3, device=device)
+    group = cache.groups[0]
+    if isinstance(group.policy, Static):
         book = AddressBook(ALL_ROWS)
-        cache.policy.count(book.working_set(index, b.rows, b.offsets) for index, b in enumerate(stream))
-    model = Dlrm(NUM_TABLES, (DENSE, 16, DIM), (16, 1), interaction, seed=3).to(device)
-    trainer = Trainer(cache, model, LR, "bce")
+        group.policy.count(book.working_set(index, b.rows, b.offsets) for index, b in enumerate(stream))
+    model = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), interaction, seed=3).to(device)
+    trainer = Trainer(cache, model, LearningRate(LR), make_loss("bce", (), torch.device(device)), BATCH)
     losses, predictions, counters = [], [], CacheCounters()
     prefetcher = Prefetcher(
         cache.prepare(iter(stream)), prefetch_depth, cache.trained, lambda index: evaluate and index in EVALUATE_AFTER
@@ -120,9 +123,9 @@ def train(
                 predictions.append(trainer.evaluate(Samples(stream[-2]), batch_size=7)[1])
     finally:
         prefetcher.close()
-    tables = [t.cpu() for t in cache.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
+    tables = [t.cpu() for t in group.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
     cache.flush()
-    records = cache.store.records(cache.book.num_addresses).copy()
+    records = group.store.records(group.book.num_addresses).copy()
     dense = {name: value.cpu().clone() for name, value in model.state_dict().items()}
     return Result(losses, tables, dense, records, counters, predictions)
 
@@ -186,7 +189,7 @@ def test_embedding_bag_differs_by_the_order_of_summation_only(optimizer, lookups
 
 def plain(optimizer: str, lookups_per_bag: int, num_steps: int, interaction: str = "dot", ordered: bool = True):
     """`train_plain` from the initial parameters of `train`."""
-    fresh = EmbeddingCache(TABLE_ROWS, RecordLayout(DIM, "sgd"), CacheSettings(1, 1), 3, torch.device("cpu"))
+    fresh = one_group(TABLE_ROWS, RecordLayout(DIM, "sgd"), 1, seed=3).groups[0]
     tables = [table.clone() for table in fresh.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
-    dense = Dlrm(NUM_TABLES, (DENSE, 16, DIM), (16, 1), interaction, seed=3).state_dict()
+    dense = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), interaction, seed=3).state_dict()
     return train_plain(list(batches(lookups_per_bag))[:num_steps], tables, dense, optimizer, LR, interaction, ordered)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedlrm.metrics import PHASES, PREPARING_PHASES, CacheCounters, Snapshot, finite, host_memory, metrics_row
+from cachedlrm.memory import host_memory
+from cachedlrm.metrics import PHASES, PREPARING_PHASES, CacheCounters, Snapshot, finite, metrics_row
 
 CONTRACT_KEYS = {
     "step", "samples", "elapsed_s", "loss", "auc", "samples_per_s", "hit_ratio", "unique_hit_ratio", "hit_ratio_total",
@@ -24,8 +25,8 @@ def snapshot(**changes: object) -> Snapshot:
     return replace(
         Snapshot(
             step=610, num_steps=1000, epoch=0, samples=1_249_280, elapsed_s=27.5, samples_per_s=45_312.0, eta_s=17.2,
-            loss=0.46351, auc=0.7886, cache=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70),
-            recent=CacheCounters(100, 95, 40, 36, 2, 2, 10, 10), recent_steps=2, record_bytes=128,
+            loss=0.46351, auc=0.7886, cache=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960),
+            recent=CacheCounters(100, 95, 40, 36, 2, 2, 10, 10, 256, 1280), recent_steps=2,
             phase_ms=dict(zip(PHASES, (3.1, 0.5, 0.4, 0.7, 20.0, 25.0, 3.5, 1.0), strict=True)),
             device_bytes=300 << 20, device_limit_bytes=4 << 30, host_bytes=900 << 20, host_limit_bytes=16 << 30,
             mapped_bytes=0, cache_slots=1_688_128, resident_slots=844_064,
@@ -51,11 +52,6 @@ def test_counters_and_snapshots_are_frozen():
         CacheCounters().lookups = 1
     with pytest.raises(FrozenInstanceError):
         snapshot().step = 1
-
-
-def test_bytes_are_rows_times_the_record():
-    assert snapshot().fetched_bytes == 2 * 128
-    assert snapshot().written_back_bytes == 10 * 128
 
 
 def test_waiting_is_a_share_of_the_training_thread():

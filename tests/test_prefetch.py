@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from models import one_group
 
-from cachedlrm.cache.embedding_cache import CacheSettings, EmbeddingCache
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import StoppedError, TrainedBatches
+from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Batch
 from cachedlrm.store.records import RecordLayout
 
@@ -130,17 +131,18 @@ def test_nothing_is_prepared_beyond_a_pause(depth, pauses):
 
 @pytest.mark.parametrize("window", [0, 3])
 def test_residents_stay_the_same_during_a_pause(window):
-    settings = CacheSettings(6, 6, "lookahead", window, prefetch_depth=4, staging_rows=2)
-    cache = EmbeddingCache((NUM_ROWS,), RecordLayout(DIM, "sgd"), settings, 5, torch.device("cpu"))
+    settings = CacheSettings("lookahead", window, prefetch_depth=4, staging_rows=2)
+    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6, settings=settings)
+    planner = cache.groups[0].planner
     stream = (batch_of([(3 * index + k) % 12 for k in range(3)]) for index in range(20))
     prefetcher = Prefetcher(cache.prepare(stream), 4, cache.trained, lambda index: index % 4 == 3)
     pauses = 0
     for batch in prefetcher:
         cache.scatter(batch, cache.gather(batch))
         if batch.tensors.index % 4 == 3:
-            first = [array.tolist() for array in cache.planner.resident()]
+            first = [array.tolist() for array in planner.resident()]
             time.sleep(0.005)
-            assert [array.tolist() for array in cache.planner.resident()] == first
+            assert [array.tolist() for array in planner.resident()] == first
             pauses += 1
     close_in_time(prefetcher)
     assert pauses == 5
@@ -251,7 +253,7 @@ def test_close_drops_an_error_nobody_asked_for():
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_close_the_cache_wherever_it_waits(taken):
     # With two slots and one row a batch, the thread soon waits for training that never happens.
-    cache = EmbeddingCache((NUM_ROWS,), RecordLayout(DIM, "sgd"), CacheSettings(2, 2), 5, torch.device("cpu"))
+    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 2)
     prefetcher = Prefetcher(cache.prepare(batch_of([i]) for i in range(20)), 4, cache.trained, lambda index: index == 4)
     for batch in prefetcher:
         if batch.tensors.index >= taken:

@@ -31,7 +31,8 @@ def totals(**changes: object) -> RunTotals:
         RunTotals(
             options=Options(), steps=10, samples=1000, samples_per_s=500.0, training_s=2.0, loss_last=0.4,
             loss_mean=0.5, auc=0.75, losses=None, table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128,
-            counters=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70), device_name="cpu", threads=2,
+            table_bytes=128_000,
+            counters=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960), device_name="cpu", threads=2,
             device_peak_bytes=1000, device_limit_bytes=2000,
             device_bytes_breakdown={"slab": 600, "staging": 0, "working_set": 100, "dense": 100, "activations": 200},
             host_peak_bytes=10, host_store_bytes=5, mapped_peak_bytes=1, phase_ms=snapshot().phase_ms,

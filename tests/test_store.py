@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cachedlrm.errors import UserError
 from cachedlrm.store.host import HostStore
-from cachedlrm.store.init import RowInit
+from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import RecordLayout
 
 GAMMA, MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
@@ -30,7 +30,7 @@ def mix(value: int) -> int:
 )
 def test_initial_records_are_the_same_bits_everywhere(seed, table_rows, dim, state, data):
     rows = np.array(data.draw(st.lists(st.integers(0, sum(table_rows) - 1), min_size=1, max_size=20)), np.int64)
-    init = RowInit(seed, tuple(table_rows), dim)
+    init = CounterInit(seed, tuple(table_rows), RecordLayout(dim, "sgd"))
     host, device = np.full((len(rows), dim + state), 7, np.float32), torch.full((len(rows), dim + state), 7.0)
     init.fill(rows, host)
     init.fill_on_device(torch.from_numpy(rows), device)
@@ -47,8 +47,8 @@ def test_initial_records_are_the_same_bits_everywhere(seed, table_rows, dim, sta
 
 def test_initial_weights_are_uniform_and_depend_on_the_seed():
     rows, out, other = np.arange(20_000), np.empty((20_000, 4), np.float32), np.empty((20_000, 4), np.float32)
-    RowInit(1, (20_000,), 4).fill(rows, out)
-    RowInit(2, (20_000,), 4).fill(rows, other)
+    CounterInit(1, (20_000,), RecordLayout(4, "sgd")).fill(rows, out)
+    CounterInit(2, (20_000,), RecordLayout(4, "sgd")).fill(rows, other)
     scaled = out * np.sqrt(20_000)
     assert abs(scaled.mean()) < 0.01
     assert abs(scaled.var() - 1 / 3) < 0.01
@@ -61,7 +61,7 @@ def test_initial_weights_by_hand():
     # With seed 0 the generator starts at mix(0) = 0. Its outputs number 1, 2 and 3 are published with SplitMix64:
     # e220a8397b1dcdaf, 6e789e6aa1b965f4, 06c45d188009454f; output 0 is 0. A table of four rows is bounded by 1/2.
     out = np.empty((2, 2), np.float32)
-    RowInit(0, (4,), 2).fill(np.arange(2), out)
+    CounterInit(0, (4,), RecordLayout(2, "sgd")).fill(np.arange(2), out)
     units = [0x000000 / 2**23 - 1, 0xE220A8 / 2**23 - 1, 0x6E789E / 2**23 - 1, 0x06C45D / 2**23 - 1]
     assert out.reshape(-1).tolist() == [unit / 2 for unit in units]
 
@@ -70,14 +70,14 @@ def test_initial_weights_by_hand():
 @given(rows=st.lists(st.integers(0, 99), min_size=1, max_size=30), seed=st.integers(-5, 5))
 def test_a_record_depends_on_seed_and_row_only(rows, seed):
     every, some = np.empty((100, 3), np.float32), np.empty((len(rows), 3), np.float32)
-    RowInit(seed, (60, 1, 39), 3).fill(np.arange(100), every)
-    RowInit(seed, (60, 1, 39), 3).fill(np.array(rows), some)
+    CounterInit(seed, (60, 1, 39), RecordLayout(3, "sgd")).fill(np.arange(100), every)
+    CounterInit(seed, (60, 1, 39), RecordLayout(3, "sgd")).fill(np.array(rows), some)
     assert (some == every[rows]).all()
 
 
 def test_bounds_are_those_of_the_table():
     table_rows, out = (10_000, 1, 400, 2), np.empty((10_403, 8), np.float32)
-    RowInit(7, table_rows, 8).fill(np.arange(10_403), out)
+    CounterInit(7, table_rows, RecordLayout(8, "sgd")).fill(np.arange(10_403), out)
     for first, last, bound in (
         (0, 10_000, 0.01),
         (10_000, 10_001, 1.0),
@@ -92,7 +92,7 @@ def test_bounds_are_those_of_the_table():
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**64 - 1, 123456789])
 def test_bits_of_initial_weights_are_even_and_unrelated(seed):
     out = np.empty((40_000, 4), np.float32)
-    RowInit(seed, (40_000,), 4).fill(np.arange(40_000), out)
+    CounterInit(seed, (40_000,), RecordLayout(4, "sgd")).fill(np.arange(40_000), out)
     units = out.astype(np.float64) * 200
     for column in range(4):
         counts, _ = np.histogram(units[:, column], bins=16, range=(-1, 1))
@@ -105,7 +105,7 @@ def test_bits_of_initial_weights_are_even_and_unrelated(seed):
 def test_rows_at_the_end_of_very_large_tables():
     rows = np.array([0, 2**40 - 1, 2**40, 2**41 - 1])
     host, device = np.empty((4, 5), np.float32), torch.empty(4, 5)
-    init = RowInit(3, (2**40, 2**40), 5)
+    init = CounterInit(3, (2**40, 2**40), RecordLayout(5, "sgd"))
     init.fill(rows, host)
     init.fill_on_device(torch.from_numpy(rows), device)
     assert (host == device.numpy()).all()
@@ -113,7 +113,7 @@ def test_rows_at_the_end_of_very_large_tables():
 
 
 def test_no_rows():
-    init = RowInit(3, (5,), 4)
+    init = CounterInit(3, (5,), RecordLayout(4, "sgd"))
     init.fill(np.empty(0, np.int64), np.empty((0, 4), np.float32))
     init.fill_on_device(torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
 
@@ -131,7 +131,7 @@ def test_the_host_store_is_a_dictionary(operations):
         else:
             store.read(addresses, values)
             assert all((model[a] == value).all() for a, value in zip(addresses.tolist(), values, strict=True))
-    assert store.used_bytes == 12 * (max(model, default=-1) + 1)
+    assert store.used_rows == max(model, default=-1) + 1
 
 
 def test_a_full_host_store_names_the_option():
@@ -146,7 +146,7 @@ def test_nothing_to_read_or_write():
     store = HostStore(4, 2)
     store.write(np.empty(0, np.int64), np.empty((0, 2), np.float32))
     store.read(np.empty(0, np.int64), np.empty((0, 2), np.float32))
-    assert store.used_bytes == 0
+    assert store.used_rows == 0
     assert HostStore(0, 2).records(0).shape == (0, 2)
 
 

@@ -5,13 +5,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import one_group
 
-from cachedlrm.cache.embedding_cache import CacheSettings, EmbeddingCache
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import TrainedBatches
+from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.data.batch import Batch
 from cachedlrm.errors import UserError
@@ -34,42 +34,44 @@ def travel(
 
     Every ``read_every`` batches all rows are read while the preparation pauses.
     """
-    settings_ = CacheSettings(quota, quota + spare, policy, 3, depth, staging_rows)
     layout = RecordLayout(DIM, optimizer)
-    cache = EmbeddingCache((NUM_ROWS,), layout, settings_, 5, torch.device("cpu"))
+    cache = one_group((NUM_ROWS,), layout, quota, quota + spare, CacheSettings(policy, 3, depth, staging_rows))
+    group = cache.groups[0]
     latest = np.empty((NUM_ROWS, layout.width), np.float32)
 
     def reads_after(index: int) -> bool:
         return read_every > 0 and (index + 1) % read_every == 0
 
-    cache.init.fill(np.arange(NUM_ROWS), latest)
+    group.init.fill(np.arange(NUM_ROWS), latest)
     if policy == "static":
-        cache.policy.count([])
+        group.policy.count([])
     stale, counters = 0, CacheCounters()
     prefetcher = Prefetcher(cache.prepare(map(batch_of, stream)), depth, cache.trained, reads_after)
     try:
         for index, prepared in enumerate(prefetcher):
             assert prepared.tensors.index == index
             time.sleep(think_s)
-            records = cache.gather(prepared)
+            [records] = cache.gather(prepared)
             rows = list(dict.fromkeys(stream[index]))
             stale += int((records.numpy() != latest[rows]).any(axis=1).sum())
             records += index + 1
             latest[rows] += np.float32(index + 1)
-            cache.scatter(prepared, records)
+            cache.scatter(prepared, [records])
             counters += prepared.counters
+            assert prepared.counters.fetched_bytes == prepared.counters.fetched_rows * layout.record_bytes
+            assert prepared.counters.written_back_bytes == prepared.counters.written_back_rows * layout.record_bytes
             if reads_after(index):
-                assert (cache.read(np.arange(NUM_ROWS)).numpy() == latest[:, :DIM]).all()
+                assert (group.read(np.arange(NUM_ROWS)).numpy() == latest[:, :DIM]).all()
                 if index % 2:
                     cache.flush()
     finally:
         prefetcher.close()
     if not stale:
-        assert (cache.read(np.arange(NUM_ROWS)).numpy() == latest[:, :DIM]).all()
+        assert (group.read(np.arange(NUM_ROWS)).numpy() == latest[:, :DIM]).all()
         cache.flush()
-        touched = cache.book.rows()
-        assert (cache.store.records(len(touched)) == latest[touched]).all()
-        assert (cache.read(np.arange(NUM_ROWS)).numpy() == latest[:, :DIM]).all()
+        touched = group.book.rows()
+        assert (group.store.records(len(touched)) == latest[touched]).all()
+        assert (group.read(np.arange(NUM_ROWS)).numpy() == latest[:, :DIM]).all()
     return stale, counters
 
 
@@ -148,8 +150,8 @@ def test_a_slow_trainer(policy, staging_rows):
 @pytest.mark.parametrize("depth", [0, 3])
 def test_a_full_store_is_the_users_error_in_the_consumer(depth):
     # Every touched row comes down in the end, so the third one is refused when it is touched.
-    settings_ = CacheSettings(2, 2, "lru", 0, depth, 1, store_rows=2)
-    cache = EmbeddingCache((NUM_ROWS,), RecordLayout(DIM, "sgd"), settings_, 5, torch.device("cpu"))
+    settings_ = CacheSettings("lru", 0, depth, 1)
+    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 2, settings=settings_, store_rows=2)
     stream = map(batch_of, [[0], [1], [2], [3], [4], [5], [6], [7], [8]])
     prefetcher = Prefetcher(cache.prepare(stream), depth, cache.trained, lambda index: False)
     seen = []
@@ -167,8 +169,8 @@ def test_a_full_store_is_the_users_error_in_the_consumer(depth):
 
 def test_a_store_too_small_for_the_touched_rows_ends_training_not_saving():
     # Three rows, all resident to the end, and a store for two.
-    settings_ = CacheSettings(20, 20, "lru", 0, 0, 4, store_rows=2)
-    cache = EmbeddingCache((NUM_ROWS,), RecordLayout(DIM, "sgd"), settings_, 5, torch.device("cpu"))
+    settings_ = CacheSettings("lru", 0, 0, 4)
+    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 20, settings=settings_, store_rows=2)
     prepared = cache.prepare(map(batch_of, [[0], [1], [2]]))
     for _ in range(2):
         batch = next(prepared)
@@ -179,25 +181,24 @@ def test_a_store_too_small_for_the_touched_rows_ends_training_not_saving():
 
 def test_reading_rows_of_every_kind():
     # Rows 0 and 1 are below, 2 and 3 resident, 4 announced but not planned yet, all others never seen; twice each.
-    settings_ = CacheSettings(2, 2, "lookahead", 1, 0, 1)
-    cache = EmbeddingCache((NUM_ROWS,), RecordLayout(DIM, "adagrad"), settings_, 5, torch.device("cpu"))
+    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "adagrad"), 2, settings=CacheSettings("lookahead", 1, 0, 1))
+    group = cache.groups[0]
     initial = np.empty((NUM_ROWS, 2 * DIM), np.float32)
-    cache.init.fill(np.arange(NUM_ROWS), initial)
+    group.init.fill(np.arange(NUM_ROWS), initial)
     prepared = cache.prepare(map(batch_of, [[0, 1], [2, 3], [4]]))
     for index in range(2):
         batch = next(prepared)
-        records = cache.gather(batch)
+        [records] = cache.gather(batch)
         records += 10.0 * (index + 1)
-        cache.scatter(batch, records)
+        cache.scatter(batch, [records])
     rows = np.array([4, 0, 29, 2, 2, 1, 3, 0, 4, 7])
     expected = initial[rows, :DIM] + np.array([0, 10, 0, 20, 20, 10, 20, 10, 0, 0], np.float32)[:, None]
-    assert (cache.read(rows).numpy() == expected).all()
-    assert cache.read(np.empty(0, np.int64)).shape == (0, DIM)
+    assert (group.read(rows).numpy() == expected).all()
+    assert group.read(np.empty(0, np.int64)).shape == (0, DIM)
 
 
 def test_bytes_on_the_device_are_those_of_the_tensors():
-    settings_ = CacheSettings(6, 8, "lru", 0, 0, 16)
-    cache = EmbeddingCache((NUM_ROWS,), RecordLayout(DIM, "adam"), settings_, 5, torch.device("cpu"))
+    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "adam"), 6, 8, CacheSettings("lru", 0, 0, 16))
     assert cache.device_bytes == {"slab": 8 * 9 * 4, "staging": 0, "working_set": 0}
     cache.gather(next(cache.prepare([batch_of([1, 2, 3, 4])])))
     assert cache.device_bytes["working_set"] == 5 * 9 * 4  # a quarter more than needed

@@ -1,53 +1,28 @@
-"""The cached embedding tables: planner, slab, transfer and store, wired in one direction.
+"""The cached embedding tables, wired in one direction.
 
-    batch -> working set -> plan -> upload, evict, fetch, create -> [training reads and writes the slab]
+    batch -> lookups -> working set -> plan -> upload, evict, fetch, create -> [training reads and writes the slab]
 
 Nothing flows back: the planner never asks the device, and the model sees positions only.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.cache.planner import Planner
-from cachedlrm.cache.policies import make_policy
-from cachedlrm.cache.streams import Event, TrainedBatches
-from cachedlrm.cache.transfer import Transfer
+from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
+from cachedlrm.cache.table_group import CacheSettings, GroupSizes, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
-from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s
 from cachedlrm.data.batch import Batch
+from cachedlrm.data.lookups import Router
 from cachedlrm.metrics import CacheCounters
-from cachedlrm.store.host import HostStore
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """Sizes and choices of the cache.
-
-    Attributes:
-        quota_slots: rows the cache keeps on the device.
-        num_slots: quota and the temporary slots for a batch whose working set exceeds it.
-        policy: eviction policy by its command-line name.
-        window: batches known ahead; used by policy ``lookahead``.
-        prefetch_depth: batches prepared before they are trained; 0 prepares each when it is needed.
-        staging_rows: rows moved in one turn.
-        store_rows: rows the host store may hold.
-    """
-
-    quota_slots: int
-    num_slots: int
-    policy: str = "lrfu"
-    window: int = 200
-    prefetch_depth: int = 2
-    staging_rows: int = 16384
-    store_rows: int = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -56,8 +31,9 @@ class PreparedBatch:
 
     Attributes:
         tensors: on the device.
-        counters: the cache's work for this batch.
-        phase_ms: host milliseconds of ``plan``, ``evict`` and ``admit``.
+        counters: the cache's work for this batch, all groups together.
+        phase_ms: host milliseconds of ``plan``, ``evict`` (until the victims have been trained included) and
+            ``admit``, spent since the batch before.
         admitted: event on the copy stream.
     """
 
@@ -68,126 +44,128 @@ class PreparedBatch:
 
 
 class EmbeddingCache:
-    """T embedding tables of which some rows are on the device.
+    """Embedding tables of which some rows are on the device, in one slab for each number of columns.
 
     One thread prepares batches (`prepare`); another trains them in the same order: `gather`, then `scatter`, which
-    hands the rows back. `read`, `flush` and `records` are for moments when no batch is being prepared.
+    hands the rows back. `flush` and the groups' `read` are for moments when no batch is being prepared.
 
     Args:
-        table_rows: rows of each table.
-        layout: columns of a record.
-        settings: sizes and choices.
-        seed: of the initial weights.
-        device: where the slab is.
+        router: from a batch to the lookups of each group.
+        groups: sizes, record layout and initial records of each group.
+        settings: choices that hold for all.
+        device: where the slabs are.
     """
 
     def __init__(
         self,
-        table_rows: tuple[int, ...],
-        layout: RecordLayout,
+        router: Router,
+        groups: Sequence[tuple[GroupSizes, RecordLayout, RowInit]],
         settings: CacheSettings,
-        seed: int,
         device: torch.device,
     ) -> None:
-        num_rows = sum(table_rows)
-        self.layout = layout
-        self.settings = settings
+        self.router = router
         self.device = device
-        self.book = AddressBook(num_rows)
-        policy = make_policy(settings.policy, settings.num_slots, num_rows, settings.window)
-        self.policy = policy
-        self.planner = Planner(
-            num_rows, settings.quota_slots, settings.num_slots, policy, in_flight=settings.prefetch_depth
+        self._ring = settings.prefetch_depth + 2
+        self.trained = TrainedBatches(device, history=self._ring)
+        self._stream = CopyStream(device)
+        self.groups = tuple(
+            TableGroup(sizes, layout, init, settings, self.trained, self._stream, device)
+            for sizes, layout, init in groups
         )
-        self.store = HostStore(min(num_rows, settings.store_rows), layout.width)
-        self.init = RowInit(seed, table_rows, layout.dim, device)
-        self._slab = torch.empty(settings.num_slots, layout.width, device=device)
-        ring = settings.prefetch_depth + 2
-        self.trained = TrainedBatches(device, history=ring)
-        self.transfer = Transfer(self._slab, self.store, self.init, self.trained, settings.staging_rows)
-        self.upload = Upload(device, ring, self.trained)
-        self._admitted = [Event(device) for _ in range(ring)]
-        self._records = torch.empty(0, layout.width, device=device)
+        self._upload = Upload(device, self._ring, self.trained)
+        self._admitted = [Event(device) for _ in range(self._ring)]
 
-    def prepare(self, batches: Iterable[Batch], first_index: int = 0) -> Iterator[PreparedBatch]:
-        """Plans batches and moves their rows, one batch per ``next``.
+    @property
+    def optimizer(self) -> str:
+        """The rows' optimizer, one for all groups."""
+        return self.groups[0].layout.optimizer
 
-        Args:
-            batches: the training stream.
-            first_index: number of its first batch.
+    def prepare(self, batches: Iterable[Batch]) -> Iterator[PreparedBatch]:
+        """Plans batches and moves their rows, one batch per ``next``. A cache prepares one stream in its life.
 
         Raises:
-            UserError: the store cannot hold the rows touched.
+            UserError: a store cannot hold the rows touched.
         """
-        waiting: deque[tuple[Batch, float]] = deque()
-        for index, batch in enumerate(batches, first_index):
+        # What a batch needs beyond its announcement; policy ``lookahead`` keeps this much of a window of batches.
+        waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
+        announce_ms = 0.0  # since the last batch was handed out
+        for index, batch in enumerate(batches):
             started = time.perf_counter()
-            self.planner.announce(self.book.working_set(index, batch.rows, batch.offsets))
-            self.store.check_capacity(self.book.num_addresses)
-            waiting.append((batch, (time.perf_counter() - started) * 1e3))
-            while self.planner.ready:
-                yield self._prepare_next(*waiting.popleft())
+            for group, lookups in zip(self.groups, self.router(batch), strict=True):
+                group.announce(index, lookups.rows, lookups.offsets)
+            waiting.append((batch.dense, batch.labels))
+            announce_ms += (time.perf_counter() - started) * 1e3
+            while self.groups[0].planner.ready:  # all know the same batches
+                yield self._prepare_next(*waiting.popleft(), announce_ms)
+                announce_ms = 0.0
         while waiting:
-            yield self._prepare_next(*waiting.popleft())
+            yield self._prepare_next(*waiting.popleft(), announce_ms)
+            announce_ms = 0.0
 
-    def _prepare_next(self, batch: Batch, announce_ms: float) -> PreparedBatch:
+    def _prepare_next(
+        self, dense: NDArray[np.float32], labels: NDArray[np.float32], announce_ms: float
+    ) -> PreparedBatch:
         started = time.perf_counter()
-        working_set, plan = self.planner.plan()
-        plan_ms = (time.perf_counter() - started) * 1e3 + announce_ms
-        with self.transfer.stream():
-            tensors = self.upload(batch, working_set, plan)
-            phase_ms = self.transfer.execute(plan, tensors)
-            admitted = self._admitted[plan.index % len(self._admitted)]
+        plans = [group.plan() for group in self.groups]
+        index = plans[0][1].index
+        phase_ms = {"plan": (time.perf_counter() - started) * 1e3 + announce_ms, "evict": 0.0, "admit": 0.0}
+        counters = CacheCounters()
+        with self._stream():
+            tensors = self._upload(index, dense, labels, plans)
+            for group, (_, plan), lookups in zip(self.groups, plans, tensors.lookups, strict=True):
+                counters += _with_bytes(plan.counters, group.layout.record_bytes)
+                for phase, milliseconds in group.transfer.execute(plan, lookups).items():
+                    phase_ms[phase] += milliseconds
+            admitted = self._admitted[index % self._ring]
             admitted.record()
-        return PreparedBatch(tensors, plan.counters, {"plan": plan_ms, **phase_ms}, admitted)
+        return PreparedBatch(tensors, counters, phase_ms, admitted)
 
-    def gather(self, batch: PreparedBatch) -> Tensor:
-        """The records of a batch's working set: [U, width], in a buffer that the next call uses again.
+    def gather(self, batch: PreparedBatch) -> list[Tensor]:
+        """The records of a batch's working set: [U, width] of each group, in buffers that the next call uses again.
 
         Wait for ``batch.admitted`` first.
         """
-        slots = batch.tensors.slots
-        if len(slots) > len(self._records):
-            self._records = torch.empty(len(slots) + len(slots) // 4, self.layout.width, device=self.device)
-        records = self._records[: len(slots)]
-        torch.index_select(self._slab, 0, slots, out=records)
-        return records
+        return [group.gather(part.slots) for group, part in zip(self.groups, batch.tensors.lookups, strict=True)]
 
-    def scatter(self, batch: PreparedBatch, records: Tensor) -> None:
-        """Stores updated ``records`` [U, width] and marks the batch as trained."""
-        self._slab.index_copy_(0, batch.tensors.slots, records)
+    def scatter(self, batch: PreparedBatch, records: Sequence[Tensor]) -> None:
+        """Stores updated ``records`` [U, width] of each group and marks the batch as trained."""
+        for group, part, updated in zip(self.groups, batch.tensors.lookups, records, strict=True):
+            group.scatter(part.slots, updated)
         self.trained.mark(batch.tensors.index)
 
-    def read(self, rows: Int64s) -> Tensor:
-        """Current weights of ``rows`` [n] wherever they are: [n, dim] on the device. Changes nothing.
-
-        Rows on the device do not leave it, so reading costs only what is not resident.
-        """
-        addresses = self.book.addresses(rows)
-        slots = np.where(addresses >= 0, self.planner.slot_of[np.maximum(addresses, 0)], NEVER).astype(np.int64)
-        below = np.flatnonzero(slots < NEVER)
-        untouched = np.flatnonzero(slots == NEVER)
-        records = torch.index_select(self._slab, 0, torch.from_numpy(np.maximum(slots, 0)).to(self.device))
-        created = np.empty((len(untouched), self.layout.width), np.float32)
-        self.init.fill(rows[untouched], created)
-        for indices, values in ((below, self.transfer.read(addresses[below])), (untouched, created)):
-            if len(indices):
-                target = torch.from_numpy(indices).to(self.device)
-                records.index_copy_(0, target, torch.from_numpy(values).to(self.device))
-        return records[:, : self.layout.dim]
-
     def flush(self) -> None:
-        """Brings the store up to date with the slab."""
-        self.transfer.stream.synchronize()
-        self.transfer.flush(*self.planner.resident())
+        """Brings the stores up to date with the slabs."""
+        for group in self.groups:
+            group.flush()
+
+    @property
+    def resident_rows(self) -> int:
+        """Rows on the device."""
+        return sum(group.planner.resident_rows for group in self.groups)
+
+    @property
+    def store_records(self) -> int:
+        """Records in the stores."""
+        return sum(group.store.used_rows for group in self.groups)
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of the records in the stores."""
+        return sum(group.store.used_rows * group.layout.record_bytes for group in self.groups)
 
     @property
     def device_bytes(self) -> dict[str, int]:
         """Bytes of the cache's tensors on the device, by purpose."""
-        record_bytes = self.layout.record_bytes
-        staging = 0 if self.device.type == "cpu" else 4 * self.settings.staging_rows * record_bytes
-        return {
-            "slab": self.settings.num_slots * record_bytes,
-            "staging": staging,
-            "working_set": self._records.nbytes + self.upload.device_bytes,
-        }
+        totals = {"slab": 0, "staging": 0, "working_set": self._upload.device_bytes}
+        for group in self.groups:
+            for purpose, num_bytes in group.device_bytes.items():
+                totals[purpose] += num_bytes
+        return totals
+
+
+def _with_bytes(counters: CacheCounters, record_bytes: int) -> CacheCounters:
+    return replace(
+        counters,
+        fetched_bytes=counters.fetched_rows * record_bytes,
+        written_back_bytes=counters.written_back_rows * record_bytes,
+    )

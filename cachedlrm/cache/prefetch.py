@@ -66,7 +66,7 @@ class Prefetcher:
                 if self._pause_after(batch.tensors.index):
                     self._resume.acquire()
         except StoppedError:
-            return
+            self._ready.put(None)
         except BaseException as error:  # handed to the consumer, whatever it is
             self._ready.put(error)
 

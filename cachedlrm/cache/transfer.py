@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cachedlrm.cache.planner import Plan
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
-from cachedlrm.cache.upload import DeviceBatch
+from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import Int64s
 from cachedlrm.store.host import HostStore
 from cachedlrm.store.init import RowInit
@@ -67,6 +67,7 @@ class Transfer:
         store: where evicted records go.
         init: records of first touches.
         trained: which batches have been trained.
+        stream: where rows move; for callers of `execute` to enter.
         staging_rows: rows of one staging buffer; there are four. More rows in one plan go in several turns.
     """
 
@@ -76,6 +77,7 @@ class Transfer:
         store: HostStore,
         init: RowInit,
         trained: TrainedBatches,
+        stream: CopyStream,
         staging_rows: int,
     ) -> None:
         self._slab = slab
@@ -83,39 +85,39 @@ class Transfer:
         self._init = init
         self._trained = trained
         self._staging_rows = staging_rows
-        self.stream = CopyStream(slab.device)
+        self._stream = stream
         width = slab.shape[1]
         self._down = [_StagingBuffer(staging_rows, width, slab.device) for _ in range(_NUM_BUFFERS)]
         self._up = [_StagingBuffer(staging_rows, width, slab.device) for _ in range(_NUM_BUFFERS)]
         self._turn_down = self._turn_up = 0
 
-    def execute(self, plan: Plan, batch: DeviceBatch) -> dict[str, float]:
+    def execute(self, plan: Plan, lookups: DeviceLookups) -> dict[str, float]:
         """Evicts, fetches and creates rows, on the current stream; milliseconds of the host by phase.
 
         Raises:
-            UserError: the store is full.
             StoppedError: training stopped.
         """
         started = time.perf_counter()
         self._trained.wait(plan.evict_after)
         for first, last in self._turns(len(plan.evict_slots)):
-            self._evict(plan.index, plan.evict_addresses[first:last], batch.evict_slots[first:last])
+            self._evict(plan.index, plan.evict_addresses[first:last], lookups.evict_slots[first:last])
         self._finish_write_backs(plan.read_after)
         evicted = time.perf_counter()
         for first, last in self._turns(len(plan.fetch_slots)):
             buffer = self._next_up()
             self._store.read(plan.fetch_addresses[first:last], buffer.host[: last - first].numpy())
             buffer.to_device(last - first)
-            self._admit(buffer, batch.fetch_slots[first:last])
+            self._admit(buffer, lookups.fetch_slots[first:last])
         for first, last in self._turns(len(plan.create_slots)):
             buffer = self._next_up()
-            self._create(buffer, plan.create_rows[first:last], batch.create_rows[first:last])
-            self._admit(buffer, batch.create_slots[first:last])
+            self._create(buffer, plan.create_rows[first:last], lookups.create_rows[first:last])
+            self._admit(buffer, lookups.create_slots[first:last])
         admitted = time.perf_counter()
         return {"evict": (evicted - started) * 1e3, "admit": (admitted - evicted) * 1e3}
 
     def flush(self, addresses: Int64s, slots: Int64s) -> None:
         """Writes resident records to the store; they stay resident. Call it when nothing is in flight."""
+        self._stream.synchronize()
         self._finish_all()
         for first, last in self._turns(len(slots)):
             on_device = torch.from_numpy(slots[first:last]).to(self._slab.device)
@@ -148,11 +150,13 @@ class Transfer:
         return buffer
 
     def _create(self, buffer: _StagingBuffer, rows: Int64s, device_rows: Tensor) -> None:
-        """Initial records into ``buffer.device``: computed where they are needed, so nothing is copied."""
-        if buffer.device is buffer.host:
+        """Initial records into ``buffer.device``; computed there if they can be, so that nothing is copied."""
+        fill_on_device = self._init.fill_on_device
+        if buffer.device is buffer.host or fill_on_device is None:
             self._init.fill(rows, buffer.host[: len(rows)].numpy())
+            buffer.to_device(len(rows))
         else:
-            self._init.fill_on_device(device_rows, buffer.device[: len(rows)])
+            fill_on_device(device_rows, buffer.device[: len(rows)])
 
     def _admit(self, buffer: _StagingBuffer, slots: Tensor) -> None:
         self._slab.index_copy_(0, slots, buffer.device[: len(slots)])

@@ -1,6 +1,7 @@
 """A batch's arrays to the device, in one copy."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -10,19 +11,17 @@ from torch import Tensor
 from cachedlrm.cache.planner import Plan
 from cachedlrm.cache.streams import Event, TrainedBatches
 from cachedlrm.cache.working_set import WorkingSet
-from cachedlrm.data.batch import Batch
 
-_ALIGNMENT = 16
+# Matrix libraries choose a kernel by the alignment of its operands, and another kernel may round differently. So every
+# array starts at a multiple of the largest they look at, and the first, the dense features, always at the same place.
+_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class DeviceBatch:
-    """One batch's tensors on the device. B samples, T tables, L lookups, U rows in the working set.
+class DeviceLookups:
+    """One batch's lookups in the T tables of a group. B samples, L lookups, U rows in the working set.
 
     Attributes:
-        index: number of the batch in the training stream.
-        dense: [B, num_dense] float32.
-        labels: [B] float32.
         offsets: [B * T + 1] int32, bag boundaries in ``positions``.
         positions: [L] int32.
         bags_by_position: [L] int32 and position_offsets: [U + 1] int32, the transpose of the two above.
@@ -30,9 +29,6 @@ class DeviceBatch:
         evict_slots, fetch_slots, create_slots, create_rows: int64, as in `Plan`.
     """
 
-    index: int
-    dense: Tensor
-    labels: Tensor
     offsets: Tensor
     positions: Tensor
     bags_by_position: Tensor
@@ -42,6 +38,23 @@ class DeviceBatch:
     fetch_slots: Tensor
     create_slots: Tensor
     create_rows: Tensor
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """One batch of B samples on the device.
+
+    Attributes:
+        index: number of the batch in the training stream.
+        dense: [B, num_dense] float32.
+        labels: [B] float32.
+        lookups: of each group of tables.
+    """
+
+    index: int
+    dense: Tensor
+    labels: Tensor
+    lookups: tuple[DeviceLookups, ...]
 
     @property
     def num_samples(self) -> int:
@@ -66,28 +79,41 @@ class Upload:
     def device_bytes(self) -> int:
         return sum(buffer.num_bytes for buffer in self._ring)
 
-    def __call__(self, batch: Batch, working_set: WorkingSet, plan: Plan) -> DeviceBatch:
-        """Issues the copy on the current stream."""
-        arrays: dict[str, NDArray[np.generic]] = {
-            "slots": plan.slots,
-            "evict_slots": plan.evict_slots,
-            "fetch_slots": plan.fetch_slots,
-            "create_slots": plan.create_slots,
-            "create_rows": plan.create_rows,
-            "dense": batch.dense,
-            "labels": batch.labels,
-            "offsets": batch.offsets.astype(np.int32),
-            "positions": working_set.positions,
-            "bags_by_position": working_set.bags_by_position,
-            "position_offsets": working_set.position_offsets,
-        }
-        if not self._ring:
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            # Matrix products may round differently at other alignments: torch's memory is aligned, numpy's not always.
-            tensors["dense"] = tensors["dense"].clone()
-            return DeviceBatch(plan.index, **tensors)
-        self._trained.wait(plan.index - len(self._ring))
-        return DeviceBatch(plan.index, **self._ring[plan.index % len(self._ring)].copy(arrays))
+    def __call__(
+        self,
+        index: int,
+        dense: NDArray[np.float32],
+        labels: NDArray[np.float32],
+        plans: Sequence[tuple[WorkingSet, Plan]],
+    ) -> DeviceBatch:
+        """Issues the copy of batch ``index`` and the plans of its groups on the current stream."""
+        arrays: list[NDArray[np.generic]] = [dense, labels]
+        for working_set, plan in plans:
+            arrays += _arrays(working_set, plan)
+        if self._ring:
+            self._trained.wait(index - len(self._ring))
+            tensors = self._ring[index % len(self._ring)].copy(arrays)
+        else:
+            tensors = [torch.from_numpy(array) for array in arrays]
+            tensors[0] = tensors[0].clone()  # torch's memory is aligned, numpy's not always
+        num_fields = len(fields(DeviceLookups))
+        parts = [tensors[first : first + num_fields] for first in range(2, len(tensors), num_fields)]
+        return DeviceBatch(index, tensors[0], tensors[1], tuple(DeviceLookups(*part) for part in parts))
+
+
+def _arrays(working_set: WorkingSet, plan: Plan) -> list[NDArray[np.generic]]:
+    """In the order of `DeviceLookups`."""
+    return [
+        working_set.offsets,
+        working_set.positions,
+        working_set.bags_by_position,
+        working_set.position_offsets,
+        plan.slots,
+        plan.evict_slots,
+        plan.fetch_slots,
+        plan.create_slots,
+        plan.create_rows,
+    ]
 
 
 class _PinnedBuffer:
@@ -98,21 +124,21 @@ class _PinnedBuffer:
         self._copied = Event(device)
         self.num_bytes = 0
 
-    def copy(self, arrays: dict[str, NDArray[np.generic]]) -> dict[str, Tensor]:
-        needed = sum(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values())
+    def copy(self, arrays: Sequence[NDArray[np.generic]]) -> list[Tensor]:
+        needed = sum(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)
         self._copied.synchronize()  # the pinned half may still be read by its last copy
         if needed > self.num_bytes:
             self.num_bytes = needed + needed // 4
             self._host = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=True)
             self._on_device = torch.empty(self.num_bytes, dtype=torch.uint8, device=self._device)
         host = self._host.numpy()
-        tensors: dict[str, Tensor] = {}
+        tensors = []
         start = 0
-        for name, array in arrays.items():
+        for array in arrays:
             end = start + array.nbytes
             host[start:end].view(array.dtype).reshape(array.shape)[...] = array
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-            tensors[name] = self._on_device[start:end].view(dtype).view(array.shape)
+            tensors.append(self._on_device[start:end].view(dtype).view(array.shape))
             start = -(-end // _ALIGNMENT) * _ALIGNMENT
         self._on_device[:start].copy_(self._host[:start], non_blocking=True)
         self._copied.record()

@@ -24,6 +24,7 @@ class WorkingSet:
         index: number of the batch in the training stream.
         rows: [U] int64.
         addresses: [U] int64.
+        offsets: [num_bags + 1] int32, bag boundaries in ``positions``.
         positions: [num_lookups] int32, the position of each lookup's row.
         bags_by_position: [num_lookups] int32, the bags of the lookups sorted by position, in order within one: with
             ``position_offsets`` the transpose of (positions, offsets). The gradient of a position is the sum of
@@ -36,6 +37,7 @@ class WorkingSet:
     index: int
     rows: Int64s
     addresses: Int64s
+    offsets: Int32s
     positions: Int32s
     bags_by_position: Int32s
     position_offsets: Int32s
@@ -135,7 +137,7 @@ class AddressBook:
         )  # fmt: skip
         addresses = addresses[:size].copy()
         return WorkingSet(
-            index, self._row_of[addresses], addresses, positions, bags_by_position,
+            index, self._row_of[addresses], addresses, offsets.astype(np.int32), positions, bags_by_position,
             counts[: size + 1].copy(), previous[:size].copy(),
         )  # fmt: skip
 

@@ -4,8 +4,8 @@ Terms: a *bag* is one sample's lookups in one table. Bags are sample-major: bag 
 ``b`` and table ``t``. A *row* is a global index over the concatenated tables (int64).
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numba
 import numpy as np
@@ -59,12 +59,37 @@ class Source(Protocol):
         ...
 
 
+class RoundedTargets:
+    """A `Source` whose labels are rounded to 0 or 1 (halves to 0).
+
+    Args:
+        source: of the samples.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.table_rows = source.table_rows
+        self.num_dense = source.num_dense
+        self.max_lookups_per_bag = source.max_lookups_per_bag
+        self.num_samples = source.num_samples
+        self._source = source
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        batch = self._source.read(start, stop)
+        return replace(batch, labels=np.round(batch.labels))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What ``--data`` opens: the samples to train on and, where there are any, held-out ones."""
 
     train: Source
     test: Source | None
+
+
+def shown(text: object) -> str:
+    """Text from outside for a message of one line: characters that do not print are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
 def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:
@@ -92,6 +117,17 @@ def _globalise(
     return -1
 
 
+class IdAdvice(NamedTuple):
+    """What to do about an id outside its table, below 0 or beyond the end."""
+
+    negative: str = "ids count from 0; correct the data"
+    beyond: str = "correct the data, raise that entry of --arch-embedding-size, or fold ids with --max-ind-range"
+
+
+FILE_ADVICE = IdAdvice()
+"""Of data in files."""
+
+
 def make_batch(
     dense: NDArray[np.float32],
     ids: NDArray[np.int64],
@@ -100,6 +136,7 @@ def make_batch(
     table_rows: tuple[int, ...],
     where: str,
     first_sample: int,
+    advice: IdAdvice = FILE_ADVICE,
 ) -> Batch:
     """A checked batch from ids local to their tables.
 
@@ -111,6 +148,7 @@ def make_batch(
         table_rows: rows of each table.
         where: the file or source, for the message.
         first_sample: number of the first sample in ``where``, for the message.
+        advice: what to do about an id, for the message.
 
     Raises:
         UserError: an id outside its table, a dense feature or label that is NaN or infinite, or a label outside 0..1.
@@ -123,8 +161,7 @@ def make_batch(
         sample, table = divmod(bag, len(table_rows))
         raise UserError(
             f"{where}: sample {first_sample + sample}, table {table}: id {ids[bad]} is outside "
-            f"0..{table_rows[table] - 1}; correct the data, raise that entry of --arch-embedding-size, "
-            "or fold ids with --max-ind-range"
+            f"0..{table_rows[table] - 1}; {advice.negative if ids[bad] < 0 else advice.beyond}"
         )
     for name, values in (("dense feature", dense), ("label", labels)):
         if not np.isfinite(values).all():
@@ -137,5 +174,7 @@ def make_batch(
     outside = (labels < 0) | (labels > 1)
     if outside.any():
         sample = int(outside.argmax())
-        raise UserError(f"{where}: sample {first_sample + sample}: label is {labels[sample]:g}; labels are 0 to 1")
+        raise UserError(
+            f"{where}: sample {first_sample + sample}: label is {labels[sample]}; labels are 0 to 1, correct the data"
+        )
     return Batch(dense, rows, offsets, labels)

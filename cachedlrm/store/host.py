@@ -39,12 +39,7 @@ class HostStore:
     def __init__(self, capacity_rows: int, width: int) -> None:
         self.capacity_rows = capacity_rows
         self._records = np.empty((capacity_rows, width), np.float32)
-        self._used_rows = 0
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of the records up to the highest address written."""
-        return self._used_rows * self._records.shape[1] * 4
+        self.used_rows = 0  # up to the highest address written
 
     def read(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Copies the records at ``addresses`` [n] into ``out`` [n, width]; each must have been written."""
@@ -53,7 +48,7 @@ class HostStore:
     def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """Copies ``values`` [n, width] to ``addresses`` [n], each below the capacity."""
         if len(addresses):
-            self._used_rows = max(self._used_rows, int(addresses.max()) + 1)
+            self.used_rows = max(self.used_rows, int(addresses.max()) + 1)
             _scatter(self._records, addresses, values)
 
     def check_capacity(self, num_rows: int) -> None:

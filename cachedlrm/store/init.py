@@ -1,13 +1,17 @@
-"""The initial weight of a row as a pure function of (seed, row).
+"""Initial records of rows that were never touched; the store does not hold them.
 
-A row that was never touched is stored nowhere: its record is computed where it is first needed. So tables of any size
-start at once, and every tier, device and cache size starts from identical bits.
+`CounterInit`: the weight is a pure function of (seed, row), computed where it is first needed. So tables of any size
+start at once, and every tier, device and cache size starts from identical bits. `ArrayInit`: the parameters are given,
+as those of a loaded model or of a generator that draws whole tables.
 
-Element ``(row, column)`` is output number ``row * dim + column`` of the SplitMix64 generator started at ``mix(seed)``
-(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): ``mix(state + n * GAMMA)``.
-Its upper 24 bits become a float32 in [-1, 1), exactly, and one multiplication by the table's bound rounds once. The
-numba kernel and the torch version below therefore agree to the last bit, on any device.
+In `CounterInit` element ``(row, column)`` is output number ``row * dim + column`` of the SplitMix64 generator started
+at ``mix(seed)`` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014):
+``mix(state + n * GAMMA)``. Its upper 24 bits become a float32 in [-1, 1), exactly, and one multiplication by the
+table's bound rounds once. The numba kernel and the torch version therefore agree to the last bit, on any device.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numba
 import numpy as np
@@ -16,6 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.data.batch import table_offsets
+from cachedlrm.store.records import RecordLayout
+
+DEVICE_TURN_ROWS = 2048
+
+DeviceFill = Callable[[Tensor, Tensor], None]
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
@@ -66,38 +75,96 @@ def _shift_right(value: Tensor, bits: int) -> Tensor:
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
-class RowInit:
-    """Initial records: weights uniform in ±sqrt(1 / rows of the table), optimizer state zero.
+class RowInit(Protocol):
+    """Records of rows that were never touched: parameters, and optimizer state of zero."""
+
+    def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Writes the initial records of ``rows`` [n] into ``out`` [n, width], on the host."""
+        ...
+
+    @property
+    def fill_on_device(self) -> DeviceFill | None:
+        """The same bits by operators of the device, so that nothing has to be copied there; None: only on the host."""
+        ...
+
+
+class CounterInit:
+    """Weights uniform in ±sqrt(1 / rows of the table) from a counter, pooling weights 1.
 
     Args:
         seed: any integer; the run's seed.
         table_rows: rows of each table.
-        dim: embedding dimension.
-        device: where `fill_on_device` runs.
+        layout: columns of a record.
+        device: of the slab.
+        first_element: weights that other tables drew from the same seed before these.
     """
 
-    def __init__(self, seed: int, table_rows: tuple[int, ...], dim: int, device: torch.device | None = None) -> None:
-        self.dim = dim
-        self._state = _mix(seed & _MASK)
+    def __init__(
+        self,
+        seed: int,
+        table_rows: tuple[int, ...],
+        layout: RecordLayout,
+        device: torch.device | None = None,
+        first_element: int = 0,
+    ) -> None:
+        device = device or torch.device("cpu")
+        self._layout = layout
+        self._state = (_mix(seed & _MASK) + first_element * _GAMMA) & _MASK
         self._first_rows = table_offsets(table_rows)
         self._bounds = np.sqrt(1.0 / np.asarray(table_rows, np.float64)).astype(np.float32)
-        device = device or torch.device("cpu")
         self._device_boundaries = torch.from_numpy(self._first_rows[1:].copy()).to(device)
         self._device_bounds = torch.from_numpy(self._bounds).to(device)
-        self._device_columns = torch.tensor([_as_int64(column * _GAMMA) for column in range(dim)], device=device)
+        columns = [_as_int64(column * _GAMMA) for column in range(layout.dim)]
+        self._device_columns = torch.tensor(columns, device=device)
 
     def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Writes the initial records of ``rows`` [n] into ``out`` [n, width >= dim], on the host."""
-        _fill(rows, np.uint64(self._state), self._first_rows, self._bounds, self.dim, out)
+        """See `RowInit`."""
+        dim = self._layout.dim
+        _fill(rows, np.uint64(self._state), self._first_rows, self._bounds, dim, out)
+        if self._layout.weighted:
+            out[:, dim] = 1.0
 
     def fill_on_device(self, rows: Tensor, out: Tensor) -> None:
-        """The same in torch operators: ``rows`` [n] int64 and ``out`` [n, width] float32 on one device."""
-        row_counters = rows * _as_int64(self.dim * _GAMMA) + _as_int64(self._state)
+        """The same in torch operators: ``rows`` [n] int64 and ``out`` [n, width] float32 on one device.
+
+        In turns, as its temporaries take several times the bytes of ``out``.
+        """
+        for first in range(0, len(rows), DEVICE_TURN_ROWS):
+            self._fill_on_device(rows[first : first + DEVICE_TURN_ROWS], out[first : first + DEVICE_TURN_ROWS])
+
+    def _fill_on_device(self, rows: Tensor, out: Tensor) -> None:
+        dim = self._layout.dim
+        row_counters = rows * _as_int64(dim * _GAMMA) + _as_int64(self._state)
         value = row_counters.unsqueeze(1) + self._device_columns  # [n, dim]
         value = (value ^ _shift_right(value, 30)) * _as_int64(_MULTIPLIER_1)
         value = (value ^ _shift_right(value, 27)) * _as_int64(_MULTIPLIER_2)
         value = value ^ _shift_right(value, 31)
         unit = _shift_right(value, 40).to(torch.float32) * 2.0**-23 - 1.0
         bounds = self._device_bounds[torch.bucketize(rows, self._device_boundaries, right=True)]
-        torch.mul(unit, bounds.unsqueeze(1), out=out[:, : self.dim])
-        out[:, self.dim :] = 0.0
+        torch.mul(unit, bounds.unsqueeze(1), out=out[:, :dim])
+        out[:, dim:] = 0.0
+        if self._layout.weighted:
+            out[:, dim] = 1.0
+
+
+class ArrayInit:
+    """Parameters from arrays of whole tables, which stay in host memory.
+
+    Args:
+        tables: [rows, columns] float32 of each table, at most as wide as a record; what is missing is zero.
+    """
+
+    fill_on_device = None
+
+    def __init__(self, tables: Sequence[NDArray[np.float32]]) -> None:
+        self._tables = tables
+        self._first_rows = table_offsets(tuple(map(len, tables)))
+
+    def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """See `RowInit`."""
+        table_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+        out[...] = 0.0
+        for table in np.unique(table_of):
+            here = np.flatnonzero(table_of == table)
+            values = self._tables[table]
+            out[here, : values.shape[1]] = values[rows[here] - self._first_rows[table]]

@@ -1,0 +1,180 @@
+"""The model that options describe: embeddings, their tables, and which tables share a slab."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.config import ModelOptions
+from cachedlrm.data.lookups import Router, TablePart
+from cachedlrm.errors import UserError
+from cachedlrm.model.dlrm import Dlrm, num_interactions
+from cachedlrm.model.features import FeatureVectors
+from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
+from cachedlrm.store.records import RecordLayout
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A resolved model.
+
+    Attributes:
+        options: resolved.
+        embeddings: of the sparse features.
+        groups: tables with equal dimension, which share a slab, in order of first appearance.
+        layouts: record columns of each group.
+    """
+
+    options: ModelOptions
+    embeddings: tuple[Embedding, ...]
+    groups: tuple[tuple[Table, ...], ...]
+    layouts: tuple[RecordLayout, ...]
+
+    @property
+    def mlp_bot(self) -> tuple[int, ...]:
+        """Layer sizes of the bottom MLP."""
+        assert self.options.arch_mlp_bot is not None
+        return self.options.arch_mlp_bot
+
+    @property
+    def mlp_top(self) -> tuple[int, ...]:
+        """Layer sizes of the top MLP, its input included."""
+        options = self.options
+        assert options.arch_mlp_top is not None
+        inputs = num_interactions(
+            len(self.embeddings), self.mlp_bot[-1], options.arch_interaction_op, options.arch_interaction_itself
+        )
+        return (inputs, *options.arch_mlp_top)
+
+    def router(self) -> Router:
+        """From batches to the lookups of each group."""
+        parts = {
+            table.name: TablePart(embedding.number, table.num_rows, embedding.collisions, is_remainder=bool(number))
+            for embedding in self.embeddings
+            for number, table in enumerate(embedding.tables)
+        }
+        rows = tuple(embedding.num_ids for embedding in self.embeddings)
+        return Router(rows, [[parts[table.name] for table in group] for group in self.groups])
+
+    def dlrm(self, seed: int) -> Dlrm:
+        """The dense part with parameters drawn from ``seed``."""
+        options, base_dim = self.options, self.mlp_bot[-1]
+        return Dlrm(
+            FeatureVectors(self.embeddings, self.groups, base_dim, options.qr_operation),
+            self.mlp_bot,
+            self.mlp_top[1:],
+            options.arch_interaction_op,
+            options.arch_interaction_itself,
+            options.activation_function,
+            options.loss_threshold,
+            seed,
+        )
+
+
+def build_architecture(options: ModelOptions, optimizer: str) -> Architecture:
+    """The model of resolved options.
+
+    Raises:
+        UserError: sizes that do not fit each other.
+    """
+    num_ids, dim, bot = options.arch_embedding_size, options.arch_sparse_feature_size, options.arch_mlp_bot
+    assert num_ids is not None
+    assert dim is not None
+    assert bot is not None
+    embeddings = [Embedding(number, ids, dim) for number, ids in enumerate(num_ids)]
+    if options.qr_flag:
+        embeddings = [_split(embedding, options) for embedding in embeddings]
+    if options.md_flag:
+        dims = mixed_dimensions(num_ids, dim, options.md_temperature, options.md_round_dims)
+        if max(dims) != dim:
+            raise UserError(
+                f"--md-round-dims rounds --arch-sparse-feature-size {dim} to {max(dims)}; make it a power of two"
+            )
+        embeddings = [
+            Embedding(number, ids, dims[number], mixed=True) if ids > options.md_threshold else embeddings[number]
+            for number, ids in enumerate(num_ids)
+        ]
+    by_dim: dict[int, list[Table]] = {}
+    for embedding in embeddings:
+        for table in embedding.tables:
+            by_dim.setdefault(table.dim, []).append(table)
+    weighted = options.weighted_pooling == "learned"
+    return Architecture(
+        options,
+        tuple(embeddings),
+        tuple(map(tuple, by_dim.values())),
+        tuple(RecordLayout(group_dim, optimizer, weighted) for group_dim in by_dim),
+    )
+
+
+def _split(embedding: Embedding, options: ModelOptions) -> Embedding:
+    """Quotient and remainder tables for a large embedding."""
+    if embedding.num_ids > options.qr_threshold:
+        return Embedding(embedding.number, embedding.num_ids, embedding.dim, options.qr_collisions)
+    if options.qr_operation == "concat":
+        raise UserError(
+            f"--qr-operation concat makes vectors of {2 * embedding.dim}, but table {embedding.number} with "
+            f"{embedding.num_ids} rows is not above --qr-threshold {options.qr_threshold} and has {embedding.dim}; "
+            "lower the threshold"
+        )
+    return embedding
+
+
+def split_parameters(
+    architecture: Architecture, parameters: dict[str, NDArray[np.float32]]
+) -> tuple[list[list[NDArray[np.float32]]], dict[str, NDArray[np.float32]]]:
+    """Whole tables of each group, with their pooling weights as last column, and the dense parameters.
+
+    Args:
+        architecture: what the parameters belong to.
+        parameters: by the reference's names; pooling weights, ``v_W_l.<feature>``, are 1 where they are missing.
+    """
+    left = dict(parameters)
+    groups = []
+    for group in architecture.groups:
+        tables = []
+        for table in group:
+            weights = left.pop(table.name)
+            if architecture.options.weighted_pooling == "learned":
+                pooling = left.pop(pooling_name(table), np.ones(len(weights), np.float32))
+                weights = np.column_stack([weights, pooling])
+            tables.append(weights)
+        groups.append(tables)
+    return groups, left
+
+
+def pooling_name(table: Table) -> str:
+    """The reference's name of the pooling weights of a plain table."""
+    return f"v_W_l.{table.name.split('.')[1]}"
+
+
+def describe(architecture: Architecture) -> list[tuple[str, str, str, str]]:
+    """Rows of a table for people: part, shape, parameters, and what it does."""
+    rows = [_layer("bot_l", number, sizes) for number, sizes in enumerate(itertools.pairwise(architecture.mlp_bot))]
+    for embedding in architecture.embeddings:
+        for table in embedding.tables:
+            parameters = table.num_rows * table.dim
+            rows.append(
+                (table.name, f"{table.num_rows:,} x {table.dim}", f"{parameters:,}", _purpose(embedding, table))
+            )
+        if embedding.mixed and embedding.dim < architecture.mlp_bot[-1]:
+            shape = f"{embedding.dim} -> {architecture.mlp_bot[-1]}"
+            parameters = embedding.dim * architecture.mlp_bot[-1]
+            rows.append((f"emb_l.{embedding.number}.proj", shape, f"{parameters:,}", "projection"))
+    itself = ", vectors with themselves too" if architecture.options.arch_interaction_itself else ""
+    shape = f"{len(architecture.embeddings) + 1} x {architecture.mlp_bot[-1]} -> {architecture.mlp_top[0]:,}"
+    rows.append(("interaction", shape, "0", architecture.options.arch_interaction_op + itself))
+    rows += [_layer("top_l", number, sizes) for number, sizes in enumerate(itertools.pairwise(architecture.mlp_top))]
+    return rows
+
+
+def _layer(name: str, number: int, sizes: tuple[int, int]) -> tuple[str, str, str, str]:
+    inputs, outputs = sizes
+    return f"{name}.{2 * number}", f"{inputs:,} -> {outputs:,}", f"{inputs * outputs + outputs:,}", "fully connected"
+
+
+def _purpose(embedding: Embedding, table: Table) -> str:
+    if embedding.collisions:
+        return f"ids {'%' if table.name.endswith('_r') else '//'} {embedding.collisions}"
+    return "embedding, mixed dimension" if embedding.mixed else "embedding"

@@ -1,0 +1,147 @@
+"""The embedding tables of one dimension: planner, slab, transfer and store of their records."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cachedlrm.cache.planner import Plan, Planner
+from cachedlrm.cache.policies import make_policy
+from cachedlrm.cache.streams import CopyStream, TrainedBatches
+from cachedlrm.cache.transfer import Transfer
+from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
+from cachedlrm.store.host import HostStore
+from cachedlrm.store.init import RowInit
+from cachedlrm.store.records import RecordLayout
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Choices that hold for all tables.
+
+    Attributes:
+        policy: eviction policy by its command-line name.
+        window: batches known ahead; used by policy ``lookahead``.
+        prefetch_depth: batches prepared before they are trained; 0 prepares each when it is needed.
+        staging_rows: rows moved in one turn.
+    """
+
+    policy: str = "lrfu"
+    window: int = 200
+    prefetch_depth: int = 2
+    staging_rows: int = 16384
+
+
+@dataclass(frozen=True)
+class GroupSizes:
+    """Sizes of a group.
+
+    Attributes:
+        table_rows: rows of each of its tables.
+        quota_slots: rows the cache keeps on the device.
+        num_slots: quota and the temporary slots for a batch whose working set exceeds it.
+        store_rows: rows the host store may hold.
+    """
+
+    table_rows: tuple[int, ...]
+    quota_slots: int
+    num_slots: int
+    store_rows: int = 2**31 - 1
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.table_rows)
+
+
+class TableGroup:
+    """Tables whose records have the same columns, so that their rows share slots.
+
+    Args:
+        sizes: of the tables, the slab and the store.
+        layout: columns of a record.
+        init: records of first touches.
+        settings: of the cache.
+        trained: which batches have been trained.
+        stream: where rows move.
+        device: where the slab is.
+    """
+
+    def __init__(
+        self,
+        sizes: GroupSizes,
+        layout: RecordLayout,
+        init: RowInit,
+        settings: CacheSettings,
+        trained: TrainedBatches,
+        stream: CopyStream,
+        device: torch.device,
+    ) -> None:
+        num_rows = sizes.num_rows
+        self.sizes = sizes
+        self.layout = layout
+        self.book = AddressBook(num_rows)
+        self.policy = make_policy(settings.policy, sizes.num_slots, num_rows, settings.window)
+        self.planner = Planner(
+            num_rows, sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth
+        )
+        self.store = HostStore(min(num_rows, sizes.store_rows), layout.width)
+        self.slab = torch.empty(sizes.num_slots, layout.width, device=device)
+        self.transfer = Transfer(self.slab, self.store, init, trained, stream, settings.staging_rows)
+        self.init = init
+        self._device = device
+        self._staging_bytes = 0 if device.type == "cpu" else 4 * settings.staging_rows * layout.record_bytes
+        self._records = torch.empty(0, layout.width, device=device)
+
+    def announce(self, index: int, rows: Int64s, offsets: Int64s) -> None:
+        """Makes the lookups of batch ``index`` known: its rows [L] and bag boundaries [num_bags + 1].
+
+        Raises:
+            UserError: the store cannot hold the rows touched.
+        """
+        self.planner.announce(self.book.working_set(index, rows, offsets))
+        self.store.check_capacity(self.book.num_addresses)
+
+    def plan(self) -> tuple[WorkingSet, Plan]:
+        """Plans the oldest announced batch."""
+        return self.planner.plan()
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """The records in ``slots`` [U]: [U, width], in a buffer that the next call uses again."""
+        if len(slots) > len(self._records):
+            self._records = torch.empty(len(slots) + len(slots) // 4, self.layout.width, device=self._device)
+        records = self._records[: len(slots)]
+        torch.index_select(self.slab, 0, slots, out=records)
+        return records
+
+    def scatter(self, slots: Tensor, records: Tensor) -> None:
+        """Stores updated ``records`` [U, width]."""
+        self.slab.index_copy_(0, slots, records)
+
+    def read(self, rows: Int64s) -> Tensor:
+        """Current parameters of ``rows`` [n] wherever they are: [n, parameter_width] on the device. Changes nothing.
+
+        Rows on the device do not leave it, so reading costs only what is not resident. Call it while nothing is in
+        flight.
+        """
+        addresses = self.book.addresses(rows)
+        slots = np.where(addresses >= 0, self.planner.slot_of[np.maximum(addresses, 0)], NEVER).astype(np.int64)
+        below = np.flatnonzero(slots < NEVER)
+        untouched = np.flatnonzero(slots == NEVER)
+        records = torch.index_select(self.slab, 0, torch.from_numpy(np.maximum(slots, 0)).to(self._device))
+        created = np.empty((len(untouched), self.layout.width), np.float32)
+        self.init.fill(rows[untouched], created)
+        for indices, values in ((below, self.transfer.read(addresses[below])), (untouched, created)):
+            if len(indices):
+                target = torch.from_numpy(indices).to(self._device)
+                records.index_copy_(0, target, torch.from_numpy(values).to(self._device))
+        return records[:, : self.layout.parameter_width]
+
+    def flush(self) -> None:
+        """Brings the store up to date with the slab. Call it while nothing is in flight."""
+        self.transfer.flush(*self.planner.resident())
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """Bytes of its tensors on the device, by purpose."""
+        return {"slab": self.slab.nbytes, "staging": self._staging_bytes, "working_set": self._records.nbytes}

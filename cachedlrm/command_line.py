@@ -1,0 +1,300 @@
+"""Options from a command line and from profiles (TOML), and back to TOML.
+
+`cyclopts` turns the dataclasses of `cachedlrm.config` into a command line; a profile has a table per group and keys
+spelled like the options.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import cyclopts
+import tomli_w
+from cyclopts import Parameter
+
+from cachedlrm import __version__
+from cachedlrm.config import Bytes, InferenceOptions, ModelOptions, Options
+from cachedlrm.errors import UserError
+
+_HELP = """Train a deep learning recommendation model whose embedding tables exceed the device.
+
+Example: python -m cachedlrm.train --gpu-cache-ratio 0.05
+"""
+
+
+_EITHER = {"--gpu-cache-ratio", "--gpu-cache-rows"}
+"""They exclude each other, so that one on the command line also overrides the other in a profile."""
+
+
+def parse_command_line(arguments: Sequence[str]) -> Options:
+    """Options from a command line.
+
+    Raises:
+        UserError: an option or value is wrong; names it and what is allowed.
+        SystemExit: after ``--help`` or ``--version``.
+    """
+    options = _parse(arguments)
+    if options.run.profile is not None:
+        given = {argument.split("=")[0].replace("_", "-") for argument in arguments}
+        if given & _EITHER:
+            given |= _EITHER
+        path = _find_profile(options.run.profile)
+        from_profile = [token for token in _profile_arguments(path) if token.split("=")[0] not in given]
+        options = _parse([*from_profile, *arguments])
+    return _check(options)
+
+
+def load_options(path: Path) -> Options:
+    """Options from a TOML file alone.
+
+    Raises:
+        UserError: the file is missing or wrong.
+    """
+    return _check(_parse(_profile_arguments(path)))
+
+
+def to_toml(options: Options) -> str:
+    """A profile that gives equal options; those left open are left out, and so is ``--profile``."""
+    groups: dict[str, dict[str, Any]] = {}
+    for group in dataclasses.fields(options):
+        values = dataclasses.asdict(getattr(options, group.name))
+        groups[group.name] = {
+            name.replace("_", "-"): _toml_value(value)
+            for name, value in values.items()
+            if value is not None and name != "profile"
+        }
+    return tomli_w.dumps(groups)
+
+
+def _toml_value(value: object) -> object:
+    if isinstance(value, tuple):
+        return "-".join(format(Decimal(repr(number)), "f") for number in value)  # without exponents and their dashes
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parse(arguments: Sequence[str]) -> Options:
+    _refuse_odd_text(arguments)
+    nothing = Options()
+    app = cyclopts.App(name="python -m cachedlrm.train", help=_HELP, version=__version__, result_action="return_value")
+
+    @app.default
+    def collect(*, options: Annotated[Options, Parameter(name="*")] = nothing) -> Options:
+        return options
+
+    try:
+        options = app(list(arguments), exit_on_error=False, print_error=False)
+    except cyclopts.UnusedCliTokensError as error:
+        stray = (error.unused_tokens or ["?"])[0]
+        raise UserError(f"unexpected argument {stray!r}; options start with two dashes") from error
+    except cyclopts.UnknownOptionError as error:
+        name = error.token.keyword or error.token.value
+        why = _NOT_CARRIED.get(name.split("=")[0].lstrip("-").replace("_", "-"))
+        if why:
+            raise _mistake(f"{name} of facebookresearch/dlrm is not carried over: {why}") from error
+        known = [name for names in _option_names().values() for name in names]
+        hint = _nearest(name, known, "--") or "--help lists the options"
+        raise _mistake(f"unknown option {name}; {hint}") from error
+    except cyclopts.CycloptsError as error:
+        raise _mistake(str(error)) from error
+    if not isinstance(options, Options):
+        raise SystemExit(0)  # --help or --version was printed
+    return options
+
+
+def _refuse_odd_text(arguments: Sequence[str]) -> None:
+    """Empty values, which are usually a shell variable that is not set, and bytes that config.toml cannot hold."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before.startswith("--") and "=" not in before and not argument:
+            raise _mistake(f"{before} needs a value, not an empty one")
+        if argument.startswith("--") and argument.find("=") == len(argument) - 1:
+            raise _mistake(f"{argument[:-1]} needs a value, not an empty one")
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise _mistake(f"{argument!r} is not valid UTF-8")
+
+
+_LOOP = "the loop here evaluates by AUC and ends after --nepochs or --steps"
+_LOADER = "data is read by the prefetch thread; see --prefetch-depth"
+_CRITEO = "Criteo's files are read as npy triples: --data npy:DIR"
+_PROCESSES = "one process trains on one device"
+_TIMES = "times of every phase are in metrics.jsonl and report.md"
+_NOT_CARRIED = {
+    "use-gpu": "say --device cuda, or --device auto where there may be none",
+    "data-set": _CRITEO,
+    "raw-data-file": _CRITEO,
+    "processed-data-file": _CRITEO,
+    "data-randomize": "samples keep the order of their files",
+    "data-sub-sample-rate": "all samples of the files are trained",
+    "dataset-multiprocessing": _CRITEO,
+    "memory-map": "npy files always are",
+    "num-workers": _LOADER,
+    "test-num-workers": _LOADER,
+    "print-precision": "report.json and metrics.jsonl hold full precision",
+    "sync-dense-params": _PROCESSES,
+    "local-rank": _PROCESSES,
+    "dist-backend": _PROCESSES,
+    "print-time": _TIMES,
+    "print-wall-time": _TIMES,
+    "enable-profiling": _TIMES,
+    "plot-compute-graph": "it only ends the reference with a message",
+    "tensor-board-filename": "curves are in metrics.jsonl and report.md",
+    "mlperf-logging": "--mlperf-grad-accum-iter works without it",
+    "mlperf-acc-threshold": _LOOP,
+    "mlperf-auc-threshold": _LOOP,
+    "mlperf-bin-loader": _CRITEO,
+    "mlperf-bin-shuffle": _CRITEO,
+}
+"""Options of facebookresearch/dlrm that are refused, and why."""
+
+
+def _option_names() -> dict[str, list[str]]:
+    """The options of each group, spelled with dashes."""
+    return {group.name: list(_annotations(group)) for group in dataclasses.fields(Options)}
+
+
+def _annotations(group: dataclasses.Field[Any]) -> dict[str, Any]:
+    """The options of one group, spelled with dashes, and their annotations."""
+    options = dataclasses.fields(group.default_factory)  # type: ignore[arg-type]
+    return {option.name.replace("_", "-"): option.type for option in options}
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``did you mean --steps?``, or nothing."""
+    word = name.lstrip("-").replace("_", "-").lower()
+    matches = difflib.get_close_matches(word, known, 1, cutoff=0.7)
+    return f"did you mean {prefix}{matches[0]}?" if matches else ""
+
+
+def _mistake(message: str) -> UserError:
+    """One line, whatever was quoted in it."""
+    return UserError(" ".join(message.split()))
+
+
+def _check(options: Options) -> Options:
+    """What no single option shows, and what reads better with the sizes themselves."""
+    cache, model = options.cache, options.model
+    if cache.gpu_cache_ratio is not None and cache.gpu_cache_rows is not None:
+        both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
+        raise UserError(f"{both} exclude each other; give one of them")
+    _check_tricks(model)
+    _check_inference(options.inference, model, options.run.steps)
+    rate = options.optimisation
+    if rate.lr_num_decay_steps and rate.lr_decay_start_step < rate.lr_num_warmup_steps:
+        raise UserError(
+            f"--lr-decay-start-step {rate.lr_decay_start_step} lies before the end of the warm-up, "
+            f"--lr-num-warmup-steps {rate.lr_num_warmup_steps}; let the decay start there or later"
+        )
+    bot, dim = model.arch_mlp_bot, model.arch_sparse_feature_size
+    if bot is not None and len(bot) < 2:
+        raise UserError(
+            f"--arch-mlp-bot {bot[0]} needs at least two sizes: the dense features and the embedding dimension"
+        )
+    if bot is not None and dim is not None and bot[-1] != dim * model.vectors_per_feature:
+        wanted = f"{2 * dim}, twice that for --qr-operation concat" if model.vectors_per_feature == 2 else str(dim)
+        raise UserError(f"--arch-mlp-bot ends in {bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {wanted}")
+    if model.arch_mlp_top is not None and model.arch_mlp_top[-1] != 1:
+        raise UserError(f"--arch-mlp-top ends in {model.arch_mlp_top[-1]}; it must end in 1, one prediction a sample")
+    return options
+
+
+def _check_tricks(model: ModelOptions) -> None:
+    """Table tricks that exclude each other, as in facebookresearch/dlrm."""
+    chosen = [name for name, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)) if given]
+    if model.loss_function != "wbce" and model.loss_weights != (1.0, 1.0):
+        weights = "-".join(map(str, model.loss_weights))
+        raise UserError(f"--loss-weights {weights} are those of --loss-function wbce; add it or drop them")
+    if model.weighted_pooling is not None:
+        chosen.append(f"--weighted-pooling {model.weighted_pooling}")
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)} exclude each other; give one of them")
+
+
+def _check_inference(inference: InferenceOptions, model: ModelOptions, steps: int | None) -> None:
+    """What serving rules out, as in facebookresearch/dlrm."""
+    mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
+    embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
+    quantized = [name for name in (mlp, embeddings) if not name.endswith(" 32")]
+    if inference.inference_only and steps:
+        raise UserError(f"--steps {steps} trains and --inference-only does not; drop one of them")
+    if quantized and not inference.inference_only:
+        raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
+    if quantized and inference.save_onnx:
+        raise UserError(f"--save-onnx writes the model as it is, not with {quantized[0]}; drop one of them")
+    for flag, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)):
+        if embeddings in quantized and given:
+            raise UserError(f"{embeddings} takes plain tables, not those of {flag}; drop one of them")
+
+
+def _profile_arguments(path: Path) -> list[str]:
+    """A profile's values spelled as a command line, each as one ``--option=value``."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _mistake(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _mistake(f"{path} is not valid TOML: {error}") from error
+    if not isinstance(tables.pop("description", ""), str):
+        raise _mistake(f"{path}: description must be a string")
+    groups = {group.name: _annotations(group) for group in dataclasses.fields(Options)}
+    arguments = {}
+    for table, values in tables.items():
+        if table not in groups or not isinstance(values, dict):
+            raise _mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
+        for key, value in values.items():
+            if key not in groups[table] or key == "profile":
+                hint = _nearest(key, groups[table]) or f"there are {', '.join(groups[table])}"
+                raise _mistake(f"{path}: [{table}] {key} is not an option; {hint}")
+            types, words = _toml_types(groups[table][key])
+            if type(value) not in types:  # isinstance would take True for a number
+                raise _mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
+            arguments[f"[{table}] {key}"] = f"--{key}={value}"
+    _refuse_profile(path, arguments)
+    return list(arguments.values())
+
+
+_TOML_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+}
+
+
+def _toml_types(annotation: Any) -> tuple[tuple[type, ...], str]:
+    """The types a profile may give an option, and what to call them."""
+    if annotation == Bytes:
+        return (int, str), "a whole number or a string such as 2GiB"
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        annotation = get_args(annotation)[0]
+    return _TOML_TYPES.get(annotation, ((str,), "a string"))
+
+
+def _refuse_profile(path: Path, arguments: Mapping[str, str]) -> None:
+    """Refuses values that are wrong or do not fit each other; names the file and, if one alone is wrong, its place."""
+    try:
+        _check(_parse(list(arguments.values())))
+    except UserError as together:
+        for place, argument in arguments.items():
+            try:
+                _check(_parse([argument]))
+            except UserError as alone:
+                if str(alone) == str(together):  # an option may also be wrong only because it is alone here
+                    raise _mistake(f"{path}: {place}: {alone}") from alone
+        raise _mistake(f"{path}: {together}") from together
+
+
+def _find_profile(name: str) -> Path:
+    """The file called ``name``, or the packaged profile."""
+    if name.endswith(".toml") or "/" in name:
+        return Path(name)
+    here = Path(__file__).parent
+    inside = here / "profiles"  # where it is installed; in a checkout profiles/ is beside the package
+    folder = inside if inside.is_dir() else here.parent / "profiles"
+    packaged = [path for kind in ("workloads", "devices") for path in sorted(folder.glob(f"{kind}/*.toml"))]
+    for path in packaged:
+        if path.stem == name:
+            return path
+    raise _mistake(f"--profile {name}: no such profile; there are {', '.join(path.stem for path in packaged)}")

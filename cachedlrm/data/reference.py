@@ -1,0 +1,355 @@
+"""The generated data of facebookresearch/dlrm: the same numbers from the same seed.
+
+The reference draws batch after batch from one MT19937 stream, which it seeds anew at the first batch of every epoch:
+
+1. dense features, sample after sample;
+2. for each table, for each sample: how many lookups, unless their number is fixed; then as many draws, sorted and
+   without repetition. Draws are uniform over the table, or normal (Marsaglia's polar method, whose second value waits
+   for the next draw, in a later batch too), or ids at a stack distance of a trace file's distribution;
+3. one target a sample.
+
+So a batch depends on all before it. The stream's state is kept at some batches, and reading goes on from the nearest.
+"""
+
+import math
+import threading
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.data.batch import Batch, IdAdvice, make_batch
+from cachedlrm.data.traces import Traces, draw_trace, read_traces
+from cachedlrm.errors import UserError
+
+_UNIFORM, _GAUSSIAN, _SYNTHETIC = range(3)
+_MOST_STATES = 1024  # of 3 kB each
+_BAGS_PER_STATE = 16384  # taking a state costs 35 us, a bag 0.1 us
+_HUGE_ID = 2.0**62  # beyond every table and within int64
+
+
+@dataclass(frozen=True)
+class ReferenceStream:
+    """The reference's options of generated data.
+
+    Attributes:
+        generation: ``random``, or ``synthetic`` for ids by trace files.
+        data_size: samples of an epoch, if ``num_batches`` is 0.
+        num_batches: batches of an epoch; 0: as many as ``data_size`` gives, the last one smaller if need be.
+        mini_batch_size: samples of a batch.
+        num_indices_per_lookup: the most draws of a bag.
+        num_indices_per_lookup_fixed: every bag draws the most.
+        rand_data_dist: of ids in ``random`` data: ``uniform`` over the table or ``gaussian``.
+        rand_data_min: gaussian draws below it become it.
+        rand_data_max: gaussian draws above it become it.
+        rand_data_mu: mean of the gaussian; -1: midway between ``rand_data_min`` and ``rand_data_max``.
+        rand_data_sigma: standard deviation of the gaussian.
+        data_trace_file: of ``synthetic`` data; every letter j in it stands for the table's number.
+        data_trace_enable_padding: no new ids once the longest stack distance has been reached.
+        round_targets: labels are 0 or 1 instead of any number between.
+        seed: 0 to 2^32 - 1.
+    """
+
+    generation: str
+    data_size: int
+    num_batches: int
+    mini_batch_size: int
+    num_indices_per_lookup: int
+    num_indices_per_lookup_fixed: bool
+    rand_data_dist: str
+    rand_data_min: float
+    rand_data_max: float
+    rand_data_mu: float
+    rand_data_sigma: float
+    data_trace_file: str
+    data_trace_enable_padding: bool
+    round_targets: bool
+    seed: int
+
+
+class _Rule(NamedTuple):
+    """What the kernel needs of the options."""
+
+    kind: int
+    num_lookups: int
+    fixed: bool
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    padding: bool
+    round_targets: bool
+
+
+class _Drawn(NamedTuple):
+    """A batch as drawn: as `Batch`, but ids are local to their tables."""
+
+    dense: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.float32]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sort_unique(values: NDArray[Any]) -> int:
+    """Sorts ``values`` and moves the distinct ones to its front; how many there are."""
+    if len(values) > 32:
+        values.sort()
+    else:
+        for index in range(1, len(values)):
+            value, place = values[index], index
+            while place > 0 and values[place - 1] > value:
+                values[place] = values[place - 1]
+                place -= 1
+            values[place] = value
+    count = min(1, len(values))
+    for index in range(1, len(values)):
+        if values[index] != values[count - 1]:
+            values[count] = values[index]
+            count += 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _normal(rng: np.random.Generator, spare: NDArray[np.float64]) -> float:
+    """A standard normal value; ``spare`` is (whether a second value waits, that value)."""
+    if spare[0] != 0.0:
+        spare[0] = 0.0
+        waiting: float = spare[1]
+        return waiting
+    while True:
+        x = 2.0 * rng.random() - 1.0
+        y = 2.0 * rng.random() - 1.0
+        square = x * x + y * y
+        if 0.0 < square < 1.0:
+            break
+    factor = math.sqrt(-2.0 * math.log(square) / square)
+    spare[0], spare[1] = 1.0, factor * x
+    return factor * y
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_ids(
+    rng: np.random.Generator,
+    spare: NDArray[np.float64],
+    table_rows: NDArray[np.int64],
+    rule: _Rule,
+    traces: Traces,
+    offsets: NDArray[np.int64],
+    ids: NDArray[np.int64],
+) -> None:
+    """Draws ids table after table, and into ``offsets[bag + 1]`` how many a bag has. Bags are sample-major."""
+    num_tables, place = len(table_rows), 0
+    normals, accesses = np.empty(rule.num_lookups, np.float64), np.empty(rule.num_lookups, np.uint64)
+    for table in range(num_tables):
+        num_rows = table_rows[table]
+        for bag in range(table, len(offsets) - 1, num_tables):
+            count = rule.num_lookups
+            if not rule.fixed:
+                count = int(np.rint(max(1.0, rng.random() * min(num_rows, rule.num_lookups))))
+            if rule.kind == _UNIFORM:
+                for index in range(place, place + count):
+                    ids[index] = np.int64(np.rint(rng.random() * (num_rows - 1)))
+                count = _sort_unique(ids[place : place + count])
+            elif rule.kind == _GAUSSIAN:
+                for index in range(count):
+                    normals[index] = min(max(rule.mean + rule.deviation * _normal(rng, spare), rule.low), rule.high)
+                # Distinct before they are truncated, so an id may repeat.
+                count = _sort_unique(normals[:count])
+                for index in range(count):
+                    ids[place + index] = np.int64(normals[index])
+            else:
+                draw_trace(rng, traces, table, rule.padding, accesses[:count])
+                count = _sort_unique(accesses[:count])
+                for index in range(count):
+                    ids[place + index] = np.int64(accesses[index]) % num_rows
+            offsets[bag + 1] = count
+            place += count
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_batch(
+    rng: np.random.Generator,
+    spare: NDArray[np.float64],
+    table_rows: NDArray[np.int64],
+    rule: _Rule,
+    traces: Traces,
+    dense: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    labels: NDArray[np.float32],
+) -> None:
+    """One batch; ids table after table, and in ``offsets[bag + 1]`` how many a bag has."""
+    for sample in range(len(dense)):
+        for column in range(dense.shape[1]):
+            dense[sample, column] = np.float32(rng.random())
+    _draw_ids(rng, spare, table_rows, rule, traces, offsets, ids)
+    for sample in range(len(labels)):
+        label = np.float32(rng.random())
+        labels[sample] = np.rint(label) if rule.round_targets else label
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_sample_major(
+    num_tables: int, drawn: NDArray[np.int64], offsets: NDArray[np.int64], ids: NDArray[np.int64]
+) -> None:
+    """Moves ids from table after table to bag after bag."""
+    place = 0
+    for table in range(num_tables):
+        for bag in range(table, len(offsets) - 1, num_tables):
+            for index in range(offsets[bag], offsets[bag + 1]):
+                ids[index] = drawn[place]
+                place += 1
+
+
+def _make_rule(stream: ReferenceStream) -> _Rule:
+    """Checks options that depend on each other."""
+    if stream.generation not in ("random", "synthetic"):
+        raise UserError(f"--data-generation {stream.generation}: there are random and synthetic")
+    if stream.rand_data_dist not in ("uniform", "gaussian"):
+        raise UserError(f"--rand-data-dist {stream.rand_data_dist}: there are uniform and gaussian")
+    if stream.num_indices_per_lookup < 1:
+        raise UserError(f"--num-indices-per-lookup is {stream.num_indices_per_lookup}; it must be 1 or more")
+    low, high, deviation = stream.rand_data_min, stream.rand_data_max, stream.rand_data_sigma
+    mean = (high + low) / 2.0 if stream.rand_data_mu == -1 else stream.rand_data_mu
+    kind = _UNIFORM if stream.rand_data_dist == "uniform" else _GAUSSIAN
+    if stream.generation == "synthetic":
+        kind = _SYNTHETIC
+    elif kind == _GAUSSIAN and (
+        not math.isfinite(mean + deviation) or deviation < 0 or any(map(math.isnan, (low, high)))
+    ):
+        raise UserError(
+            f"--rand-data-dist gaussian: --rand-data-min {low:g}, --rand-data-max {high:g}, --rand-data-mu "
+            f"{stream.rand_data_mu:g} and --rand-data-sigma {deviation:g} must be finite and sigma not negative"
+        )
+    return _Rule(
+        kind=kind,
+        num_lookups=stream.num_indices_per_lookup,
+        fixed=stream.num_indices_per_lookup_fixed,
+        mean=mean,
+        deviation=deviation,
+        low=max(low, -_HUGE_ID),
+        high=min(high, _HUGE_ID),
+        padding=stream.data_trace_enable_padding,
+        round_targets=stream.round_targets,
+    )
+
+
+class ReferenceSource:
+    """A `Source` of the reference's samples.
+
+    Reading on is fast. Reading elsewhere draws all batches since a known state again, of which there are up to 1024.
+
+    Args:
+        table_rows: rows of each table.
+        num_dense: dense features.
+        stream: the reference's options.
+
+    Raises:
+        UserError: options or a trace file that give no samples.
+    """
+
+    def __init__(self, table_rows: tuple[int, ...], num_dense: int, stream: ReferenceStream) -> None:
+        self.table_rows = table_rows
+        self.num_dense = num_dense
+        self.num_samples = stream.num_batches * stream.mini_batch_size or stream.data_size
+        self._batch_size = stream.mini_batch_size
+        self._rows = np.array(table_rows, np.int64)
+        self._rule = _make_rule(stream)
+        most, synthetic = stream.num_indices_per_lookup, self._rule.kind == _SYNTHETIC
+        self._traces = read_traces(stream.data_trace_file, len(table_rows) if synthetic else 0, most)
+        draws = np.full(len(table_rows), most) if self._rule.fixed else np.minimum(self._rows, most)
+        self._draws_per_sample = int(draws.sum())
+        # Gaussian draws are distinct numbers, but not distinct ids.
+        distinct = {_UNIFORM: self._rows, _GAUSSIAN: draws, _SYNTHETIC: self._traces.places[:, 1]}[self._rule.kind]
+        self.max_lookups_per_bag = int(np.minimum(draws, distinct).max())
+        self._where = f"--data reference, seed {stream.seed}"
+        self._advice = IdAdvice(
+            negative="let --rand-data-min and --rand-data-max be 0 or more",
+            beyond="raise that entry of --arch-embedding-size, or lower --rand-data-max to "
+            f"{min(table_rows) - 1} (that of the smallest table)",
+        )
+        self._lock = threading.Lock()
+        self._bits = np.random.MT19937()
+        self._rng = np.random.Generator(self._bits)
+        self._spare = np.zeros(2)
+        self._seed(stream.seed)
+
+    def _seed(self, seed: int) -> None:
+        try:
+            start: Any = np.random.RandomState(seed).get_state(legacy=False)
+        except ValueError:
+            raise UserError(f"--numpy-rand-seed is {seed}; the reference's is 0 to {2**32 - 1}") from None
+        # At the start of a batch: the generator's state and the normal value that waits.
+        self._states: dict[int, tuple[Any, NDArray[np.float64]]] = {0: (start, self._spare.copy())}
+        self._period = self._stride = max(1, _BAGS_PER_STATE // (self._batch_size * len(self.table_rows)))
+        self._number = -1  # of the batch in self._drawn
+        self._bits.state = start
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``.
+
+        Raises:
+            UserError: a gaussian id outside its table.
+        """
+        num_tables = len(self.table_rows)
+        denses, idses, sizes, labels = [], [], [], []
+        with self._lock:
+            for number in range(start // self._batch_size, max(start, stop - 1) // self._batch_size + 1):
+                drawn = self._batch(number)
+                first = max(start - number * self._batch_size, 0)
+                last = min(stop - number * self._batch_size, len(drawn.labels))
+                offsets = drawn.offsets[first * num_tables : last * num_tables + 1]
+                denses.append(drawn.dense[first:last])
+                idses.append(drawn.ids[offsets[0] : offsets[-1]])
+                sizes.append(np.diff(offsets))
+                labels.append(drawn.labels[first:last])
+        return make_batch(
+            np.concatenate(denses),
+            np.concatenate(idses),
+            np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64),
+            np.concatenate(labels),
+            self.table_rows,
+            self._where,
+            start,
+            self._advice,
+        )
+
+    def _batch(self, number: int) -> _Drawn:
+        """Batch ``number``, after drawing those between it and the nearest known state before it."""
+        if number not in (self._number, self._number + 1):
+            nearest = max(known for known in self._states if known <= number)
+            if number < self._number or nearest > self._number:
+                self._number = nearest - 1
+                self._bits.state, spare = self._states[nearest]
+                self._spare[:] = spare
+        while self._number < number:
+            self._drawn = self._draw(self._number + 1)
+            self._number += 1
+            self._remember()
+        return self._drawn
+
+    def _remember(self) -> None:
+        """Keeps the state before the next batch, unless batches are small; of many, keeps some."""
+        if (self._number + 1) % self._period != 0:
+            return
+        if len(self._states) >= _MOST_STATES:
+            while len(self._states) > _MOST_STATES // 2:
+                self._stride *= 2
+                self._states = {batch: state for batch, state in self._states.items() if batch % self._stride == 0}
+        self._states[self._number + 1] = (self._bits.state, self._spare.copy())
+
+    def _draw(self, number: int) -> _Drawn:
+        """Draws batch ``number`` from the generator, which is at its start."""
+        num_samples = min(self._batch_size, self.num_samples - number * self._batch_size)
+        dense = np.empty((num_samples, self.num_dense), np.float32)
+        labels = np.empty(num_samples, np.float32)
+        offsets = np.zeros(num_samples * len(self.table_rows) + 1, np.int64)
+        drawn = np.empty(num_samples * self._draws_per_sample, np.int64)
+        _draw_batch(self._rng, self._spare, self._rows, self._rule, self._traces, dense, offsets, drawn, labels)
+        np.cumsum(offsets, out=offsets)
+        ids = np.empty(offsets[-1], np.int64)
+        _to_sample_major(len(self.table_rows), drawn, offsets, ids)
+        return _Drawn(dense, ids, offsets, labels)

@@ -1,0 +1,115 @@
+"""Whole embedding tables, piece by piece: initial records, and over them those of rows that were touched.
+
+So a table may be larger than memory wherever a model leaves the cache: export, model files, quantisation, ONNX.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.architecture import Architecture, pooling_name
+from cachedlrm.cache.embedding_cache import EmbeddingCache
+from cachedlrm.piecewise import PiecewiseTensor
+from cachedlrm.store.init import RowInit
+from cachedlrm.store.records import RecordLayout
+
+CHUNK_ROWS = 1 << 18
+
+
+class Records(Protocol):
+    """The records of all rows of a group of tables."""
+
+    def between(self, first: int, last: int) -> NDArray[np.float32]:
+        """Records of rows ``first`` to ``last - 1``, [last - first, width]."""
+        ...
+
+
+class TouchedRecords:
+    """Initial records, but for rows that were touched.
+
+    Args:
+        init: of the others.
+        rows: [n] int64, in any order.
+        records: [n, width] float32, theirs.
+    """
+
+    def __init__(self, init: RowInit, rows: NDArray[np.int64], records: NDArray[np.float32]) -> None:
+        self._init = init
+        self._order = np.argsort(rows, kind="stable")
+        self._rows = rows[self._order]
+        self._records = records
+
+    def between(self, first: int, last: int) -> NDArray[np.float32]:
+        """See `Records`."""
+        out = np.empty((last - first, self._records.shape[1]), np.float32)
+        self._init.fill(np.arange(first, last), out)
+        begin, end = np.searchsorted(self._rows, [first, last])
+        out[self._rows[begin:end] - first] = self._records[self._order[begin:end]]
+        return out
+
+
+def current_records(cache: EmbeddingCache) -> list[Records]:
+    """The records of each group of a cache that has no batch in flight."""
+    cache.flush()
+    groups: list[Records] = []
+    for group in cache.groups:
+        rows = group.book.rows()
+        groups.append(TouchedRecords(group.init, rows, group.store.records(len(rows))))
+    return groups
+
+
+@dataclass(frozen=True)
+class FullTable:
+    """One table of a model.
+
+    Attributes:
+        name: of the weight, in the reference's state dict.
+        pooling_name: of the pooling weights there, if its rows have them.
+        first_row: in its group.
+        num_rows: rows.
+        layout: columns of a record.
+        group: records of its group.
+    """
+
+    name: str
+    pooling_name: str
+    first_row: int
+    num_rows: int
+    layout: RecordLayout
+    group: Records
+
+    def tensor(self, columns: slice | int) -> PiecewiseTensor:
+        """Some columns of all records, [num_rows, columns]; a single one makes a vector."""
+        width = () if isinstance(columns, int) else (columns.stop - columns.start,)
+        return PiecewiseTensor((self.num_rows, *width), lambda: self._pieces(columns))
+
+    def _pieces(self, columns: slice | int) -> Iterator[NDArray[np.float32]]:
+        end = self.first_row + self.num_rows
+        for first in range(self.first_row, end, CHUNK_ROWS):
+            yield self.group.between(first, min(first + CHUNK_ROWS, end))[:, columns]
+
+    def parameters(self) -> dict[str, PiecewiseTensor]:
+        """The weight [num_rows, dim] and, if there are, the pooling weights [num_rows] by name."""
+        parameters = {self.name: self.tensor(slice(0, self.layout.dim))}
+        if self.layout.weighted:
+            parameters[self.pooling_name] = self.tensor(self.layout.dim)
+        return parameters
+
+
+def full_tables(architecture: Architecture, records: Sequence[Records]) -> list[FullTable]:
+    """The tables of a model, group by group.
+
+    Args:
+        architecture: of the model.
+        records: of each group.
+    """
+    tables = []
+    for group, layout, source in zip(architecture.groups, architecture.layouts, records, strict=True):
+        first_row = 0
+        for table in group:
+            tables.append(FullTable(table.name, pooling_name(table), first_row, table.num_rows, layout, source))
+            first_row += table.num_rows
+    return tables

@@ -1,0 +1,89 @@
+"""Initial parameters of a run: how untouched rows begin, and what replaces the drawn dense parameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cachedlrm.architecture import Architecture, pooling_name, split_parameters
+from cachedlrm.config import Options
+from cachedlrm.model.reference_init import reference_parameters
+from cachedlrm.model_file import load_model
+from cachedlrm.reference_format import record_parts
+from cachedlrm.store.blocks import BlocksInit
+from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
+
+
+@dataclass(frozen=True)
+class InitialParameters:
+    """Where training begins.
+
+    Attributes:
+        rows: initial records of each group of tables.
+        dense: dense parameters by name; empty: those that the model draws itself.
+        dense_state: state of their optimizer, by name and torch's key; empty: as it starts.
+        note: what a user should know of a loaded model; else None.
+    """
+
+    rows: tuple[RowInit, ...]
+    dense: dict[str, NDArray[np.float32]]
+    dense_state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    note: str | None = None
+
+
+def initial_parameters(options: Options, architecture: Architecture, device: torch.device) -> InitialParameters:
+    """What ``--load-model`` or else ``--init`` says.
+
+    Args:
+        options: resolved.
+        architecture: of the model.
+        device: of the slabs.
+
+    Raises:
+        UserError: the model file cannot be read or is of another model.
+    """
+    if options.inference.load_model is not None:
+        return _loaded_parameters(options.inference.load_model, architecture)
+    seed = options.batches.numpy_rand_seed
+    if options.store.init == "reference":
+        bot, top = architecture.mlp_bot, architecture.mlp_top
+        parameters = reference_parameters(seed, architecture.embeddings, bot[-1], bot, top)
+        tables, dense = split_parameters(architecture, parameters)
+        return InitialParameters(tuple(map(ArrayInit, tables)), dense)
+    inits, first_element = [], 0
+    for group, layout in zip(architecture.groups, architecture.layouts, strict=True):
+        table_rows = tuple(table.num_rows for table in group)
+        inits.append(CounterInit(seed, table_rows, layout, device, first_element))
+        first_element += sum(table_rows) * layout.dim
+    return InitialParameters(tuple(inits), {})
+
+
+def _loaded_parameters(path: Path, architecture: Architecture) -> InitialParameters:
+    """Those of a model file, which is mapped into memory and not read."""
+    model = load_model(path, architecture)
+    optimizer = architecture.layouts[0].optimizer
+    dense = dict(model.parameters)
+    inits: list[RowInit] = []
+    for group, layout in zip(architecture.groups, architecture.layouts, strict=True):
+        tables = []
+        for table in group:
+            blocks = []
+            for name, key, _ in record_parts(layout, table.name, pooling_name(table)):
+                if key is None:
+                    blocks.append(dense.pop(name))
+                elif model.state is not None:
+                    blocks.append(model.state[name][key])
+            tables.append(blocks)
+        inits.append(BlocksInit(tables))
+    if optimizer == "sgd":
+        note = f"parameters of {path}"
+    elif model.state is None:
+        note = f"parameters of {path}; the state of {optimizer} starts at zero, for the file holds none"
+    else:
+        note = f"parameters and the state of {optimizer} of {path}"
+    state = {name: entry for name, entry in (model.state or {}).items() if name in dense}
+    return InitialParameters(tuple(inits), dense, state, note)

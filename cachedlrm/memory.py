@@ -1,0 +1,61 @@
+"""Memory that is free for this process, and memory that it uses."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def host_memory() -> tuple[int, int]:
+    """Anonymous resident bytes (rss - shared) and mapped pages in memory; the second is 0 where not known."""
+    info = psutil.Process().memory_info()
+    mapped = getattr(info, "shared", 0)
+    return info.rss - mapped, mapped
+
+
+def free_host_bytes() -> int:
+    """What this process may still take: the machine's free memory, or less in a container."""
+    return min([int(psutil.virtual_memory().available), *_free_in_cgroups()])
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Free memory of a CUDA device; on the CPU that of the host."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_host_bytes()
+
+
+def _free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """What the memory limits of Linux control groups leave, that of every group this process is in."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    free = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2: one tree
+            base, limit, used = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in [group, *group.parents][: len(group.relative_to(base).parts) + 1]:
+            left = _left(folder / limit, folder / used, folder / "memory.stat")
+            if left is not None:
+                free.append(left)
+    return free
+
+
+def _left(limit: Path, used: Path, statistics: Path) -> int | None:
+    """Limit minus use; pages of files that nobody uses now can be taken back, so they count as free."""
+    try:
+        most, now = int(limit.read_text()), int(used.read_text())  # "max" is no number: no limit
+        entries = dict(line.split() for line in statistics.read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    inactive = int(entries.get("inactive_file", entries.get("total_inactive_file", 0)))
+    return max(0, most - now + inactive)

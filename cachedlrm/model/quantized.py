@@ -1,0 +1,87 @@
+"""Models for serving in fewer bits, by torch's operators for them, as facebookresearch/dlrm uses them. On the CPU only.
+
+MLPs: weights in int8 with one scale for a layer, and inputs in uint8 with a scale for each batch (so a prediction
+depends a little on its batch); or weights in float16. Tables: 8 or 4 bits an element, and a scale and an offset for
+each row: two float32 behind 8 bits, two float16 behind 4.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cachedlrm.model.dlrm import Dlrm
+
+_MLP_TYPES = {8: torch.qint8, 16: torch.float16}
+
+
+def quantize_mlps(model: Dlrm, bits: int) -> Dlrm:
+    """A copy of ``model`` whose linear layers have weights of 8 or 16 bits."""
+    with warnings.catch_warnings():
+        # torch says that torchao will replace this; its int8 is another one, which gives other numbers.
+        warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        quantized: Dlrm = torch.ao.quantization.quantize_dynamic(
+            copy.deepcopy(model), {nn.Linear}, _MLP_TYPES[bits], inplace=True
+        )
+    return quantized
+
+
+def mlp_bytes(model: nn.Module, bits: int = 32) -> int:
+    """Bytes of the linear layers' weights, at so many bits, and of their biases, which stay float32.
+
+    Args:
+        model: with linear layers that are not quantised.
+        bits: of a weight.
+    """
+    sizes = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
+    return sum(numel * (bits if name.endswith("weight") else 32) // 8 for name, numel in sizes)
+
+
+class QuantizedTables:
+    """Whole tables of one dimension in 8 or 4 bits an element.
+
+    Args:
+        pieces: the tables' weights one after the other, in pieces of [n, dim] float32.
+        num_rows: of all.
+        dim: columns; even for 4 bits.
+        bits: 8 or 4.
+        pooling_weights: [num_rows] float32, factors of the rows; None: without.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterable[NDArray[np.float32]],
+        num_rows: int,
+        dim: int,
+        bits: int,
+        pooling_weights: NDArray[np.float32] | None = None,
+    ) -> None:
+        operators = torch.ops.quantized
+        pack = operators.embedding_bag_byte_prepack if bits == 8 else operators.embedding_bag_4bit_prepack
+        self._bags = (
+            operators.embedding_bag_byte_rowwise_offsets if bits == 8 else operators.embedding_bag_4bit_rowwise_offsets
+        )
+        width = dim + 8 if bits == 8 else dim // 2 + 4
+        self._packed = torch.empty(num_rows, width, dtype=torch.uint8)
+        self._pooling_weights = None if pooling_weights is None else torch.from_numpy(pooling_weights)
+        first = 0
+        for piece in pieces:
+            last = first + len(piece)
+            self._packed[first:last] = pack(torch.from_numpy(np.ascontiguousarray(piece)))
+            first = last
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tables, their scales and their pooling weights."""
+        return self._packed.nbytes + (0 if self._pooling_weights is None else self._pooling_weights.nbytes)
+
+    def pool(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Sums of the bags' rows: [num_bags, dim], from rows [L] over all tables and offsets [num_bags + 1], int64."""
+        weights = None if self._pooling_weights is None else self._pooling_weights[rows]
+        pooled: Tensor = self._bags(self._packed, rows, offsets, per_sample_weights=weights, include_last_offset=True)
+        return pooled

@@ -1,0 +1,237 @@
+"""Model files in facebookresearch/dlrm's format, both ways.
+
+``torch.save`` of a dictionary: ``state_dict`` with the parameters, ``opt_state_dict`` with the optimizer's state by the
+parameters' numbers in that order, and where training stood: ``nepochs``, ``nbatches``, ``nbatches_test``, ``epoch``,
+``iter``, ``train_loss``, ``total_loss``, ``test_acc``.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachedlrm.architecture import Architecture
+from cachedlrm.errors import UserError
+from cachedlrm.full_tables import FullTable
+from cachedlrm.model.row_optimizers import dense_optimizer
+from cachedlrm.piecewise import piecewise
+from cachedlrm.reference_format import parameter_shapes, record_parts, state_keys
+from cachedlrm.store.records import RecordLayout
+from cachedlrm.torch_file import write_torch_file
+
+State = dict[str, dict[str, Any]]
+"""Optimizer state by parameter name and torch's key."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model file's content.
+
+    Attributes:
+        parameters: by name, float32; mapped into memory from the file, not read.
+        state: of the optimizer, if the file's is the chosen one's: arrays, and ``step`` as a number.
+    """
+
+    parameters: dict[str, NDArray[np.float32]]
+    state: State | None
+
+
+def load_model(path: Path, architecture: Architecture) -> LoadedModel:
+    """Reads a model file.
+
+    Args:
+        path: the file.
+        architecture: what its parameters must fit; its layouts name the optimizer.
+
+    Raises:
+        UserError: no such file, not a model file, or one of another model; names the parameter and both shapes.
+    """
+    content = _load(path)
+    parameters = content.get("state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(parameters, Mapping):
+        raise UserError(f"{path} holds no model: it lacks state_dict; check --load-model")
+    shapes = parameter_shapes(architecture)
+    for name, shape in shapes.items():
+        if name not in parameters:
+            raise UserError(f"{path} lacks parameter {name}, {_text(shape)} in this model; {_advice(name)}")
+    for name in parameters:
+        if name not in shapes:
+            raise UserError(f"{path} has parameter {name}, which this model lacks; {_advice(str(name))}")
+    arrays = {name: _array(path, name, parameters[name], shape) for name, shape in shapes.items()}
+    return LoadedModel(arrays, _load_state(path, content.get("opt_state_dict"), shapes, architecture.layouts))
+
+
+def _load(path: Path) -> Any:
+    """What the file holds: tensors and numbers only, whatever it was made to hold."""
+    scalar = np.float32(0).__reduce__()[0]
+    allowed: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and 2
+    allowed += [np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType, np.dtypes.Int64DType]
+    try:
+        with path.open("rb") as file:
+            is_archive = file.read(4) == b"PK\x03\x04"  # torch maps no files in its format before 1.6
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", mmap=is_archive, weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check --load-model") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is no model file: it is damaged, or holds more than tensors and numbers; check --load-model"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged or no model file ({reason}); check --load-model") from error
+
+
+def _load_state(
+    path: Path, content: Any, shapes: Mapping[str, tuple[int, ...]], layouts: Sequence[RecordLayout]
+) -> State | None:
+    """The optimizer's state if it is the chosen optimizer's."""
+    optimizer = layouts[0].optimizer
+    state: State = {}
+    try:
+        numbers = [number for group in content["param_groups"] for number in group["params"]]
+        for name, number in zip(shapes, numbers, strict=True):
+            keys = state_keys(optimizer, name)
+            if not keys:
+                continue
+            entry = content["state"][number]
+            values = {key: entry[key] for key in keys}
+            state[name] = {"step": float(entry["step"]), **values}
+    except (LookupError, TypeError, ValueError):  # of another optimizer or other parameters, or none
+        return None
+    for name, entry in state.items():
+        for key in state_keys(optimizer, name):
+            shape = shapes[name][:1] if key == "momentum" else shapes[name]
+            entry[key] = _array(path, f"{key} of {name}", entry[key], shape)
+    return state
+
+
+def _array(path: Path, name: str, tensor: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A checked tensor as an array that shares its memory."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype != torch.float32:
+        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise UserError(f"{path}: {name} is {found}, not a float32 tensor; check --load-model")
+    if tuple(tensor.shape) != shape:
+        raise UserError(
+            f"{path}: {name} is {_text(tuple(tensor.shape))} in the file and {_text(shape)} in this model; "
+            f"{_advice(name.rsplit(maxsplit=1)[-1])}"
+        )
+    array: NDArray[np.float32] = tensor.detach().numpy()
+    return array
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _advice(name: str) -> str:
+    """Which options decide a parameter."""
+    places = {
+        ".proj.": "--md-flag and the other --md options",
+        ".embs.": "--md-flag and the other --md options",
+        ".weight_": "--qr-flag and the other --qr options",
+        "emb_l.": "--arch-embedding-size, --arch-sparse-feature-size, --qr-flag and --md-flag",
+        "v_W_l.": "--weighted-pooling and --arch-embedding-size",
+        "bot_l.": "--arch-mlp-bot",
+        "top_l.": "--arch-mlp-top and --arch-interaction-op",
+    }
+    options = next((options for place, options in places.items() if place in name), "the --arch options")
+    return f"set {options} to the file's, or check --load-model"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where training stands when its model is written; the attributes are the reference's keys.
+
+    Attributes:
+        nepochs: epochs of the run.
+        nbatches: steps of an epoch.
+        nbatches_test: steps of an evaluation.
+        epoch: of the last step, from 0.
+        iter: steps of that epoch.
+        train_loss: mean.
+        total_loss: of steps since the last mean.
+        test_acc: accuracy of the last evaluation, 0 without one.
+    """
+
+    nepochs: int
+    nbatches: int
+    nbatches_test: int
+    epoch: int
+    iter: int
+    train_loss: float
+    total_loss: float
+    test_acc: float
+
+
+def save_model(
+    path: Path,
+    architecture: Architecture,
+    tables: Sequence[FullTable],
+    dense: Mapping[str, Tensor],
+    dense_state: Mapping[str, Mapping[str, Tensor]],
+    learning_rates: tuple[float, float],
+    training: Training,
+) -> None:
+    """Writes a model file; it appears only when complete. Tables are never in memory as a whole.
+
+    Args:
+        path: the file.
+        architecture: of the model.
+        tables: all of them.
+        dense: dense parameters by name.
+        dense_state: state of their optimizer, by name and torch's key.
+        learning_rates: of the next step, and without a schedule.
+        training: where it stands.
+
+    Raises:
+        UserError: the file could not be written.
+    """
+    optimizer = architecture.layouts[0].optimizer
+    parameters = {name: piecewise(tensor) for name, tensor in dense.items()}
+    state: dict[str, dict[str, object]] = {
+        name: {key: _step(value, optimizer) if key == "step" else piecewise(value) for key, value in entry.items()}
+        for name, entry in dense_state.items()
+    }
+    steps = next((entry["step"] for entry in state.values()), None)  # None: no state at all
+    for table in tables:
+        for name, key, columns in record_parts(table.layout, table.name, table.pooling_name):
+            if key is None:
+                parameters[name] = table.tensor(columns)
+            elif steps is not None:
+                state.setdefault(name, {"step": steps})[key] = table.tensor(columns)
+    names = list(parameter_shapes(architecture))
+    content = {
+        **vars(training),
+        "state_dict": {name: parameters[name] for name in names},
+        "opt_state_dict": {
+            "state": {number: state[name] for number, name in enumerate(names) if name in state},
+            "param_groups": [{**_group(optimizer, learning_rates), "params": list(range(len(names)))}],
+        },
+    }
+    write_torch_file(path, content)
+
+
+def _step(value: Tensor, optimizer: str) -> object:
+    """The number of steps: a tensor in torch's optimizers, a number in the reference's."""
+    return int(value) if optimizer == "rwsadagrad" else piecewise(value)
+
+
+_REFERENCE_GROUP = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value")
+"""Settings of the reference's own optimizer, RWSAdagrad."""
+
+
+def _group(optimizer: str, learning_rates: tuple[float, float]) -> dict[str, object]:
+    """Settings of the optimizer."""
+    learning_rate, initial = learning_rates
+    unused = torch.nn.Parameter(torch.empty(0))
+    group: dict[str, object] = dense_optimizer(optimizer, [unused], learning_rate).state_dict()["param_groups"][0]
+    if optimizer == "rwsadagrad":
+        group = {name: group[name] for name in _REFERENCE_GROUP}
+    return {**group, "initial_lr": initial}

@@ -1,0 +1,171 @@
+"""A model as an ONNX graph, node by node. Needs the optional package onnx.
+
+Inputs, as facebookresearch/dlrm names them: ``dense_x`` [batch_size, num_dense] float32, then of each sparse feature K
+``offsets_K`` [batch_size] int64, ascending from 0, and ``indices_K`` [num_indices_K] int64. Output: ``pred``
+[batch_size, 1] float32. Initializers have the names of the parameters in the state dict.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from torch import nn
+
+from cachedlrm.architecture import Architecture, pooling_name
+from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.tables import Embedding, Table
+
+OPSET = 17
+IR_VERSION = 8  # the first with this opset, so that older runtimes open the file
+
+
+class _Builder:
+    """Nodes and constants so far. Methods return names of values."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one output."""
+        output = f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def integers(self, *values: int) -> str:
+        """A constant [n] int64."""
+        return self._constant("int_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def number(self, value: float) -> str:
+        """A constant float32."""
+        return self._constant(f"float_{value!r}", np.array(value, np.float32))
+
+    def array(self, name: str, values: NDArray[np.int64]) -> str:
+        """A constant by its own name."""
+        return self._constant(name, values)
+
+    def _constant(self, name: str, values: NDArray[np.generic]) -> str:
+        self.constants.setdefault(name, numpy_helper.from_array(values, name))
+        return name
+
+    def filled(self, shape: str, value: float | int) -> str:
+        """An array of ``shape`` (the name of an [n] int64) full of ``value``."""
+        kind = TensorProto.INT64 if isinstance(value, int) else TensorProto.FLOAT
+        return self.add("ConstantOfShape", shape, value=helper.make_tensor("value", kind, [1], [value]))
+
+    def scatter_sum(self, onto: str, indices: str, values: str) -> str:
+        """``values`` added into ``onto`` along its first axis, one after the other (ScatterND would not keep order)."""
+        return self.add("ScatterElements", onto, indices, values, axis=0, reduction="add")
+
+
+def build_graph(architecture: Architecture, model: Dlrm, parameters: Sequence[TensorProto]) -> GraphProto:
+    """The graph of a model.
+
+    Args:
+        architecture: of the model.
+        model: its dense part.
+        parameters: initializers of all parameters, named as in the reference's state dict.
+    """
+    graph = _Builder()
+    inputs = [_value("dense_x", TensorProto.FLOAT, "batch_size", architecture.mlp_bot[0])]
+    vectors = []
+    for embedding in architecture.embeddings:
+        number = embedding.number
+        inputs.append(_value(f"offsets_{number}", TensorProto.INT64, "batch_size"))
+        inputs.append(_value(f"indices_{number}", TensorProto.INT64, f"num_indices_{number}"))
+        vectors.append(_vector(graph, architecture, model, embedding))
+    dense = _mlp(graph, "bot_l", model.bot_l, "dense_x")
+    interactions = _interact(graph, architecture, model, dense, vectors)
+    prediction = _mlp(graph, "top_l", model.top_l, interactions)
+    threshold = architecture.options.loss_threshold
+    if 0.0 < threshold < 1.0:
+        prediction = graph.add("Clip", prediction, graph.number(threshold), graph.number(1.0 - threshold))
+    graph.nodes.append(helper.make_node("Identity", [prediction], ["pred"], name="pred"))
+    return helper.make_graph(
+        graph.nodes,
+        "dlrm",
+        inputs,
+        [_value("pred", TensorProto.FLOAT, "batch_size", 1)],
+        initializer=[*parameters, *graph.constants.values()],
+    )
+
+
+def _value(name: str, kind: int, *shape: str | int) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, list(shape))
+
+
+def _mlp(graph: _Builder, name: str, layers: nn.Sequential, value: str) -> str:
+    for number, layer in enumerate(layers):
+        if isinstance(layer, nn.Linear):
+            value = graph.add("Gemm", value, f"{name}.{number}.weight", f"{name}.{number}.bias", transB=1)
+        elif isinstance(layer, nn.GELU):
+            error = graph.add("Erf", graph.add("Mul", value, graph.number(math.sqrt(0.5))))
+            half = graph.add("Mul", value, graph.number(0.5))
+            value = graph.add("Mul", half, graph.add("Add", error, graph.number(1.0)))
+        elif isinstance(layer, nn.SiLU):
+            value = graph.add("Mul", value, graph.add("Sigmoid", value))
+        else:
+            operators = {nn.ReLU: "Relu", nn.Tanh: "Tanh", nn.Sigmoid: "Sigmoid"}
+            value = graph.add(operators[type(layer)], value)
+    return value
+
+
+def _vector(graph: _Builder, architecture: Architecture, model: Dlrm, embedding: Embedding) -> str:
+    """[B, D] of one sparse feature."""
+    offsets, indices = f"offsets_{embedding.number}", f"indices_{embedding.number}"
+    bags = _bags(graph, offsets, indices)
+    if embedding.collisions:
+        collisions = graph.integers(embedding.collisions)
+        rows = [graph.add("Div", indices, collisions), graph.add("Mod", indices, collisions)]
+    else:
+        rows = [indices]
+    weighted = architecture.options.weighted_pooling == "learned"
+    parts = [
+        _pool(graph, table, index, bags, offsets, weighted) for table, index in zip(embedding.tables, rows, strict=True)
+    ]
+    vector = parts[0]
+    if len(parts) == 2:
+        operation = architecture.options.qr_operation
+        attributes = {"axis": 1} if operation == "concat" else {}
+        vector = graph.add({"mult": "Mul", "add": "Add", "concat": "Concat"}[operation], *parts, **attributes)
+    if str(embedding.number) in model.emb_l:
+        vector = graph.add("Gemm", vector, f"emb_l.{embedding.number}.proj.weight", transB=1)
+    return vector
+
+
+def _bags(graph: _Builder, offsets: str, indices: str) -> str:
+    """The bag of each lookup, [L] int64: how many bags begin up to it, less one. Empty bags begin where others do."""
+    num_lookups = graph.add("Shape", indices)
+    places = graph.add("Add", num_lookups, graph.integers(1))  # bags may begin behind the last lookup
+    ones = graph.filled(graph.add("Shape", offsets), 1)
+    starts = graph.scatter_sum(graph.filled(places, 0), offsets, ones)
+    bags = graph.add("Sub", graph.add("CumSum", starts, graph.integers(0)), graph.integers(1))
+    return graph.add("Slice", bags, graph.integers(0), num_lookups)
+
+
+def _pool(graph: _Builder, table: Table, indices: str, bags: str, offsets: str, weighted: bool) -> str:
+    """Sums of the bags' rows, [B, dim]."""
+    rows = graph.add("Gather", table.name, indices)  # [L, dim]
+    axis = graph.integers(1)
+    if weighted:
+        factors = graph.add("Gather", pooling_name(table), indices)
+        rows = graph.add("Mul", rows, graph.add("Unsqueeze", factors, axis))
+    targets = graph.add("Expand", graph.add("Unsqueeze", bags, axis), graph.add("Shape", rows))
+    shape = graph.add("Concat", graph.add("Shape", offsets), graph.integers(table.dim), axis=0)
+    return graph.scatter_sum(graph.filled(shape, 0.0), targets, rows)
+
+
+def _interact(graph: _Builder, architecture: Architecture, model: Dlrm, dense: str, vectors: list[str]) -> str:
+    """The top MLP's input from the vectors [B, D]; see `Dlrm.interact`."""
+    together = graph.add("Concat", dense, *vectors, axis=1)
+    if architecture.options.arch_interaction_op == "cat":
+        return together
+    num_vectors, dim = len(vectors) + 1, architecture.mlp_bot[-1]
+    matrix = graph.add("Reshape", together, graph.integers(-1, num_vectors, dim))
+    products = graph.add("MatMul", matrix, graph.add("Transpose", matrix, perm=[0, 2, 1]))
+    flat = graph.add("Reshape", products, graph.integers(-1, num_vectors**2))
+    pairs = graph.array("pairs", model.pairs.cpu().numpy())
+    return graph.add("Concat", dense, graph.add("Gather", flat, pairs, axis=1), axis=1)

@@ -1,0 +1,78 @@
+"""Models that a run leaves for others: ``--save-model`` and ``--save-onnx``, checked before training."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from cachedlrm.config import Options
+from cachedlrm.errors import UserError
+from cachedlrm.full_tables import current_records, full_tables
+from cachedlrm.job import Job
+from cachedlrm.model_file import Training, save_model
+from cachedlrm.report import RunTotals
+
+
+def check_outputs(options: Options) -> None:
+    """What would otherwise show after hours of training.
+
+    Raises:
+        UserError: a place that cannot be written, or a package that is missing.
+    """
+    path = options.inference.save_model
+    if path is not None:
+        if path.is_dir():
+            raise UserError(f"--save-model {path} is a directory; name a file")
+        is_made_by_run = path.parent == options.run.run_dir
+        if not is_made_by_run and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise UserError(f"--save-model {path}: cannot write into {path.parent}; name a file in another place")
+    if options.inference.save_onnx and importlib.util.find_spec("onnx") is None:
+        raise UserError("--save-onnx needs the package onnx: pip install 'cachedlrm[onnx]'")
+
+
+def save_models(job: Job, totals: RunTotals, onnx_path: Path) -> None:
+    """Writes what the options ask for, of a run that has no batch in flight.
+
+    Args:
+        job: the run.
+        totals: its figures.
+        onnx_path: for ``--save-onnx``.
+
+    Raises:
+        UserError: a file could not be written.
+    """
+    inference, trainer = job.options.inference, job.trainer
+    if inference.save_model is None and not inference.save_onnx:
+        return
+    tables = full_tables(job.architecture, current_records(trainer.cache))
+    if inference.save_model is not None:
+        rate = trainer.learning_rate
+        save_model(
+            inference.save_model,
+            job.architecture,
+            tables,
+            trainer.model.state_dict(),
+            trainer.optimizer_state(),
+            (rate(job.schedule.num_batches + 1), rate.base),
+            _training(job, totals),
+        )
+    if inference.save_onnx:
+        from cachedlrm.onnx_file import save_onnx  # noqa: PLC0415 - needs an optional package
+
+        save_onnx(onnx_path, job.architecture, tables, trainer.model)
+
+
+def _training(job: Job, totals: RunTotals) -> Training:
+    schedule, batches, test = job.schedule, job.options.batches, job.dataset.test
+    # The reference goes on behind these steps if they are of the first epoch; it waits forever for a later one, so
+    # such a file says that training goes on from the first sample.
+    in_first_epoch = totals.steps <= schedule.steps_per_epoch
+    return Training(
+        nepochs=batches.nepochs,
+        nbatches=schedule.steps_per_epoch,
+        nbatches_test=-(-test.num_samples // batches.test_mini_batch_size) if test is not None else 0,
+        epoch=0,
+        iter=totals.steps if in_first_epoch else 0,
+        train_loss=totals.loss_mean or 0.0,
+        total_loss=0.0,
+        test_acc=totals.accuracy or 0.0,
+    )
