@@ -1,3 +1,41 @@
 """Trains deep learning recommendation models whose embedding tables are far larger than the GPU."""
 
+import os
+
 __version__ = "0.1.0"
+
+
+def _give_numba_a_cache() -> None:
+    """Sets ``NUMBA_CACHE_DIR`` to a folder for temporary files where numba has no place of its own.
+
+    numba keeps compiled functions beside the source or in the user's cache folder, and refuses to import a module where
+    it can write to neither: a package installed by root, used by an account without a home. It reads the variable when
+    it is imported. What it finds there it loads as code, so the folder must be ours and closed to others.
+    """
+    here = os.path.dirname(__file__)
+    beside = [os.path.join(here, part, "__pycache__") for part in ("", "cache", "data", "model", "store")]
+    users = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
+    is_own_place_enough = all(map(_is_writable, beside)) or (os.path.isabs(users) and _is_writable(users))
+    if "NUMBA_CACHE_DIR" in os.environ or is_own_place_enough or not hasattr(os, "getuid"):
+        return
+    import tempfile  # noqa: PLC0415 - rarely needed
+
+    try:
+        folder = os.path.join(tempfile.gettempdir(), f"cachedlrm-numba-{os.getuid()}")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        status = os.lstat(folder)  # of a link itself: another account may have put one there
+        if status.st_uid != os.getuid() or status.st_mode & 0o777 != 0o700 or os.path.islink(folder):
+            folder = tempfile.mkdtemp(prefix="cachedlrm-numba-")
+    except OSError:
+        return  # numba says what it could not do
+    os.environ["NUMBA_CACHE_DIR"] = folder
+
+
+def _is_writable(folder: str) -> bool:
+    """Whether files can be made in a folder, which itself is made if it is missing."""
+    while not os.path.exists(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+_give_numba_a_cache()

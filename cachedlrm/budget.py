@@ -77,6 +77,16 @@ class Workload:
         lookups = self.batch_size * self.lookups_per_bag
         return tuple(sum(min(rows, lookups) for rows in group.table_rows) for group in self.groups)
 
+    @property
+    def batch_host_bytes(self) -> int:
+        """The most bytes a batch takes on the host while policy ``lookahead`` waits with it."""
+        total = 4 * self.batch_size * (self.mlp_bot[0] + 1)
+        for group, rows in zip(self.groups, self.working_set_bounds, strict=True):
+            bags = self.batch_size * len(group.table_rows)
+            # rows, addresses, previous (int64), offsets, next uses (int32); positions and their transpose (int32)
+            total += 32 * rows + 4 * bags + 8 * bags * self.lookups_per_bag
+        return total
+
     def fixed_bytes(self, working_sets: tuple[int, ...]) -> dict[str, int]:
         """Bytes of everything but the slabs, for batches of at most so many unique rows in each group.
 

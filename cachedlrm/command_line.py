@@ -6,20 +6,24 @@ spelled like the options.
 
 import dataclasses
 import difflib
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TextIO, Union, cast, get_args, get_origin
 
 import cyclopts
+import rich.console
 import tomli_w
 from cyclopts import Parameter
 
 from cachedlrm import __version__
 from cachedlrm.config import Bytes, InferenceOptions, ModelOptions, Options
 from cachedlrm.errors import UserError
+from cachedlrm.output import Output
+from cachedlrm.text import as_argument, as_utf8
 
 _HELP = """Train a deep learning recommendation model whose embedding tables exceed the device.
 
@@ -59,28 +63,43 @@ def load_options(path: Path) -> Options:
 
 
 def to_toml(options: Options) -> str:
-    """A profile that gives equal options; those left open are left out, and so is ``--profile``."""
+    """A profile that gives equal options."""
+    return tomli_w.dumps(spell(options))
+
+
+def spell(options: Options) -> dict[str, dict[str, Any]]:
+    """The values of each group as a profile has them, by option; those left open are left out.
+
+    So are ``--profile`` and ``--run-dir``: a repeated run needs a directory of its own.
+    """
     groups: dict[str, dict[str, Any]] = {}
     for group in dataclasses.fields(options):
         values = dataclasses.asdict(getattr(options, group.name))
         groups[group.name] = {
             name.replace("_", "-"): _toml_value(value)
             for name, value in values.items()
-            if value is not None and name != "profile"
+            if value is not None and name not in ("profile", "run_dir")
         }
-    return tomli_w.dumps(groups)
+    return groups
 
 
 def _toml_value(value: object) -> object:
     if isinstance(value, tuple):
         return "-".join(format(Decimal(repr(number)), "f") for number in value)  # without exponents and their dashes
-    return str(value) if isinstance(value, Path) else value
+    return as_utf8(str(value)) if isinstance(value, str | Path) else value
 
 
 def _parse(arguments: Sequence[str]) -> Options:
     _refuse_odd_text(arguments)
     nothing = Options()
-    app = cyclopts.App(name="python -m cachedlrm.train", help=_HELP, version=__version__, result_action="return_value")
+    app = cyclopts.App(
+        name="python -m cachedlrm.train",
+        help=_HELP,
+        version=__version__,
+        result_action="return_value",
+        console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),  # a pipe may be closed
+        suppress_keyboard_interrupt=False,
+    )
 
     @app.default
     def collect(*, options: Annotated[Options, Parameter(name="*")] = nothing) -> Options:
@@ -113,8 +132,10 @@ def _refuse_odd_text(arguments: Sequence[str]) -> None:
             raise _mistake(f"{before} needs a value, not an empty one")
         if argument.startswith("--") and argument.find("=") == len(argument) - 1:
             raise _mistake(f"{argument[:-1]} needs a value, not an empty one")
-        if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise _mistake(f"{argument!r} is not valid UTF-8")
+        try:
+            as_utf8(argument)
+        except UnicodeError as error:
+            raise _mistake(f"{argument!r} is not valid UTF-8; rename what it names") from error
 
 
 _LOOP = "the loop here evaluates by AUC and ends after --nepochs or --steps"
@@ -245,13 +266,15 @@ def _profile_arguments(path: Path) -> list[str]:
         if table not in groups or not isinstance(values, dict):
             raise _mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
         for key, value in values.items():
-            if key not in groups[table] or key == "profile":
+            if (table, key) == ("run", "profile"):
+                raise _mistake(f"{path}: [run] profile: a profile takes no other one; copy the other's values here")
+            if key not in groups[table]:
                 hint = _nearest(key, groups[table]) or f"there are {', '.join(groups[table])}"
                 raise _mistake(f"{path}: [{table}] {key} is not an option; {hint}")
             types, words = _toml_types(groups[table][key])
             if type(value) not in types:  # isinstance would take True for a number
                 raise _mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
-            arguments[f"[{table}] {key}"] = f"--{key}={value}"
+            arguments[f"[{table}] {key}"] = as_argument(f"--{key}={value}")
     _refuse_profile(path, arguments)
     return list(arguments.values())
 

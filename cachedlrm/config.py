@@ -46,6 +46,8 @@ Positive = Annotated[Whole, _must_be("1 or more", lambda count: count >= 1)]
 PositiveOrOff = Annotated[Whole, _must_be("-1, or 1 or more", lambda count: count == -1 or count >= 1)]
 MlpBits = Annotated[Whole, _must_be("8, 16 or 32", lambda bits: bits in (8, 16, 32))]
 EmbeddingBits = Annotated[Whole, _must_be("4, 8 or 32", lambda bits: bits in (4, 8, 32))]
+Threads = Annotated[Whole, _must_be("from 1 to 1024", lambda threads: 1 <= threads <= 1024)]
+Lookups = Annotated[Whole, _must_be("from 1 to 100000", lambda lookups: 1 <= lookups <= 100_000)]
 Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
 Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
 Number = Annotated[float, _must_be("a finite number", math.isfinite)]
@@ -155,7 +157,7 @@ class ReferenceOptions:
     """random, or synthetic: ids by LRU stack distances from trace files. Default: random."""
     data_size: Positive | None = None
     """Samples of an epoch; --num-batches goes before it. Default: 1."""
-    num_indices_per_lookup: Positive | None = None
+    num_indices_per_lookup: Lookups | None = None
     """The most ids of a bag. Default: 10."""
     num_indices_per_lookup_fixed: Switch | None = None
     """Draw as many ids for every bag (equal ones count once). Default: False."""
@@ -209,9 +211,10 @@ class CacheOptions:
     policy: Literal["lru", "lfu", "lrfu", "static", "lookahead"] = "lrfu"
     """Which rows to evict. static reads all ids once before training, lookahead --lookahead batches ahead."""
     lookahead: Positive = 200
-    """Batches known ahead to --policy lookahead."""
+    """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
     prefetch_depth: Depth = 2
-    """Batches prepared before they are needed; 0: each when it is needed, in the training thread."""
+    """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
+    only while the slots hold that many working sets more than one."""
 
 
 @_group("Store", 7)
@@ -243,7 +246,7 @@ class RunOptions:
     """auto: live on a terminal, plain lines elsewhere."""
     save_predictions: Flag = False
     """Write the last evaluation's predictions to predictions.npy."""
-    threads: Positive | None = None
+    threads: Threads | None = None
     """Threads of torch's operators. Default: the processors this process may use."""
     debug_mode: Flag = False
     """Print the architecture before training: layers, interactions, tables and their bytes."""

@@ -1,7 +1,6 @@
 """What a run prints: a live screen, plain lines, or nothing. A display that fails never ends a run."""
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +11,10 @@ import rich.console
 from rich.live import Live
 from rich.text import Text
 
-from cachedlrm.live_view import History, LiveView, RunHeader, format_seconds, printable
+from cachedlrm.live_view import History, LiveView, RunHeader, format_seconds
 from cachedlrm.metrics import Snapshot
+from cachedlrm.output import Output
+from cachedlrm.text import printable
 
 _REDRAW_S = 0.25
 
@@ -29,6 +30,9 @@ class Console(Protocol):
 
     def advance(self, step: int) -> None:
         """A step has been issued; its figures come with the next `update`."""
+
+    def evaluating(self, step: int) -> None:
+        """An evaluation begins after this step; it lasts until the next `update` or `advance`."""
 
     def message(self, text: str) -> None:
         """Something happened that the user should know."""
@@ -49,11 +53,11 @@ class Console(Protocol):
 def open_console(ui: str, stream: TextIO | None = None) -> Console:
     """The console for ``--ui``: ``auto`` is live on a terminal and plain elsewhere."""
     stream = stream or sys.stdout
-    if ui == "off":
+    if ui == "off" or stream is None:  # stdout is None if its descriptor was closed before the start
         return SilentConsole()
     # Asked of the stream: rich also takes a file for a terminal when FORCE_COLOR is set, as CI systems do.
     is_terminal = stream.isatty()
-    output = cast("TextIO", _Output(stream))
+    output = cast("TextIO", Output(stream))
     terminal = rich.console.Console(file=output, highlight=False)
     if ui == "live" or (ui == "auto" and is_terminal and not terminal.is_dumb_terminal):
         return LiveConsole(terminal)
@@ -83,6 +87,9 @@ class SilentConsole:
         """Nothing."""
 
     def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def evaluating(self, step: int) -> None:
         """Nothing."""
 
     def message(self, text: str) -> None:
@@ -177,73 +184,41 @@ class LiveConsole(SilentConsole):
     def advance(self, step: int) -> None:
         """Moves the progress bar, between snapshots."""
         if self._view is not None:
-            self._view = dataclasses.replace(self._view, step=step)
+            self._view = dataclasses.replace(self._view, step=step, evaluating=False)
             self._redraw()
+
+    def evaluating(self, step: int) -> None:
+        """Says so at once, for until the evaluation ends nothing is drawn."""
+        if self._view is not None:
+            self._view = dataclasses.replace(self._view, step=step, evaluating=True)
+            self._draw()
 
     def message(self, text: str) -> None:
         """Prints it above the screen."""
         self._terminal.print(Text("\n".join(map(printable, text.splitlines()))))
 
     def _redraw(self) -> None:
-        if self._live is not None and self._view is not None and self._clock() - self._drawn >= _REDRAW_S:
+        if self._clock() - self._drawn >= _REDRAW_S:
+            self._draw()
+
+    def _draw(self) -> None:
+        if self._live is not None and self._view is not None:
             self._drawn = self._clock()
             self._live.update(self._view, refresh=True)
 
     def finish(self, summary: str) -> None:
         """Leaves the last screen standing, with the summary below."""
-        if self._live is not None and self._view is not None:
-            self._live.update(self._view, refresh=True)
         self.close()
         # Soft wrap: a path in it stays one piece for copying.
         self._terminal.print(Text("\n" + "\n".join(map(printable, summary.splitlines()))), soft_wrap=True)
 
     def close(self) -> None:
-        """Restores the terminal."""
+        """Leaves the newest view standing and restores the terminal."""
         if self._live is not None:
-            live, self._live = self._live, None
-            live.stop()
-
-
-class _Output:
-    """A stream whose reader may leave (``| head``), whose disk may fill up and whose encoding may lack characters.
-
-    Args:
-        stream: what is written to.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._is_stdout = stream is sys.stdout
-        self._broken = False
-
-    def write(self, text: str) -> int:
-        """Writes what the encoding has, with ``?`` for the rest; nothing any more once writing failed."""
-        encoding = self._stream.encoding or "utf-8"
-        if not self._broken:
+            if self._view is not None:
+                self._view = dataclasses.replace(self._view, evaluating=False)  # an interrupt may have ended it
             try:
-                self._stream.write(text.encode(encoding, "replace").decode(encoding))
-            except OSError:
-                self._give_up()
-        return len(text)
-
-    def flush(self) -> None:
-        """Flushes, unless writing failed."""
-        if not self._broken:
-            try:
-                self._stream.flush()
-            except OSError:
-                self._give_up()
-
-    def _give_up(self) -> None:
-        self._broken = True
-        if self._is_stdout:
-            # Python flushes stdout once more at exit and would turn what is left in it into exit status 120.
-            try:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
-            except OSError:  # no file behind it
-                pass
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+                self._draw()
+            finally:
+                live, self._live = self._live, None
+                live.stop()

@@ -4,9 +4,13 @@ Rows that were never touched are not written if their initial records can be com
 are, so that the file may change. A safetensors file with, for each group of tables G, ``rows.G`` [n] int64 (global over
 the group) and ``records.G`` [n, width] float32 (weight, pooling weight if there is one, optimizer state), or
 ``records.G`` alone with all rows in order, and the dense parameters under the reference's names.
+
+The header says which it is (``rows``: ``touched`` or ``all``) and what the tensors belong to: the options that decide
+their shapes and how untouched rows begin, spelled as in ``config.toml``.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from cachedlrm.architecture import Architecture
 from cachedlrm.cache.embedding_cache import EmbeddingCache
+from cachedlrm.command_line import spell
+from cachedlrm.config import Options
 from cachedlrm.errors import UserError
 from cachedlrm.full_tables import CHUNK_ROWS, current_records
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.tensor_file import TensorSpec, write_tensors
+from cachedlrm.run_directory import OTHER_RUN_DIR
+from cachedlrm.tensor_file import DTYPES, TensorSpec, write_tensors
 
 FILE_NAME = "final.safetensors"
+_ROW_BYTES = 8  # of a row's number
 
 
-def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, all_rows: bool = False) -> None:
+def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Options) -> None:
     """Writes all trained state of a run that has no batch in flight.
 
     Args:
         path: file to write.
         cache: tables.
         model: dense part.
-        all_rows: untouched rows too, for those of a loaded model cannot be computed again.
+        options: of the run, resolved.
 
     Raises:
         UserError: the file could not be written.
@@ -39,6 +48,7 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, all_rows: b
     dense = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     specs: dict[str, TensorSpec] = {}
     tensors: dict[str, NDArray[np.generic]] = {}
+    all_rows = _keeps_all_rows(options)
     if all_rows:
         for number, group in enumerate(cache.groups):
             specs[f"records.{number}"] = (np.dtype(np.float32), (group.sizes.num_rows, group.layout.width))
@@ -57,7 +67,40 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, all_rows: b
                     yield records.between(first, min(first + CHUNK_ROWS, group.sizes.num_rows))
         yield from tensors.values()
 
-    write_tensors(path, specs, chunks())
+    write_tensors(path, specs, chunks(), _header(options), OTHER_RUN_DIR)
+
+
+def most_bytes(cache: EmbeddingCache, options: Options, num_lookups: int) -> int:
+    """The most bytes that the rows of a run's final state can take.
+
+    Args:
+        cache: before the first step.
+        options: of the run, resolved.
+        num_lookups: the most that the run can make.
+    """
+    total = 0
+    for group in cache.groups:
+        touched = min(group.store.capacity_rows, num_lookups)
+        rows = group.sizes.num_rows if _keeps_all_rows(options) else touched
+        total += rows * (group.layout.record_bytes + _ROW_BYTES)
+    return total
+
+
+def _keeps_all_rows(options: Options) -> bool:
+    return options.inference.load_model is not None
+
+
+def _header(options: Options) -> dict[str, str]:
+    spelled = spell(options)
+    decisive = {
+        **spelled["model"],
+        "numpy-rand-seed": spelled["batches"]["numpy-rand-seed"],
+        "optimizer": spelled["optimisation"].get("optimizer"),
+        "init": spelled["store"].get("init"),
+        "load-model": spelled["inference"].get("load-model"),
+        "rows": "all" if _keeps_all_rows(options) else "touched",
+    }
+    return {name: str(value) for name, value in decisive.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -77,12 +120,6 @@ class SavedGroup:
         records: NDArray[np.float32] = self.records[first:last]
         return records
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the records."""
-        shape: Sequence[int] = self.records.get_shape() if self.rows is None else self.records.shape
-        return tuple(shape)
-
 
 @dataclass(frozen=True)
 class FinalState:
@@ -92,26 +129,90 @@ class FinalState:
     dense: dict[str, NDArray[np.float32]]
 
 
-def load_final_state(path: Path) -> FinalState:
+def load_final_state(run_dir: Path, options: Options, architecture: Architecture) -> FinalState:
     """Opens what `save_final_state` wrote.
 
+    Args:
+        run_dir: of the run.
+        options: of its ``config.toml``.
+        architecture: of these options.
+
     Raises:
-        UserError: no such file (the run did not end), or it is damaged.
+        UserError: no such file (the run did not end), it is damaged, or it is of another run than ``config.toml``.
     """
+    path = run_dir / FILE_NAME
     if not path.is_file():
-        raise UserError(f"{path.parent} holds no finished run ({path.name} is missing); let the run end, then export")
+        raise UserError(f"{run_dir} holds no finished run ({FILE_NAME} is missing); let the run end, then export")
     try:
         file: Any = safe_open(str(path), framework="numpy")  # stays open for the slices
-        names = set(file.keys())
-        groups: list[SavedGroup] = []
-        while (records := f"records.{len(groups)}") in names:
-            rows = f"rows.{len(groups)}"
-            if rows in names:
-                groups.append(SavedGroup(file.get_tensor(rows), file.get_tensor(records)))
+        _check_header(run_dir, file.metadata() or {}, _header(options))
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+        expected = _expected_tensors(options, architecture, found)
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise _damaged(path, f"{name} is {_words(found.get(name))}, not {_words(expected.get(name))}")
+        groups = []
+        for number, tables in enumerate(architecture.groups):
+            if f"rows.{number}" in slices:
+                rows = file.get_tensor(f"rows.{number}")
+                _check_rows(path, number, rows, sum(table.num_rows for table in tables))
+                groups.append(SavedGroup(rows, file.get_tensor(f"records.{number}")))
             else:
-                groups.append(SavedGroup(None, file.get_slice(records)))
-            names -= {rows, records}
-        dense = {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118 - not a mapping
+                groups.append(SavedGroup(None, slices[f"records.{number}"]))
+        dense = {name: file.get_tensor(name) for name in _dense_tensors(architecture)}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or not a final state: {error}; run the training again") from error
+        raise _damaged(path, str(error)) from error
     return FinalState(tuple(groups), dense)
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged or not a final state: {why}; run the training again")
+
+
+def _check_header(run_dir: Path, saved: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Whether the file belongs to ``config.toml``."""
+    if not saved:
+        raise _damaged(run_dir / FILE_NAME, "it does not say which run it is of")
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
+            theirs, ours = (
+                f"--{name} {options[name]}" if name in options else f"no --{name}" for options in (saved, expected)
+            )
+            raise UserError(
+                f"{run_dir / FILE_NAME} is of a run with {theirs} but {run_dir / 'config.toml'} has {ours}; "
+                "put back the config.toml that the run wrote"
+            )
+
+
+def _dense_tensors(architecture: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of the dense parameters, by name."""
+    state = architecture.dlrm(seed=0).state_dict()
+    return {name: (DTYPES[tensor.numpy().dtype], tuple(tensor.shape)) for name, tensor in state.items()}
+
+
+def _expected_tensors(
+    options: Options, architecture: Architecture, found: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of every tensor, by name; as many touched rows as there are."""
+    expected = _dense_tensors(architecture)
+    for number, (tables, layout) in enumerate(zip(architecture.groups, architecture.layouts, strict=True)):
+        num_rows = sum(table.num_rows for table in tables)
+        if not _keeps_all_rows(options):
+            num_rows = math.prod(found.get(f"rows.{number}", ("I64", (0,)))[1])
+            expected[f"rows.{number}"] = ("I64", (num_rows,))
+        expected[f"records.{number}"] = ("F32", (num_rows, layout.width))
+    return expected
+
+
+def _check_rows(path: Path, group: int, rows: NDArray[np.int64], num_rows: int) -> None:
+    ordered = np.sort(rows)
+    if len(rows) and (ordered[0] < 0 or ordered[-1] >= num_rows):
+        wrong = ordered[0] if ordered[0] < 0 else ordered[-1]
+        raise _damaged(path, f"rows.{group} holds row {wrong} of {num_rows}")
+    if (ordered[1:] == ordered[:-1]).any():
+        raise _damaged(path, f"rows.{group} holds a row twice")
+
+
+def _words(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+    return "missing" if tensor is None else f"{tensor[0]} [{', '.join(map(str, tensor[1]))}]"

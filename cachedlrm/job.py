@@ -1,13 +1,8 @@
 """From options and data to everything a run needs, decided and checked before the first step."""
 
-import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
-import numpy as np
-import psutil
 import torch
 
 from cachedlrm.architecture import Architecture, build_architecture
@@ -16,226 +11,19 @@ from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.policies import Static
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.config import ModelOptions, Options
-from cachedlrm.data.batch import Batch, Dataset, Source
+from cachedlrm.config import Options
+from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
-from cachedlrm.data.open import DataRequest
-from cachedlrm.data.reference import ReferenceStream
 from cachedlrm.errors import UserError
 from cachedlrm.initial import initial_parameters
+from cachedlrm.memory import free_device_bytes, free_host_bytes
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
+from cachedlrm.schedule import Schedule
 from cachedlrm.store.init import RowInit
 from cachedlrm.trainer import Trainer
 
-_EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _STAGING_ROWS = 16384
-
-
-@dataclass(frozen=True)
-class _SourceDefaults:
-    """What an option left open becomes; chosen per source, as a step over 2,048 samples suits no small data set."""
-
-    mini_batch_size: int = 2048
-    optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] = "adagrad"
-    learning_rate: float = 0.01
-    dim: int = 16
-    mlp_bot: tuple[int, ...] = (512, 256, 64)
-    mlp_top: tuple[int, ...] = (512, 256, 1)
-    loss: Literal["mse", "bce"] = "bce"
-    init: Literal["counter", "reference"] = "counter"
-    evaluates: bool = True
-
-
-_DEFAULTS = {
-    "flights": _SourceDefaults(mini_batch_size=1024, learning_rate=0.003),
-    "reference": _SourceDefaults(
-        mini_batch_size=1,
-        optimizer="sgd",
-        dim=2,
-        mlp_bot=(3,),
-        mlp_top=(4, 2, 1),
-        loss="mse",
-        init="reference",
-        evaluates=False,
-    ),
-}
-
-
-def data_request(options: Options) -> DataRequest:
-    """What the options say of the data.
-
-    Raises:
-        UserError: an option of the reference's generators without ``--data reference``.
-    """
-    model, batches = options.model, options.batches
-    reference = None
-    if options.data.data == "reference":
-        reference = _reference_stream(options)
-        if batches.max_ind_range > 0:
-            raise UserError(
-                f"--max-ind-range {batches.max_ind_range}: facebookresearch/dlrm folds the ids of data sets only, "
-                "not of its generators; lower --arch-embedding-size instead"
-            )
-    else:
-        given = [name for name, value in asdict(options.reference).items() if value is not None]
-        if given:
-            name = given[0].replace("_", "-")
-            raise UserError(f"--{name} belongs to --data reference and --data is {options.data.data}; drop one of them")
-    num_dense = model.arch_mlp_bot[0] if model.arch_mlp_bot else None
-    return DataRequest(
-        model.arch_embedding_size,
-        num_dense,
-        batches.numpy_rand_seed,
-        batches.max_ind_range,
-        reference,
-        model.round_targets,
-    )
-
-
-def _reference_stream(options: Options) -> ReferenceStream:
-    """The options of facebookresearch/dlrm's generators, with its defaults."""
-    defaults = ReferenceStream(
-        generation="random",
-        data_size=1,
-        num_batches=options.batches.num_batches,
-        mini_batch_size=options.batches.mini_batch_size or _DEFAULTS["reference"].mini_batch_size,
-        num_indices_per_lookup=10,
-        num_indices_per_lookup_fixed=False,
-        rand_data_dist="uniform",
-        rand_data_min=0.0,
-        rand_data_max=1.0,
-        rand_data_mu=-1.0,
-        rand_data_sigma=1.0,
-        data_trace_file="./input/dist_emb_j.log",
-        data_trace_enable_padding=False,
-        round_targets=options.model.round_targets,
-        seed=options.batches.numpy_rand_seed,
-    )
-    given = {name: value for name, value in asdict(options.reference).items() if value is not None}
-    generation = given.pop("data_generation", "random")
-    return replace(defaults, generation=generation, **given)
-
-
-def resolve(options: Options, dataset: Dataset) -> Options:
-    """Fills every option that was left open; the result repeats the run whatever the defaults become.
-
-    Raises:
-        UserError: sizes that do not fit each other.
-    """
-    defaults = _DEFAULTS.get(options.data.data, _SourceDefaults())
-    batch_size = options.batches.mini_batch_size or defaults.mini_batch_size
-    test_batch_size = options.batches.test_mini_batch_size
-    learning_rate = options.optimisation.learning_rate
-    resolved = replace(
-        options,
-        model=_resolve_model(options.model, dataset.train, defaults),
-        batches=replace(
-            options.batches,
-            mini_batch_size=batch_size,
-            test_mini_batch_size=test_batch_size if test_batch_size > 0 else batch_size,
-        ),
-        optimisation=replace(
-            options.optimisation,
-            optimizer=options.optimisation.optimizer or defaults.optimizer,
-            learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
-        ),
-        store=replace(options.store, init=options.store.init or defaults.init),
-        run=replace(options.run, steps=0) if options.inference.inference_only else options.run,
-    )
-    num_steps = Schedule(resolved, dataset.train).num_steps
-    test_freq = options.batches.test_freq
-    if test_freq is None:
-        test_freq = max(1, num_steps // _EVALUATIONS_PER_RUN) if defaults.evaluates else -1
-    return replace(resolved, batches=replace(resolved.batches, test_freq=test_freq))
-
-
-def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefaults) -> ModelOptions:
-    """Layer sizes from each other, from the data and from the defaults."""
-    mlp_bot, width = model.arch_mlp_bot, model.vectors_per_feature
-    dim = model.arch_sparse_feature_size or (mlp_bot[-1] // width if mlp_bot else defaults.dim)
-    mlp_bot = mlp_bot or (source.num_dense, *defaults.mlp_bot, dim * width)
-    if mlp_bot[-1] != dim * width:
-        raise UserError(
-            f"--arch-mlp-bot ends in {mlp_bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {dim * width}"
-        )
-    return replace(
-        model,
-        arch_sparse_feature_size=dim,
-        arch_embedding_size=source.table_rows,
-        arch_mlp_bot=mlp_bot,
-        arch_mlp_top=model.arch_mlp_top or defaults.mlp_top,
-        loss_function=model.loss_function or defaults.loss,
-    )
-
-
-class Schedule:
-    """Which samples each step trains, and when the model is evaluated.
-
-    A step trains one mini-batch. Samples are taken in their order; the last batch of an epoch may be smaller. With
-    ``--steps`` epochs repeat, or end early, as it takes. With ``--mlperf-grad-accum-iter`` N, steps come N at a time: N
-    mini-batches are planned and trained as one batch, after which parameters move; the last of an epoch may be fewer.
-
-    Args:
-        options: resolved but for ``test_freq``.
-        source: training samples.
-    """
-
-    def __init__(self, options: Options, source: Source) -> None:
-        batches = options.batches
-        assert batches.mini_batch_size is not None
-        self._source = source
-        self._mini_batch_size = batches.mini_batch_size
-        self._steps_per_batch = options.optimisation.mlperf_grad_accum_iter
-        self._test_freq = batches.test_freq
-        self.steps_per_epoch = -(-source.num_samples // self._mini_batch_size)
-        if batches.num_batches > 0:
-            self.steps_per_epoch = min(self.steps_per_epoch, batches.num_batches)
-        steps = options.run.steps
-        self.num_steps = batches.nepochs * self.steps_per_epoch if steps is None else steps
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of the run: as many as steps, unless gradients are accumulated."""
-        epochs, rest = divmod(self.num_steps, self.steps_per_epoch)
-        size = self._steps_per_batch
-        return epochs * -(-self.steps_per_epoch // size) + -(-rest // size)
-
-    def epoch(self, step: int) -> int:
-        """Epoch of step ``step``, both from 0."""
-        return step // self.steps_per_epoch
-
-    def steps(self, batch: int) -> tuple[int, int]:
-        """First step of batch ``batch`` and the one behind its last, all from 0."""
-        batches_per_epoch = -(-self.steps_per_epoch // self._steps_per_batch)
-        epoch, number = divmod(batch, batches_per_epoch)
-        first = epoch * self.steps_per_epoch + number * self._steps_per_batch
-        last = min(first + self._steps_per_batch, (epoch + 1) * self.steps_per_epoch, self.num_steps)
-        return first, last
-
-    def batches(self) -> Iterator[Batch]:
-        """The batches of the run."""
-        for batch in range(self.num_batches):
-            first, last = self.steps(batch)
-            start = first % self.steps_per_epoch * self._mini_batch_size
-            stop = start + (last - first) * self._mini_batch_size
-            yield self._source.read(start, min(stop, self._source.num_samples))
-
-    def one_epoch(self) -> Iterator[Batch]:
-        """The batches of the first epoch, as far as the run goes."""
-        return itertools.islice(self.batches(), -(-self.steps_per_epoch // self._steps_per_batch))
-
-    def evaluates_after(self, batch: int) -> bool:
-        """Whether the model is evaluated after batch ``batch`` (from 0), as one of its steps is due for it."""
-        if self._test_freq is None or self._test_freq <= 0:
-            return False
-        first, last = self.steps(batch)
-        return last // self._test_freq > first // self._test_freq or last == self.num_steps
-
-    def largest_working_sets(self, router: Router) -> tuple[int, ...]:
-        """The most unique rows in one batch of the run, counted, in each group of tables."""
-        counts = [[len(np.unique(lookups.rows)) for lookups in router(batch)] for batch in self.one_epoch()]
-        return tuple(map(max, zip(*counts, strict=True)))
 
 
 def choose_device(name: str) -> torch.device:
@@ -305,7 +93,6 @@ def build_job(options: Options, dataset: Dataset) -> Job:
     """
     optimisation, batches = options.optimisation, options.batches
     assert optimisation.optimizer is not None
-    assert optimisation.learning_rate is not None
     assert batches.mini_batch_size is not None
     assert options.model.loss_function is not None
     device = choose_device(options.run.device)
@@ -315,60 +102,108 @@ def build_job(options: Options, dataset: Dataset) -> Job:
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, optimisation.optimizer)
     router = architecture.router()
-    workload = Workload(
+    workload = _workload(options, architecture, dataset, device)
+    if workload.batch_host_bytes > free_host_bytes():
+        raise UserError(
+            f"a batch takes up to {format_bytes(workload.batch_host_bytes)} of host memory and "
+            f"{format_bytes(free_host_bytes())} are free; lower --mini-batch-size, the ids of a bag, or the "
+            "first size of --arch-mlp-bot"
+        )
+    request, device_limit = _request(options, device)
+    sizes = size_device(workload, request, device_limit, lambda: schedule.largest_working_sets(router))
+    window = min(options.cache.lookahead, schedule.num_batches)
+    host_limit = _host_limit(options, workload, sizes, window, device)
+    initial = initial_parameters(options, architecture, device)
+    dlrm = architecture.dlrm(batches.numpy_rand_seed)
+    if initial.dense:
+        dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
+    settings = CacheSettings(options.cache.policy, window, options.cache.prefetch_depth, _STAGING_ROWS)
+    cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device)
+    _count_uses(cache, schedule)
+    loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
+    trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
+    if initial.dense_state:
+        trainer.load_optimizer_state(initial.dense_state)
+    return Job(options, architecture, dataset, schedule, device, sizes, device_limit, host_limit, trainer, initial.note)
+
+
+def _workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
+    """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
+    batches, inference = options.batches, options.inference.inference_only
+    assert batches.mini_batch_size is not None
+    return Workload(
         groups=tuple(
             GroupShape(tuple(table.num_rows for table in group), layout)
             for group, layout in zip(architecture.groups, architecture.layouts, strict=True)
         ),
         num_features=len(architecture.embeddings),
         lookups_per_bag=dataset.train.max_lookups_per_bag,
-        mini_batch_size=min(batches.mini_batch_size, dataset.train.num_samples),
+        mini_batch_size=1 if inference else min(batches.mini_batch_size, dataset.train.num_samples),
         mlp_bot=architecture.mlp_bot,
         mlp_top=architecture.mlp_top,
         prefetch_depth=options.cache.prefetch_depth,
         staging_rows=_STAGING_ROWS if device.type == "cuda" else 0,
-        num_mini_batches=optimisation.mlperf_grad_accum_iter,
+        num_mini_batches=1 if inference else options.optimisation.mlperf_grad_accum_iter,
         test_batch_size=_test_batch_size(options, dataset),
         dot=options.model.arch_interaction_op == "dot",
         keeps_inputs=options.model.activation_function in ("gelu", "silu"),
     )
-    cache_options = options.cache
-    request = CacheRequest(cache_options.gpu_cache_ratio, cache_options.gpu_cache_rows, cache_options.gpu_budget)
+
+
+def _test_batch_size(options: Options, dataset: Dataset) -> int:
+    """Samples of an evaluation step; 0 if the run has none."""
+    evaluates = (options.batches.test_freq or 0) > 0 or options.inference.inference_only
+    if dataset.test is None or not evaluates:
+        return 0
+    return min(options.batches.test_mini_batch_size, dataset.test.num_samples)
+
+
+def _request(options: Options, device: torch.device) -> tuple[CacheRequest, int]:
+    """The slots that are asked for, and the bytes the device may hold."""
+    cache = options.cache
+    if options.inference.inference_only:
+        return CacheRequest(None, 1, None), free_device_bytes(device)
+    request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget)
     if request == CacheRequest(None, None, None):
         request = replace(request, ratio=1.0)
-    device_limit = cache_options.gpu_budget or _free_bytes(device)
-    if options.inference.inference_only:  # rows are read where they are: no slots, no training step
-        workload = replace(workload, mini_batch_size=1, num_mini_batches=1)
-        request, device_limit = CacheRequest(None, 1, None), _free_bytes(device)
-    sizes = size_device(workload, request, device_limit, lambda: schedule.largest_working_sets(router))
-    host_limit = options.store.host_budget or _free_host_bytes(sizes, device)
-    initial = initial_parameters(options, architecture, device)
-    dlrm = architecture.dlrm(batches.numpy_rand_seed)
-    if initial.dense:
-        dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
-    settings = CacheSettings(
-        policy=options.cache.policy,
-        window=min(options.cache.lookahead, schedule.num_batches),
-        prefetch_depth=options.cache.prefetch_depth,
-        staging_rows=_STAGING_ROWS,
+    return request, cache.gpu_budget or free_device_bytes(device)
+
+
+def _host_limit(options: Options, workload: Workload, sizes: DeviceSizes, window: int, device: torch.device) -> int:
+    """Bytes of records the host store may hold: ``--host-budget``, or what is left of the free memory.
+
+    Raises:
+        UserError: maps of the rows or the batches of policy ``lookahead`` alone do not fit.
+    """
+    free = free_host_bytes()
+    maps = 4 * workload.num_rows  # from row to address; the only thing that grows with the tables
+    if maps > free:
+        raise UserError(
+            f"{workload.num_rows:,} rows need {format_bytes(maps)} of host memory for their map and "
+            f"{format_bytes(free)} are free; fold ids with --max-ind-range or lower --arch-embedding-size"
+        )
+    ahead = window * workload.batch_host_bytes if options.cache.policy == "lookahead" else 0
+    if ahead > free - maps:
+        most = (free - maps) // workload.batch_host_bytes
+        raise UserError(
+            f"--lookahead {options.cache.lookahead} keeps {window:,} batches, up to {format_bytes(ahead)} of host "
+            f"memory, and {format_bytes(free - maps)} are free; use --lookahead {most} or less"
+        )
+    if options.store.host_budget is not None:
+        return options.store.host_budget
+    shared = sizes.total_bytes if device.type == "cpu" else 0
+    return max(1, free - maps - ahead - shared)
+
+
+def _learning_rate(options: Options) -> LearningRate:
+    optimisation = options.optimisation
+    assert optimisation.learning_rate is not None
+    return LearningRate(
+        optimisation.learning_rate,
+        optimisation.lr_num_warmup_steps,
+        optimisation.lr_decay_start_step,
+        optimisation.lr_num_decay_steps,
     )
-    cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device)
-    _count_uses(cache, schedule)
-    trainer = Trainer(
-        cache,
-        dlrm.to(device),
-        LearningRate(
-            optimisation.learning_rate,
-            optimisation.lr_num_warmup_steps,
-            optimisation.lr_decay_start_step,
-            optimisation.lr_num_decay_steps,
-        ),
-        make_loss(options.model.loss_function, options.model.loss_weights, device),
-        batches.mini_batch_size,
-    )
-    if initial.dense_state:
-        trainer.load_optimizer_state(initial.dense_state)
-    return Job(options, architecture, dataset, schedule, device, sizes, device_limit, host_limit, trainer, initial.note)
 
 
 def _count_uses(cache: EmbeddingCache, schedule: Schedule) -> None:
@@ -380,26 +215,6 @@ def _count_uses(cache: EmbeddingCache, schedule: Schedule) -> None:
         for group, book, lookups in zip(cache.groups, books, cache.router(batch), strict=True):
             assert isinstance(group.policy, Static)
             group.policy.count([book.working_set(index, lookups.rows, lookups.offsets)])
-
-
-def _free_host_bytes(sizes: DeviceSizes, device: torch.device) -> int:
-    """Memory the store may take where no budget is given; on the CPU the device tier shares it."""
-    available = int(psutil.virtual_memory().available)
-    return max(1, available - sizes.total_bytes) if device.type == "cpu" else available
-
-
-def _test_batch_size(options: Options, dataset: Dataset) -> int:
-    """Samples of an evaluation step; 0 if the run has none."""
-    if dataset.test is None or (options.batches.test_freq or 0) <= 0:
-        return 0
-    return min(options.batches.test_mini_batch_size, dataset.test.num_samples)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that training may take where no budget is given."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _build_cache(

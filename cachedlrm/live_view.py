@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
+from cachedlrm.text import printable
 
 _WIDE = 132  # from this width on, sections stand in two columns
 _WIDEST = 160  # beyond it lines would be too long to follow
@@ -32,12 +33,16 @@ class RunHeader:
         model: tables, rows and dimension in words.
         cache: slots and policy in words.
         machine: device and threads in words.
+        trains: whether there are steps to train.
+        evaluates: whether there will be evaluations.
     """
 
     data: str
     model: str
     cache: str
     machine: str
+    trains: bool = True
+    evaluates: bool = True
 
 
 class History:
@@ -81,6 +86,7 @@ class LiveView:
         losses: losses of the run, oldest first.
         hit_ratios: hit ratios of the run, oldest first.
         step: steps issued, if more than the snapshot knows.
+        evaluating: whether an evaluation runs.
     """
 
     header: RunHeader
@@ -88,6 +94,7 @@ class LiveView:
     losses: tuple[float, ...] = ()
     hit_ratios: tuple[float, ...] = ()
     step: int = 0
+    evaluating: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = min(options.max_width, _WIDEST), console.size.height
@@ -95,7 +102,7 @@ class LiveView:
         yield Text()
         snapshot = self.snapshot
         if snapshot is None:
-            yield Text(f"step {self.step:,}" if self.step else "preparing the first batches", "dim")
+            yield Text(self._before_first_snapshot(), "dim")
             return
         pen = _Pen(options.ascii_only)
         wide = width >= _WIDE
@@ -120,6 +127,13 @@ class LiveView:
                 yield Text()
             yield from section if height >= _SHORT else section[1:]
 
+    def _before_first_snapshot(self) -> str:
+        if self.evaluating:
+            return "evaluating"
+        if not self.header.trains:
+            return "no step to train"
+        return f"step {self.step:,}" if self.step else "preparing the first batches"
+
     def _header_lines(self) -> list[Text]:
         title = Text.assemble(
             (f"{'cachedlrm':<{_LABEL_WIDTH}}", f"bold {_ACCENT}"), (printable(self.header.data), "bold")
@@ -139,13 +153,19 @@ class LiveView:
         for i, blocks in enumerate(curve(self.losses, width - _LABEL_WIDTH - len(value), curve_height, pen.ascii_only)):
             words = value if i == 0 else " " * len(value)
             losses.append(_line("" if i else "loss", Text.assemble((words, "bold"), (blocks, _ACCENT))))
-        auc = Text("no evaluation yet", "dim")
-        if snapshot.auc is not None:
-            auc = Text.assemble((f"{snapshot.auc:.4f}", "bold"), (" held out", "dim"))
         share = snapshot.waited_share
         speed = Text.assemble((f"{snapshot.samples_per_s:,.0f} samples/s", "bold"), ("  waiting for rows ", "dim"))
         speed.append(f"{share:.1%}", _ALERT if share > 0.2 else "")
-        return [pen.rule("learning", width), *losses, _line("AUC", auc), _line("speed", speed)]
+        return [pen.rule("learning", width), *losses, _line("AUC", self._auc(snapshot)), _line("speed", speed)]
+
+    def _auc(self, snapshot: Snapshot) -> Text:
+        if snapshot.auc is not None:
+            words = Text.assemble((f"{snapshot.auc:.4f}", "bold"), (" held out", "dim"))
+        elif snapshot.evaluated:
+            words = Text("- held-out labels are not 0 and 1, both", "dim")
+        else:
+            words = Text("no evaluation yet" if self.header.evaluates else "-", "dim")
+        return words.append("  evaluating", _ACCENT) if self.evaluating else words
 
     def _cache(self, snapshot: Snapshot, pen: "_Pen", width: int) -> list[Text]:
         recent, total, steps = snapshot.recent, snapshot.cache, max(1, snapshot.recent_steps)
@@ -160,13 +180,15 @@ class LiveView:
         traffic = Text(f"{_size(moved_bytes)}/step, {_size(total_bytes)} in the run")
         if snapshot.host_records is not None:
             traffic.append(f", {snapshot.host_records:,} rows on host")
-        resident, slots = snapshot.resident_slots, snapshot.cache_slots
+        resident, quota, temporary = snapshot.resident_slots, snapshot.cache_slots, snapshot.temporary_slots
+        slots = pen.bar(resident / (quota + temporary) if quota + temporary else 0.0, 20)
+        slots.append(f" {resident:,} of {quota:,}" + (f" and {temporary:,} temporary" if temporary else ""))
         return [
             pen.rule("cache", width),
             _line("hit ratio", hits),
             _line("rows/step", Text(rows)),
             _line("traffic", traffic),
-            _line("slots", pen.bar(resident / slots if slots else 0.0, 20).append(f" {resident:,} of {slots:,}")),
+            _line("slots", slots),
         ]
 
 
@@ -265,11 +287,6 @@ def curve(values: Sequence[float], width: int, height: int = 1, ascii_only: bool
 def sparkline(values: Sequence[float], width: int, ascii_only: bool = False) -> str:
     """A curve of one line."""
     return curve(values, width, 1, ascii_only)[0]
-
-
-def printable(text: str) -> str:
-    """The text on one line and without control characters, which would move the cursor: a path may hold any."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _mean(values: Sequence[float]) -> float:

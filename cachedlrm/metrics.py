@@ -70,7 +70,7 @@ class Snapshot:
         samples_per_s: recent.
         eta_s: seconds of training left at the recent rate.
         loss: recent mean.
-        auc: of the last evaluation; None before the first.
+        auc: of the last evaluation; None before the first, and where held-out labels are not 0 and 1, both.
         cache: counters of the run.
         recent: recent counters.
         recent_steps: steps since the last snapshot.
@@ -83,6 +83,8 @@ class Snapshot:
         cache_slots: rows the cache may keep.
         resident_slots: rows it keeps.
         host_records: records in the host store; None where nobody counted them.
+        temporary_slots: beyond ``cache_slots``, for a batch that needs more rows.
+        evaluated: whether there has been an evaluation.
     """
 
     step: int
@@ -106,6 +108,8 @@ class Snapshot:
     cache_slots: int
     resident_slots: int
     host_records: int | None = None
+    temporary_slots: int = 0
+    evaluated: bool = False
 
     @property
     def waited_share(self) -> float:

@@ -6,6 +6,7 @@ parameters' numbers in that order, and where training stood: ``nepochs``, ``nbat
 """
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def load_model(path: Path, architecture: Architecture) -> LoadedModel:
             raise UserError(f"{path} lacks parameter {name}, {_text(shape)} in this model; {_advice(name)}")
     for name in parameters:
         if name not in shapes:
-            raise UserError(f"{path} has parameter {name}, which this model lacks; {_advice(str(name))}")
+            line = " ".join(str(name).split())
+            raise UserError(f"{path} has parameter {line}, which this model lacks; {_advice(line)}")
     arrays = {name: _array(path, name, parameters[name], shape) for name, shape in shapes.items()}
     return LoadedModel(arrays, _load_state(path, content.get("opt_state_dict"), shapes, architecture.layouts))
 
@@ -75,15 +77,17 @@ def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             is_archive = file.read(4) == b"PK\x03\x04"  # torch maps no files in its format before 1.6
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", mmap=is_archive, weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check --load-model") from error
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what looks odd in a file, which the error tells as well
+            return torch.load(path, map_location="cpu", mmap=is_archive, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is no model file: it is damaged, or holds more than tensors and numbers; check --load-model"
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # damaged bytes make the unpickler raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is damaged or no model file ({reason}); check --load-model") from error
 

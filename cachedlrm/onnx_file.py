@@ -1,7 +1,7 @@
 """``--save-onnx``: a model as ``model.onnx``. Needs the optional package onnx.
 
-One file, or, where the parameters exceed what fits into one comfortably (protobuf allows 2 GiB), ``model.onnx`` and
-beside it ``model.onnx.data`` with the parameters, written piece by piece.
+One file, or, for more than 256 MiB of parameters, ``model.onnx`` and beside it ``model.onnx.data`` with them, written
+piece by piece: protobuf takes no more than 2 GiB, and copies what it takes several times.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from cachedlrm.onnx_graph import IR_VERSION, OPSET, build_graph
 from cachedlrm.piecewise import PiecewiseTensor, piecewise
 from cachedlrm.whole_file import whole_file
 
-_MOST_BYTES_INSIDE = 1 << 30
+_MOST_BYTES_INSIDE = 1 << 28
 _PAGE_BYTES = 4096  # runtimes map parameters that begin at a page
 
 

@@ -42,6 +42,7 @@ class Progress:
         self._last_loss: float | None = None
         self._steps = self._samples = 0
         self._counters = self._counters_at_snapshot = CacheCounters()
+        self._evaluated = False
         self._auc: float | None = None
         self._accuracy: float | None = None
         self._inference: InferenceReport | None = None
@@ -61,15 +62,20 @@ class Progress:
         rows, slots = job.sizes.table_rows, job.sizes.quota_slots
         lookahead = f" {options.cache.lookahead}" if options.cache.policy == "lookahead" else ""
         extra = job.sizes.num_slots - slots
+        cache = (
+            f"{slots:,} slots ({slots / rows:.2%})"
+            + (f" and {extra:,} temporary ones" if extra else "")
+            + f", {options.cache.policy}{lookahead}, {format_bytes(job.sizes.total_bytes)} on the device"
+        )
         return RunHeader(
             data=options.data.data,
             model=f"{rows:,} rows in {len(job.dataset.train.table_rows)} tables, "
             f"dim {options.model.arch_sparse_feature_size}, {options.optimisation.optimizer}",
-            cache=f"{slots:,} slots ({slots / rows:.2%})"
-            + (f" and {extra:,} temporary ones" if extra else "")
-            + f", {options.cache.policy}{lookahead}, {format_bytes(job.sizes.total_bytes)} on the device",
+            cache="not used: rows are read where they are" if options.inference.inference_only else cache,
             machine=f"{self._device_name()}, {torch.get_num_threads()} threads, "
             f"prefetch depth {options.cache.prefetch_depth}",
+            trains=self._num_steps > 0,
+            evaluates=job.dataset.test is not None and (options.batches.test_freq or 0) > 0,
         )
 
     def _device_name(self) -> str:
@@ -86,8 +92,10 @@ class Progress:
     def paused(self) -> Iterator[None]:
         """Evaluation: not part of training's time or of its phases."""
         self._stop_clock()
-        yield
-        self._resumed_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._resumed_at = time.perf_counter()
 
     def _stop_clock(self) -> None:
         """On CUDA the host runs ahead, so the time of training ends when the device is done."""
@@ -128,12 +136,17 @@ class Progress:
 
     def evaluated(self, auc: float | None, accuracy: float | None = None) -> None:
         """The model has been evaluated."""
-        self._auc, self._accuracy = auc, accuracy
+        self._evaluated, self._auc, self._accuracy = True, auc, accuracy
 
     def served(self, report: InferenceReport) -> None:
         """The model has been evaluated instead of trained."""
         self._inference = report
         self.evaluated(report.served.auc, report.served.accuracy)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether steps were trained since the last snapshot."""
+        return self._num_pending > 0
 
     @property
     def due(self) -> bool:
@@ -178,11 +191,20 @@ class Progress:
             cache_slots=job.sizes.quota_slots,
             resident_slots=job.trainer.cache.resident_rows,
             host_records=job.trainer.cache.store_records,
+            temporary_slots=job.sizes.num_slots - job.sizes.quota_slots,
+            evaluated=self._evaluated,
         )
         self._counters_at_snapshot = self._counters
         self._seconds_at_snapshot, self._samples_at_snapshot = self._seconds, self._samples
         self._resumed_at = time.perf_counter()
         return snapshot
+
+    def not_finite(self, what: str) -> UserError:
+        """The error that ends a run whose ``what`` are not numbers any more."""
+        rate = self._job.options.optimisation.learning_rate
+        return UserError(
+            f"{what} became NaN or infinite by the update of step {self._steps}; lower --learning-rate ({rate})"
+        )
 
     def _take_losses(self) -> list[float]:
         losses: list[float] = self._pending[: self._num_pending].tolist()

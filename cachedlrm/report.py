@@ -18,6 +18,7 @@ from cachedlrm.config import Options
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.live_view import format_seconds, sparkline
 from cachedlrm.metrics import PREPARING_PHASES, CacheCounters, MetricsRow, finite
+from cachedlrm.text import as_utf8
 
 _COURSE_ROWS = 20
 _CURVE_WIDTH = 80
@@ -123,7 +124,7 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
 def _environment(totals: RunTotals, arguments: Sequence[str]) -> dict[str, object]:
     """What is needed to repeat the run elsewhere."""
     return {
-        "command": " ".join(["python -m cachedlrm.train", *map(shlex.quote, arguments)]),
+        "command": " ".join(["python -m cachedlrm.train", *(shlex.quote(as_utf8(text)) for text in arguments)]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cachedlrm": __version__,
@@ -205,14 +206,17 @@ def _summary(totals: RunTotals) -> str:
     if not totals.steps:
         return "No step was trained: the model was built and initialised."
     learned = "" if totals.auc is None else f", and ranks held-out samples with an AUC of {totals.auc:.4f}"
+    temporary = ""
+    if totals.temporary_slots:
+        temporary = f", and up to {totals.temporary_slots:,} more while a batch needed them"
     moved = counters.fetched_bytes + counters.written_back_bytes
     return (
         f"The model was trained on {totals.samples:,} samples in {totals.steps:,} steps at {totals.samples_per_s:,.0f} "
         f"samples/s{learned}. Its tables have {totals.table_rows:,} rows; the device kept at most "
-        f"{totals.cache_slots:,} of them ({share:.2%}), and {counters.hit_ratio:.1%} of lookups found their row there. "
-        f"{format_bytes(moved)} of rows moved between device and store, {format_bytes(moved // totals.steps)} a step, "
-        f"and training waited {totals.phase_ms['wait']:.2f} ms a step for rows. Results do not depend on the cache: an "
-        "uncached run gives the same bits."
+        f"{totals.cache_slots:,} of them ({share:.2%}){temporary}, and {counters.hit_ratio:.1%} of lookups found their "
+        f"row there. {format_bytes(moved)} of rows moved between device and store, "
+        f"{format_bytes(moved // totals.steps)} a step, and training waited {totals.phase_ms['wait']:.2f} ms a step "
+        "for rows. Results do not depend on the cache: an uncached run gives the same bits."
     )
 
 

@@ -1,6 +1,5 @@
 """The directory a run leaves behind. Whole files or none; whole lines or none; one run at a time."""
 
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,23 +13,37 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
+from cachedlrm.whole_file import cannot_write
 
-_RESULTS = ("config.toml", "metrics.jsonl", "report.json")
-_LOCK = "run.lock"
-_ADVICE = {
-    errno.ENOSPC: "free space there or choose another --run-dir",
-    errno.EDQUOT: "free space within your quota or choose another --run-dir",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another --run-dir",
-    errno.EIO: "look at the disk or choose another --run-dir",
-}
+RUN_FILES = (
+    "config.toml",
+    "metrics.jsonl",
+    "report.json",
+    "report.md",
+    "final.safetensors",
+    "predictions.npy",
+    "model.onnx",
+    "model.onnx.data",
+)
+"""All that a run writes under names of its own."""
+
+OTHER_RUN_DIR = "choose another --run-dir"
+LOCK_FILE = "run.lock"
 
 
 class RunDirectory:
-    """A directory this process alone writes to, until `close`. Use `create`."""
+    """A directory this process alone writes to, until `close`. Use `create`.
 
-    def __init__(self, directory: Path, lock: FileLock) -> None:
+    Args:
+        directory: where.
+        lock: held.
+        made: folders that were made for the run, the innermost first.
+    """
+
+    def __init__(self, directory: Path, lock: FileLock, made: list[Path]) -> None:
         self._directory = directory
         self._lock = lock
+        self._made = made
 
     @classmethod
     def create(cls, directory: Path | None) -> "RunDirectory":
@@ -42,29 +55,24 @@ class RunDirectory:
         Raises:
             UserError: another process uses it, it holds a run, or it cannot be written.
         """
-        if directory is None:
-            directory = _fresh_directory()
+        made = _make_fresh() if directory is None else _make(directory)
+        directory = directory or made[0]
         with _explained(directory):
-            if directory.exists() and not directory.is_dir():
-                raise UserError(f"{directory} is a file, not a directory; choose another --run-dir")
-            directory.mkdir(parents=True, exist_ok=True)
-            # The lock is the operating system's and dies with its owner; the file may stay behind.
-            lock = FileLock(directory / _LOCK, mode=0o666)
+            is_lock_new = not (directory / LOCK_FILE).exists()
             try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                owner = _owner(directory / _LOCK)
-                raise UserError(f"{directory} is in use by {owner}; choose another --run-dir") from error
-        try:
-            for name in _RESULTS:
-                if (directory / name).exists():
-                    raise UserError(f"{directory} already holds a run ({name}); choose another --run-dir")
+                lock = _acquire(directory)
+            except BaseException:
+                _remove(made)
+                raise
+            held = [name for name in RUN_FILES if (directory / name).exists()]
+            if held:
+                if is_lock_new:
+                    (directory / LOCK_FILE).unlink()
+                lock.release()
+                raise UserError(f"{directory} already holds a run ({held[0]}); {OTHER_RUN_DIR}")
             with suppress(OSError):  # only for the message to others
-                (directory / _LOCK).write_text(f"{os.getpid()}\n", encoding="ascii")
-        except BaseException:
-            lock.release()
-            raise
-        return cls(directory, lock)
+                (directory / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
+        return cls(directory, lock, made)
 
     def path(self, name: str) -> Path:
         """The path of a file in the directory."""
@@ -112,17 +120,22 @@ class RunDirectory:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
 
+    @property
+    def has_results(self) -> bool:
+        """Whether anything measured is there: a line of metrics or a report."""
+        metrics = self.path("metrics.jsonl")
+        return self.path("report.md").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+
     def close(self) -> None:
         """Lets other processes use the directory."""
         self._lock.release()
 
     def _discard(self) -> None:
-        """Takes back the directory of a run that measured nothing, so that the corrected command can use it."""
-        for name in ("config.toml", _LOCK):
+        """Takes back what a run wrote that measured nothing, so that the corrected command can use the directory."""
+        for name in (*RUN_FILES, LOCK_FILE):
             with suppress(OSError):  # what went wrong before matters more
                 self.path(name).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: it was there before
-            self._directory.rmdir()
+        _remove(self._made)
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -131,25 +144,63 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and not self.path("metrics.jsonl").exists():
+            if error is not None and not self.has_results:
                 self._discard()
         finally:
             self.close()
 
 
-def _fresh_directory() -> Path:
+def _make(directory: Path) -> list[Path]:
+    """Makes a directory and the missing folders above it, all or none; those it made, the innermost first."""
+    made: list[Path] = []
+    with _explained(directory):
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file, not a directory; {OTHER_RUN_DIR}")
+        missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+        try:
+            for folder in reversed(missing):
+                try:
+                    folder.mkdir()
+                    made.insert(0, folder)
+                except FileExistsError:
+                    if not folder.is_dir():  # another run may have made it meanwhile
+                        raise
+        except BaseException:
+            _remove(made)
+            raise
+    return made
+
+
+def _make_fresh() -> list[Path]:
     """Makes ``runs/DATE-TIME``; two runs of one second get two directories, as only one of them can make the first."""
     base = Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     directory, number = base, 1
+    above = _make(base.parent)
     with _explained(base):
-        base.parent.mkdir(exist_ok=True)
         while True:
             try:
                 directory.mkdir()
-                return directory
+                return [directory, *above]
             except FileExistsError:
                 number += 1
                 directory = base.with_name(f"{base.name}-{number}")
+
+
+def _remove(made: list[Path]) -> None:
+    """Takes folders back, the innermost first; others may have put something into them."""
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _acquire(directory: Path) -> FileLock:
+    """Locks a directory. The lock is the operating system's and dies with its owner; the file may stay behind."""
+    lock = FileLock(directory / LOCK_FILE, mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{directory} is in use by {_owner(directory / LOCK_FILE)}; {OTHER_RUN_DIR}") from error
+    return lock
 
 
 def _owner(lock: Path) -> str:
@@ -166,6 +217,4 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        advice = _ADVICE.get(error.errno or 0, "choose another --run-dir")
-        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        raise cannot_write(path, error, OTHER_RUN_DIR) from error

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from cachedlrm.whole_file import whole_file
 
-_DTYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
+DTYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
+"""What the format calls them."""
 
 TensorSpec = tuple[np.dtype, tuple[int, ...]]
 
@@ -23,6 +24,7 @@ def write_tensors(
     specs: Mapping[str, TensorSpec],
     chunks: Iterable[NDArray[np.generic]],
     metadata: Mapping[str, str] | None = None,
+    otherwise: str = "choose another place",
 ) -> None:
     """Writes a safetensors file; it appears under its name only when complete.
 
@@ -31,6 +33,7 @@ def write_tensors(
         specs: dtype and shape of each tensor, in the order of the data.
         chunks: the tensors' data in that order, in pieces of any size.
         metadata: strings for the header.
+        otherwise: what a user can do if the file cannot be written.
 
     Raises:
         UserError: the file could not be written (disk full, no permission); names it.
@@ -40,10 +43,10 @@ def write_tensors(
     end = 0
     for name, (dtype, shape) in specs.items():
         start, end = end, end + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(path) as file:
+    with whole_file(path, otherwise) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for chunk in chunks:
             file.write(np.ascontiguousarray(chunk).data.cast("B") if chunk.size else b"")

@@ -5,6 +5,12 @@ Reads top to bottom: `main` turns arguments into an exit status, `train` prepare
 """
 
 import os
+import sys
+
+from cachedlrm.program import Interrupts, quit_on_signals, run_program
+
+if __name__ == "__main__":
+    quit_on_signals()
 
 # Idle OpenMP threads that spin for work take the processor from the prefetch thread, which then stalls torch's
 # operators in turn. Read once, when torch loads the OpenMP runtime.
@@ -12,44 +18,39 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Needed by --deterministic on CUDA, and read once too.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from types import FrameType
+import shutil
+from collections.abc import Sequence
+from contextlib import closing, suppress
+
+import numpy as np
 
 from cachedlrm.architecture import describe
+from cachedlrm.budget import format_bytes
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.command_line import parse_command_line, to_toml
 from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.open import open_dataset
 from cachedlrm.errors import UserError
-from cachedlrm.final_state import FILE_NAME, save_final_state
+from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
 from cachedlrm.inference import check_inference, run_inference
-from cachedlrm.job import Job, build_job, data_request, resolve
+from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import MetricsRow, metrics_row
 from cachedlrm.outputs import check_outputs, save_models
 from cachedlrm.progress import Progress
 from cachedlrm.report import build_report, report_markdown
+from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
-
-_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
     """Trains as the arguments say; the exit status: 0 done, 2 the user's input is wrong, 130 interrupted."""
-    try:
-        train(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the run directory keeps the metrics so far", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
+    return run_program(
+        lambda interrupts: train(arguments, interrupts),
+        interrupted="interrupted before the first step; nothing was written",
+    )
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     """One run, from arguments to a report.
 
     Raises:
@@ -65,102 +66,137 @@ def train(arguments: Sequence[str]) -> None:
     progress = Progress(job)
     config = to_toml(options)
     with RunDirectory.create(options.run.run_dir) as run, closing(open_console(options.run.ui)) as console:
-        run.write_text("config.toml", config)
-        console.start(progress.header())
-        if options.run.debug_mode:
-            console.message(aligned(describe(job.architecture)))
-        if job.note is not None:
-            console.message(job.note)
-        rows = _train_steps(job, progress, run, console)
-        if options.inference.inference_only:
-            _serve(job, progress, run)
-        is_loaded = options.inference.load_model is not None
-        save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, all_rows=is_loaded)
-        totals = progress.totals()
-        save_models(job, totals, run.path("model.onnx"))
-        report = build_report(totals, arguments)
-        run.write_json("report.json", report)
-        run.write_text("report.md", report_markdown(totals, report, rows, config))
+        recorder = _Recorder(progress, run, console)
+        try:
+            run.write_text("config.toml", config)
+            console.start(progress.header())
+            _say_first(job, run, console)
+            _train_steps(job, recorder, interrupts)
+            if not job.trainer.is_finite():
+                raise progress.not_finite("parameters")
+            if options.inference.inference_only:
+                _serve(job, progress, run, console)
+            _save(arguments, job, recorder, config)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(recorder.interrupted()) from error
         console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
 
 
-def _train_steps(job: Job, progress: Progress, run: RunDirectory, console: Console) -> list[MetricsRow]:
-    """The loop; returns the lines of metrics. The host waits for the device only to log and to evaluate."""
+class _Recorder:
+    """Where a run's metrics go: the display, ``metrics.jsonl`` and, in the end, the report.
+
+    Args:
+        progress: what is measured.
+        run: the directory.
+        console: the display.
+    """
+
+    def __init__(self, progress: Progress, run: RunDirectory, console: Console) -> None:
+        self.progress = progress
+        self.run = run
+        self.console = console
+        self.rows: list[MetricsRow] = []
+
+    def record(self) -> None:
+        """Takes a snapshot; the host waits for the device."""
+        snapshot = self.progress.snapshot()
+        self.rows.append(metrics_row(snapshot))
+        self.run.append_metrics(self.rows[-1])
+        self.console.update(snapshot)
+
+    def interrupted(self) -> str:
+        """Records the steps since the last snapshot; says what an interrupted run leaves behind."""
+        if self.progress.has_news:
+            with suppress(UserError):  # the interrupt is what ends this run
+                self.record()
+        when = f"after step {self.progress.steps}" if self.progress.steps else "before the first step"
+        kept = "nothing was written"
+        if (report := self.run.path("report.md")).exists():
+            has_final = self.run.path(FILE_NAME).exists()
+            kept = f"{report} is written" + ("" if has_final else f", {FILE_NAME} is not")
+        elif self.run.has_results:
+            kept = f"{self.run.path('metrics.jsonl')} keeps the metrics"
+        return f"interrupted {when}; {kept}"
+
+
+def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
+    """What the user should know before the first step."""
+    if job.options.run.debug_mode:
+        console.message(aligned(describe(job.architecture)))
+    if job.note is not None:
+        console.message(job.note)
+    assert job.options.batches.mini_batch_size is not None
+    samples, source = job.schedule.num_steps * job.options.batches.mini_batch_size, job.dataset.train
+    num_lookups = samples * source.max_lookups_per_bag * len(source.table_rows)
+    most = most_bytes(job.trainer.cache, job.options, num_lookups)
+    free = shutil.disk_usage(run.path(".")).free
+    if free < most:  # how many rows will be touched is not known, so this is no reason to refuse
+        console.message(
+            f"{run.path(FILE_NAME)} may take up to {format_bytes(most)} and {format_bytes(free)} are free there; "
+            "free space before the run ends, or choose another --run-dir"
+        )
+
+
+def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
+    """The loop. The host waits for the device only to log and to evaluate."""
     trainer, schedule, test = job.trainer, job.schedule, job.dataset.test
+    progress, console = recorder.progress, recorder.console
 
     def evaluates_after(index: int) -> bool:
         return test is not None and schedule.evaluates_after(index)
 
-    rows: list[MetricsRow] = []
     prepared = trainer.cache.prepare(schedule.batches())
     depth = job.options.cache.prefetch_depth
     with (
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pause_after=evaluates_after)) as batches,
-        _interruptible() as interrupted,
         progress.running(),
     ):
         for batch in batches:
-            progress.received(batch)
-            losses = trainer.step(batch)
-            progress.trained(batch, losses)
+            with interrupts.held():  # a step that has begun is finished
+                progress.received(batch)
+                progress.trained(batch, trainer.step(batch))
             if evaluates_after(batch.tensors.index):
+                console.evaluating(progress.steps)
                 with progress.paused():  # synchronises
-                    _evaluate(job, progress, run)
+                    _evaluate(job, progress, recorder.run)
             if progress.due:
-                snapshot = progress.snapshot()  # synchronises
-                rows.append(metrics_row(snapshot))
-                run.append_metrics(rows[-1])
-                console.update(snapshot)
+                with interrupts.held():  # no line is lost or written twice
+                    recorder.record()  # synchronises
             console.advance(progress.steps)
-            if interrupted():
-                raise KeyboardInterrupt
             progress.waits()
-    return rows
 
 
 def _evaluate(job: Job, progress: Progress, run: RunDirectory) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
     evaluation = job.trainer.evaluate(job.dataset.test, job.options.batches.test_mini_batch_size)
+    if not np.isfinite(evaluation.predictions).all():
+        raise progress.not_finite("predictions of held-out samples")
     progress.evaluated(evaluation.auc, evaluation.accuracy)
     if job.options.run.save_predictions:
         run.write_array("predictions.npy", evaluation.predictions)
 
 
-def _serve(job: Job, progress: Progress, run: RunDirectory) -> None:
+def _serve(job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
     """Evaluates the model as it is to be served."""
+    console.evaluating(progress.steps)
     report, predictions = run_inference(job)
     progress.served(report)
     if job.options.run.save_predictions:
         run.write_array("predictions.npy", predictions)
 
 
-@contextmanager
-def _interruptible() -> Iterator["_Interrupted"]:
-    """While inside, SIGINT and SIGTERM are noted, so that the step in progress is finished."""
-    interrupted = _Interrupted()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, interrupted.note) for number in signals]
+def _save(arguments: Sequence[str], job: Job, recorder: _Recorder, config: str) -> None:
+    """The files of a finished run, small ones first: where a disk is full, what was measured is not lost."""
+    run, totals = recorder.run, recorder.progress.totals()
+    report = build_report(totals, arguments)
+    run.write_json("report.json", report)
+    run.write_text("report.md", report_markdown(totals, report, recorder.rows, config))
     try:
-        yield interrupted
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
-class _Interrupted:
-    """Whether a signal came; a second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self._came = False
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if self._came:
-            raise KeyboardInterrupt
-        self._came = True
-
-    def __call__(self) -> bool:
-        return self._came
+        save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options)
+        save_models(job, totals, run.path("model.onnx"))
+    except UserError as error:
+        raise UserError(f"{error}; {run.path('report.md')} is there") from error
 
 
 if __name__ == "__main__":

@@ -176,12 +176,12 @@ class Trainer:
         """
         losses: list[Tensor] = []
         grads: list[list[Tensor]] = [[] for _ in pooled]
+        bags_per_sample = [len(group) // batch.num_samples for group in pooled]
         for first in range(0, batch.num_samples, self._mini_batch_size):
             last = min(first + self._mini_batch_size, batch.num_samples)
             leaves = [
-                group[first * tables : last * tables].detach().requires_grad_()
-                for group in pooled
-                for tables in [len(group) // batch.num_samples]
+                group[first * bags : last * bags].detach().requires_grad_()
+                for group, bags in zip(pooled, bags_per_sample, strict=True)
             ]
             prediction = self.model(batch.dense[first:last], leaves)  # [B]
             loss = self._loss(prediction, batch.labels[first:last])
@@ -232,6 +232,12 @@ class Trainer:
             offsets = torch.from_numpy(lookups.offsets).to(device)
             pooled.append(pool(parameters[:, :dim].contiguous(), positions, offsets, factors))
         return pooled
+
+    def is_finite(self) -> bool:
+        """Whether no parameter and no optimizer state is NaN or infinite. Call it while nothing is in flight."""
+        self.cache.flush()
+        dense = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        return dense and all(group.is_finite() for group in self.cache.groups)
 
     def evaluate(self, source: Source, batch_size: int) -> Evaluation:
         """Predicts a whole source. Changes nothing that training depends on."""

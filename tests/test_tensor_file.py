@@ -132,7 +132,7 @@ def test_a_full_disk_is_the_users_error_and_leaves_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.startswith(f"cannot write {path}: ")
-    assert "free space" in done.stdout
+    assert "raise the limit on file sizes" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -137,6 +137,11 @@ class TableGroup:
                 records.index_copy_(0, target, torch.from_numpy(values).to(self._device))
         return records[:, : self.layout.parameter_width]
 
+    def is_finite(self) -> bool:
+        """Whether the store holds no NaN and no infinity."""
+        records, step = self.store.records(self.book.num_addresses), 1 << 18
+        return all(np.isfinite(records[first : first + step]).all() for first in range(0, len(records), step))
+
     def flush(self) -> None:
         """Brings the store up to date with the slab. Call it while nothing is in flight."""
         self.transfer.flush(*self.planner.resident())

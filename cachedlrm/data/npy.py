@@ -264,8 +264,8 @@ def _open_triple(folder: Path, prefix: str, found: str) -> _Triple:
         dimensions = (1, 2) if part == "labels" else (2,)
         wide = part == "labels" and array.ndim == 2 and array.shape[1] != 1
         if array.dtype.kind not in kinds or array.ndim not in dimensions or wide:
-            found = shown(f"{files[part]} is {array.dtype} {list(array.shape)}")
-            raise UserError(f"{found} where {wanted} is needed; convert it")
+            held = shown(f"{files[part]} is {array.dtype} {list(array.shape)}")
+            raise UserError(f"{held} where {wanted} is needed; convert it")
         if part != "labels" and not array.shape[1]:
             raise UserError(f"{shown(files[part])} has no columns where {wanted} is needed")
         if len(array) != len(dense):

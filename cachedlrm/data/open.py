@@ -65,16 +65,16 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         UserError: an unknown or unreadable source, or one that does not fit the model's sizes.
     """
     train_spec = _read_spec("--data", spec, request)
-    test_spec_read = None if test_spec is None else _read_spec("--test-data", test_spec, request)
-    request = replace(request, table_rows=_table_rows(train_spec, test_spec_read, request))
+    held_out_spec = None if test_spec is None else _read_spec("--test-data", test_spec, request)
+    request = replace(request, table_rows=_table_rows(train_spec, held_out_spec, request))
     dataset = _open(train_spec, request)
     train, test = dataset.train, dataset.test
     _check_options(train_spec, _columns(train_spec, train), request)
-    if test_spec_read is not None:
+    if held_out_spec is not None:
         sizes = replace(request, table_rows=train.table_rows, num_dense=train.num_dense)
-        test = _open(test_spec_read, sizes).train
-        _check_held_out(test_spec_read, _columns(test_spec_read, test), train_spec, _columns(train_spec, train))
-    _read_through(train_spec, train, test_spec_read or train_spec, test)
+        test = _open(held_out_spec, sizes).train
+        _check_held_out(held_out_spec, _columns(held_out_spec, test), train_spec, _columns(train_spec, train))
+    _read_through(train_spec, train, held_out_spec or train_spec, test)
     if request.round_targets:  # the reference's generators round on their own, after which this changes nothing
         return Dataset(RoundedTargets(train), RoundedTargets(test) if test is not None else None)
     return Dataset(train, test)
@@ -117,20 +117,20 @@ def _read_zipf(words: str, argument: str) -> _Spec:
 
 def _table_rows(train: _Spec, test: _Spec | None, request: DataRequest) -> tuple[int, ...] | None:
     """Rows of each table, folded; None: the source itself knows."""
-    rows, most_ids = request.table_rows, request.max_ind_range
+    rows, max_ind_range = request.table_rows, request.max_ind_range
     if rows is None and train.files is not None:
         folders = [train.files]
         if test is not None and test.files is not None:
             _check_held_out(test, test.files.columns, train, train.files.columns)
             folders.append(test.files)
         _check_options(train, train.files.columns, request)
-        return find_table_rows(folders, most_ids, MOST_ROWS)
+        return find_table_rows(folders, max_ind_range, MOST_ROWS)
     if rows is None and train.name == "zipf":
         rows = CRITEO_KAGGLE_ROWS
     if rows is None:
         return None
-    if most_ids > 0:
-        rows = tuple(min(count, most_ids) for count in rows)
+    if max_ind_range > 0:
+        rows = tuple(min(count, max_ind_range) for count in rows)
     if sum(rows) > MOST_ROWS:
         folding = "" if train.name == "reference" else f", or fold ids with --max-ind-range {MOST_ROWS // len(rows)}"
         raise UserError(

@@ -1,0 +1,94 @@
+"""What the commands share: signals, the one line for a mistake, and exit statuses.
+
+Imports nothing heavy, so that signals are in hand before torch is loaded.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO, cast
+
+from cachedlrm.errors import UserError
+from cachedlrm.output import Output
+from cachedlrm.text import printable
+
+_INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """While `installed`, SIGINT and SIGTERM raise KeyboardInterrupt where they come, but inside `held` at its end."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._held = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Signals come here, and go where they went before afterwards."""
+        before = [signal.signal(number, self._note) for number in _SIGNALS]
+        try:
+            yield
+        finally:
+            for number, handler in zip(_SIGNALS, before, strict=True):
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is inside is finished first; a second signal interrupts it all the same."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._came:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        is_first, self._came = not self._came, True
+        if not (self._held and is_first):
+            raise KeyboardInterrupt
+
+
+def run_program(body: Callable[[Interrupts], None], interrupted: str) -> int:
+    """Runs a command's work; its exit status: 0 done, 2 the user's input is wrong, 130 interrupted.
+
+    Args:
+        body: the work.
+        interrupted: what to say of a KeyboardInterrupt without words of its own.
+    """
+    interrupts = Interrupts()
+    try:
+        with interrupts.installed():
+            body(interrupts)
+    except UserError as error:
+        say(f"error: {error}", sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        say(str(error) or interrupted, sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def say(line: str, stream: TextIO | None) -> None:
+    """Prints one line, whatever the text and the state of the stream."""
+    print(printable(line), file=cast("TextIO", Output(stream)), flush=True)
+
+
+def quit_on_signals() -> None:
+    """From now until `run_program` takes over, a signal ends the process, which has written nothing yet.
+
+    Loading torch takes seconds, and a KeyboardInterrupt in there prints a page of other people's code, or is swallowed.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _quit)
+
+
+def _quit(number: int, frame: FrameType | None) -> None:
+    try:
+        say("interrupted", sys.stderr)
+    finally:
+        os._exit(_INTERRUPTED)

@@ -1,0 +1,201 @@
+"""What options left open become, and what they say of the data."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from cachedlrm.config import CacheOptions, ModelOptions, Options, RunOptions
+from cachedlrm.data.batch import Dataset, Source
+from cachedlrm.data.open import DataRequest
+from cachedlrm.data.reference import ReferenceStream
+from cachedlrm.errors import UserError
+from cachedlrm.job import choose_device, usable_processors
+from cachedlrm.schedule import Schedule
+
+_EVALUATIONS_PER_RUN = 10  # with --test-freq left open
+_MOST_THREADS = 1024  # of --threads
+
+
+@dataclass(frozen=True)
+class _SourceDefaults:
+    """What an option left open becomes; chosen per source, as a step over 2,048 samples suits no small data set."""
+
+    mini_batch_size: int = 2048
+    optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] = "adagrad"
+    learning_rate: float = 0.01
+    dim: int = 16
+    mlp_bot: tuple[int, ...] = (512, 256, 64)
+    mlp_top: tuple[int, ...] = (512, 256, 1)
+    loss: Literal["mse", "bce"] = "bce"
+    init: Literal["counter", "reference"] = "counter"
+    evaluates: bool = True
+
+
+_DEFAULTS = {
+    "flights": _SourceDefaults(mini_batch_size=1024, learning_rate=0.003),
+    "reference": _SourceDefaults(
+        mini_batch_size=1,
+        optimizer="sgd",
+        dim=2,
+        mlp_bot=(3,),
+        mlp_top=(4, 2, 1),
+        loss="mse",
+        init="reference",
+        evaluates=False,
+    ),
+}
+
+
+def data_request(options: Options) -> DataRequest:
+    """What the options say of the data.
+
+    Raises:
+        UserError: an option of the reference's generators without ``--data reference``.
+    """
+    model, batches = options.model, options.batches
+    reference = None
+    if options.data.data == "reference":
+        reference = _reference_stream(options)
+        if batches.max_ind_range > 0:
+            raise UserError(
+                f"--max-ind-range {batches.max_ind_range}: facebookresearch/dlrm folds the ids of data sets only, "
+                "not of its generators; lower --arch-embedding-size instead"
+            )
+    else:
+        given = [name for name, value in asdict(options.reference).items() if value is not None]
+        if given:
+            name = given[0].replace("_", "-")
+            raise UserError(f"--{name} belongs to --data reference and --data is {options.data.data}; drop one of them")
+    num_dense = model.arch_mlp_bot[0] if model.arch_mlp_bot else None
+    return DataRequest(
+        model.arch_embedding_size,
+        num_dense,
+        batches.numpy_rand_seed,
+        batches.max_ind_range,
+        reference,
+        model.round_targets,
+    )
+
+
+def _reference_stream(options: Options) -> ReferenceStream:
+    """The options of facebookresearch/dlrm's generators, with its defaults."""
+    defaults = ReferenceStream(
+        generation="random",
+        data_size=1,
+        num_batches=options.batches.num_batches,
+        mini_batch_size=options.batches.mini_batch_size or _DEFAULTS["reference"].mini_batch_size,
+        num_indices_per_lookup=10,
+        num_indices_per_lookup_fixed=False,
+        rand_data_dist="uniform",
+        rand_data_min=0.0,
+        rand_data_max=1.0,
+        rand_data_mu=-1.0,
+        rand_data_sigma=1.0,
+        data_trace_file="./input/dist_emb_j.log",
+        data_trace_enable_padding=False,
+        round_targets=options.model.round_targets,
+        seed=options.batches.numpy_rand_seed,
+    )
+    given = {name: value for name, value in asdict(options.reference).items() if value is not None}
+    generation = given.pop("data_generation", "random")
+    return replace(defaults, generation=generation, **given)
+
+
+def resolve(options: Options, dataset: Dataset) -> Options:
+    """Fills every option that was left open; the result repeats the run whatever the defaults become.
+
+    Raises:
+        UserError: sizes that do not fit each other, a device that is not there, or evaluations that cannot be.
+    """
+    defaults = _DEFAULTS.get(options.data.data, _SourceDefaults())
+    batch_size = options.batches.mini_batch_size or defaults.mini_batch_size
+    test_batch_size = options.batches.test_mini_batch_size
+    learning_rate = options.optimisation.learning_rate
+    resolved = replace(
+        options,
+        model=_resolve_model(options.model, dataset.train, defaults),
+        batches=replace(
+            options.batches,
+            mini_batch_size=batch_size,
+            test_mini_batch_size=test_batch_size if test_batch_size > 0 else batch_size,
+        ),
+        optimisation=replace(
+            options.optimisation,
+            optimizer=options.optimisation.optimizer or defaults.optimizer,
+            learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
+        ),
+        cache=_resolve_cache(options.cache),
+        store=replace(options.store, init=options.store.init or defaults.init),
+        run=_resolve_run(options.run, trains=not options.inference.inference_only),
+    )
+    num_steps = Schedule(resolved, dataset.train).num_steps
+    test_freq = _resolve_test_freq(options, dataset, num_steps, defaults)
+    if options.run.save_predictions and not options.inference.inference_only:
+        _check_predictions(options, dataset, num_steps, test_freq)
+    return replace(resolved, batches=replace(resolved.batches, test_freq=test_freq))
+
+
+def _resolve_cache(cache: CacheOptions) -> CacheOptions:
+    """Without any size all rows are kept. Said, so that a repeated run says too if they do not fit any more."""
+    if (cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget) == (None, None, None):
+        return replace(cache, gpu_cache_ratio=1.0)
+    return cache
+
+
+def _resolve_run(run: RunOptions, trains: bool) -> RunOptions:
+    return replace(
+        run,
+        steps=run.steps if trains else 0,
+        device="cuda" if choose_device(run.device).type == "cuda" else "cpu",
+        threads=run.threads or min(usable_processors(), _MOST_THREADS),
+    )
+
+
+def _resolve_test_freq(options: Options, dataset: Dataset, num_steps: int, defaults: _SourceDefaults) -> int:
+    test_freq = options.batches.test_freq
+    if dataset.test is None:
+        if test_freq is not None and test_freq > 0:
+            raise UserError(
+                f"--test-freq {test_freq}: --data {options.data.data} holds out no samples; "
+                "name them by --test-data, or drop --test-freq"
+            )
+        return -1
+    if test_freq is not None:
+        return test_freq
+    return max(1, num_steps // _EVALUATIONS_PER_RUN) if defaults.evaluates else -1
+
+
+def _check_predictions(options: Options, dataset: Dataset, num_steps: int, test_freq: int) -> None:
+    """``--save-predictions`` without an evaluation would be noticed only when the run is over."""
+    if dataset.test is None:
+        raise UserError(
+            f"--save-predictions: --data {options.data.data} holds out no samples; name them by --test-data"
+        )
+    if test_freq < 0:
+        raise UserError(
+            f"--save-predictions writes those of the last evaluation and --test-freq is {test_freq}: never; "
+            "give --test-freq N, N steps between evaluations"
+        )
+    if not num_steps:
+        raise UserError(
+            "--save-predictions writes those of the last evaluation and a run of no steps has none; raise --steps or "
+            "--nepochs, or add --inference-only"
+        )
+
+
+def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefaults) -> ModelOptions:
+    """Layer sizes from each other, from the data and from the defaults."""
+    mlp_bot, width = model.arch_mlp_bot, model.vectors_per_feature
+    dim = model.arch_sparse_feature_size or (mlp_bot[-1] // width if mlp_bot else defaults.dim)
+    mlp_bot = mlp_bot or (source.num_dense, *defaults.mlp_bot, dim * width)
+    if mlp_bot[-1] != dim * width:
+        raise UserError(
+            f"--arch-mlp-bot ends in {mlp_bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {dim * width}"
+        )
+    return replace(
+        model,
+        arch_sparse_feature_size=dim,
+        arch_embedding_size=source.table_rows,
+        arch_mlp_bot=mlp_bot,
+        arch_mlp_top=model.arch_mlp_top or defaults.mlp_top,
+        loss_function=model.loss_function or defaults.loss,
+    )

@@ -1,0 +1,79 @@
+"""Which samples each step trains, and when the model is evaluated."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from cachedlrm.config import Options
+from cachedlrm.data.batch import Batch, Source
+from cachedlrm.data.lookups import Router
+
+
+class Schedule:
+    """Which samples each step trains, and when the model is evaluated.
+
+    A step trains one mini-batch. Samples are taken in their order; the last batch of an epoch may be smaller. With
+    ``--steps`` epochs repeat, or end early, as it takes. With ``--mlperf-grad-accum-iter`` N, steps come N at a time: N
+    mini-batches are planned and trained as one batch, after which parameters move; the last of an epoch may be fewer.
+
+    Args:
+        options: resolved but for ``test_freq``.
+        source: training samples.
+    """
+
+    def __init__(self, options: Options, source: Source) -> None:
+        batches = options.batches
+        assert batches.mini_batch_size is not None
+        self._source = source
+        self._mini_batch_size = batches.mini_batch_size
+        self._steps_per_batch = options.optimisation.mlperf_grad_accum_iter
+        self._test_freq = batches.test_freq
+        self.steps_per_epoch = -(-source.num_samples // self._mini_batch_size)
+        if batches.num_batches > 0:
+            self.steps_per_epoch = min(self.steps_per_epoch, batches.num_batches)
+        steps = options.run.steps
+        self.num_steps = batches.nepochs * self.steps_per_epoch if steps is None else steps
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of the run: as many as steps, unless gradients are accumulated."""
+        epochs, rest = divmod(self.num_steps, self.steps_per_epoch)
+        size = self._steps_per_batch
+        return epochs * -(-self.steps_per_epoch // size) + -(-rest // size)
+
+    def epoch(self, step: int) -> int:
+        """Epoch of step ``step``, both from 0."""
+        return step // self.steps_per_epoch
+
+    def steps(self, batch: int) -> tuple[int, int]:
+        """First step of batch ``batch`` and the one behind its last, all from 0."""
+        batches_per_epoch = -(-self.steps_per_epoch // self._steps_per_batch)
+        epoch, number = divmod(batch, batches_per_epoch)
+        first = epoch * self.steps_per_epoch + number * self._steps_per_batch
+        last = min(first + self._steps_per_batch, (epoch + 1) * self.steps_per_epoch, self.num_steps)
+        return first, last
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the run."""
+        for batch in range(self.num_batches):
+            first, last = self.steps(batch)
+            start = first % self.steps_per_epoch * self._mini_batch_size
+            stop = start + (last - first) * self._mini_batch_size
+            yield self._source.read(start, min(stop, self._source.num_samples))
+
+    def one_epoch(self) -> Iterator[Batch]:
+        """The batches of the first epoch, as far as the run goes."""
+        return itertools.islice(self.batches(), -(-self.steps_per_epoch // self._steps_per_batch))
+
+    def evaluates_after(self, batch: int) -> bool:
+        """Whether the model is evaluated after batch ``batch`` (from 0), as one of its steps is due for it."""
+        if self._test_freq is None or self._test_freq <= 0:
+            return False
+        first, last = self.steps(batch)
+        return last // self._test_freq > first // self._test_freq or last == self.num_steps
+
+    def largest_working_sets(self, router: Router) -> tuple[int, ...]:
+        """The most unique rows in one batch of the run, counted, in each group of tables."""
+        counts = [[len(np.unique(lookups.rows)) for lookups in router(batch)] for batch in self.one_epoch()]
+        return tuple(map(max, zip(*counts, strict=True)))

@@ -1,0 +1,22 @@
+"""Text from outside, such as paths: for a terminal, for a UTF-8 file, and back from one."""
+
+import os
+
+
+def printable(text: str) -> str:
+    """The text on one line and without control characters, which would move the cursor: a path may hold any."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def as_utf8(argument: str) -> str:
+    """What an argument or a path says. Where the locale is not UTF-8, Python holds other bytes as half surrogates.
+
+    Raises:
+        UnicodeError: its bytes are not UTF-8.
+    """
+    return os.fsencode(argument).decode("utf-8")
+
+
+def as_argument(text: str) -> str:
+    """The inverse: text as Python would have read it from the command line, so that paths in it find their files."""
+    return os.fsdecode(text.encode("utf-8"))
