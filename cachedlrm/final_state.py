@@ -150,8 +150,10 @@ def load_final_state(run_dir: Path, options: Options, architecture: Architecture
         found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
         expected = _expected_tensors(options, architecture, found)
         for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
-                raise _damaged(path, f"{name} is {_words(found.get(name))}, not {_words(expected.get(name))}")
+            if name not in expected:
+                raise _damaged(path, f"{name} does not belong there")
+            if found.get(name) != expected[name]:
+                raise _damaged(path, f"{name} is {_words(found.get(name))}, not {_words(expected[name])}")
         groups = []
         for number, tables in enumerate(architecture.groups):
             if f"rows.{number}" in slices:
@@ -199,7 +201,8 @@ def _expected_tensors(
     for number, (tables, layout) in enumerate(zip(architecture.groups, architecture.layouts, strict=True)):
         num_rows = sum(table.num_rows for table in tables)
         if not _keeps_all_rows(options):
-            num_rows = math.prod(found.get(f"rows.{number}", ("I64", (0,)))[1])
+            rows, records = found.get(f"rows.{number}"), found.get(f"records.{number}")
+            num_rows = math.prod(rows[1] if rows else records[1][:1] if records else (0,))
             expected[f"rows.{number}"] = ("I64", (num_rows,))
         expected[f"records.{number}"] = ("F32", (num_rows, layout.width))
     return expected

@@ -1,11 +1,11 @@
 """The live screen: a pure function of a snapshot, so it is tested without a terminal."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
@@ -115,12 +115,8 @@ class LiveView:
         cache, phases = self._cache(snapshot, pen, right), _phases(snapshot, pen, right)
         yield _progress(snapshot, max(self.step, snapshot.step), pen, width)
         if wide:
-            grid = Table.grid(padding=(0, _GAP, 0, 0))
-            grid.add_column(width=left)
-            grid.add_column(width=right)
-            grid.add_row(Group(*learning, Text(), *memory), Group(*cache, Text(), *phases))
             yield Text()
-            yield grid
+            yield from _side_by_side([*learning, Text(), *memory], [*cache, Text(), *phases], left)
             return
         for section in (learning, cache, phases, memory):
             if height >= _SHORT + 4:
@@ -217,6 +213,15 @@ def _line(label: str, value: Text) -> Text:
     return line
 
 
+def _side_by_side(left: Sequence[Text], right: Sequence[Text], left_width: int) -> Iterator[Text]:
+    """Two columns. Not a table: that would fill the last line, where the terminal's ^C would then begin a new one."""
+    for one, other in itertools.zip_longest(left, right, fillvalue=Text()):
+        line = Text(no_wrap=True, overflow="crop")
+        line.append_text(one)
+        line.truncate(left_width, overflow="crop", pad=True)
+        yield line.append(" " * _GAP).append_text(other)
+
+
 def _progress(snapshot: Snapshot, step: int, pen: _Pen, width: int) -> Text:
     left = snapshot.num_steps - snapshot.step
     eta_s = snapshot.eta_s * (snapshot.num_steps - step) / left if left else 0.0
@@ -251,17 +256,18 @@ def _phases(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
 
 def _memory(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
     lines = [pen.rule("memory", width)]
-    for label, used, limit in (
-        ("device", snapshot.device_bytes, snapshot.device_limit_bytes),
-        ("host", snapshot.host_bytes, snapshot.host_limit_bytes),
-    ):
+    mapped = f"  {_size(snapshot.mapped_bytes)} mapped" if snapshot.mapped_bytes else ""
+    tiers = (
+        ("device", snapshot.device_bytes, snapshot.device_limit_bytes, ""),
+        ("host", snapshot.host_bytes, snapshot.host_limit_bytes, mapped),
+    )
+    words = [f" {_size(used)} of {_size(limit)}" for _, used, limit, _ in tiers]
+    most = max(len(text) + len(more) for text, (*_, more) in zip(words, tiers, strict=True))
+    bar_width = min(20, max(0, width - _LABEL_WIDTH - most))
+    for text, (label, used, limit, more) in zip(words, tiers, strict=True):
         share = used / limit if limit else 0.0
-        bar = pen.bar(share, 20 if width >= 78 else 8, _ALERT if share > 0.9 else _ACCENT).append(
-            f" {_size(used)} of {_size(limit)}"
-        )
-        lines.append(_line(label, bar))
-    if snapshot.mapped_bytes:
-        lines[-1].append(f"  {_size(snapshot.mapped_bytes)} mapped", "dim")
+        bar = pen.bar(share, bar_width, _ALERT if share > 0.9 else _ACCENT)
+        lines.append(_line(label, bar.append(text).append(more, "dim")))
     return lines
 
 

@@ -71,7 +71,7 @@ class Progress:
             data=options.data.data,
             model=f"{rows:,} rows in {len(job.dataset.train.table_rows)} tables, "
             f"dim {options.model.arch_sparse_feature_size}, {options.optimisation.optimizer}",
-            cache="not used: rows are read where they are" if options.inference.inference_only else cache,
+            cache="cache not used: rows are read where they are" if options.inference.inference_only else cache,
             machine=f"{self._device_name()}, {torch.get_num_threads()} threads, "
             f"prefetch depth {options.cache.prefetch_depth}",
             trains=self._num_steps > 0,
@@ -275,9 +275,11 @@ class Progress:
         totals = self.totals()
         if totals.inference is not None:
             return totals.inference.summary()
+        if not totals.steps:
+            return "no step was trained; the model was built and initialised"
         auc = "" if totals.auc is None else f", AUC {totals.auc:.4f}"
         loss = "" if totals.loss_mean is None else f", mean loss {totals.loss_mean:.5f}"
         return (
             f"{totals.steps:,} steps, {totals.samples_per_s:,.0f} samples/s{loss}{auc}, "
-            f"{totals.counters.hit_ratio:.2%} of lookups hit"
+            f"{totals.counters.hit_ratio:.2%} hits"
         )

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,10 @@ class Broken(io.StringIO):
 
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")
+
+
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 def live(stream: io.StringIO, now: list[float]) -> LiveConsole:
@@ -194,6 +199,44 @@ def test_the_live_screen_is_drawn_by_the_clock_alone():
     console.close()
 
 
+def test_an_evaluation_is_shown_at_once_and_until_it_ends():
+    stream = io.StringIO()
+    console = live(stream, [0.0])
+    console.start(HEADER)
+    console.update(snapshot())
+    console.evaluating(611)
+    assert "step 611/1,000" in stream.getvalue()
+    assert "held out  evaluating" in without_colours(stream.getvalue())
+    size = len(stream.getvalue())
+    console.advance(611)
+    console.close()
+    assert "evaluating" not in stream.getvalue()[size:]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_the_newest_view_is_left_standing(error):
+    stream = io.StringIO()
+    console = live(stream, [0.0])
+
+    def train() -> None:
+        with console:
+            console.start(HEADER)
+            console.update(snapshot())
+            console.update(snapshot(step=999, auc=0.1234))  # not drawn: no time has passed
+            console.evaluating(1000)
+            raise error
+
+    with pytest.raises(error):
+        train()
+    last = without_colours(stream.getvalue()[stream.getvalue().rindex("cachedlrm") :])
+    assert "step 1,000/1,000" in last
+    assert "0.1234 held out" in last
+    assert "evaluating" not in last
+    size = len(stream.getvalue())
+    console.close()
+    assert len(stream.getvalue()) == size
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_the_terminal_is_restored_whatever_happens(error):
     stream = io.StringIO()
@@ -256,6 +299,15 @@ def test_off_prints_nothing_and_touches_no_stream():
         console.update(snapshot())
         console.advance(611)
         console.message("careful")
+        console.finish("done")
+
+
+@pytest.mark.parametrize("ui", ["auto", "plain", "live", "off"])
+def test_a_closed_stdout_is_silence(ui, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with open_console(ui) as console:
+        console.start(HEADER)
+        console.evaluating(1)
         console.finish("done")
 
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import mmap
+from dataclasses import replace
 
 import pytest
 import rich.console
@@ -58,6 +59,12 @@ def test_the_screen_survives_a_terminal_without_unicode_or_colour():
     assert "\x1b[3" not in text  # no colour
 
 
+def test_a_wide_screen_leaves_room_for_what_the_terminal_echoes():
+    lines = draw(replace(VIEW, snapshot=replace(SNAPSHOT, mapped_bytes=192 << 20)), 132, 40)
+    assert "900.0 MiB of 16.0 GiB  192.0 MiB mapped" in "\n".join(lines)
+    assert len(lines[-1]) < 132 - 20
+
+
 @pytest.mark.parametrize("width", [20, 45, 79, 115, 116, 300])
 def test_any_width_draws(width):
     assert all(len(line) <= width for line in draw(VIEW, width, 24))
@@ -67,6 +74,40 @@ def test_before_the_first_snapshot_and_without_evaluation():
     assert "preparing" in "\n".join(draw(LiveView(HEADER, None), 80, 24))
     fresh = Snapshot(**{**vars(SNAPSHOT), "auc": None, "num_steps": 0, "step": 0, "recent_steps": 0})
     assert "no evaluation yet" in "\n".join(draw(LiveView(HEADER, fresh), 80, 24))
+
+
+def line_of(label: str, view: LiveView) -> str:
+    """What stands behind a label."""
+    (line,) = (line for line in draw(view, 80, 24) if line.startswith(f"{label:<11}"))
+    return line[11:].rstrip()
+
+
+def test_the_auc_says_what_there_is_to_expect():
+    never, fresh = replace(HEADER, evaluates=False), replace(SNAPSHOT, auc=None)
+    assert line_of("AUC", LiveView(HEADER, fresh)) == "no evaluation yet"
+    assert line_of("AUC", LiveView(never, fresh)) == "-"
+    odd = replace(fresh, evaluated=True)
+    assert line_of("AUC", LiveView(HEADER, odd)) == "- held-out labels are not 0 and 1, both"
+    assert line_of("AUC", LiveView(HEADER, SNAPSHOT)) == "0.7886 held out"
+    assert line_of("AUC", LiveView(HEADER, SNAPSHOT, evaluating=True)) == "0.7886 held out  evaluating"
+
+
+def test_before_the_first_snapshot_the_screen_says_what_happens():
+    def last(**changes: object) -> str:
+        return draw(replace(LiveView(HEADER, None), **changes), 80, 24)[-1].strip()
+
+    assert last() == "preparing the first batches"
+    assert last(step=7) == "step 7"
+    assert last(step=7, evaluating=True) == "evaluating"
+    assert last(header=replace(HEADER, trains=False)) == "no step to train"
+
+
+def test_temporary_slots_are_named():
+    assert line_of("slots", LiveView(HEADER, SNAPSHOT)).endswith(" 844,064 of 1,688,128")
+    small = replace(SNAPSHOT, cache_slots=1, temporary_slots=69, resident_slots=70)
+    assert line_of("slots", LiveView(HEADER, small)).endswith("━ 70 of 1 and 69 temporary")
+    half = replace(SNAPSHOT, cache_slots=1, temporary_slots=69, resident_slots=35)
+    assert line_of("slots", LiveView(HEADER, half)).count("━") == 10
 
 
 def test_the_live_console_redraws_four_times_a_second_and_leaves_the_last_screen():

@@ -116,6 +116,14 @@ def test_the_text_for_people():
         assert words in text, words
 
 
+def test_temporary_slots_are_named():
+    assert "kept at most 50 of them (5.00%), and 90.0% of lookups" in markdown(totals())
+    run = totals(cache_slots=1, temporary_slots=69)
+    assert "kept at most 1 of them (0.10%), and up to 69 more while a batch needed them, and 90.0%" in markdown(run)
+    report = build_report(run, [])
+    assert (report["cache_slots"], report["temporary_slots"]) == (1, 69)
+
+
 def test_every_table_is_rectangular():
     blocks = [block.splitlines() for block in markdown(totals()).split("\n\n") if block.startswith("|")]
     assert len(blocks) == 6

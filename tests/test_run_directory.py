@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from cachedlrm import run_directory
 from cachedlrm.errors import UserError
-from cachedlrm.run_directory import RunDirectory
+from cachedlrm.run_directory import RUN_FILES, RunDirectory
 from cachedlrm.tensor_file import write_tensors
 
 
@@ -66,11 +66,12 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.lock"}
 
 
-@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "report.json"])
+@pytest.mark.parametrize("name", RUN_FILES)
 def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
     (tmp_path / name).write_text("")
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match=re.escape(f"already holds a run ({name})")):
         RunDirectory.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # no lock is left behind
 
 
 def test_a_file_in_its_place_is_refused(tmp_path):
@@ -193,14 +194,64 @@ def test_an_interrupt_within_a_line_takes_the_line_back(tmp_path, monkeypatch):
     assert [json.loads(line)["step"] for line in lines] == [1, 3]
 
 
-def test_a_run_that_measured_nothing_takes_its_directory_back(tmp_path):
-    def fail() -> None:
-        with RunDirectory.create(tmp_path / "run") as run:
-            run.write_text("config.toml", "")
-            raise UserError("wrong")
+def fail(directory: Path | None, *, metrics: tuple[dict[str, object], ...] = (), report: bool = False) -> None:
+    """A run that writes everything else and then finds a mistake."""
+    with RunDirectory.create(directory) as run:
+        for name in RUN_FILES:
+            if name not in ("metrics.jsonl", "report.md"):
+                run.write_text(name, "x")
+        for row in metrics:
+            run.append_metrics(row)
+        if report:
+            run.write_text("report.md", "x")
+        raise UserError("wrong")
 
+
+def test_a_run_that_measured_nothing_takes_back_what_it_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for directory in (Path("run"), Path("a/b/c"), Path("mine/b/c"), Path("mine"), None):
+        with pytest.raises(UserError, match="wrong"):
+            fail(directory)
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"], directory
+
+
+def test_a_run_that_measured_nothing_keeps_the_users_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="wrong"):
-        fail()
+        fail(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_metrics_file_measures_nothing(tmp_path):
+    def start() -> None:
+        with RunDirectory.create(tmp_path / "run") as run:
+            run.path("metrics.jsonl").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("results", [{"metrics": ({"step": 1},)}, {"report": True}])
+def test_a_run_that_measured_something_stays(tmp_path, results):
+    with pytest.raises(UserError, match="wrong"):
+        fail(tmp_path / "run", **results)
+    assert (tmp_path / "run" / "config.toml").exists()
+
+
+def test_folders_are_made_all_or_none(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def refuse(path: Path, *arguments: object) -> None:
+        if path.name == "c":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, *arguments)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="free space there or choose another --run-dir"):
+        RunDirectory.create(tmp_path / "a" / "b" / "c")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from cachedlrm.export import main as export_main
+from cachedlrm.job import usable_processors
 from cachedlrm.train import main
 
 SMALL = [
@@ -87,6 +88,33 @@ def test_config_toml_repeats_the_run(tmp_path):
     again = tmp_path / "again"
     assert main(["--profile", str(first / "config.toml"), "--run-dir", str(again)]) == 0
     assert report(again)["losses"] == report(first)["losses"]
+    assert (again / "config.toml").read_text() == (first / "config.toml").read_text()
+
+
+def test_config_toml_alone_starts_a_run_in_a_directory_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, first = run(tmp_path, "--steps=2")
+    assert main(["--profile", str(first / "config.toml")]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_config_toml_says_what_was_left_open(tmp_path):
+    _, first = run(tmp_path, "--steps=2")
+    config = tomllib.loads((first / "config.toml").read_text())
+    assert config["run"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert config["run"]["threads"] == usable_processors()
+    assert config["cache"]["gpu-cache-ratio"] == 1.0
+    for number, size in enumerate(("--gpu-cache-rows=400", "--gpu-budget=100MiB")):
+        _, sized = run(tmp_path, "--steps=2", size, name=f"sized-{number}")
+        assert "gpu-cache-ratio" not in tomllib.loads((sized / "config.toml").read_text())["cache"]
+
+
+def test_temporary_slots_have_a_key_of_their_own(tmp_path):
+    _, directory = run(tmp_path, "--gpu-cache-rows=1")
+    assert report(directory)["cache_slots"] == 1
+    assert report(directory)["temporary_slots"] > 1
+    text = (directory / "report.md").read_text()
+    assert f"and up to {report(directory)['temporary_slots']:,} more while a batch needed them" in text
 
 
 @pytest.mark.parametrize("data", ["zipf:samples=2000", "zipf:samples=2000,hot=3"])
@@ -136,6 +164,47 @@ def write_npy(folder: Path, name: str, **changes: np.ndarray) -> None:
     folder.mkdir(exist_ok=True)
     for part, array in parts.items():
         np.save(folder / f"{name}_{part}.npy", array)
+
+
+def evaluates_nothing(tmp_path: Path, capsys, *arguments: str) -> str:
+    """The message of a run on files that hold out nothing."""
+    write_npy(tmp_path / "data", "day_0")
+    data = [*SMALL[2:5], "--ui=off", "--mini-batch-size=25", f"--data=npy:{tmp_path / 'data'}"]
+    message = one_line(capsys, main([*data, "--run-dir", str(tmp_path / "run"), *arguments]))
+    assert not (tmp_path / "run").exists()
+    return message
+
+
+def test_evaluations_without_held_out_samples_are_refused(tmp_path, capsys):
+    for arguments in (["--test-freq=1"], ["--save-predictions"], ["--save-predictions", "--test-freq=-1"]):
+        message = evaluates_nothing(tmp_path, capsys, *arguments)
+        assert arguments[0].replace("=", " ") in message
+        assert "holds out no samples; name them by --test-data" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--test-freq=-1"], "--test-freq is -1: never; give --test-freq N"),
+        (["--steps=0"], "a run of no steps has none; raise --steps"),
+        (["--nepochs=0"], "a run of no steps has none"),
+        (["--data=reference"], "--test-freq is -1: never; give --test-freq N"),
+    ],
+)
+def test_predictions_without_an_evaluation_are_refused(tmp_path, capsys, arguments, words):
+    base = ["--ui=off"] if "--data=reference" in arguments else SMALL
+    message = one_line(capsys, main([*base, "--save-predictions", *arguments, "--run-dir", str(tmp_path / "run")]))
+    assert message.startswith("error: --save-predictions")
+    assert words in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_held_out_samples_can_be_repeated(tmp_path):
+    write_npy(tmp_path / "data", "day_0")
+    data = [*SMALL[2:5], "--ui=off", "--mini-batch-size=25", f"--data=npy:{tmp_path / 'data'}"]
+    assert main([*data, "--run-dir", str(tmp_path / "run")]) == 0
+    profile = ["--profile", str(tmp_path / "run" / "config.toml")]
+    assert main([*profile, "--run-dir", str(tmp_path / "again")]) == 0
 
 
 def one_line(capsys, status: int) -> str:

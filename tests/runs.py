@@ -1,0 +1,34 @@
+"""A small run for tests of the commands."""
+
+from pathlib import Path
+
+from cachedlrm.train import main
+
+SMALL = [
+    "--data=zipf:samples=2000",
+    "--arch-embedding-size=400-30-900-5",
+    "--arch-mlp-bot=3-16-8",
+    "--arch-mlp-top=16-1",
+    "--mini-batch-size=100",
+    "--threads=1",
+    "--ui=off",
+]
+
+
+def train(directory: Path, *arguments: str) -> int:
+    """The exit status of a small run; ``arguments`` go before those of `SMALL`."""
+    given = {argument.split("=")[0] for argument in arguments}
+    small = [argument for argument in SMALL if argument.split("=")[0] not in given]
+    return main([*small, f"--run-dir={directory}", *arguments])
+
+
+def one_line(capsys, status: int) -> str:
+    """The message of a command that refused its input."""
+    captured = capsys.readouterr()
+    error = captured.err
+    assert status == 2, error
+    assert error.startswith("error: ")
+    assert error.endswith("\n")
+    assert error[:-1].isprintable(), error
+    assert captured.out == ""
+    return error
