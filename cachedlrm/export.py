@@ -28,13 +28,13 @@ from cachedlrm.command_line import load_options
 from cachedlrm.config import Options
 from cachedlrm.errors import UserError
 from cachedlrm.final_state import FinalState, load_final_state
+from cachedlrm.formats.piecewise import PiecewiseTensor
+from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
+from cachedlrm.formats.whole_file import cannot_write
 from cachedlrm.full_tables import FullTable, TouchedRecords, full_tables
 from cachedlrm.initial import initial_parameters
 from cachedlrm.output import Output
-from cachedlrm.piecewise import PiecewiseTensor
 from cachedlrm.run_directory import LOCK_FILE, RUN_FILES
-from cachedlrm.tensor_file import TensorSpec, write_tensors
-from cachedlrm.whole_file import cannot_write
 
 _USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT.safetensors [--with-optimizer-state]"
 

@@ -24,10 +24,10 @@ from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.command_line import spell
 from cachedlrm.config import Options
 from cachedlrm.errors import UserError
+from cachedlrm.formats.tensor_file import DTYPES, TensorSpec, write_tensors
 from cachedlrm.full_tables import CHUNK_ROWS, current_records
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.run_directory import OTHER_RUN_DIR
-from cachedlrm.tensor_file import DTYPES, TensorSpec, write_tensors
 
 FILE_NAME = "final.safetensors"
 _ROW_BYTES = 8  # of a row's number

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.architecture import Architecture, pooling_name
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.piecewise import PiecewiseTensor
+from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
 

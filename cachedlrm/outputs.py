@@ -6,9 +6,9 @@ from pathlib import Path
 
 from cachedlrm.config import Options
 from cachedlrm.errors import UserError
+from cachedlrm.formats.model_file import Training, save_model
 from cachedlrm.full_tables import current_records, full_tables
 from cachedlrm.job import Job
-from cachedlrm.model_file import Training, save_model
 from cachedlrm.report import RunTotals
 
 
@@ -56,7 +56,7 @@ def save_models(job: Job, totals: RunTotals, onnx_path: Path) -> None:
             _training(job, totals),
         )
     if inference.save_onnx:
-        from cachedlrm.onnx_file import save_onnx  # noqa: PLC0415 - needs an optional package
+        from cachedlrm.formats.onnx_file import save_onnx  # noqa: PLC0415 - needs an optional package
 
         save_onnx(onnx_path, job.architecture, tables, trainer.model)
 

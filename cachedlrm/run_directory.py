@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
-from cachedlrm.whole_file import cannot_write
+from cachedlrm.formats.whole_file import cannot_write
 
 RUN_FILES = (
     "config.toml",

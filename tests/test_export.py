@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from cachedlrm.export import main
-from cachedlrm.tensor_file import write_tensors
+from cachedlrm.formats.tensor_file import write_tensors
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 
 from cachedlrm import full_tables, model_file, train
 from cachedlrm.export import main as export_main
-from cachedlrm.piecewise import PiecewiseTensor
-from cachedlrm.torch_file import write_torch_file
+from cachedlrm.formats.piecewise import PiecewiseTensor
+from cachedlrm.formats.torch_file import write_torch_file
 from cachedlrm.train import main
 
 HERE = Path(__file__).parent / "golden_inference"

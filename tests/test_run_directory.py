@@ -19,8 +19,8 @@ from safetensors import safe_open
 
 from cachedlrm import run_directory
 from cachedlrm.errors import UserError
+from cachedlrm.formats.tensor_file import write_tensors
 from cachedlrm.run_directory import RUN_FILES, RunDirectory
-from cachedlrm.tensor_file import write_tensors
 
 
 def test_files_appear_whole(tmp_path):

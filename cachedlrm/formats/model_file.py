@@ -19,12 +19,12 @@ from torch import Tensor
 
 from cachedlrm.architecture import Architecture
 from cachedlrm.errors import UserError
+from cachedlrm.formats.piecewise import piecewise
+from cachedlrm.formats.reference_format import parameter_shapes, record_parts, state_keys
+from cachedlrm.formats.torch_file import write_torch_file
 from cachedlrm.full_tables import FullTable
 from cachedlrm.model.row_optimizers import dense_optimizer
-from cachedlrm.piecewise import piecewise
-from cachedlrm.reference_format import parameter_shapes, record_parts, state_keys
 from cachedlrm.store.records import RecordLayout
-from cachedlrm.torch_file import write_torch_file
 
 State = dict[str, dict[str, Any]]
 """Optimizer state by parameter name and torch's key."""
