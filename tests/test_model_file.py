@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cachedlrm import full_tables, model_file, train
+from cachedlrm import full_tables, train
 from cachedlrm.export import main as export_main
+from cachedlrm.formats import model_file
 from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.formats.torch_file import write_torch_file
 from cachedlrm.train import main
