@@ -1,4 +1,4 @@
-"""What fits on the device, to the byte, before anything is allocated."""
+"""What fits on the device, worked out before anything is allocated."""
 
 import itertools
 from collections.abc import Callable
