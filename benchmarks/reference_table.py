@@ -1,8 +1,9 @@
-"""facebookresearch/dlrm's table of CPU experiments: python benchmarks/reference_table.py [REFERENCE_CHECKOUT] [SHARE]
+"""facebookresearch/dlrm's table of CPU experiments: python benchmarks/reference_table.py [CHECKOUT] [SHARE] [ROWS]
 
 Four command lines with an identical stream of batches, run here in full. With a checkout of the reference (and
 tensorboard installed for it) each is also run there, on SHARE of its samples (default 0.02), in turn with ours, and its
-time for the rest is extrapolated: its time is proportional to its batches. Writes profiles/reference-table_<date>.md.
+time for the rest is extrapolated: its time is proportional to its batches. ROWS: how many of the four, default all.
+Writes profiles/reference-table_<date>.md.
 """
 
 import json
@@ -79,8 +80,9 @@ def main() -> None:
     """Runs, prints and writes the table."""
     checkout = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
     share = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
+    num_rows = int(sys.argv[3]) if len(sys.argv) > 3 else len(ROWS)
     lines, environment = [], {}
-    for row in ROWS:
+    for row in ROWS[:num_rows]:
         reference = theirs(row, checkout, share) if checkout else None
         took, report = ours(row)
         environment = report["environment"]

@@ -247,7 +247,7 @@ class RunOptions:
     save_predictions: Flag = False
     """Write the last evaluation's predictions to predictions.npy."""
     threads: Threads | None = None
-    """Threads of torch's operators. Default: the processors this process may use."""
+    """Threads of torch's operators. Default: the processors this process may use; 1 where a step is small."""
     debug_mode: Flag = False
     """Print the architecture before training: layers, interactions, tables and their bytes."""
     deterministic: Flag = False

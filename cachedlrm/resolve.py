@@ -1,8 +1,10 @@
 """What options left open become, and what they say of the data."""
 
+import itertools
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from cachedlrm.architecture import build_architecture
 from cachedlrm.config import CacheOptions, ModelOptions, Options, RunOptions
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.open import DataRequest
@@ -13,6 +15,7 @@ from cachedlrm.schedule import Schedule
 
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _MOST_THREADS = 1024  # of --threads
+_WORTH_THREADS = 10**8  # multiplications of a forward pass; see "Threads" in docs/log.md
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def resolve(options: Options, dataset: Dataset) -> Options:
         store=replace(options.store, init=options.store.init or defaults.init),
         run=_resolve_run(options.run, trains=not options.inference.inference_only),
     )
+    resolved = replace(resolved, run=replace(resolved.run, threads=options.run.threads or _threads(resolved)))
     num_steps = Schedule(resolved, dataset.train).num_steps
     test_freq = _resolve_test_freq(options, dataset, num_steps, defaults)
     if options.run.save_predictions and not options.inference.inference_only:
@@ -146,8 +150,17 @@ def _resolve_run(run: RunOptions, trains: bool) -> RunOptions:
         run,
         steps=run.steps if trains else 0,
         device="cuda" if choose_device(run.device).type == "cuda" else "cpu",
-        threads=run.threads or min(usable_processors(), _MOST_THREADS),
     )
+
+
+def _threads(options: Options) -> int:
+    """All processors; one for a step so small that threads cost more at every operator's barrier than they save."""
+    assert options.optimisation.optimizer is not None
+    assert options.batches.mini_batch_size is not None
+    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    layers = [*itertools.pairwise(architecture.mlp_bot), *itertools.pairwise(architecture.mlp_top)]
+    multiplications = options.batches.mini_batch_size * sum(inputs * outputs for inputs, outputs in layers)
+    return min(usable_processors(), _MOST_THREADS) if multiplications >= _WORTH_THREADS else 1
 
 
 def _resolve_test_freq(options: Options, dataset: Dataset, num_steps: int, defaults: _SourceDefaults) -> int:
