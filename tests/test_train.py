@@ -13,8 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from cachedlrm.command_line import parse_command_line
+from cachedlrm.data.open import open_dataset
 from cachedlrm.export import main as export_main
 from cachedlrm.job import usable_processors
+from cachedlrm.resolve import data_request, resolve
 from cachedlrm.train import main
 
 SMALL = [
@@ -91,6 +94,14 @@ def test_config_toml_repeats_the_run(tmp_path):
     assert (again / "config.toml").read_text() == (first / "config.toml").read_text()
 
 
+@pytest.mark.parametrize(("batch", "threads"), [(128, 1), (2048, usable_processors())])
+def test_a_step_takes_all_processors_where_it_is_worth_them(batch, threads):
+    # The default layers multiply 0.47 million times a sample.
+    options = parse_command_line(["--data=zipf:samples=5000", f"--mini-batch-size={batch}"])
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    assert resolve(options, dataset).run.threads == threads
+
+
 def test_config_toml_alone_starts_a_run_in_a_directory_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, first = run(tmp_path, "--steps=2")
@@ -102,7 +113,7 @@ def test_config_toml_says_what_was_left_open(tmp_path):
     _, first = run(tmp_path, "--steps=2")
     config = tomllib.loads((first / "config.toml").read_text())
     assert config["run"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert config["run"]["threads"] == usable_processors()
+    assert config["run"]["threads"] == 1, "a step is small"
     assert config["cache"]["gpu-cache-ratio"] == 1.0
     for number, size in enumerate(("--gpu-cache-rows=400", "--gpu-budget=100MiB")):
         _, sized = run(tmp_path, "--steps=2", size, name=f"sized-{number}")
