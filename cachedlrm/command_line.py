@@ -43,14 +43,58 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
         SystemExit: after ``--help`` or ``--version``.
     """
     options = _parse(arguments)
+    tokens = list(arguments)
     if options.run.profile is not None:
-        given = {argument.split("=")[0].replace("_", "-") for argument in arguments}
-        if given & _EITHER:
-            given |= _EITHER
         path = _find_profile(options.run.profile)
-        from_profile = [token for token in _profile_arguments(path) if token.split("=")[0] not in given]
-        options = _parse([*from_profile, *arguments])
+        tokens = [*_not_given(_profile_arguments(path), tokens, _EITHER), *tokens]
+        options = _parse(tokens)
+    if options.run.resume is not None:
+        return _resumed(options.run.resume, tokens)
     return _check(options)
+
+
+def _not_given(lower: Sequence[str], tokens: Sequence[str], either: set[str]) -> list[str]:
+    """The arguments ``lower`` that ``tokens`` do not override; one of ``either`` overrides all of them."""
+    given = {token.split("=")[0].replace("_", "-") for token in tokens}
+    if given & either:
+        given |= either
+    return [token for token in lower if token.split("=")[0] not in given]
+
+
+def _resumed(run_dir: Path, tokens: Sequence[str]) -> Options:
+    """The options of the run in ``run_dir`` with those of ``tokens`` over them."""
+    config = run_dir / "config.toml"
+    if not config.is_file():
+        raise UserError(f"--resume {run_dir} holds no run (config.toml is missing); start it without --resume")
+    before = load_options(config)
+    sizes = {*_EITHER, "--gpu-budget"}
+    options = _check(_parse([*_not_given(_profile_arguments(config), tokens, sizes), *tokens]))
+    for group in dataclasses.fields(Options):
+        for field in dataclasses.fields(getattr(options, group.name)):
+            then, now = (getattr(getattr(side, group.name), field.name) for side in (before, options))
+            if then != now and field.name in _DECIDES_BITS.get(group.name, (field.name,)):
+                raise UserError(
+                    f"{_as_option(field.name, now)}: the run in {run_dir} was started with "
+                    f"{_as_option(field.name, then)}; drop the option, or start another run without --resume"
+                )
+    return options
+
+
+_FREE: tuple[str, ...] = ()
+_DECIDES_BITS: dict[str, tuple[str, ...]] = {
+    "batches": ("mini_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"),
+    "data": ("data",),
+    "cache": _FREE,
+    "store": ("init",),
+    "run": _FREE,
+    "inference": ("load_model",),
+}
+"""Options of each group that a resumed run keeps; all of those of a group that is missing here."""
+
+
+def _as_option(name: str, value: object) -> str:
+    option = f"--{name.replace('_', '-')}"
+    return f"no {option}" if value is None else f"{option} {_toml_value(value)}"
 
 
 def load_options(path: Path) -> Options:
@@ -70,7 +114,7 @@ def to_toml(options: Options) -> str:
 def spell(options: Options) -> dict[str, dict[str, Any]]:
     """The values of each group as a profile has them, by option; those left open are left out.
 
-    So are ``--profile`` and ``--run-dir``: a repeated run needs a directory of its own.
+    So are ``--profile``, ``--run-dir`` and ``--resume``: a repeated run needs a directory of its own.
     """
     groups: dict[str, dict[str, Any]] = {}
     for group in dataclasses.fields(options):
@@ -78,7 +122,7 @@ def spell(options: Options) -> dict[str, dict[str, Any]]:
         groups[group.name] = {
             name.replace("_", "-"): _toml_value(value)
             for name, value in values.items()
-            if value is not None and name not in ("profile", "run_dir")
+            if value is not None and name not in ("profile", "run_dir", "resume")
         }
     return groups
 

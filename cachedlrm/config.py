@@ -222,10 +222,12 @@ class CacheOptions:
 class StoreOptions:
     """Where rows are that the device does not hold."""
 
-    store: Literal["host"] = "host"
-    """host: in memory, for rows touched so far."""
+    store: Literal["host", "lmdb"] = "host"
+    """host: all touched rows in memory. lmdb: as many as --host-budget holds, the others on disk."""
+    store_path: Path | None = None
+    """Folder of the rows on disk, for --store lmdb and --checkpoint-every. Default: store in the run directory."""
     host_budget: Bytes = None
-    """The most bytes of rows in memory (16GiB). Default: the memory that is free."""
+    """The most bytes of rows in memory (16GiB). Default: the memory that is free; half of it for --store lmdb."""
     init: Literal["counter", "reference"] | None = None
     """Initial weights. counter: a pure function of seed and row; reference: facebookresearch/dlrm's numbers, whole
     tables in memory. Default: counter; reference for reference data."""
@@ -242,6 +244,12 @@ class RunOptions:
     """Steps to train; epochs repeat or end early as it takes. 0: build, initialise, report, stop."""
     run_dir: Path | None = None
     """Directory for config.toml, metrics.jsonl, the reports and the final state. Default: runs/DATE-TIME."""
+    checkpoint_every: Positive | None = None
+    """Steps between checkpoints, from which --resume goes on; one more at the end and at an interrupt. Default: none;
+    at the end for --store lmdb."""
+    resume: Path | None = None
+    """Go on with the run in this directory, from its last checkpoint, with the options it was started with. Options of
+    cache, store and run may change."""
     ui: Literal["auto", "live", "plain", "off"] = "auto"
     """auto: live on a terminal, plain lines elsewhere."""
     save_predictions: Flag = False

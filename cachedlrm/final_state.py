@@ -9,6 +9,7 @@ The header says which it is (``rows``: ``touched`` or ``all``) and what the tens
 their shapes and how untouched rows begin, spelled as in ``config.toml``.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,7 +48,6 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Op
     """
     dense = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     specs: dict[str, TensorSpec] = {}
-    tensors: dict[str, NDArray[np.generic]] = {}
     all_rows = _keeps_all_rows(options)
     if all_rows:
         for number, group in enumerate(cache.groups):
@@ -55,19 +55,24 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Op
     else:
         cache.flush()
         for number, group in enumerate(cache.groups):
-            tensors[f"rows.{number}"] = rows = group.book.rows()
-            tensors[f"records.{number}"] = group.store.records(len(rows))
-    tensors |= dense
-    specs |= {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+            rows = group.book.rows()
+            specs[f"rows.{number}"] = (rows.dtype, rows.shape)
+            specs[f"records.{number}"] = (np.dtype(np.float32), (len(rows), group.layout.width))
+    specs |= {name: (tensor.dtype, tensor.shape) for name, tensor in dense.items()}
 
     def chunks() -> Iterator[NDArray[np.generic]]:
         if all_rows:
             for group, records in zip(cache.groups, current_records(cache), strict=True):
                 for first in range(0, group.sizes.num_rows, CHUNK_ROWS):
                     yield records.between(first, min(first + CHUNK_ROWS, group.sizes.num_rows))
-        yield from tensors.values()
+        else:
+            for group in cache.groups:
+                yield group.book.rows()
+                for first in range(0, group.book.num_addresses, CHUNK_ROWS):
+                    yield group.records(np.arange(first, min(first + CHUNK_ROWS, group.book.num_addresses)))
+        yield from dense.values()
 
-    write_tensors(path, specs, chunks(), _header(options), OTHER_RUN_DIR)
+    write_tensors(path, specs, chunks(), model_identity(options), OTHER_RUN_DIR)
 
 
 def most_bytes(cache: EmbeddingCache, options: Options, num_lookups: int) -> int:
@@ -90,7 +95,8 @@ def _keeps_all_rows(options: Options) -> bool:
     return options.inference.load_model is not None
 
 
-def _header(options: Options) -> dict[str, str]:
+def model_identity(options: Options) -> dict[str, str]:
+    """What decides the shapes of all parameters and how untouched rows begin, spelled as in ``config.toml``."""
     spelled = spell(options)
     decisive = {
         **spelled["model"],
@@ -145,7 +151,7 @@ def load_final_state(run_dir: Path, options: Options, architecture: Architecture
         raise UserError(f"{run_dir} holds no finished run ({FILE_NAME} is missing); let the run end, then export")
     try:
         file: Any = safe_open(str(path), framework="numpy")  # stays open for the slices
-        _check_header(run_dir, file.metadata() or {}, _header(options))
+        _check_header(run_dir, file.metadata() or {}, model_identity(options))
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
         expected = _expected_tensors(options, architecture, found)
@@ -159,13 +165,24 @@ def load_final_state(run_dir: Path, options: Options, architecture: Architecture
             if f"rows.{number}" in slices:
                 rows = file.get_tensor(f"rows.{number}")
                 _check_rows(path, number, rows, sum(table.num_rows for table in tables))
-                groups.append(SavedGroup(rows, file.get_tensor(f"records.{number}")))
+                groups.append(SavedGroup(rows, _mapped(path, f"records.{number}")))
             else:
                 groups.append(SavedGroup(None, slices[f"records.{number}"]))
         dense = {name: file.get_tensor(name) for name in _dense_tensors(architecture)}
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
     return FinalState(tuple(groups), dense)
+
+
+def _mapped(path: Path, name: str) -> NDArray[np.float32]:
+    """A float32 tensor of a checked file, in its place: the library would read all of it into memory."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+    if 0 in entry["shape"]:
+        return np.empty(entry["shape"], np.float32)
+    start = 8 + length + entry["data_offsets"][0]
+    return np.memmap(path, "<f4", "r", start, tuple(entry["shape"]))
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -3,7 +3,7 @@
 So a table may be larger than memory wherever a model leaves the cache: export, model files, quantisation, ONNX.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,27 +27,32 @@ class Records(Protocol):
         ...
 
 
+RecordsAt = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
+
 class TouchedRecords:
     """Initial records, but for rows that were touched.
 
     Args:
         init: of the others.
         rows: [n] int64, in any order.
-        records: [n, width] float32, theirs.
+        records: gives those at some of their indices [m], [m, width] float32.
+        width: columns of a record.
     """
 
-    def __init__(self, init: RowInit, rows: NDArray[np.int64], records: NDArray[np.float32]) -> None:
+    def __init__(self, init: RowInit, rows: NDArray[np.int64], records: RecordsAt, width: int) -> None:
         self._init = init
         self._order = np.argsort(rows, kind="stable")
         self._rows = rows[self._order]
         self._records = records
+        self._width = width
 
     def between(self, first: int, last: int) -> NDArray[np.float32]:
         """See `Records`."""
-        out = np.empty((last - first, self._records.shape[1]), np.float32)
+        out = np.empty((last - first, self._width), np.float32)
         self._init.fill(np.arange(first, last), out)
         begin, end = np.searchsorted(self._rows, [first, last])
-        out[self._rows[begin:end] - first] = self._records[self._order[begin:end]]
+        out[self._rows[begin:end] - first] = self._records(self._order[begin:end])
         return out
 
 
@@ -57,7 +62,7 @@ def current_records(cache: EmbeddingCache) -> list[Records]:
     groups: list[Records] = []
     for group in cache.groups:
         rows = group.book.rows()
-        groups.append(TouchedRecords(group.init, rows, group.store.records(len(rows))))
+        groups.append(TouchedRecords(group.init, rows, group.records, group.layout.width))
     return groups
 
 

@@ -1,7 +1,9 @@
 """From options and data to everything a run needs, decided and checked before the first step."""
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -9,8 +11,9 @@ from cachedlrm.architecture import Architecture, build_architecture
 from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, format_bytes, size_device
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.policies import Static
-from cachedlrm.cache.table_group import CacheSettings, GroupSizes
+from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.cache.working_set import AddressBook
+from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
@@ -21,6 +24,7 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.schedule import Schedule
 from cachedlrm.store.init import RowInit
+from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.trainer import Trainer
 
 _STAGING_ROWS = 16384
@@ -61,6 +65,7 @@ class Job:
         device_limit_bytes: the budget, or the memory that was free; what ``sizes`` had to fit.
         trainer: cache, model and optimizers.
         note: what a user should know of a loaded model; else None.
+        checkpoint: from which ``--resume`` goes on; None: from the beginning.
     """
 
     options: Options
@@ -73,6 +78,16 @@ class Job:
     host_limit_bytes: int
     trainer: Trainer
     note: str | None
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def first_batch(self) -> int:
+        """The first batch to train: not the next planned, the next that was not trained."""
+        return 0 if self.checkpoint is None else self.checkpoint.batches
+
+    def close(self) -> None:
+        """Lets others open the store."""
+        self.trainer.cache.close()
 
     @property
     def table_bytes(self) -> int:
@@ -81,12 +96,13 @@ class Job:
         return sum(table.num_rows * layout.record_bytes for group, layout in pairs for table in group)
 
 
-def build_job(options: Options, dataset: Dataset) -> Job:
-    """Sizes the tiers and builds the trainer.
+def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
+    """Sizes the tiers and builds the trainer; with ``--resume`` as the last checkpoint has it.
 
     Args:
         options: resolved.
         dataset: what they were resolved with.
+        run_dir: the run's directory.
 
     Raises:
         UserError: something does not fit; says what to change.
@@ -118,13 +134,24 @@ def build_job(options: Options, dataset: Dataset) -> Job:
     if initial.dense:
         dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
     settings = CacheSettings(options.cache.policy, window, options.cache.prefetch_depth, _STAGING_ROWS)
-    cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device)
-    _count_uses(cache, schedule)
     loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
-    trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
-    if initial.dense_state:
-        trainer.load_optimizer_state(initial.dense_state)
-    return Job(options, architecture, dataset, schedule, device, sizes, device_limit, host_limit, trainer, initial.note)
+    durability = checkpoint = None
+    with ExitStack() as undo:
+        if keeps_log(options):
+            durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
+            undo.callback(durability.database.close)
+        cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device, durability)
+        _count_uses(cache, schedule)
+        trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
+        if checkpoint is not None:
+            restore_trainer(trainer, checkpoint)
+        elif initial.dense_state:
+            trainer.load_optimizer_state(initial.dense_state)
+        undo.pop_all()
+    return Job(
+        options, architecture, dataset, schedule, device, sizes, device_limit, host_limit, trainer, initial.note,
+        checkpoint,
+    )  # fmt: skip
 
 
 def _workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
@@ -192,7 +219,8 @@ def _host_limit(options: Options, workload: Workload, sizes: DeviceSizes, window
     if options.store.host_budget is not None:
         return options.store.host_budget
     shared = sizes.total_bytes if device.type == "cpu" else 0
-    return max(1, free - maps - ahead - shared)
+    left = max(1, free - maps - ahead - shared)
+    return left // 2 if options.store.store == "lmdb" else left  # the system keeps pages of the store in the other
 
 
 def _learning_rate(options: Options) -> LearningRate:
@@ -225,14 +253,21 @@ def _build_cache(
     inits: tuple[RowInit, ...],
     settings: CacheSettings,
     device: torch.device,
+    durability: Durability | None,
 ) -> EmbeddingCache:
+    spills = durability is not None and durability.spills
+    if spills:
+        host_limit = host_limit * 3 // 4  # the rest is for what waits to be written
     all_bytes = sum(group.num_rows * group.layout.record_bytes for group in workload.groups)
     groups = []
     for group, slots, init in zip(workload.groups, sizes.groups, inits, strict=True):
-        store_rows = max(1, host_limit * group.num_rows // all_bytes)  # all groups are full at once
+        share = host_limit * group.num_rows // all_bytes  # all groups are full at once, so of records
+        if spills:
+            share = frames_for(share * group.layout.record_bytes, group.layout.record_bytes, group.num_rows)
+        store_rows = max(1, share)
         groups.append((GroupSizes(group.table_rows, slots.quota, slots.total, store_rows), group.layout, init))
     try:
-        return EmbeddingCache(router, groups, settings, device)
+        return EmbeddingCache(router, groups, settings, device, durability)
     except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError and a subclass
         raise UserError(
             f"{format_bytes(sizes.breakdown['slab'])} of slots or {format_bytes(host_limit)} of host records cannot be "

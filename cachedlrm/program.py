@@ -36,16 +36,34 @@ class Interrupts:
             for number, handler in zip(_SIGNALS, before, strict=True):
                 signal.signal(number, handler)
 
+    @property
+    def came(self) -> bool:
+        """Whether there was a signal."""
+        return self._came
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """What is inside is finished first; a second signal interrupts it all the same."""
-        self._held = True
+        with self._holding(True):
+            yield
+        if self._came and not self._held:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def let_through(self) -> Iterator[None]:
+        """What is inside, though inside `held`, is interrupted."""
+        with self._holding(False):
+            if self._came:
+                raise KeyboardInterrupt
+            yield
+
+    @contextmanager
+    def _holding(self, held: bool) -> Iterator[None]:
+        before, self._held = self._held, held
         try:
             yield
         finally:
-            self._held = False
-        if self._came:
-            raise KeyboardInterrupt
+            self._held = before
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_first, self._came = not self._came, True

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,26 @@ from cachedlrm.live_view import RunHeader
 from cachedlrm.memory import host_memory
 from cachedlrm.metrics import PHASES, CacheCounters, Snapshot
 from cachedlrm.report import RunTotals
+
+_SAVED = (
+    "steps",
+    "samples",
+    "counters",
+    "counters_at_snapshot",
+    "losses",
+    "loss_sum",
+    "last_loss",
+    "evaluated",
+    "evaluated_at",
+    "auc",
+    "accuracy",
+    "phase_totals",
+    "seconds",
+    "seconds_at_snapshot",
+    "samples_at_snapshot",
+    "warm",
+)
+"""What a checkpoint keeps of `Progress`."""
 
 _WARM_UP_SHARE = 0.05  # of the steps; left out of the rate
 
@@ -35,8 +57,11 @@ class Progress:
         most = min(self._print_freq, self._num_steps) + min(
             job.options.optimisation.mlperf_grad_accum_iter, self._num_steps
         )
-        self._pending = torch.empty(most, device=job.device)
-        self._num_pending = 0
+        saved = dict(job.checkpoint.progress) if job.checkpoint is not None else {}
+        pending = saved.pop("pending_losses", [])
+        self._pending = torch.empty(len(pending) + most, device=job.device)
+        self._pending[: len(pending)] = torch.tensor(pending)
+        self._num_pending = len(pending)
         self._losses: list[float] = []
         self._loss_sum = 0.0
         self._last_loss: float | None = None
@@ -54,7 +79,46 @@ class Progress:
         self._warm: tuple[int, float] | None = None  # samples and seconds when the warm-up ended
         self._waiting_since = 0.0
         self._host_peak = self._mapped_peak = 0
+        self._evaluated_at: int | None = None  # steps trained by then
+        if saved:
+            self._restore(saved)
         self._sample_memory()
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs to report the whole run; as JSON. Waits for the device."""
+        self._stop_clock()
+        return {name: _as_json(getattr(self, f"_{name}")) for name in _SAVED} | {
+            "pending_losses": self._pending[: self._num_pending].tolist()
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Takes over what `state` gave.
+
+        Raises:
+            UserError: it is not that.
+        """
+        try:
+            for name in _SAVED:
+                value = saved[name]
+                if name.startswith("counters"):
+                    value = CacheCounters(**{key: int(count) for key, count in value.items()})
+                setattr(self, f"_{name}", value)
+            if self._warm is not None:  # the rate of this process alone: another may have had another machine
+                self._warm = (self._samples, self._seconds)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"the checkpoint's progress does not read: {error!r}; start the run again") from error
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an earlier process trained a part of the run."""
+        return self._job.options.run.resume is not None
+
+    @property
+    def needs_evaluation(self) -> bool:
+        """Whether the run was interrupted between a step and the evaluation after it."""
+        schedule, first = self._job.schedule, self._job.first_batch
+        due = first > 0 and self._job.dataset.test is not None and schedule.evaluates_after(first - 1)
+        return due and self._evaluated_at != self._steps
 
     def header(self) -> RunHeader:
         """What the display says once."""
@@ -137,6 +201,7 @@ class Progress:
     def evaluated(self, auc: float | None, accuracy: float | None = None) -> None:
         """The model has been evaluated."""
         self._evaluated, self._auc, self._accuracy = True, auc, accuracy
+        self._evaluated_at = self._steps
 
     def served(self, report: InferenceReport) -> None:
         """The model has been evaluated instead of trained."""
@@ -283,3 +348,7 @@ class Progress:
             f"{totals.steps:,} steps, {totals.samples_per_s:,.0f} samples/s{loss}{auc}, "
             f"{totals.counters.hit_ratio:.2%} hits"
         )
+
+
+def _as_json(value: object) -> object:
+    return asdict(value) if isinstance(value, CacheCounters) else value

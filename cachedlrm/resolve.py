@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from cachedlrm.architecture import build_architecture
-from cachedlrm.config import CacheOptions, ModelOptions, Options, RunOptions
+from cachedlrm.config import CacheOptions, ModelOptions, Options, RunOptions, StoreOptions
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.open import DataRequest
 from cachedlrm.data.reference import ReferenceStream
@@ -127,7 +127,7 @@ def resolve(options: Options, dataset: Dataset) -> Options:
             learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
         ),
         cache=_resolve_cache(options.cache),
-        store=replace(options.store, init=options.store.init or defaults.init),
+        store=_resolve_store(options, defaults),
         run=_resolve_run(options.run, trains=not options.inference.inference_only),
     )
     resolved = replace(resolved, run=replace(resolved.run, threads=options.run.threads or _threads(resolved)))
@@ -193,6 +193,19 @@ def _check_predictions(options: Options, dataset: Dataset, num_steps: int, test_
             "--save-predictions writes those of the last evaluation and a run of no steps has none; raise --steps or "
             "--nepochs, or add --inference-only"
         )
+
+
+def _resolve_store(options: Options, defaults: _SourceDefaults) -> StoreOptions:
+    store, run = options.store, options.run
+    if store.store_path is not None and store.store == "host" and run.checkpoint_every is None:
+        raise UserError(
+            f"--store-path {store.store_path} is for rows on disk; add --store lmdb or --checkpoint-every, or drop it"
+        )
+    if options.inference.inference_only and (store.store == "lmdb" or run.checkpoint_every is not None):
+        name = "--store lmdb" if store.store == "lmdb" else f"--checkpoint-every {run.checkpoint_every}"
+        raise UserError(f"{name} is for training and --inference-only trains nothing; drop one of them")
+    path = None if store.store_path is None else store.store_path.absolute()
+    return replace(store, init=store.init or defaults.init, store_path=path)
 
 
 def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefaults) -> ModelOptions:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.metrics import MetricsRow
 
 RUN_FILES = (
     "config.toml",
@@ -27,6 +29,9 @@ RUN_FILES = (
 )
 """All that a run writes under names of its own."""
 
+STORE_FOLDER = "store"
+"""Folder of the rows on disk, unless ``--store-path`` says where."""
+
 OTHER_RUN_DIR = "choose another --run-dir"
 LOCK_FILE = "run.lock"
 
@@ -38,12 +43,14 @@ class RunDirectory:
         directory: where.
         lock: held.
         made: folders that were made for the run, the innermost first.
+        keeps: whether an error leaves everything in place.
     """
 
-    def __init__(self, directory: Path, lock: FileLock, made: list[Path]) -> None:
+    def __init__(self, directory: Path, lock: FileLock, made: list[Path], keeps: bool = False) -> None:
         self._directory = directory
         self._lock = lock
         self._made = made
+        self._keeps = keeps
 
     @classmethod
     def create(cls, directory: Path | None) -> "RunDirectory":
@@ -73,6 +80,19 @@ class RunDirectory:
             with suppress(OSError):  # only for the message to others
                 (directory / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
         return cls(directory, lock, made)
+
+    @classmethod
+    def reopen(cls, directory: Path) -> "RunDirectory":
+        """Locks the directory of a run that goes on; whatever happens, what is there stays.
+
+        Raises:
+            UserError: another process uses it, or it cannot be written.
+        """
+        with _explained(directory):
+            lock = _acquire(directory)
+            with suppress(OSError):
+                (directory / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
+        return cls(directory, lock, [], keeps=True)
 
     def path(self, name: str) -> Path:
         """The path of a file in the directory."""
@@ -106,6 +126,35 @@ class RunDirectory:
                 file.truncate(end)
                 raise
 
+    def read_metrics(self, last_step: int) -> list[MetricsRow]:
+        """The lines of ``metrics.jsonl`` up to step ``last_step``; what is behind them goes, a torn line too."""
+        path = self.path("metrics.jsonl")
+        rows: list[MetricsRow] = []
+        with _explained(path):
+            if not path.exists():
+                return rows
+            end = 0
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    row = json.loads(line)
+                    if not line.endswith(b"\n") or row["step"] > last_step:
+                        break
+                except (ValueError, TypeError, KeyError):
+                    break
+                rows.append(row)
+                end += len(line)
+            os.truncate(path, end)
+        return rows
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a checkpoint, or was one when the run went on."""
+        return self._keeps
+
+    def keep(self) -> None:
+        """There is a checkpoint: from now on an error leaves everything in place."""
+        self._keeps = True
+
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
         path = self.path(name)
@@ -126,6 +175,11 @@ class RunDirectory:
         metrics = self.path("metrics.jsonl")
         return self.path("report.md").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
+    def abandon(self) -> None:
+        """Takes back what was made, as if the run had not begun."""
+        self._discard()
+        self.close()
+
     def close(self) -> None:
         """Lets other processes use the directory."""
         self._lock.release()
@@ -135,6 +189,7 @@ class RunDirectory:
         for name in (*RUN_FILES, LOCK_FILE):
             with suppress(OSError):  # what went wrong before matters more
                 self.path(name).unlink(missing_ok=True)
+        shutil.rmtree(self.path(STORE_FOLDER), ignore_errors=True)
         _remove(self._made)
 
     def __enter__(self) -> "RunDirectory":
@@ -144,7 +199,7 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and not self.has_results:
+            if error is not None and not self.has_results and not self._keeps:
                 self._discard()
         finally:
             self.close()
@@ -195,7 +250,7 @@ def _remove(made: list[Path]) -> None:
 
 def _acquire(directory: Path) -> FileLock:
     """Locks a directory. The lock is the operating system's and dies with its owner; the file may stay behind."""
-    lock = FileLock(directory / LOCK_FILE, mode=0o666)
+    lock = FileLock(directory / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

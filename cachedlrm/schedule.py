@@ -29,6 +29,7 @@ class Schedule:
         self._mini_batch_size = batches.mini_batch_size
         self._steps_per_batch = options.optimisation.mlperf_grad_accum_iter
         self._test_freq = batches.test_freq
+        self._checkpoint_every = options.run.checkpoint_every
         self.steps_per_epoch = -(-source.num_samples // self._mini_batch_size)
         if batches.num_batches > 0:
             self.steps_per_epoch = min(self.steps_per_epoch, batches.num_batches)
@@ -54,9 +55,9 @@ class Schedule:
         last = min(first + self._steps_per_batch, (epoch + 1) * self.steps_per_epoch, self.num_steps)
         return first, last
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches of the run."""
-        for batch in range(self.num_batches):
+    def batches(self, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of the run from ``first_batch`` on."""
+        for batch in range(first_batch, self.num_batches):
             first, last = self.steps(batch)
             start = first % self.steps_per_epoch * self._mini_batch_size
             stop = start + (last - first) * self._mini_batch_size
@@ -72,6 +73,12 @@ class Schedule:
             return False
         first, last = self.steps(batch)
         return last // self._test_freq > first // self._test_freq or last == self.num_steps
+
+    def checkpoint_after(self, batch: int) -> bool:
+        """Whether a checkpoint is due after batch ``batch``: when one of its steps is, and at the end."""
+        first, last = self.steps(batch)
+        every = self._checkpoint_every
+        return last == self.num_steps or (every is not None and last // every > first // every)
 
     def largest_working_sets(self, router: Router) -> tuple[int, ...]:
         """The most unique rows in one batch of the run, counted, in each group of tables."""

@@ -27,6 +27,7 @@ import numpy as np
 from cachedlrm.architecture import describe
 from cachedlrm.budget import format_bytes
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.command_line import parse_command_line, to_toml
 from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.open import open_dataset
@@ -34,7 +35,7 @@ from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
 from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
-from cachedlrm.metrics import MetricsRow, metrics_row
+from cachedlrm.metrics import metrics_row
 from cachedlrm.outputs import check_outputs, save_models
 from cachedlrm.progress import Progress
 from cachedlrm.report import build_report, report_markdown
@@ -62,24 +63,24 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     options = resolve(options, dataset)
     check_inference(options, dataset)
     check_outputs(options)
-    job = build_job(options, dataset)
-    progress = Progress(job)
     config = to_toml(options)
-    with RunDirectory.create(options.run.run_dir) as run, closing(open_console(options.run.ui)) as console:
-        recorder = _Recorder(progress, run, console)
-        try:
-            run.write_text("config.toml", config)
-            console.start(progress.header())
-            _say_first(job, run, console)
-            _train_steps(job, recorder, interrupts)
-            if not job.trainer.is_finite():
-                raise progress.not_finite("parameters")
-            if options.inference.inference_only:
-                _serve(job, progress, run, console)
-            _save(arguments, job, recorder, config)
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(recorder.interrupted()) from error
-        console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
+    with open_run(options) as run, closing(build_job(options, dataset, run.path("."))) as job:
+        progress = Progress(job)
+        with closing(open_console(options.run.ui)) as console:
+            recorder = _Recorder(progress, run, console)
+            try:
+                run.write_text("config.toml", config)
+                console.start(progress.header())
+                _say_first(job, run, console)
+                _train_steps(job, recorder, interrupts)
+                if not job.trainer.is_finite():
+                    raise progress.not_finite("parameters")
+                if options.inference.inference_only:
+                    _serve(job, progress, run, console)
+                _save(arguments, job, recorder, config)
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(recorder.interrupted()) from error
+            console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
 
 
 class _Recorder:
@@ -95,7 +96,7 @@ class _Recorder:
         self.progress = progress
         self.run = run
         self.console = console
-        self.rows: list[MetricsRow] = []
+        self.rows = run.read_metrics(progress.steps) if progress.resumes else []
 
     def record(self) -> None:
         """Takes a snapshot; the host waits for the device."""
@@ -106,10 +107,12 @@ class _Recorder:
 
     def interrupted(self) -> str:
         """Records the steps since the last snapshot; says what an interrupted run leaves behind."""
-        if self.progress.has_news:
+        if self.progress.has_news and not self.run.keeps:
             with suppress(UserError):  # the interrupt is what ends this run
                 self.record()
         when = f"after step {self.progress.steps}" if self.progress.steps else "before the first step"
+        if self.run.keeps:
+            return f"interrupted {when}; go on with --resume {self.run.path('.')}"
         kept = "nothing was written"
         if (report := self.run.path("report.md")).exists():
             has_final = self.run.path(FILE_NAME).exists()
@@ -138,43 +141,54 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
 
 
 def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
-    """The loop. The host waits for the device only to log and to evaluate."""
+    """The loop. The host waits for the device only to log, to evaluate and to save."""
     trainer, schedule, test = job.trainer, job.schedule, job.dataset.test
     progress, console = recorder.progress, recorder.console
+    checkpoints = Checkpoints(job, progress, recorder.run, interrupts)
 
     def evaluates_after(index: int) -> bool:
         return test is not None and schedule.evaluates_after(index)
 
-    prepared = trainer.cache.prepare(schedule.batches())
+    def pauses_after(index: int) -> bool:
+        return evaluates_after(index) or checkpoints.due_after(index)
+
+    prepared = trainer.cache.prepare(schedule.batches(job.first_batch), job.first_batch)
     depth = job.options.cache.prefetch_depth
     with (
-        closing(Prefetcher(prepared, depth, trainer.cache.trained, pause_after=evaluates_after)) as batches,
+        closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),
+        checkpoints.around(batches),
     ):
+        if progress.needs_evaluation:
+            with checkpoints.interruptible():
+                _evaluate(job, recorder)
         for batch in batches:
             with interrupts.held():  # a step that has begun is finished
                 progress.received(batch)
                 progress.trained(batch, trainer.step(batch))
             if evaluates_after(batch.tensors.index):
-                console.evaluating(progress.steps)
-                with progress.paused():  # synchronises
-                    _evaluate(job, progress, recorder.run)
+                with checkpoints.interruptible():
+                    _evaluate(job, recorder)
             if progress.due:
                 with interrupts.held():  # no line is lost or written twice
                     recorder.record()  # synchronises
+            checkpoints.trained(batch.tensors.index)
             console.advance(progress.steps)
             progress.waits()
 
 
-def _evaluate(job: Job, progress: Progress, run: RunDirectory) -> None:
+def _evaluate(job: Job, recorder: _Recorder) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
-    evaluation = job.trainer.evaluate(job.dataset.test, job.options.batches.test_mini_batch_size)
-    if not np.isfinite(evaluation.predictions).all():
-        raise progress.not_finite("predictions of held-out samples")
+    progress, run = recorder.progress, recorder.run
+    recorder.console.evaluating(progress.steps)
+    with progress.paused():  # synchronises
+        evaluation = job.trainer.evaluate(job.dataset.test, job.options.batches.test_mini_batch_size)
+        if not np.isfinite(evaluation.predictions).all():
+            raise progress.not_finite("predictions of held-out samples")
+        if job.options.run.save_predictions:
+            run.write_array("predictions.npy", evaluation.predictions)
     progress.evaluated(evaluation.auc, evaluation.accuracy)
-    if job.options.run.save_predictions:
-        run.write_array("predictions.npy", evaluation.predictions)
 
 
 def _serve(job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:

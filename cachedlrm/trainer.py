@@ -136,7 +136,7 @@ class Trainer:
         self._loss = loss
         self._mini_batch_size = mini_batch_size
         self._optimizer = dense_optimizer(cache.optimizer, list(model.parameters()), learning_rate(1))
-        self._steps_before = 0  # of the run whose state was loaded
+        self.steps_before = 0  # of the run whose state was loaded
         self.clock = PhaseClock(cache.device)
 
     def step(self, batch: PreparedBatch) -> Tensor:
@@ -162,7 +162,7 @@ class Trainer:
         self._optimizer.step()
         self.clock.lap("dense_step")
         for update in updates:
-            update.step(learning_rate, self._steps_before + tensors.index + 1)
+            update.step(learning_rate, self.steps_before + tensors.index + 1)
         self.cache.scatter(batch, records)
         self.clock.lap("row_step")
         return losses
@@ -214,7 +214,7 @@ class Trainer:
                 "param_groups": self._optimizer.state_dict()["param_groups"],
             }
         )
-        self._steps_before = int(next(iter(state.values()))["step"])
+        self.steps_before = int(next(iter(state.values()))["step"])
 
     def pooled(self, batch: Batch) -> list[Tensor]:
         """The pooled vectors of each group, [B * tables, dim]. Changes nothing that training depends on.

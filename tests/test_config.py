@@ -37,8 +37,9 @@ numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data tes
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
-lookahead prefetch-depth store host-budget init device steps run-dir ui save-predictions threads debug-mode
-deterministic profile load-model save-model inference-only quantize-mlp-with-bit quantize-emb-with-bit save-onnx
+lookahead prefetch-depth store store-path host-budget init device steps run-dir checkpoint-every resume ui
+save-predictions threads debug-mode deterministic profile load-model save-model inference-only quantize-mlp-with-bit
+quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
 
@@ -117,14 +118,14 @@ def test_sizes(text, size):
         ("--lookahead 0", ["--lookahead", "0", "1 or more"]),
         ("--prefetch-depth 65", ["--prefetch-depth", "65", "from 0 to 64"]),
         ("--init zero", ["--init", "counter"]),
-        ("--store-path x", ["--store-path"]),
-        ("--checkpoint-every 5", ["--checkpoint-every"]),
+        ("--store-path=", ["--store-path"]),
+        ("--checkpoint-every 0", ["--checkpoint-every", "1 or more"]),
         ("--resume x", ["--resume"]),
         ("--data-generation dataset", ["--data-generation", "synthetic"]),
         ("--no-save-predictions", ["--no-save-predictions"]),
         ("--threads 0", ["--threads", "0"]),
         ("--run-dir=", ["--run-dir"]),
-        ("--store lmdb", ["--store", "host"]),
+        ("--store redis", ["--store", "host", "lmdb"]),
         ("--optimizer lion", ["rwsadagrad"]),
         ("--gpu-cache-ratio 0", ["--gpu-cache-ratio"]),
         ("--gpu-cache-ratio 1.5", ["--gpu-cache-ratio"]),
@@ -367,7 +368,8 @@ def all_options(draw):
         ),
         store=every_field(
             StoreOptions,
-            store=st.just("host"),
+            store=st.sampled_from(["host", "lmdb"]),
+            store_path=maybe(words.map(Path)),
             host_budget=maybe(positive),
             init=st.sampled_from([None, "counter", "reference"]),
         ),
@@ -376,6 +378,8 @@ def all_options(draw):
             device=st.sampled_from(["auto", "cpu", "cuda"]),
             steps=st.sampled_from([None, 0]) if serves else maybe(count),
             run_dir=maybe(words.map(Path)),
+            checkpoint_every=maybe(positive),
+            resume=st.none(),  # takes its options from the run there
             ui=st.sampled_from(["auto", "live", "plain", "off"]),
             save_predictions=st.booleans(),
             threads=maybe(st.integers(1, 1024)),

@@ -125,7 +125,7 @@ def train(
         prefetcher.close()
     tables = [t.cpu() for t in group.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
     cache.flush()
-    records = group.store.records(group.book.num_addresses).copy()
+    records = group.records(np.arange(group.book.num_addresses))
     dense = {name: value.cpu().clone() for name, value in model.state_dict().items()}
     return Result(losses, tables, dense, records, counters, predictions)
 

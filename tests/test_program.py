@@ -118,8 +118,8 @@ def test_a_signal_at_a_line_of_metrics_writes_it_once(tmp_path, monkeypatch, cap
 def test_a_signal_while_rows_are_awaited_interrupts_at_once(tmp_path, monkeypatch, capsys):
     prepare = train_module.build_job.__globals__["EmbeddingCache"].prepare
 
-    def wait(self, batches):
-        for number, batch in enumerate(prepare(self, batches)):
+    def wait(self, batches, first_batch):
+        for number, batch in enumerate(prepare(self, batches, first_batch)):
             if number == 2:
                 signal.raise_signal(signal.SIGTERM)
             yield batch

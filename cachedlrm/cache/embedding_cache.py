@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
-from cachedlrm.cache.table_group import CacheSettings, GroupSizes, TableGroup
+from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router
 from cachedlrm.metrics import CacheCounters
+from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
 
@@ -54,6 +55,7 @@ class EmbeddingCache:
         groups: sizes, record layout and initial records of each group.
         settings: choices that hold for all.
         device: where the slabs are.
+        durability: the tier on disk, if there is one.
     """
 
     def __init__(
@@ -62,15 +64,17 @@ class EmbeddingCache:
         groups: Sequence[tuple[GroupSizes, RecordLayout, RowInit]],
         settings: CacheSettings,
         device: torch.device,
+        durability: Durability | None = None,
     ) -> None:
         self.router = router
+        self._durability = durability
         self.device = device
         self._ring = settings.prefetch_depth + 2
         self.trained = TrainedBatches(device, history=self._ring)
         self._stream = CopyStream(device)
         self.groups = tuple(
-            TableGroup(sizes, layout, init, settings, self.trained, self._stream, device)
-            for sizes, layout, init in groups
+            TableGroup(sizes, layout, init, settings, self.trained, self._stream, device, durability, number)
+            for number, (sizes, layout, init) in enumerate(groups)
         )
         self._upload = Upload(device, self._ring, self.trained)
         self._admitted = [Event(device) for _ in range(self._ring)]
@@ -80,8 +84,12 @@ class EmbeddingCache:
         """The rows' optimizer, one for all groups."""
         return self.groups[0].layout.optimizer
 
-    def prepare(self, batches: Iterable[Batch]) -> Iterator[PreparedBatch]:
+    def prepare(self, batches: Iterable[Batch], first_batch: int = 0) -> Iterator[PreparedBatch]:
         """Plans batches and moves their rows, one batch per ``next``. A cache prepares one stream in its life.
+
+        Args:
+            batches: the stream.
+            first_batch: number of its first batch in the run.
 
         Raises:
             UserError: a store cannot hold the rows touched.
@@ -89,7 +97,7 @@ class EmbeddingCache:
         # What a batch needs beyond its announcement; policy ``lookahead`` keeps this much of a window of batches.
         waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
         announce_ms = 0.0  # since the last batch was handed out
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
             for group, lookups in zip(self.groups, self.router(batch), strict=True):
                 group.announce(index, lookups.rows, lookups.offsets)
@@ -132,6 +140,27 @@ class EmbeddingCache:
         for group, part, updated in zip(self.groups, batch.tensors.lookups, records, strict=True):
             group.scatter(part.slots, updated)
         self.trained.mark(batch.tensors.index)
+
+    @property
+    def durable_database(self) -> Database:
+        """The tier on disk of a cache that has one."""
+        assert self._durability is not None
+        return self._durability.database
+
+    def close(self) -> None:
+        """Writes what is queued for the disk and lets others open the store."""
+        if self._durability is not None:
+            self._durability.database.close()
+
+    def save(self, since: int) -> list[int]:
+        """Appends to the logs what they lack; see `TableGroup.save`."""
+        return [group.save(since) for group in self.groups]
+
+    def saved(self) -> None:
+        """The checkpoint that `save` was for is on its way to the disk."""
+        for group in self.groups:
+            assert group.log is not None
+            group.log.end_checkpoint()
 
     def flush(self) -> None:
         """Brings the stores up to date with the slabs."""

@@ -83,6 +83,11 @@ class Planner:
     def resident_rows(self) -> int:
         return self._used_slots - len(self._free_slots)
 
+    def restore(self, num_addresses: int) -> None:
+        """The store has the records of addresses below ``num_addresses``, from a run before this one."""
+        self.slot_of[:num_addresses] = _EVICTED
+        self.num_addresses = num_addresses
+
     def announce(self, working_set: WorkingSet) -> None:
         """Makes a batch known."""
         if working_set.num_rows:
@@ -170,9 +175,9 @@ class Planner:
         self._used_slots += len(fresh)
         return np.concatenate([taken, fresh])
 
-    def resident(self) -> tuple[Int64s, Int64s]:
-        """All resident rows: (addresses, slots), each [resident_rows] int64."""
-        slots = np.flatnonzero(self._last_use[: self._used_slots] >= 0)
+    def resident(self, since: int = 0) -> tuple[Int64s, Int64s]:
+        """Resident rows used by batch ``since`` or later: (addresses, slots), each [n] int64."""
+        slots = np.flatnonzero(self._last_use[: self._used_slots] >= since)
         return self._address_in[slots].astype(np.int64), slots
 
 

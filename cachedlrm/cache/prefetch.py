@@ -33,17 +33,18 @@ class Prefetcher:
         self._trained = trained
         self._pause_after = pause_after
         self._thread: threading.Thread | None = None
+        self._ready: queue.SimpleQueue[PreparedBatch | BaseException | None] = queue.SimpleQueue()
+        self._ahead = threading.Semaphore(depth)
+        self._resume = threading.Semaphore(0)
+        self._stop = False
         if depth:
-            self._ready: queue.SimpleQueue[PreparedBatch | BaseException | None] = queue.SimpleQueue()
-            self._ahead = threading.Semaphore(depth)
-            self._resume = threading.Semaphore(0)
-            self._stop = False
             self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
             self._thread.start()
 
     def __iter__(self) -> Iterator[PreparedBatch]:
         if self._thread is None:
-            yield from self._prepared
+            while not self._stop and (batch := next(self._prepared, None)) is not None:
+                yield batch
             return
         while (item := self._ready.get()) is not None:
             self._ahead.release()
@@ -53,11 +54,18 @@ class Prefetcher:
             if self._pause_after(item.tensors.index):
                 self._resume.release()
 
+    def finish(self) -> None:
+        """Prepares no further batch; those that are prepared, or nearly, are still to be consumed."""
+        self._stop = True
+        self._ahead.release()
+        self._resume.release()
+
     def _run(self) -> None:
         try:
             while True:
                 self._ahead.acquire()
                 if self._stop:
+                    self._ready.put(None)
                     return
                 batch = next(self._prepared, None)
                 self._ready.put(batch)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.planner import Plan, Planner
@@ -11,8 +12,11 @@ from cachedlrm.cache.policies import make_policy
 from cachedlrm.cache.streams import CopyStream, TrainedBatches
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
-from cachedlrm.store.host import HostStore
+from cachedlrm.store.database import Database
+from cachedlrm.store.host import HostStore, Store
 from cachedlrm.store.init import RowInit
+from cachedlrm.store.lmdb_store import LmdbStore
+from cachedlrm.store.record_log import RecordLog
 from cachedlrm.store.records import RecordLayout
 
 
@@ -41,7 +45,7 @@ class GroupSizes:
         table_rows: rows of each of its tables.
         quota_slots: rows the cache keeps on the device.
         num_slots: quota and the temporary slots for a batch whose working set exceeds it.
-        store_rows: rows the host store may hold.
+        store_rows: records that host memory may hold.
     """
 
     table_rows: tuple[int, ...]
@@ -52,6 +56,21 @@ class GroupSizes:
     @property
     def num_rows(self) -> int:
         return sum(self.table_rows)
+
+
+@dataclass(frozen=True)
+class Durability:
+    """The tier on disk.
+
+    Attributes:
+        database: where it is.
+        spills: whether records beyond `GroupSizes.store_rows` go there; else it is for checkpoints alone.
+        boundaries: of each group, the first segment behind the checkpoint to go on from; None: a new run.
+    """
+
+    database: Database
+    spills: bool
+    boundaries: tuple[int, ...] | None = None
 
 
 class TableGroup:
@@ -65,6 +84,11 @@ class TableGroup:
         trained: which batches have been trained.
         stream: where rows move.
         device: where the slab is.
+        durability: the tier on disk, if there is one.
+        number: of the group there.
+
+    Raises:
+        UserError: what is on disk is damaged, or does not fit.
     """
 
     def __init__(
@@ -76,6 +100,8 @@ class TableGroup:
         trained: TrainedBatches,
         stream: CopyStream,
         device: torch.device,
+        durability: Durability | None = None,
+        number: int = 0,
     ) -> None:
         num_rows = sizes.num_rows
         self.sizes = sizes
@@ -85,13 +111,29 @@ class TableGroup:
         self.planner = Planner(
             num_rows, sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth
         )
-        self.store = HostStore(min(num_rows, sizes.store_rows), layout.width)
+        self.log = self._open_log(durability, number)
+        self.planner.restore(self.book.num_addresses)
+        store_rows = min(num_rows, sizes.store_rows)
+        self.store: Store
+        if self.log is not None and durability is not None and durability.spills:
+            self.store = LmdbStore(num_rows, store_rows, layout.width, self.log)
+        else:
+            self.store = HostStore(store_rows, layout.width, self.log, self.book.num_addresses)
         self.slab = torch.empty(sizes.num_slots, layout.width, device=device)
         self.transfer = Transfer(self.slab, self.store, init, trained, stream, settings.staging_rows)
         self.init = init
         self._device = device
         self._staging_bytes = 0 if device.type == "cpu" else 4 * settings.staging_rows * layout.record_bytes
         self._records = torch.empty(0, layout.width, device=device)
+
+    def _open_log(self, durability: Durability | None, number: int) -> RecordLog | None:
+        """The log with what the checkpoint has; the rows there get addresses."""
+        if durability is None:
+            return None
+        log = RecordLog(durability.database, number, self.layout.width, self.book, self.sizes.num_rows)
+        if durability.boundaries is not None:
+            log.load(durability.boundaries[number])
+        return log
 
     def announce(self, index: int, rows: Int64s, offsets: Int64s) -> None:
         """Makes the lookups of batch ``index`` known: its rows [L] and bag boundaries [num_bags + 1].
@@ -137,10 +179,34 @@ class TableGroup:
                 records.index_copy_(0, target, torch.from_numpy(values).to(self._device))
         return records[:, : self.layout.parameter_width]
 
+    def records(self, addresses: Int64s) -> NDArray[np.float32]:
+        """Records of ``addresses`` [n] below the device, [n, width]; `flush` brings them there first."""
+        return self.transfer.read(addresses)
+
     def is_finite(self) -> bool:
         """Whether the store holds no NaN and no infinity."""
-        records, step = self.store.records(self.book.num_addresses), 1 << 18
-        return all(np.isfinite(records[first : first + step]).all() for first in range(0, len(records), step))
+        step = 1 << 16
+        turns = range(0, self.book.num_addresses, step)
+        return all(
+            np.isfinite(self.records(np.arange(first, min(first + step, self.book.num_addresses)))).all()
+            for first in turns
+        )
+
+    def save(self, since: int) -> int:
+        """Appends to the log what it lacks, given that it has all that was trained before batch ``since``.
+
+        Call it while nothing is in flight.
+
+        Returns:
+            The number of the first segment behind this state.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
+        assert self.log is not None
+        self.transfer.save(*self.planner.resident(since), self.log)
+        self.store.save_changed()
+        return self.log.begin_checkpoint()
 
     def flush(self) -> None:
         """Brings the store up to date with the slab. Call it while nothing is in flight."""

@@ -18,8 +18,9 @@ from cachedlrm.cache.planner import Plan
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import Int64s
-from cachedlrm.store.host import HostStore
+from cachedlrm.store.host import Store
 from cachedlrm.store.init import RowInit
+from cachedlrm.store.record_log import RecordLog
 
 _NUM_BUFFERS = 2  # each way: one is filled while the other is copied
 
@@ -74,7 +75,7 @@ class Transfer:
     def __init__(
         self,
         slab: Tensor,
-        store: HostStore,
+        store: Store,
         init: RowInit,
         trained: TrainedBatches,
         stream: CopyStream,
@@ -124,11 +125,27 @@ class Transfer:
             self._evict(-1, addresses[first:last], on_device)
         self._finish_all()
 
+    def save(self, addresses: Int64s, slots: Int64s, log: RecordLog) -> None:
+        """Appends resident records to the log. Call it when nothing is in flight.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
+        self._stream.synchronize()
+        self._finish_all()
+        buffer = self._down[0]
+        for first, last in self._turns(len(slots)):
+            on_device = torch.from_numpy(slots[first:last]).to(self._slab.device)
+            torch.index_select(self._slab, 0, on_device, out=buffer.device[: last - first])
+            buffer.to_host(last - first)
+            buffer.copied.synchronize()
+            log.append(addresses[first:last], buffer.host[: last - first].numpy())
+
     def read(self, addresses: Int64s) -> NDArray[np.float32]:
         """Records of evicted rows: [n, width]. Call it when nothing is in flight."""
         self._finish_all()
         out = np.empty((len(addresses), self._slab.shape[1]), np.float32)
-        self._store.read(addresses, out)
+        self._store.peek(addresses, out)
         return out
 
     def _turns(self, count: int) -> list[tuple[int, int]]:

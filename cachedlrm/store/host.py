@@ -1,14 +1,19 @@
-"""The host tier: records of rows that left the device, in memory.
+"""The host tier that holds every touched record: records of rows that left the device, in memory.
 
 A record's *address* is its row's number in order of first touch, so addresses are dense: memory is used for touched
 rows only, and rows that became popular early are neighbours.
 """
+
+from typing import Protocol
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
+from cachedlrm.store.record_log import RecordLog
+
+_TURN_ROWS = 1 << 16
 
 
 @numba.njit(cache=True, nogil=True)
@@ -27,42 +32,108 @@ def _scatter(records: NDArray[np.float32], addresses: NDArray[np.int64], values:
             records[target, column] = values[index, column]
 
 
-class HostStore:
-    """Records by address. One writer at a time; reads may run beside a write of other addresses.
+class Store(Protocol):
+    """The tiers below the device: records by address, float32 [width] each.
 
-    Args:
-        capacity_rows: the most records it may hold. Memory is reserved, not used: the system backs a page when a
-            record on it is first written.
-        width: float32 columns of a record.
+    One writer at a time; reads may run beside a write of other addresses.
+
+    Attributes:
+        capacity_rows: the most records it may hold.
     """
 
-    def __init__(self, capacity_rows: int, width: int) -> None:
-        self.capacity_rows = capacity_rows
-        self._records = np.empty((capacity_rows, width), np.float32)
-        self.used_rows = 0  # up to the highest address written
+    capacity_rows: int
 
     def read(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Copies the records at ``addresses`` [n] into ``out`` [n, width]; each must have been written."""
-        _gather(self._records, addresses, out)
+        """Copies the records at ``addresses`` [n] into ``out`` [n, width]; each must have been written. They go to the
+        device and come back by `write`."""
+        ...
+
+    def peek(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """The same for records that stay."""
+        ...
 
     def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """Copies ``values`` [n, width] to ``addresses`` [n], each below the capacity."""
-        if len(addresses):
-            self.used_rows = max(self.used_rows, int(addresses.max()) + 1)
-            _scatter(self._records, addresses, values)
+        """Takes ``values`` [n, width] for ``addresses`` [n]."""
+        ...
 
     def check_capacity(self, num_rows: int) -> None:
         """Makes sure that ``num_rows`` records fit, for every touched row comes down in the end.
 
         Raises:
-            UserError: they do not; names ``--host-budget``.
+            UserError: they do not; says what to change.
         """
+        ...
+
+    def save_changed(self) -> None:
+        """Appends to the log what it lacks."""
+        ...
+
+    @property
+    def used_rows(self) -> int:
+        """Records in memory."""
+        ...
+
+
+class HostStore:
+    """A `Store` of all records in memory.
+
+    Args:
+        capacity_rows: the most records it may hold. Memory is reserved, not used: the system backs a page when a
+            record on it is first written.
+        width: float32 columns of a record.
+        log: where `save_changed` saves to; None for a run without checkpoints.
+        num_saved: records that the log has, at addresses from 0 on.
+    """
+
+    def __init__(self, capacity_rows: int, width: int, log: RecordLog | None = None, num_saved: int = 0) -> None:
+        self.capacity_rows = capacity_rows
+        self._records = np.empty((capacity_rows, width), np.float32)
+        self._log = log
+        self._changed = np.zeros(capacity_rows if log is not None else 0, bool)
+        self._used_rows = 0  # up to the highest address written
+        if log is not None and num_saved:
+            self.check_capacity(num_saved)
+            for first in range(0, num_saved, _TURN_ROWS):
+                addresses = np.arange(first, min(first + _TURN_ROWS, num_saved))
+                log.read(addresses, self._records[first : first + len(addresses)])
+            self._used_rows = num_saved
+
+    @property
+    def used_rows(self) -> int:
+        """See `Store`."""
+        return self._used_rows
+
+    def read(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """See `Store`."""
+        _gather(self._records, addresses, out)
+
+    peek = read
+
+    def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        """See `Store`."""
+        if len(addresses):
+            self._used_rows = max(self._used_rows, int(addresses.max()) + 1)
+            _scatter(self._records, addresses, values)
+            if self._log is not None:
+                self._changed[addresses] = True
+
+    def check_capacity(self, num_rows: int) -> None:
+        """See `Store`."""
         if num_rows > self.capacity_rows:
             raise UserError(
                 f"the host store is full: {num_rows:,} rows of {4 * self._records.shape[1]} bytes were touched and it "
-                f"may hold {self.capacity_rows:,}; raise --host-budget or train fewer rows (--max-ind-range)"
+                f"may hold {self.capacity_rows:,}; raise --host-budget, keep rows on disk with --store lmdb, or train "
+                "fewer rows (--max-ind-range)"
             )
 
-    def records(self, num_records: int) -> NDArray[np.float32]:
-        """A view of the first ``num_records`` records, [num_records, width]."""
-        return self._records[:num_records]
+    def save_changed(self) -> None:
+        """See `Store`."""
+        if self._log is None:
+            return
+        changed = np.flatnonzero(self._changed[: self._used_rows])
+        for first in range(0, len(changed), _TURN_ROWS):
+            addresses = changed[first : first + _TURN_ROWS]
+            records = np.empty((len(addresses), self._records.shape[1]), np.float32)
+            _gather(self._records, addresses, records)
+            self._log.append(addresses, records)
+        self._changed[changed] = False

@@ -1,0 +1,130 @@
+"""When a run saves its state, and where a resumed one finds it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.checkpoint import keeps_log, save_checkpoint, store_folder
+from cachedlrm.command_line import load_options
+from cachedlrm.config import Options
+from cachedlrm.errors import UserError
+from cachedlrm.job import Job
+from cachedlrm.program import Interrupts
+from cachedlrm.progress import Progress
+from cachedlrm.run_directory import OTHER_RUN_DIR, RunDirectory
+from cachedlrm.store.database import copy_store
+
+
+class Checkpoints:
+    """Saves a run's state when ``--checkpoint-every`` says so, at the end, and at an interrupt.
+
+    Args:
+        job: the run.
+        progress: what it has counted.
+        run: its directory.
+        interrupts: signals.
+    """
+
+    def __init__(self, job: Job, progress: Progress, run: RunDirectory, interrupts: Interrupts) -> None:
+        self._job = job
+        self._progress = progress
+        self._run = run
+        self._interrupts = interrupts
+        self._is_kept = keeps_log(job.options)
+        self._trained = job.first_batch
+        self._saved = job.first_batch
+        self._has_saved = job.checkpoint is not None
+
+    def due_after(self, batch: int) -> bool:
+        """Whether a checkpoint is due after batch ``batch`` of the run, so that nothing may be prepared beyond it."""
+        return self._is_kept and self._job.schedule.checkpoint_after(batch)
+
+    @contextmanager
+    def around(self, batches: Prefetcher) -> Iterator[None]:
+        """The loop over ``batches`` lies inside. An interrupt lets it end at the next batch boundary, and is saved.
+
+        Raises:
+            UserError: what the run left could not be written.
+            KeyboardInterrupt: at the end, if there was a signal.
+        """
+        if not self._is_kept:
+            yield
+            return
+        self._batches = batches
+        with self._interrupts.held():
+            yield
+            if self._saved < self._trained or not self._has_saved:
+                self._save()
+            self._job.trainer.cache.durable_database.wait()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A signal ends what is inside; without checkpoints it ends the run, as it does elsewhere."""
+        if not self._is_kept:
+            yield
+            return
+        with suppress(KeyboardInterrupt), self._interrupts.let_through():
+            yield
+
+    def trained(self, batch: int) -> None:
+        """Batch ``batch`` of the run is trained.
+
+        Raises:
+            UserError: an earlier checkpoint could not be written.
+        """
+        self._trained = batch + 1
+        if not self._is_kept:
+            return
+        if self._interrupts.came:
+            self._batches.finish()  # what is prepared is still trained: its rows are in their slots
+        if self.due_after(batch):
+            self._save()
+
+    def _save(self) -> None:
+        save_checkpoint(self._job.trainer, self._trained, self._saved, self._progress.state())
+        self._saved, self._has_saved = self._trained, True
+        self._run.keep()
+
+
+def open_run(options: Options) -> RunDirectory:
+    """The directory of a run: a new one, that of ``--resume``, or with ``--run-dir`` another with a copy of its store.
+
+    Raises:
+        UserError: it is in use, holds a run or none, or cannot be written.
+    """
+    resumed = options.run.resume
+    if resumed is None:
+        return RunDirectory.create(options.run.run_dir)
+    before = load_options(resumed / "config.toml")
+    if not keeps_log(before):
+        raise UserError(f"--resume {resumed} kept no checkpoints: it was started without --checkpoint-every")
+    if options.run.run_dir is None or options.run.run_dir.absolute() == resumed.absolute():
+        return RunDirectory.reopen(resumed)
+    with RunDirectory.reopen(resumed):
+        return _fork(options, store_folder(before, resumed), resumed)
+
+
+def _fork(options: Options, store: Path, resumed: Path) -> RunDirectory:
+    """A new directory that goes on where ``resumed`` is, which stays as it is."""
+    assert options.run.run_dir is not None
+    target = store_folder(options, options.run.run_dir)
+    if target == store:
+        raise UserError(
+            f"--run-dir {options.run.run_dir} would go on in the store of {resumed}; give its copy a --store-path, "
+            "or leave --run-dir out to go on in place"
+        )
+    run = RunDirectory.create(options.run.run_dir)
+    try:
+        copy_store(store, target)
+        metrics = resumed / "metrics.jsonl"
+        if metrics.exists():
+            shutil.copyfile(metrics, run.path("metrics.jsonl"))
+    except OSError as error:
+        run.abandon()
+        raise UserError(f"cannot copy {resumed}: {error.strerror or error}; {OTHER_RUN_DIR}") from error
+    except BaseException:
+        run.abandon()
+        raise
+    return run

@@ -1,0 +1,446 @@
+"""The durable tier's LMDB environment: opened by one trainer, written by one thread, never half.
+
+What is written is queued and reaches the disk in transactions of some megabytes, in order. So whoever opens the store
+finds everything up to some moment, and nothing after it: `cachedlrm.store.record_log` relies on that order.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import lmdb
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from cachedlrm.errors import UserError
+from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.store.bus_error import explain_bus_errors
+
+FORMAT = 1
+"""Version of the layout; a store of another one is refused."""
+
+LOCK_FILE = "store.lock"
+DATA_FILE = "data.mdb"
+_IDENTITY = b"identity"
+CHECKPOINT = b"checkpoint"
+"""Keys of the metadata."""
+
+_FIRST_MAP_BYTES = 64 << 20
+_MOST_MAP_BYTES = 1 << 46
+_GATHERED_BYTES = 4 << 20  # a transaction waits for so much, unless somebody waits for it
+_TRANSACTION_BYTES = 16 << 20
+_SLACK_PAGES = 64  # pages at the end of the file that were taken and never written
+_OTHERWISE = "choose another --store-path"
+
+
+def segment_key(sequence: int) -> bytes:
+    """Big-endian, so that LMDB keeps segments in the order they were written."""
+    return sequence.to_bytes(8, "big")
+
+
+def group_name(group: int) -> bytes:
+    """Of the LMDB database that holds the segments of a group of tables."""
+    return f"segments.{group}".encode()
+
+
+class Stored(Protocol):
+    """Who wants to know where its segments lie: a `cachedlrm.store.record_log.RecordLog`."""
+
+    def stored(self, sequence: int, address: int) -> None:
+        """A segment's value lies at ``address`` of this process's memory, until it is deleted or the map grows."""
+        ...
+
+    def sequences(self) -> list[int]:
+        """Its segments that are in the environment."""
+        ...
+
+
+@dataclass(frozen=True)
+class Put:
+    """A segment to write: of ``group``, and its words."""
+
+    group: int
+    sequence: int
+    words: NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Delete:
+    """A segment to delete."""
+
+    group: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Meta:
+    """An entry of the database of metadata to write."""
+
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True)
+class _Barrier:
+    """Everything before it is to be written now."""
+
+    done: threading.Event
+
+
+_Operation = Put | Delete | Meta | _Barrier
+
+
+class Database:
+    """An LMDB environment of this process alone. Use `open_database`.
+
+    Attributes:
+        path: its folder.
+        lock: held while addresses of segments are used or change.
+    """
+
+    def __init__(self, path: Path, environment: Any, num_groups: int, lock: FileLock, pending_bytes: int) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        self._environment = environment
+        self._owner = lock
+        self._meta = environment.open_db(b"meta")
+        self._groups = [environment.open_db(group_name(group)) for group in range(num_groups)]
+        self._logs: dict[int, Stored] = {}
+        self._most_pending = pending_bytes
+        self._pending_bytes = 0
+        self._room = threading.Condition()
+        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._error: UserError | None = None
+        self._thread = threading.Thread(target=self._run, name="store writer", daemon=True)
+        self._thread.start()
+
+    def attach(self, group: int, log: Stored) -> None:
+        """``log`` is told where the segments of ``group`` lie."""
+        self._logs[group] = log
+
+    def segments(self, group: int) -> Iterator[tuple[int, memoryview]]:
+        """Number and value of every segment of a group, in order. For the time before anything is written."""
+        with self._environment.begin(buffers=True) as transaction:
+            for key, value in transaction.cursor(self._groups[group]):
+                yield int.from_bytes(bytes(key), "big"), value
+
+    def read_meta(self, key: bytes) -> bytes | None:
+        """An entry of the metadata that was committed."""
+        with self._environment.begin() as transaction:
+            value = transaction.get(key, db=self._meta)
+        return None if value is None else bytes(value)
+
+    def write(self, operation: Put | Delete | Meta) -> None:
+        """Queues an operation; blocks while too much waits.
+
+        Raises:
+            UserError: the writer has failed: the disk is full, say. What was committed before stays.
+        """
+        size = _size(operation)
+        with self._room:
+            self._room.wait_for(
+                lambda: (
+                    self._error is not None
+                    or self._pending_bytes == 0
+                    or self._pending_bytes + size <= self._most_pending
+                )
+            )
+            self._raise_error()
+            self._pending_bytes += size
+        self._queue.put(operation)
+
+    def wait(self) -> None:
+        """Returns when everything queued is on the disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        done = threading.Event()
+        self._queue.put(_Barrier(done))
+        done.wait()
+        self._raise_error()
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the data file."""
+        return (self.path / DATA_FILE).stat().st_size
+
+    def close(self) -> None:
+        """Writes what is queued, if it can, and lets others open the store."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+        self._environment.close()
+        self._owner.release()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        """The writer's thread."""
+        going = True
+        while going:
+            operations, barriers, going = self._take()
+            if self._error is None:
+                try:
+                    if operations:
+                        self._commit(operations)
+                except (lmdb.Error, OSError) as error:
+                    self._error = _cannot_write(self.path, error)
+            with self._room:
+                self._pending_bytes -= sum(map(_size, operations))
+                self._room.notify_all()
+            for barrier in barriers:
+                barrier.done.set()
+
+    def _take(self) -> tuple[list[Put | Delete | Meta], list[_Barrier], bool]:
+        """Operations for a transaction, barriers behind them, and whether there will be more."""
+        operations: list[Put | Delete | Meta] = []
+        size = 0
+        while True:
+            must_wait = size < _GATHERED_BYTES and size < self._most_pending // 4
+            try:
+                operation = self._queue.get(block=must_wait)
+            except queue.Empty:
+                return operations, [], True
+            if operation is None:
+                return operations, [], False
+            if isinstance(operation, _Barrier):
+                return operations, [operation], True
+            operations.append(operation)
+            size += _size(operation)
+            if size >= _TRANSACTION_BYTES or isinstance(operation, Meta):
+                return operations, [], True
+
+    def _commit(self, operations: list[Put | Delete | Meta]) -> None:
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for operation in operations:
+                        self._apply(operation, transaction)
+                break
+            except lmdb.MapFullError:
+                self._grow()
+        written = [operation for operation in operations if isinstance(operation, Put)]
+        with self.lock, self._environment.begin(buffers=True) as transaction:
+            for put in written:
+                self._tell(put.group, put.sequence, transaction)
+
+    def _apply(self, operation: Put | Delete | Meta, transaction: Any) -> None:
+        if isinstance(operation, Put):
+            key, value = segment_key(operation.sequence), operation.words.data.cast("B")
+            transaction.put(key, value, db=self._groups[operation.group], append=True)
+        elif isinstance(operation, Delete):
+            transaction.delete(segment_key(operation.sequence), db=self._groups[operation.group])
+        else:
+            transaction.put(operation.key, operation.value, db=self._meta)
+
+    def _tell(self, group: int, sequence: int, transaction: Any) -> None:
+        """Tells the log where a segment lies, if it is still there."""
+        value = transaction.get(segment_key(sequence), db=self._groups[group])
+        if value is not None and group in self._logs:
+            self._logs[group].stored(sequence, np.frombuffer(value, np.uint8).ctypes.data)
+
+    def _grow(self) -> None:
+        """Doubles the map, which may move it."""
+        size = self._environment.info()["map_size"] * 2
+        if size > _MOST_MAP_BYTES:
+            raise OSError(f"the store would need a map of {size} bytes")
+        with self.lock:
+            self._environment.set_mapsize(size)
+            with self._environment.begin(buffers=True) as transaction:
+                for group, log in self._logs.items():
+                    for sequence in log.sequences():
+                        self._tell(group, sequence, transaction)
+
+
+def _size(operation: Put | Delete | Meta) -> int:
+    """Bytes of memory that wait with an operation."""
+    if isinstance(operation, Put):
+        return operation.words.nbytes
+    return len(operation.value) if isinstance(operation, Meta) else 0
+
+
+def open_database(
+    path: Path,
+    identity: Mapping[str, str],
+    num_groups: int,
+    pending_bytes: int,
+    resumes: bool,
+    map_bytes: int = _FIRST_MAP_BYTES,
+) -> Database:
+    """Opens a store for training; makes one where there is none, or none that was ever committed.
+
+    Args:
+        path: folder of the store.
+        identity: what its records belong to, name by name as a user spells it.
+        num_groups: groups of tables.
+        pending_bytes: the most that may wait to be written.
+        resumes: whether to go on from the checkpoint there.
+        map_bytes: of the map at first, or the size of the file; it grows.
+
+    Raises:
+        UserError: another process uses it, it is of another model, it holds a run that is not resumed, it is damaged,
+            or it cannot be written.
+    """
+    explain_bus_errors(path / DATA_FILE)
+    if resumes:
+        _check_exists(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        environment = open_environment(path, num_groups, map_bytes)
+        with contextlib.ExitStack() as undo:
+            undo.callback(environment.close)
+            _check_length(path, environment)
+            _claim(path, environment, identity, num_groups, resumes)
+            undo.pop_all()
+        return Database(path, environment, num_groups, lock, pending_bytes)
+    except (lmdb.Error, OSError) as error:
+        lock.release()
+        raise _cannot_open(path, error) from error
+    except BaseException:
+        lock.release()
+        raise
+
+
+def copy_store(source: Path, target: Path) -> None:
+    """A copy of what is committed in a store, without its free pages.
+
+    Raises:
+        UserError: there is no store, or the copy could not be written.
+    """
+    _check_exists(source)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if (target / DATA_FILE).exists():
+            raise UserError(f"{target} already holds a store; {_OTHERWISE}")
+        environment = open_environment(source, 0, _FIRST_MAP_BYTES, read_only=True)
+        with contextlib.closing(environment):
+            environment.copy(str(target), compact=True)
+    except (OSError, lmdb.Error) as error:
+        raise _cannot_write(target, error) from error
+
+
+def _check_exists(path: Path) -> None:
+    if not (path / DATA_FILE).is_file():
+        raise UserError(f"{path} holds no store ({DATA_FILE} is missing); name it by --store-path, or start a new run")
+
+
+def open_environment(path: Path, num_groups: int, map_bytes: int, read_only: bool = False, lock: bool = True) -> Any:
+    """The LMDB environment in a folder."""
+    data = path / DATA_FILE
+    size = data.stat().st_size if data.exists() else 0
+    environment = lmdb.open(
+        str(path),
+        map_size=max(map_bytes, -(-size // 4096) * 4096),
+        max_dbs=num_groups + 1,
+        mode=0o666,  # the user's umask decides
+        readonly=read_only,
+        create=not read_only,
+        lock=lock,
+        readahead=False,  # records are read at random
+    )
+    if not read_only:
+        environment.reader_check()  # forgets readers that were killed
+    return environment
+
+
+def _claim(path: Path, environment: Any, identity: Mapping[str, str], num_groups: int, resumes: bool) -> None:
+    """Makes sure that a store is of this model; one without a checkpoint holds nothing to lose and is emptied."""
+    wanted = {"format": str(FORMAT), "byte-order": sys.byteorder, **identity}
+    meta = environment.open_db(b"meta")
+    with environment.begin() as transaction:
+        value, checkpoint = transaction.get(_IDENTITY, db=meta), transaction.get(CHECKPOINT, db=meta)
+    if value is None or checkpoint is None:
+        groups = [environment.open_db(group_name(group)) for group in range(num_groups)]
+        with environment.begin(write=True) as transaction:
+            for group in groups:
+                transaction.drop(group, delete=False)
+            transaction.put(_IDENTITY, json.dumps(wanted).encode(), db=meta)
+        return
+    found = parse_identity(path, value)
+    for name in ("format", "byte-order", *sorted(found.keys() | wanted.keys())):
+        if found.get(name) != wanted.get(name):
+            theirs, ours = (f"{name} {shown[name]}" if name in shown else f"no {name}" for shown in (found, wanted))
+            raise UserError(f"the store in {path} is of a run with {theirs} and this one has {ours}; {_OTHERWISE}")
+    if not resumes:
+        raise UserError(f"the store in {path} holds a run; go on with --resume RUN_DIR, or {_OTHERWISE} (or delete it)")
+
+
+def parse_identity(path: Path, value: bytes) -> dict[str, str]:
+    """What a store says it is of.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = json.loads(value)
+        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the store in {path} is damaged: it does not say what it is of; {_OTHERWISE}") from error
+    return found
+
+
+def read_identity(environment: Any) -> bytes | None:
+    """The entry of `check_identity`; None in an environment without one."""
+    try:
+        with environment.begin() as transaction:
+            meta = environment.open_db(b"meta", transaction, create=False)
+            value = transaction.get(_IDENTITY, db=meta)
+    except lmdb.NotFoundError:
+        return None
+    return None if value is None else bytes(value)
+
+
+def _check_length(path: Path, environment: Any) -> None:
+    used = environment.info()["last_pgno"] + 1
+    page = environment.stat()["psize"]
+    size = (path / DATA_FILE).stat().st_size
+    if size < (used - _SLACK_PAGES) * page:
+        raise UserError(
+            f"{path / DATA_FILE} is cut short: {size:,} bytes of {used * page:,}; put back a copy of it, "
+            "or start the run again"
+        )
+
+
+def _acquire(path: Path) -> FileLock:
+    lock = FileLock(path / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = "another process"
+        with contextlib.suppress(OSError, ValueError):
+            owner = f"process {int((path / LOCK_FILE).read_text(encoding='ascii'))}"
+        raise UserError(f"the store in {path} is in use by {owner}; wait for it or {_OTHERWISE}") from error
+    with contextlib.suppress(OSError):  # only for the message to others
+        (path / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
+    return lock
+
+
+def _cannot_open(path: Path, error: Exception) -> UserError:
+    reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
+    return UserError(f"cannot open the store in {path}: {reason}; {_OTHERWISE}")
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.errno:
+        return cannot_write(path, error, _OTHERWISE)
+    reason = str(error).removeprefix("mdb_txn_commit: ")
+    return UserError(
+        f"cannot write the store in {path}: {reason}; free space there or {_OTHERWISE}; "
+        "what was committed before is kept"
+    )
