@@ -5,9 +5,10 @@ instruction that touched the page cannot be finished, so Python's own handlers, 
 would. Numba compiles one that needs no Python: it writes a line and ends the process.
 """
 
-import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,33 @@ from cachedlrm.text import printable
 
 _write: Any = types.ExternalFunction("write", types.int64(types.int32, types.uintp, types.uintp))
 _exit: Any = types.ExternalFunction("_exit", types.void(types.int32))
-_kept: list[object] = []  # the handler and its message, for as long as the process lives
+_kept: list[object] = []  # handlers and their messages, for as long as the process lives
 
 
 def explain_bus_errors(path: Path) -> None:
     """From now on a read of ``path`` that fails ends the process with one line and status 1."""
-    if not hasattr(signal, "SIGBUS") or os.name != "posix":
-        return
-    import ctypes  # noqa: PLC0415 - not everywhere
+    if hasattr(signal, "SIGBUS"):
+        line = f"error: cannot read {path}: the disk failed or the file was cut short; restore it, then use --resume"
+        _handle(line, (signal.SIGBUS,))
 
-    line = f"error: cannot read {path}: the disk failed or the file was cut short; restore it, then use --resume"
+
+@contextmanager
+def damage_explained(path: Path) -> Iterator[None]:
+    """The same inside, and wherever LMDB meets pages that it did not write: it trusts them, and would crash."""
+    if not hasattr(signal, "SIGBUS"):
+        yield
+        return
+    line = f"error: cannot read {path}: the disk failed, or the file was cut short or is damaged; put back a copy"
+    before = _handle(line, (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            _set_handler()(number, handler)
+
+
+def _handle(line: str, numbers: Sequence[int]) -> dict[int, int | None]:
+    """From now on signals end the process with one line and status 1; what handled them before."""
     text = np.frombuffer(f"{printable(line)}\n".encode(), np.uint8)
     address, length = text.ctypes.data, len(text)
 
@@ -37,8 +55,16 @@ def explain_bus_errors(path: Path) -> None:
         _exit(1)
 
     handler = numba.cfunc(types.void(types.int32))(report)
-    set_handler = ctypes.CDLL(None).signal
-    set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    sys.stderr.flush() if sys.stderr is not None else None
-    set_handler(signal.SIGBUS, handler.address)
-    _kept[:] = [text, handler]
+    _kept.append((text, handler))
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    return {number: _set_handler()(number, handler.address) for number in numbers}
+
+
+def _set_handler() -> Any:
+    """The C library's ``signal``, for handlers that are no Python."""
+    import ctypes  # noqa: PLC0415 - not everywhere
+
+    function = ctypes.CDLL(None).signal
+    function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    return function

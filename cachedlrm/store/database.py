@@ -29,6 +29,9 @@ FORMAT = 1
 
 LOCK_FILE = "store.lock"
 DATA_FILE = "data.mdb"
+LMDB_LOCK_FILE = "lock.mdb"
+META = b"meta"
+"""Name of the database of metadata."""
 _IDENTITY = b"identity"
 CHECKPOINT = b"checkpoint"
 """Keys of the metadata."""
@@ -44,6 +47,17 @@ _OTHERWISE = "choose another --store-path"
 def segment_key(sequence: int) -> bytes:
     """Big-endian, so that LMDB keeps segments in the order they were written."""
     return sequence.to_bytes(8, "big")
+
+
+def parse_key(key: bytes) -> int:
+    """The inverse of `segment_key`.
+
+    Raises:
+        ValueError: it is no such key.
+    """
+    if len(key) != 8 or key[0] >> 6:  # as a run that lasts for ever would not reach
+        raise ValueError(f"{key.hex()} is no segment's key")
+    return int.from_bytes(key, "big")
 
 
 def group_name(group: int) -> bytes:
@@ -111,7 +125,7 @@ class Database:
         self.lock = threading.Lock()
         self._environment = environment
         self._owner = lock
-        self._meta = environment.open_db(b"meta")
+        self._meta = environment.open_db(META)
         self._groups = [environment.open_db(group_name(group)) for group in range(num_groups)]
         self._logs: dict[int, Stored] = {}
         self._most_pending = pending_bytes
@@ -127,10 +141,22 @@ class Database:
         self._logs[group] = log
 
     def segments(self, group: int) -> Iterator[tuple[int, memoryview]]:
-        """Number and value of every segment of a group, in order. For the time before anything is written."""
+        """Number and value of every segment of a group, in order. For the time before anything is written.
+
+        Raises:
+            UserError: the keys are not those of segments.
+        """
         with self._environment.begin(buffers=True) as transaction:
+            before = -1
             for key, value in transaction.cursor(self._groups[group]):
-                yield int.from_bytes(bytes(key), "big"), value
+                try:
+                    sequence = parse_key(bytes(key))
+                    if sequence <= before:  # pages that lead in a circle
+                        raise ValueError(f"segment {sequence} comes after segment {before}")
+                except ValueError as error:
+                    raise UserError(f"the store in {self.path} is damaged: group {group}: {error}") from error
+                yield sequence, value
+                before = sequence
 
     def read_meta(self, key: bytes) -> bytes | None:
         """An entry of the metadata that was committed."""
@@ -192,8 +218,8 @@ class Database:
             operations, barriers, going = self._take()
             if self._error is None:
                 try:
-                    if operations:
-                        self._commit(operations)
+                    if lasting := _lasting(operations):
+                        self._commit(lasting)
                 except (lmdb.Error, OSError) as error:
                     self._error = _cannot_write(self.path, error)
             with self._room:
@@ -270,6 +296,22 @@ def _size(operation: Put | Delete | Meta) -> int:
     return len(operation.value) if isinstance(operation, Meta) else 0
 
 
+def _lasting(operations: list[Put | Delete | Meta]) -> list[Put | Delete | Meta]:
+    """The same without segments that both come and go among them.
+
+    LMDB would take pages at the end of the file for them and never write these: the file would look cut short.
+    """
+    written = {(operation.group, operation.sequence) for operation in operations if isinstance(operation, Put)}
+    gone = written & {
+        (operation.group, operation.sequence) for operation in operations if isinstance(operation, Delete)
+    }
+    return [
+        operation
+        for operation in operations
+        if isinstance(operation, Meta) or (operation.group, operation.sequence) not in gone
+    ]
+
+
 def open_database(
     path: Path,
     identity: Mapping[str, str],
@@ -304,7 +346,7 @@ def open_database(
         environment = open_environment(path, num_groups, map_bytes)
         with contextlib.ExitStack() as undo:
             undo.callback(environment.close)
-            _check_length(path, environment)
+            check_length(path, environment)
             _claim(path, environment, identity, num_groups, resumes)
             undo.pop_all()
         return Database(path, environment, num_groups, lock, pending_bytes)
@@ -340,8 +382,15 @@ def _check_exists(path: Path) -> None:
 
 
 def open_environment(path: Path, num_groups: int, map_bytes: int, read_only: bool = False, lock: bool = True) -> Any:
-    """The LMDB environment in a folder."""
+    """The LMDB environment in a folder.
+
+    Raises:
+        UserError: a file in it is none of its own.
+    """
     data = path / DATA_FILE
+    for file in (data, path / LMDB_LOCK_FILE):
+        if file.is_symlink() or (file.exists() and not file.is_file()):  # LMDB would write wherever it leads
+            raise UserError(f"{file} is not a regular file; a store's files lie in its folder: put back a copy")
     size = data.stat().st_size if data.exists() else 0
     environment = lmdb.open(
         str(path),
@@ -360,8 +409,8 @@ def open_environment(path: Path, num_groups: int, map_bytes: int, read_only: boo
 
 def _claim(path: Path, environment: Any, identity: Mapping[str, str], num_groups: int, resumes: bool) -> None:
     """Makes sure that a store is of this model; one without a checkpoint holds nothing to lose and is emptied."""
-    wanted = {"format": str(FORMAT), "byte-order": sys.byteorder, **identity}
-    meta = environment.open_db(b"meta")
+    wanted = {**own_identity(), **identity}
+    meta = environment.open_db(META)
     with environment.begin() as transaction:
         value, checkpoint = transaction.get(_IDENTITY, db=meta), transaction.get(CHECKPOINT, db=meta)
     if value is None or checkpoint is None:
@@ -380,6 +429,11 @@ def _claim(path: Path, environment: Any, identity: Mapping[str, str], num_groups
         raise UserError(f"the store in {path} holds a run; go on with --resume RUN_DIR, or {_OTHERWISE} (or delete it)")
 
 
+def own_identity() -> dict[str, str]:
+    """What every store says of itself that this release writes on this machine."""
+    return {"format": str(FORMAT), "byte-order": sys.byteorder}
+
+
 def parse_identity(path: Path, value: bytes) -> dict[str, str]:
     """What a store says it is of.
 
@@ -395,18 +449,21 @@ def parse_identity(path: Path, value: bytes) -> dict[str, str]:
     return found
 
 
-def read_identity(environment: Any) -> bytes | None:
-    """The entry of `check_identity`; None in an environment without one."""
+def read_identity(environment: Any, transaction: Any) -> bytes | None:
+    """What `parse_identity` reads; None in an environment without it."""
     try:
-        with environment.begin() as transaction:
-            meta = environment.open_db(b"meta", transaction, create=False)
-            value = transaction.get(_IDENTITY, db=meta)
+        value = transaction.get(_IDENTITY, db=environment.open_db(META, transaction, create=False))
     except lmdb.NotFoundError:
         return None
     return None if value is None else bytes(value)
 
 
-def _check_length(path: Path, environment: Any) -> None:
+def check_length(path: Path, environment: Any) -> None:
+    """Whether the data file has all its pages.
+
+    Raises:
+        UserError: it was cut short.
+    """
     used = environment.info()["last_pgno"] + 1
     page = environment.stat()["psize"]
     size = (path / DATA_FILE).stat().st_size

@@ -1,0 +1,75 @@
+"""``python -m cachedlrm.check STORE``: reads all of a store and says what is in it, and what is not as it was written.
+
+STORE is the folder of a store or a run's directory. Nothing is changed, and a trainer may go on meanwhile; its file
+grows by what it writes until the check ends. Exit status: 0 all is well, 1 something is wrong, 2 there is no store.
+"""
+
+import sys
+
+from cachedlrm.program import quit_on_signals, run_program, say
+
+if __name__ == "__main__":
+    quit_on_signals()
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO, cast
+
+from cachedlrm.checkpoint import store_folder
+from cachedlrm.command_line import load_options
+from cachedlrm.errors import UserError
+from cachedlrm.findings import Findings, describe
+from cachedlrm.inspection import inspect_store
+from cachedlrm.output import Output
+from cachedlrm.run_directory import STORE_FOLDER
+from cachedlrm.store.database import DATA_FILE
+
+_USAGE = "usage: python -m cachedlrm.check STORE"
+_WRONG = 1
+
+
+def find_store(path: Path) -> Path:
+    """The folder of the store at ``path``, which is that, or a run's directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = [path, path / STORE_FOLDER]
+    if (path / "config.toml").is_file():
+        folders.insert(1, store_folder(load_options(path / "config.toml"), path))
+    for folder in folders:
+        if (folder / DATA_FILE).is_file():
+            return folder
+    raise UserError(
+        f"{folders[1]} holds no store ({DATA_FILE} is missing); name the folder of a store, or a run that keeps one"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; its exit status."""
+    found: list[Findings] = []
+    status = run_program(lambda _: found.extend(_check(arguments)), interrupted="interrupted; nothing was changed")
+    return status or (_WRONG if any(findings.num_problems for findings in found) else 0)
+
+
+def _check(arguments: Sequence[str]) -> list[Findings]:
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    output = cast("TextIO", Output(sys.stdout))
+    if "-h" in flags or "--help" in flags:
+        print(f"{_USAGE}\n\n{__doc__}", file=output, flush=True)
+        return []
+    if flags:
+        raise UserError(f"unknown option {flags[0]}; {_USAGE}")
+    if len(arguments) != 1:
+        raise UserError(f"{len(arguments)} paths given where one is needed; {_USAGE}")
+    if not arguments[0]:  # usually a shell variable that is not set
+        raise UserError(f"STORE is empty; {_USAGE}")
+    path = find_store(Path(arguments[0]))
+    findings = inspect_store(path)
+    print(describe(path, findings), file=output, flush=True)
+    say(f"{findings.num_problems:,} problems" if findings.num_problems else "no problem found", sys.stdout)
+    return [findings]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""Reading all of a store, to find what is not as it was written. Nothing is changed; a trainer may go on meanwhile.
+
+What is read is one moment, that of the last commit: LMDB keeps its pages until the reader is done.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.architecture import Architecture, build_architecture
+from cachedlrm.checkpoint import decode_checkpoint
+from cachedlrm.command_line import parse_command_line
+from cachedlrm.config import ModelOptions
+from cachedlrm.errors import UserError
+from cachedlrm.findings import Findings, GroupCounts
+from cachedlrm.store import database
+from cachedlrm.store.bus_error import damage_explained
+from cachedlrm.store.segment import SegmentView, parse_segment
+from cachedlrm.text import as_argument
+
+_MOST_GROUPS = 1000
+_MOST_ROWS = 1 << 32  # a segment's rows are uint32
+_META_PAGES = 2  # at the beginning of LMDB's file
+
+
+def inspect_store(path: Path) -> Findings:
+    """Reads all of a store. Memory: a byte for each touched row of a group at a time, and the checkpoint.
+
+    A file that is damaged beyond what LMDB sees through ends the process, with one line and status 1.
+
+    Args:
+        path: folder of a store.
+
+    Raises:
+        UserError: it cannot be kept from changing meanwhile.
+    """
+    findings = Findings()
+    data = path / database.DATA_FILE
+    with damage_explained(data), _held(path) as is_held, ExitStack() as stack:
+        try:
+            # No trainer can make the file twice as large before the transaction begins.
+            environment = database.open_environment(path, _MOST_GROUPS, 2 * data.stat().st_size, True, not is_held)
+            stack.enter_context(closing(environment))
+            database.check_length(path, environment)
+            with environment.begin(buffers=True) as transaction:
+                _Inspection(path, environment, transaction, findings).run()
+        except (lmdb.Error, OSError, MemoryError, UserError) as error:
+            findings.wrong(str(error).removeprefix(f"{path}: ") or type(error).__name__)
+    return findings
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether trainers are kept away inside. They need not be where LMDB's lock file can be written."""
+    lock, owner = path / database.LMDB_LOCK_FILE, path / database.LOCK_FILE
+    if os.access(lock if lock.exists() else path, os.W_OK):
+        yield False
+        return
+    with ExitStack() as stack:
+        if os.name == "posix" and owner.exists():
+            import fcntl  # noqa: PLC0415 - not everywhere
+
+            try:
+                fcntl.flock(stack.enter_context(owner.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                reason = "a trainer uses it" if isinstance(error, BlockingIOError) else f"{owner}: {error.strerror}"
+                raise UserError(
+                    f"cannot check the store in {path} without writing to {lock}: {reason}; "
+                    "check it as a user who may write there, or a copy of it"
+                ) from error
+        yield True
+
+
+class _Inspection:
+    """One reading of a store.
+
+    Args:
+        path: its folder.
+        environment: LMDB's.
+        transaction: for reading, with buffers.
+        findings: to be filled.
+    """
+
+    def __init__(self, path: Path, environment: Any, transaction: Any, findings: Findings) -> None:
+        self._path = path
+        self._environment = environment
+        self._transaction = transaction
+        self._findings = findings
+        info = environment.info()
+        findings.num_pages = info["last_pgno"] + 1
+        findings.page_bytes = environment.stat()["psize"]
+        main = environment.open_db(None, transaction, create=False)
+        self._content_pages = _META_PAGES + _pages(transaction.stat(main))
+        found = itertools.islice(transaction.cursor(main).iternext(values=False), _MOST_GROUPS + 1)
+        self._databases: dict[bytes, Any] = {}
+        for name in map(bytes, found):
+            self._databases[name] = environment.open_db(name, transaction, create=False)
+            self._content_pages += _pages(transaction.stat(self._databases[name]))
+
+    def run(self) -> None:
+        """Reads everything.
+
+        Raises:
+            UserError: there is no telling what the rest should be.
+            lmdb.Error: LMDB's own pages are damaged.
+        """
+        findings = self._findings
+        findings.free_pages = max(0, findings.num_pages - self._content_pages)
+        value = database.read_identity(self._environment, self._transaction)
+        if value is None:
+            if any(self._transaction.stat(handle)["entries"] for handle in self._databases.values()):
+                findings.wrong("it does not say what it is of")
+            return
+        findings.identity = database.parse_identity(self._path, value)
+        for name, ours in database.own_identity().items():
+            theirs = findings.identity.get(name)
+            if theirs != ours:
+                raise UserError(f"it is of {name} {theirs}, and this release reads {name} {ours} on this machine")
+        architecture = _architecture(findings.identity)
+        groups = [database.group_name(number) for number in range(len(architecture.groups))]
+        for stray in self._databases.keys() - {database.META, *groups}:
+            findings.wrong(f"{stray!r} does not belong there")
+        boundaries = self._checkpoint(len(groups))
+        for number, (tables, layout) in enumerate(zip(architecture.groups, architecture.layouts, strict=True)):
+            counts = GroupCounts(sum(table.num_rows for table in tables), layout.record_bytes)
+            findings.groups.append(counts)
+            if groups[number] in self._databases:
+                self._segments(number, self._databases[groups[number]], boundaries[number], counts)
+            else:
+                findings.wrong(f"group {number} is missing")
+
+    def _checkpoint(self, num_groups: int) -> tuple[int, ...]:
+        """The first segment of each group behind the checkpoint; none is behind a damaged one."""
+        value = self._transaction.get(database.CHECKPOINT, db=self._databases[database.META])
+        if value is None:
+            return (0,) * num_groups
+        try:
+            self._findings.checkpoint = decode_checkpoint(bytes(value))
+            boundaries = self._findings.checkpoint.boundaries
+            if len(boundaries) == num_groups:
+                return boundaries
+            self._findings.wrong(f"the checkpoint is of {len(boundaries)} groups of tables, not {num_groups}")
+        except ValueError as error:
+            self._findings.wrong(str(error))
+        return (1 << 64,) * num_groups
+
+    def _segments(self, group: int, handle: Any, boundary: int, counts: GroupCounts) -> None:
+        """Reads the segments of a group from the newest to the oldest, so that a row's first record is its live one."""
+        if counts.num_rows > _MOST_ROWS:
+            raise UserError(f"group {group} has {counts.num_rows:,} rows, more than a store holds")
+        seen = np.zeros(counts.num_rows, bool)
+        later: bytes | None = None
+        for found, value in self._transaction.cursor(handle).iterprev():
+            key = bytes(found)
+            if later is not None and key >= later:
+                self._findings.wrong(f"group {group}: its pages lead in a circle")
+                return
+            later = key
+            try:
+                sequence = database.parse_key(key)
+                view = parse_segment(value, sequence, counts.record_bytes // 4, counts.num_rows)
+            except ValueError as error:
+                self._findings.wrong(f"group {group}, segment {int.from_bytes(key, 'big')}: {error}")
+                continue
+            for place in _damaged(view):
+                self._findings.wrong(
+                    f"group {group}, segment {sequence}: the record of row {view.rows[place]} is not what was written"
+                )
+            if sequence < boundary:
+                counts.segments += 1
+                counts.records += len(view.rows)
+                counts.live += _mark(view.rows, seen)
+            else:
+                counts.later_segments += 1
+                counts.later_records += len(view.rows)
+
+
+def _architecture(identity: dict[str, str]) -> Architecture:
+    """The model that a store is of.
+
+    Raises:
+        UserError: it does not say so.
+    """
+    names = [*(option.name.replace("_", "-") for option in fields(ModelOptions)), "optimizer"]
+    options = parse_command_line([as_argument(f"--{name}={identity[name]}") for name in names if name in identity])
+    model, optimizer = options.model, options.optimisation.optimizer
+    if optimizer is None or None in (
+        model.arch_embedding_size, model.arch_sparse_feature_size, model.arch_mlp_bot, model.arch_mlp_top
+    ):  # fmt: skip
+        raise UserError("it does not say what tables it holds")
+    return build_architecture(model, optimizer)
+
+
+def _pages(stat: dict[str, int]) -> int:
+    """Pages of a database."""
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+
+
+def _damaged(view: SegmentView) -> Iterator[int]:
+    """Places of the records that are not as they were written."""
+    first = 0
+    while (place := SegmentView(view.rows[first:], view.entries[first:]).first_damaged()) >= 0:
+        yield first + place
+        first += place + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark(rows: NDArray[np.uint32], seen: NDArray[np.bool_]) -> int:
+    """Marks rows as seen; how many were not."""
+    num_new = 0
+    for row in rows:
+        if not seen[row]:
+            seen[row] = True
+            num_new += 1
+    return num_new
