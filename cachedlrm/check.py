@@ -34,14 +34,15 @@ def find_store(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    folders = [path, path / STORE_FOLDER]
-    if (path / "config.toml").is_file():
-        folders.insert(1, store_folder(load_options(path / "config.toml"), path))
-    for folder in folders:
+    config = path / "config.toml"
+    folders = [path / STORE_FOLDER, path]
+    if config.is_file():
+        folders.append(store_folder(load_options(config), path))
+    for folder in reversed(folders):
         if (folder / DATA_FILE).is_file():
             return folder
     raise UserError(
-        f"{folders[1]} holds no store ({DATA_FILE} is missing); name the folder of a store, or a run that keeps one"
+        f"{folders[-1]} holds no store ({DATA_FILE} is missing); name the folder of a store, or a run that keeps one"
     )
 
 

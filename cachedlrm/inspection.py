@@ -53,8 +53,11 @@ def inspect_store(path: Path) -> Findings:
             database.check_length(path, environment)
             with environment.begin(buffers=True) as transaction:
                 _Inspection(path, environment, transaction, findings).run()
-        except (lmdb.Error, OSError, MemoryError, UserError) as error:
-            findings.wrong(str(error).removeprefix(f"{path}: ") or type(error).__name__)
+        except UserError as error:
+            findings.wrong(str(error))
+        except (lmdb.Error, OSError, MemoryError) as error:
+            reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
+            findings.wrong(f"{database.DATA_FILE} does not read: {reason}")
     return findings
 
 
@@ -114,7 +117,9 @@ class _Inspection:
             lmdb.Error: LMDB's own pages are damaged.
         """
         findings = self._findings
-        findings.free_pages = max(0, findings.num_pages - self._content_pages)
+        findings.free_pages = findings.num_pages - self._content_pages
+        if findings.free_pages < 0:
+            raise UserError(f"{self._content_pages:,} pages are in use, and there are {findings.num_pages:,}")
         value = database.read_identity(self._environment, self._transaction)
         if value is None:
             if any(self._transaction.stat(handle)["entries"] for handle in self._databases.values()):
@@ -159,12 +164,14 @@ class _Inspection:
             raise UserError(f"group {group} has {counts.num_rows:,} rows, more than a store holds")
         seen = np.zeros(counts.num_rows, bool)
         later: bytes | None = None
+        num_found = 0
         for found, value in self._transaction.cursor(handle).iterprev():
             key = bytes(found)
             if later is not None and key >= later:
                 self._findings.wrong(f"group {group}: its pages lead in a circle")
                 return
             later = key
+            num_found += 1
             try:
                 sequence = database.parse_key(key)
                 view = parse_segment(value, sequence, counts.record_bytes // 4, counts.num_rows)
@@ -182,6 +189,9 @@ class _Inspection:
             else:
                 counts.later_segments += 1
                 counts.later_records += len(view.rows)
+        expected = self._transaction.stat(handle)["entries"]
+        if num_found != expected:
+            self._findings.wrong(f"group {group} has {num_found:,} segments of {expected:,}")
 
 
 def _architecture(identity: dict[str, str]) -> Architecture:
