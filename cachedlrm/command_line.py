@@ -300,7 +300,7 @@ def _profile_arguments(path: Path) -> list[str]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _mistake(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
         raise _mistake(f"{path} is not valid TOML: {error}") from error
     if not isinstance(tables.pop("description", ""), str):
         raise _mistake(f"{path}: description must be a string")

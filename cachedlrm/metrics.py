@@ -1,5 +1,6 @@
 """What a run counts and measures: one definition each."""
 
+import json
 import math
 from dataclasses import dataclass, fields
 
@@ -152,3 +153,21 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "resident_slots": snapshot.resident_slots,
     }
     return {key: finite(value) for key, value in row.items()}
+
+
+def parse_metrics_row(line: bytes) -> MetricsRow:
+    """A line of ``metrics.jsonl``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("it has no step")
+    for key, value in row.items():
+        if value is not None and (type(value) not in (int, float) or not abs(value) < 1 << 63):  # NaN is not, either
+            raise ValueError(f"its {key} is no number")
+    return row

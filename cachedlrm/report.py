@@ -288,14 +288,14 @@ def _course(rows: Sequence[MetricsRow]) -> str:
     picked = sorted({round(i * (len(rows) - 1) / (_COURSE_ROWS - 1)) for i in range(_COURSE_ROWS)})
     table = _table(
         [title for title, _ in _COURSE.values()],
-        [[_number(rows[index][key], form) for key, (_, form) in _COURSE.items()] for index in picked],
+        [[_number(rows[index].get(key), form) for key, (_, form) in _COURSE.items()] for index in picked],
     )
     return "\n".join(["```text", *(_curve(rows, key) for key in ("loss", "auc", "hit_ratio")), "```", "", table])
 
 
 def _curve(rows: Sequence[MetricsRow], key: str) -> str:
     title, form = _COURSE[key]
-    values = [value for row in rows if (value := row[key]) is not None]
+    values = [value for row in rows if (value := row.get(key)) is not None]
     if not values:
         return f"{title:<10} no value"
     ends = f"{_number(values[0], form)} to {_number(values[-1], form)}"

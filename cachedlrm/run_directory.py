@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import cannot_write
-from cachedlrm.metrics import MetricsRow
+from cachedlrm.metrics import MetricsRow, parse_metrics_row
 
 RUN_FILES = (
     "config.toml",
@@ -127,19 +127,25 @@ class RunDirectory:
                 raise
 
     def read_metrics(self, last_step: int) -> list[MetricsRow]:
-        """The lines of ``metrics.jsonl`` up to step ``last_step``; what is behind them goes, a torn line too."""
+        """The lines of ``metrics.jsonl`` up to step ``last_step``; what is behind them goes, a torn line too.
+
+        Raises:
+            UserError: it cannot be read, or leads elsewhere.
+        """
         path = self.path("metrics.jsonl")
         rows: list[MetricsRow] = []
         with _explained(path):
+            if path.is_symlink():  # a file elsewhere would be cut short
+                raise UserError(f"{path} is a symbolic link; put the file itself there, or remove it")
             if not path.exists():
                 return rows
             end = 0
             for line in path.read_bytes().splitlines(keepends=True):
                 try:
-                    row = json.loads(line)
-                    if not line.endswith(b"\n") or row["step"] > last_step:
-                        break
-                except (ValueError, TypeError, KeyError):
+                    row = parse_metrics_row(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n") or (row["step"] or 0) > last_step:
                     break
                 rows.append(row)
                 end += len(line)
