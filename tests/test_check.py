@@ -298,6 +298,19 @@ def test_damage_to_lmdbs_own_pages(store):
         assert len(problems(store)) == 1, start
 
 
+def test_a_segment_that_lmdb_lost(store):
+    """LMDB counts the entries of a database, where it notes its root."""
+    count = len(read_segments(store))
+    content = bytearray((store / "data.mdb").read_bytes())
+    name = content.find(group_name(0))
+    while name >= 0:
+        place = name + len(group_name(0)) + 32
+        content[place : place + 8] = (count + 1).to_bytes(8, sys.byteorder)
+        name = content.find(group_name(0), name + 1)
+    (store / "data.mdb").write_bytes(content)
+    assert problems(store) == [f"group 0 has {count} segments of {count + 1}"]
+
+
 # --- where it may be used
 
 

@@ -92,6 +92,12 @@ def test_a_segment_with_right_checksums_and_wrong_numbers(size, count, width, wo
         assert -1 <= view.first_damaged() < count
 
 
+def test_a_segment_of_more_records_than_a_place_can_tell():
+    assert first_damaged(segment(16384, 1, 16384), 1) == -1
+    with pytest.raises(ValueError, match="16385 records are more than a segment holds"):
+        parse_segment(segment(16385, 1, 16385), SEQUENCE, 1, NUM_ROWS)
+
+
 # --- checkpoints
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
