@@ -172,11 +172,13 @@ class _Inspection:
                 return
             later = key
             num_found += 1
+            sequence = -1
             try:
                 sequence = database.parse_key(key)
                 view = parse_segment(value, sequence, counts.record_bytes // 4, counts.num_rows)
             except ValueError as error:
-                self._findings.wrong(f"group {group}, segment {int.from_bytes(key, 'big')}: {error}")
+                where = f"group {group}" if sequence < 0 else f"group {group}, segment {sequence}"
+                self._findings.wrong(f"{where}: {error}")
                 continue
             for place in _damaged(view):
                 self._findings.wrong(

@@ -56,7 +56,7 @@ def parse_key(key: bytes) -> int:
         ValueError: it is no such key.
     """
     if len(key) != 8 or key[0] >> 6:  # as a run that lasts for ever would not reach
-        raise ValueError(f"{key.hex()} is no segment's key")
+        raise ValueError(f"{key[:20].hex()} is no segment's key")
     return int.from_bytes(key, "big")
 
 
