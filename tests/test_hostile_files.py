@@ -224,7 +224,15 @@ def metrics(directory: Path, content: bytes, last_step: int = 50) -> list:
 
 
 metrics_rows = st.dictionaries(st.sampled_from(["step", "loss", "auc", "wait_ms", "x"]), anything)
-odd_lines = (b'{"step": 1, "loss": NaN}', b'{"step": 1e999}', b'{"step": ' + b"9" * 5000 + b"}", b'{"step": true}')
+odd_lines = (
+    b'{"step": 1, "loss": NaN}',
+    b'{"step": 1e999}',
+    b'{"step": ' + b"9" * 5000 + b"}",
+    b'{"step": true}',
+    b'{"step": 1, "loss": "x"}',
+    b'{"step": 1, "auc": [1]}',
+    b'{"step": 1, "loss": 1e400}',
+)
 line = st.one_of(
     st.binary(max_size=40),
     metrics_rows.map(lambda row: json.dumps(row).encode()),
@@ -243,6 +251,7 @@ def test_metrics_are_whole_lines_of_numbers(tmp_path_factory, lines, end):
     assert content.startswith(kept)
     assert [json.loads(text) for text in kept.splitlines()] == rows
     assert all(row["step"] <= 50 for row in rows)
+    assert all(value is None or abs(value) < 2**63 for row in rows for value in row.values())
     _course(rows)  # the report can be written
 
 
