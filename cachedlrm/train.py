@@ -146,11 +146,17 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
     progress, console = recorder.progress, recorder.console
     checkpoints = Checkpoints(job, progress, recorder.run, interrupts)
 
-    def evaluates_after(index: int) -> bool:
-        return test is not None and schedule.evaluates_after(index)
-
     def pauses_after(index: int) -> bool:
-        return evaluates_after(index) or checkpoints.due_after(index)
+        return (test is not None and schedule.evaluates_after(index)) or checkpoints.due_after(index)
+
+    def settle() -> None:
+        """Does what is due after the last batch trained."""
+        if progress.needs_evaluation:
+            with checkpoints.interruptible():
+                _evaluate(job, recorder)
+        if progress.due and not progress.needs_evaluation:
+            with interrupts.held():  # no line is lost or written twice
+                recorder.record()  # synchronises
 
     prepared = trainer.cache.prepare(schedule.batches(job.first_batch), job.first_batch)
     depth = job.options.cache.prefetch_depth
@@ -159,19 +165,12 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
         progress.running(),
         checkpoints.around(batches),
     ):
-        if progress.needs_evaluation:
-            with checkpoints.interruptible():
-                _evaluate(job, recorder)
+        settle()  # what an interrupt left undone
         for batch in batches:
             with interrupts.held():  # a step that has begun is finished
                 progress.received(batch)
                 progress.trained(batch, trainer.step(batch))
-            if evaluates_after(batch.tensors.index):
-                with checkpoints.interruptible():
-                    _evaluate(job, recorder)
-            if progress.due:
-                with interrupts.held():  # no line is lost or written twice
-                    recorder.record()  # synchronises
+            settle()
             checkpoints.trained(batch.tensors.index)
             console.advance(progress.steps)
             progress.waits()
