@@ -144,6 +144,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
         _count_uses(cache, schedule)
         trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
         if checkpoint is not None:
+            _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)
         elif initial.dense_state:
             trainer.load_optimizer_state(initial.dense_state)
@@ -221,6 +222,14 @@ def _host_limit(options: Options, workload: Workload, sizes: DeviceSizes, window
     shared = sizes.total_bytes if device.type == "cpu" else 0
     left = max(1, free - maps - ahead - shared)
     return left // 2 if options.store.store == "lmdb" else left  # the system keeps pages of the store in the other
+
+
+def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Options) -> None:
+    if checkpoint.batches > schedule.num_batches:
+        raise UserError(
+            f"--resume {options.run.resume}: {checkpoint.batches:,} batches are trained and the run is now to end "
+            f"after {schedule.num_batches:,}; raise --steps or --nepochs"
+        )
 
 
 def _learning_rate(options: Options) -> LearningRate:

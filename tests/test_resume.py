@@ -164,6 +164,14 @@ def test_what_changes_bits_is_refused_with_both_sides(tmp_path, capsys, option, 
         assert word in message
 
 
+def test_an_end_that_lies_behind_is_refused(tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps=6", *LMDB) == 0
+    capsys.readouterr()
+    message = one_line(capsys, resume(tmp_path / "run", "--steps=5"))
+    assert "6 batches are trained" in message
+    assert "--steps" in message
+
+
 def test_what_cannot_be_resumed_is_said(tmp_path, capsys):
     assert "config.toml is missing" in one_line(capsys, resume(tmp_path / "nothing"))
     assert train(tmp_path / "plain", "--steps=2") == 0
