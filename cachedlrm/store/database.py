@@ -38,7 +38,7 @@ CHECKPOINT = b"checkpoint"
 _FIRST_MAP_BYTES = 64 << 20
 _MOST_MAP_BYTES = 1 << 46
 _GATHERED_BYTES = 4 << 20  # a transaction waits for so much, unless somebody waits for it
-_TRANSACTION_BYTES = 16 << 20
+_TRANSACTION_BYTES = 4 << 20
 _SLACK_PAGES = 64  # pages at the end of the file that were taken and never written
 _OTHERWISE = "choose another --store-path"
 
