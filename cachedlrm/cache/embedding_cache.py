@@ -80,8 +80,12 @@ class EmbeddingCache:
         """The rows' optimizer, one for all groups."""
         return self.groups[0].layout.optimizer
 
-    def prepare(self, batches: Iterable[Batch]) -> Iterator[PreparedBatch]:
+    def prepare(self, batches: Iterable[Batch], first_batch: int = 0) -> Iterator[PreparedBatch]:
         """Plans batches and moves their rows, one batch per ``next``. A cache prepares one stream in its life.
+
+        Args:
+            batches: the stream.
+            first_batch: number of its first batch in the run.
 
         Raises:
             UserError: a store cannot hold the rows touched.
@@ -89,7 +93,7 @@ class EmbeddingCache:
         # What a batch needs beyond its announcement; policy ``lookahead`` keeps this much of a window of batches.
         waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
         announce_ms = 0.0  # since the last batch was handed out
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
             for group, lookups in zip(self.groups, self.router(batch), strict=True):
                 group.announce(index, lookups.rows, lookups.offsets)

@@ -83,6 +83,11 @@ class Planner:
     def resident_rows(self) -> int:
         return self._used_slots - len(self._free_slots)
 
+    def restore(self, num_addresses: int) -> None:
+        """The store has the records of addresses below ``num_addresses``, from a run before this one."""
+        self.slot_of[:num_addresses] = _EVICTED
+        self.num_addresses = num_addresses
+
     def announce(self, working_set: WorkingSet) -> None:
         """Makes a batch known."""
         if working_set.num_rows:

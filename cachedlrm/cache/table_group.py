@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.planner import Plan, Planner
@@ -136,6 +137,10 @@ class TableGroup:
                 target = torch.from_numpy(indices).to(self._device)
                 records.index_copy_(0, target, torch.from_numpy(values).to(self._device))
         return records[:, : self.layout.parameter_width]
+
+    def records(self, addresses: Int64s) -> NDArray[np.float32]:
+        """Records of ``addresses`` [n] below the device, [n, width]; `flush` brings them there first."""
+        return self.transfer.read(addresses)
 
     def is_finite(self) -> bool:
         """Whether the store holds no NaN and no infinity."""

@@ -145,6 +145,35 @@ class AddressBook:
         """Addresses of ``rows`` [n], `NEVER` where a row was not touched; changes nothing."""
         return self._address_of[rows].astype(np.int64) - 1
 
+    def rows_of(self, addresses: Int64s) -> Int64s:
+        """Rows of ``addresses`` [n]."""
+        return self._row_of[addresses]
+
+    def register(self, rows: Int64s) -> Int64s:
+        """Addresses of ``rows`` [n]; rows without one get the next, in order."""
+        addresses = np.empty(len(rows), np.int64)
+        self.num_addresses = _register(
+            rows, self.num_addresses, self._address_of, self._row_of, self._last_seen, addresses
+        )
+        return addresses
+
     def rows(self, num_addresses: int | None = None) -> Int64s:
         """Rows by address: [num_addresses] int64."""
         return self._row_of[: self.num_addresses if num_addresses is None else num_addresses]
+
+
+@numba.njit(cache=True, nogil=True)
+def _register(
+    rows: Int64s, num_addresses: int, address_of: Int32s, row_of: Int64s, last_seen: Int64s, addresses: Int64s
+) -> int:
+    """Fills ``addresses``; the new number of addresses."""
+    for index in range(len(rows)):
+        address = int(address_of[rows[index]]) - 1
+        if address < 0:
+            address = num_addresses
+            num_addresses += 1
+            address_of[rows[index]] = address + 1
+            row_of[address] = rows[index]
+            last_seen[address] = 0
+        addresses[index] = address
+    return num_addresses
