@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from documents import ROOT, blocks
-from runs import one_line, train
+from runs import SMALL, one_line, train
 from safetensors.numpy import load_file
 
 from cachedlrm.export import main
@@ -243,3 +243,28 @@ def test_a_place_that_is_taken_is_refused(finished, tmp_path, capsys):
         (["--formt=a"], "formt"),
     ):
         assert words in one_line(capsys, main([str(finished), str(tmp_path / "new"), *arguments]))
+
+
+# --- several processes here
+
+
+def test_a_run_is_one_process(tmp_path):
+    """The second process would wait for the directory of the first, or train the same again in one of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    result = subprocess.run(
+        [*command, "cachedlrm.train", *SMALL, f"--run-dir={tmp_path / 'run'}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode != 0
+    words = "error: torchrun started 2 processes and a run is one: start python -m cachedlrm.train without torchrun"
+    assert words in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_process_of_torchrun_is_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert train(tmp_path / "run", "--steps=0") == 0
+    capsys.readouterr()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "torchrun started 3 processes" in one_line(capsys, train(tmp_path / "other", "--steps=0"))
