@@ -19,6 +19,9 @@ NUM_TABLES = len(TABLE_ROWS)
 OPTIMIZERS = ["sgd", "adagrad", "rwsadagrad", "adam"]
 
 
+ZEROS = torch.zeros(2, NUM_TABLES, dtype=torch.int64)
+
+
 @functools.cache
 def initial_weights() -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(4)
@@ -275,6 +278,31 @@ def test_the_learning_rate_may_change_between_steps():
         assert torch.equal(bags.weight(0, torch.tensor([0])), initial_weights()[0][:1] - 0.5)
 
 
+def test_initial_weights_are_copied_or_follow_from_the_seed():
+    weights = [weight.clone() for weight in initial_weights()]
+    with make_bags(weights=weights) as bags:
+        weights[0].zero_()
+        assert torch.equal(bags.weight(0), initial_weights()[0])
+    with make_bags(weights=None, seed=5) as one, make_bags("adam", 30, weights=None, seed=5) as same:
+        assert torch.equal(one.weight(2), same.weight(2))
+        assert one.weight(2).abs().max() <= TABLE_ROWS[2] ** -0.5
+        assert one.weight(2).unique().numel() > 1000
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_batches_without_ids_move_nothing(optimizer):
+    none = torch.empty(0, dtype=torch.int64)
+    with make_bags(optimizer) as bags:
+        for ids, offsets in (([none] * NUM_TABLES, [ZEROS[:, 0]] * NUM_TABLES), (ZEROS[:0], None)):
+            pooled = bags(ids, offsets)
+            assert pooled.shape == (2 if offsets else 0, NUM_TABLES, DIM)
+            assert not pooled.any()
+            pooled.sum().backward()
+            bags.step()
+        assert bags.counters.lookups == 0
+        assert torch.equal(bags.weight(0), initial_weights()[0])
+
+
 # --- evaluation
 
 
@@ -487,9 +515,6 @@ def test_an_id_out_of_range_is_named(ahead):
             bags.eval()(torch.tensor([[0, 0, 0, -1]]))
 
 
-ZEROS = torch.zeros(2, NUM_TABLES, dtype=torch.int64)
-
-
 @pytest.mark.parametrize(
     ("ids", "offsets", "words"),
     [
@@ -586,3 +611,29 @@ def test_importing_the_package_loads_nothing_heavy():
     assert output == "[]\nCachedEmbeddingBags\n"
     with pytest.raises(ImportError):
         exec("from cachedlrm import Missing")
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("setting", [{"prefetch_depth": 0}, {"prefetch_depth": 3}, {"policy": "lookahead"}], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_cached_loop_on_cuda_has_the_bits_of_a_resident_one(optimizer, setting):
+    def train_on_cuda(cache_rows: int, **arguments) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        with make_bags(optimizer, cache_rows, device="cuda", **arguments) as bags:
+            for number, batch in enumerate(bags.prefetch(batches(), lambda batch: batch.lookup, pause_every=9)):
+                if number == 8:
+                    with torch.no_grad():
+                        bags(*batches()[0].lookup)
+                if number % 7 != 3:  # others are left as they are
+                    bags(*batch.lookup).sin().square().sum().backward()
+                    bags.step()
+            if cache_rows < sum(TABLE_ROWS):
+                assert_rows_travelled(bags)
+            return [bags.weight(table) for table in range(NUM_TABLES)], bags.state_dict()
+
+    (cached, cached_state), (resident, resident_state) = train_on_cuda(170, **setting), train_on_cuda(sum(TABLE_ROWS))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(cached, resident, strict=True))
+    assert torch.equal(cached_state["records"], resident_state["records"])
