@@ -37,6 +37,7 @@ from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
 from cachedlrm.outputs import check_outputs, save_models
+from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
 from cachedlrm.report import build_report, report_markdown
 from cachedlrm.resolve import data_request, resolve
@@ -58,6 +59,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
         UserError: the input is wrong; what shows before the first step leaves nothing behind.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished.
     """
+    refuse_several_processes(os.environ)
     options = parse_command_line(arguments)
     dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
     options = resolve(options, dataset)
