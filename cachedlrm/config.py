@@ -208,13 +208,16 @@ class CacheOptions:
     """Rows kept on the device."""
     gpu_budget: Bytes = None
     """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept."""
-    policy: Literal["lru", "lfu", "lrfu", "static", "lookahead"] = "lrfu"
-    """Which rows to evict. static reads all ids once before training, lookahead --lookahead batches ahead."""
+    policy: Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"] = "lrfu"
+    """Which rows to evict. static and oracle read all ids once before training, lookahead --lookahead batches ahead;
+    oracle moves as few rows as possible, for comparison, and keeps 4 bytes for each row of each batch on disk."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
     prefetch_depth: Depth = 2
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
     only while the slots hold that many working sets more than one."""
+    report_min: Flag = False
+    """Count how few rows any policy could have moved (Belady's MIN) and report it; always with --policy oracle."""
 
 
 @_group("Store", 7)

@@ -86,8 +86,9 @@ def test_temporary_slots_are_given_back():
 def test_residents_are_what_the_plans_left(policy_name):
     rng = np.random.default_rng(3)
     batches = [rng.integers(0, NUM_ROWS, 9).tolist() for _ in range(80)]
-    planner = Planner(NUM_ROWS, 12, 15, make_policy(policy_name, 15, NUM_ROWS, window=3), in_flight=2)
-    model = ResidencyModel(12, 2)
+    policy = make_policy(policy_name, 15, NUM_ROWS, window=3)
+    planner = Planner(NUM_ROWS, 12, 15, policy, in_flight=2)
+    model = ResidencyModel(12, 2 if policy.spares_in_flight else 0)
     for working_set, plan in plans(planner, working_sets(batches)):
         model.check(working_set, plan)
     addresses, slots = planner.resident()

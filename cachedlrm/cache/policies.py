@@ -5,7 +5,7 @@ Equal keys are evicted least recently used first. A policy only ever writes keys
 one batch's working set: ten lookups of a row in one batch are one use, as they would be one fetch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numba
 import numpy as np
@@ -24,6 +24,7 @@ class Lru:
     """Least recently used first (all keys equal: the tie-break does it)."""
 
     window = 0
+    spares_in_flight = True  # whether rows of untrained batches leave last; evicting one means waiting for its training
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         self.keys: Int32s = np.zeros(num_slots, np.int32)
@@ -95,6 +96,8 @@ class Lookahead(Lrfu):
         window: batches known ahead.
     """
 
+    spares_in_flight = False  # it knows better; without a use in sight, the older row leaves first anyway
+
     def __init__(self, num_slots: int, num_rows: int, window: int) -> None:
         super().__init__(num_slots, num_rows)
         self.window = window
@@ -120,6 +123,25 @@ class Lookahead(Lrfu):
         self.keys[slots[known]] = _KNOWN_USE - next_uses[known]
 
 
+class Oracle(Lru):
+    """Farthest next use first, over the whole stream: Belady's MIN. Rows never used again leave before all others.
+
+    Call `know` before training.
+    """
+
+    spares_in_flight = False  # MIN does not, and each row spared would be one more moved
+
+    def know(self, next_uses: Callable[[int], Int32s]) -> None:
+        """Takes a function from a batch to the next uses [U] of its positions, `NEVER` for none."""
+        self._next_uses = next_uses
+
+    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        next_uses = self._next_uses(working_set.index)
+        if len(next_uses) != working_set.num_rows:
+            raise AssertionError(f"batch {working_set.index} has other ids than when they were read ahead")
+        self.keys[slots] = np.where(next_uses == NEVER, 0, _KNOWN_USE - next_uses)
+
+
 Policy = Lru
 
 
@@ -127,7 +149,7 @@ def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy
     """The policy called ``name`` on the command line."""
     if name == "lookahead":
         return Lookahead(num_slots, num_rows, window)
-    policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static}
+    policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static, "oracle": Oracle}
     return policies[name](num_slots, num_rows)
 
 
