@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Group, Parameter
 
-from cachedlrm.units import parse_bytes, parse_sizes, parse_switch, parse_weights, parse_whole
+from cachedlrm.units import parse_bytes, parse_ratios, parse_sizes, parse_switch, parse_weights, parse_whole
 
 
 def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts.Token]], Any]:
@@ -37,6 +37,9 @@ Bytes = Annotated[int | None, Parameter(converter=_converter(parse_bytes), n_tok
 Weights = Annotated[
     tuple[float, ...],
     Parameter(converter=_converter(parse_weights), n_tokens=1, negative=(), metavar="W-W-..."),
+]
+Ratios = Annotated[
+    tuple[float, ...], Parameter(converter=_converter(parse_ratios), n_tokens=1, negative=(), metavar="R,R,...")
 ]
 Flag = Annotated[bool, Parameter(negative=())]
 Switch = Annotated[bool, Parameter(converter=_converter(parse_switch), n_tokens=1, negative=(), metavar="True|False")]
@@ -301,3 +304,35 @@ class Options:
     store: StoreOptions = field(default_factory=StoreOptions)
     run: RunOptions = field(default_factory=RunOptions)
     inference: InferenceOptions = field(default_factory=InferenceOptions)
+
+
+@_group("Simulation", 0)
+@dataclass(frozen=True)
+class Simulation:
+    """What ``python -m cachedlrm.simulate`` has beside a run's options."""
+
+    cache_ratios: Ratios = (0.01, 0.02, 0.05, 0.1, 0.2)
+    """Sizes of the caches, as shares of all rows."""
+    steps: Positive | None = None
+    """Steps to simulate; epochs repeat or end early as it takes. Default: the epochs."""
+    link_bandwidth: Bytes = 12 * 10**9
+    """Bytes a second between device and store (25GB), for the time that moving rows takes. Default: 12GB."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+    profile: str | None = None
+    """Values from a run's TOML file, or from a packaged one by name; the command line overrides them. The tables store,
+    run and inference and the size of the cache are left out."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SimulationCommand:
+    """All of ``python -m cachedlrm.simulate``: the options of a run that its plans depend on, and `Simulation`."""
+
+    simulation: Simulation = field(default_factory=Simulation)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    batches: BatchOptions = field(default_factory=BatchOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)

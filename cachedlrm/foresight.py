@@ -26,17 +26,17 @@ _NUM_SAMPLED_BATCHES = 8  # of which the fingerprint has the ids
 
 
 def inform_policies(
-    policies: Sequence[Policy],
+    caches: Sequence[Sequence[Policy]],
     num_rows: Sequence[int],
     router: Router,
     schedule: Schedule,
     options: Options,
     run_dir: Path,
 ) -> None:
-    """Gives the policies of all groups what they need of the stream; one pass over the ids if they need anything.
+    """Gives policies what they need of the stream; one pass over the ids if they need anything.
 
     Args:
-        policies: of each group.
+        caches: the policies of each group of each cache, all of one kind.
         num_rows: rows of each group.
         router: from batches to the lookups of each group.
         schedule: of the run.
@@ -47,14 +47,17 @@ def inform_policies(
         UserError: ids are wrong, or the disk is full.
         KeyboardInterrupt: a signal came; the pass goes on with the next run in the same directory.
     """
-    if isinstance(policies[0], Static):
-        _count_uses(policies, num_rows, router, schedule)
-    if isinstance(policies[0], Oracle):
+    by_group = list(zip(*caches, strict=True))
+    kind = caches[0][0]
+    if isinstance(kind, Static):
+        _count_uses(by_group, num_rows, router, schedule)
+    if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
         read_next_uses(num_rows, router, schedule, options, folder)
-        for number, policy in enumerate(policies):
-            assert isinstance(policy, Oracle)
-            policy.know(NextUses(folder / str(number)))
+        for number, policies in enumerate(by_group):
+            for policy in policies:
+                assert isinstance(policy, Oracle)
+                policy.know(NextUses(folder / str(number)))
 
 
 def discard_next_uses(run_dir: Path) -> None:
@@ -62,13 +65,17 @@ def discard_next_uses(run_dir: Path) -> None:
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
 
 
-def _count_uses(policies: Sequence[Policy], num_rows: Sequence[int], router: Router, schedule: Schedule) -> None:
+def _count_uses(
+    by_group: Sequence[Sequence[Policy]], num_rows: Sequence[int], router: Router, schedule: Schedule
+) -> None:
     """Policy ``static`` ranks rows by the batches of an epoch that use them."""
     books = [AddressBook(rows) for rows in num_rows]
     for index, batch in enumerate(schedule.one_epoch()):
-        for policy, book, lookups in zip(policies, books, router(batch), strict=True):
-            assert isinstance(policy, Static)
-            policy.count([book.working_set(index, lookups.rows, lookups.offsets)])
+        for policies, book, lookups in zip(by_group, books, router(batch), strict=True):
+            working_set = book.working_set(index, lookups.rows, lookups.offsets)
+            for policy in policies:
+                assert isinstance(policy, Static)
+                policy.count([working_set])
 
 
 def read_next_uses(

@@ -117,7 +117,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, optimisation.optimizer)
     router = architecture.router()
-    workload = _workload(options, architecture, dataset, device)
+    workload = build_workload(options, architecture, dataset, device)
     if workload.batch_host_bytes > free_host_bytes():
         raise UserError(
             f"a batch takes up to {format_bytes(workload.batch_host_bytes)} of host memory and "
@@ -142,8 +142,8 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
             undo.callback(durability.database.close)
         cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device, durability)
-        policies, num_rows = zip(*((group.policy, group.sizes.num_rows) for group in cache.groups), strict=True)
-        inform_policies(policies, num_rows, router, schedule, options, run_dir)
+        policies = [group.policy for group in cache.groups]
+        inform_policies([policies], [group.num_rows for group in workload.groups], router, schedule, options, run_dir)
         trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
         if checkpoint is not None:
             restore_trainer(trainer, checkpoint)
@@ -156,7 +156,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     )  # fmt: skip
 
 
-def _workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
+def build_workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
     """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
     batches, inference = options.batches, options.inference.inference_only
     assert batches.mini_batch_size is not None

@@ -1,7 +1,7 @@
 """What a run counts and measures: one definition each."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
 
@@ -68,6 +68,15 @@ class CacheCounters:
     def unique_hit_ratio(self) -> float:
         """Share of working-set rows that were resident; 0 without any."""
         return self.resident_rows / self.working_set_rows if self.working_set_rows else 0.0
+
+
+def with_bytes(counters: CacheCounters, record_bytes: int) -> CacheCounters:
+    """Counters of rows with records of one size, and their bytes."""
+    return replace(
+        counters,
+        fetched_bytes=counters.fetched_rows * record_bytes,
+        written_back_bytes=counters.written_back_rows * record_bytes,
+    )
 
 
 @dataclass(frozen=True)
