@@ -61,8 +61,10 @@ def _shift(working_set, first: int) -> np.ndarray:
     return np.where(previous < 0, previous, previous + (first << 32))
 
 
-def test_what_it_keeps_grows_with_the_number_of_batches_alone():
-    minimum = MinimumMoves(5)
-    for working_set in working_sets([list(range(number % 30, number % 30 + 9)) for number in range(1000)]):
+@pytest.mark.parametrize(("quota", "most"), [(5, 70), (20, 200), (NUM_ROWS, 4200)])
+def test_it_keeps_only_batches_that_matter(quota, most):
+    # Nine rows a batch of 39 in turn: with 20 slots no row waits for more than the few batches that it takes to fill.
+    minimum = MinimumMoves(quota)
+    for working_set in working_sets([list(range(number % 30, number % 30 + 9)) for number in range(2000)]):
         minimum.add(working_set)
-    assert minimum._places.nbytes + minimum._counts.nbytes <= 8 * 1.5 * 1000 + 8 * 64
+    assert len(minimum._places) == len(minimum._counts) <= most

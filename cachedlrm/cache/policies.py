@@ -17,6 +17,7 @@ _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
 # log2(1 + 2^-d) for the difference d of two scores; beyond 12 it is under half a unit.
 _LOG_SUM = np.round(np.log2(1.0 + np.exp2(-np.arange(12 * _ONE) / _ONE)) * _ONE).astype(np.int32)
+_UNKNOWN = np.empty(0, np.int32)  # next uses where no batch is known ahead
 _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, falling with the batch of the next use
 
 
@@ -64,8 +65,12 @@ class Lrfu(Lru):
         self._scores = np.zeros(num_rows, np.int32)  # plus one; zero: never used
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        self._score(working_set, slots, _UNKNOWN)
+
+    def _score(self, working_set: WorkingSet, slots: Int64s, next_uses: Int32s) -> None:
+        """Counts a use; the key is the score, or tells the next use where that is known."""
         now = round(working_set.index / self._half_life * _ONE)
-        _score_uses(working_set.addresses, slots, now, _LOG_SUM, self._scores, self.keys)
+        _score_uses(working_set.addresses, slots, now, next_uses, _LOG_SUM, self._scores, self.keys)
 
 
 class Static(Lru):
@@ -116,11 +121,8 @@ class Lookahead(Lrfu):
         )  # fmt: skip
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        super().use(working_set, slots)
         self._next_planned = working_set.index + 1
-        next_uses = self._next_uses[working_set.index % (self.window + 1), : working_set.num_rows]
-        known = next_uses != NEVER
-        self.keys[slots[known]] = _KNOWN_USE - next_uses[known]
+        self._score(working_set, slots, self._next_uses[working_set.index % (self.window + 1)])
 
 
 class Oracle(Lru):
@@ -162,9 +164,15 @@ def _count_uses(addresses: Int64s, slots: Int64s, uses: Int32s, keys: Int32s) ->
 
 @numba.njit(cache=True, nogil=True)
 def _score_uses(
-    addresses: Int64s, slots: Int64s, now: int, log_sum: NDArray[np.int32], scores: Int32s, keys: Int32s
+    addresses: Int64s,
+    slots: Int64s,
+    now: int,
+    next_uses: Int32s,
+    log_sum: NDArray[np.int32],
+    scores: Int32s,
+    keys: Int32s,
 ) -> None:
-    """score = log2(2^score + 2^now) in fixed point."""
+    """score = log2(2^score + 2^now) in fixed point; positions beyond ``next_uses`` have none known."""
     for index in range(len(addresses)):
         score = int(scores[addresses[index]]) - 1
         if score < 0:
@@ -175,7 +183,8 @@ def _score_uses(
             if difference < len(log_sum):
                 score += int(log_sum[difference])
         scores[addresses[index]] = score + 1
-        keys[slots[index]] = score
+        is_known = index < len(next_uses) and next_uses[index] != NEVER
+        keys[slots[index]] = _KNOWN_USE - next_uses[index] if is_known else score
 
 
 @numba.njit(cache=True, nogil=True)
