@@ -28,7 +28,7 @@ STREAMS = {
     "flights, an epoch": ["--data=flights", "--cache-ratios=0.01,0.02,0.05"],
 }
 POLICIES = ("oracle", "lookahead", "lookahead 400", "lookahead 800", "static", "lrfu", "lfu", "lru")
-ONLINE = ("LRU", "LFU", "SLRU", "TwoQ", "ARC", "LIRS", "S3FIFO", "Sieve", "WTinyLFU", "LeCaR", "Hyperbolic", "LHD")
+ONLINE = ("LRU", "LFU", "ARC", "LIRS", "S3FIFO", "Sieve", "WTinyLFU")
 REQUEST = np.dtype([("time", "<u4"), ("id", "<u8"), ("size", "<u4"), ("next", "<i8")])
 
 

@@ -55,6 +55,11 @@ def inform(policy: Policy, stream: Sequence[WorkingSet]) -> None:
         policy.know(dict(enumerate(next_uses(stream))).__getitem__)
 
 
+def never_knows(policy: Policy) -> bool:
+    """Whether a policy knows of no next use, so that it spares all rows in flight."""
+    return policy.known_from == 2**31
+
+
 def next_uses(stream: Sequence[WorkingSet]) -> list[Int32s]:
     """Of each batch: the batch that uses the row of each position next, -1 for none."""
     sets = [set(working_set.rows.tolist()) for working_set in stream]
@@ -93,7 +98,7 @@ def plan_stream(
     stream = working_sets(batches)
     policy = make_policy(policy_name, quota + spare, NUM_ROWS, window=3)
     inform(policy, stream)
-    model = ResidencyModel(quota, in_flight if policy.spares_in_flight else 0)
+    model = ResidencyModel(quota, in_flight if never_knows(policy) else 0)
     made = plans(Planner(NUM_ROWS, quota, quota + spare, policy, in_flight), stream)
     for working_set, plan in made:
         model.check(working_set, plan)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import NUM_ROWS, POLICIES, ResidencyModel, next_uses, plan_stream, plans, working_sets
+from models import NUM_ROWS, POLICIES, ResidencyModel, never_knows, next_uses, plan_stream, plans, working_sets
 
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
@@ -93,7 +93,7 @@ def test_residents_are_what_the_plans_left(policy_name):
     batches = [rng.integers(0, NUM_ROWS, 9).tolist() for _ in range(80)]
     policy = make_policy(policy_name, 15, NUM_ROWS, window=3)
     planner = Planner(NUM_ROWS, 12, 15, policy, in_flight=2)
-    model = ResidencyModel(12, 2 if policy.spares_in_flight else 0)
+    model = ResidencyModel(12, 2 if never_knows(policy) else 0)
     for working_set, plan in plans(planner, working_sets(batches)):
         model.check(working_set, plan)
     addresses, slots = planner.resident()

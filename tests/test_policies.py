@@ -51,7 +51,6 @@ def check_victims(name: str, stream: Stream, quota: int, in_flight: int) -> int:
     """Asserts that each batch evicts as many rows as it must, of the lowest ranks; returns how many in all."""
     policy = policy_for(name, stream, quota + 14)
     planner = Planner(NUM_ROWS, quota, quota + 14, policy, in_flight)
-    in_flight = in_flight if policy.spares_in_flight else 0
     before: list[dict[int, tuple[int, int]]] = []  # by plan: key and last use of each resident address
 
     def remember() -> None:
@@ -65,11 +64,13 @@ def check_victims(name: str, stream: Stream, quota: int, in_flight: int) -> int:
         victims = plan.evict_addresses.tolist()
         assert not own & set(victims)
         assert len(victims) == len(set(victims)) == max(0, len(own | set(ranks)) - max(quota, len(own)))
-        # Rows of batches in flight come last, whatever their keys.
-        order = sorted(
-            (rank[1] >= plan.index - in_flight, rank) for address, rank in ranks.items() if address not in own
-        )
-        assert sorted((ranks[v][1] >= plan.index - in_flight, ranks[v]) for v in victims) == order[: len(victims)]
+        # Rows of batches in flight come after the others without a known use, whatever their keys.
+        by_class = {
+            address: (2 if rank[0] >= policy.known_from else rank[1] >= plan.index - in_flight, rank)
+            for address, rank in ranks.items()
+        }
+        order = sorted(by_class[address] for address in by_class if address not in own)
+        assert sorted(by_class[address] for address in victims) == order[: len(victims)]
         evicted += len(victims)
     return evicted
 

@@ -10,8 +10,9 @@ from cachedlrm.cache.victims import VictimReserve
 
 
 class Keys:
-    def __init__(self, keys: np.ndarray) -> None:
+    def __init__(self, keys: np.ndarray, known_from: int = 2**31) -> None:
         self.keys = keys
+        self.known_from = known_from
 
 
 def take(
@@ -109,7 +110,7 @@ def test_rows_in_flight_come_after_all_others():
 
 def test_a_row_of_the_batch_itself_is_no_victim():
     last_use = np.array([5, 4, 5], np.int32)
-    with pytest.raises(AssertionError, match="1 more victims wanted, 0 found"):
+    with pytest.raises(AssertionError, match="2 victims wanted, 1 found"):
         VictimReserve(Lru(3, 1), last_use).take(2, 3, newest=4, newest_preferred=4)
 
 

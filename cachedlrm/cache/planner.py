@@ -63,7 +63,7 @@ class Planner:
         num_slots: slots there are; those beyond the quota are used only by a batch whose working set exceeds it.
         policy: eviction policy with keys for ``num_slots``.
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
-            as evicting one means waiting for its training, unless the policy knows better.
+            as evicting one means waiting for its training, but not where that costs a row of which a use is known.
         minimum: counts what MIN would move; None: nobody asked.
     """
 
@@ -79,7 +79,7 @@ class Planner:
         self._quota_slots = quota_slots
         self._num_slots = num_slots
         self._policy = policy
-        self._spared = in_flight if policy.spares_in_flight else 0
+        self._in_flight = in_flight
         self._minimum = minimum
         self.slot_of: Int32s = np.empty(num_rows, np.int32)  # by address
         self.num_addresses = 0
@@ -172,7 +172,7 @@ class Planner:
     def _evict(self, index: int, size: int, num_missing: int) -> tuple[Int64s, Int64s, int]:
         """Chooses victims so that residents stay within the quota; (slots, addresses, evict_after)."""
         count = max(0, self.resident_rows + num_missing - max(self._quota_slots, size))
-        slots, evict_after = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._spared)
+        slots, evict_after = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._in_flight)
         addresses = self._address_in[slots].astype(np.int64)
         self.slot_of[addresses] = _EVICTED - index
         return slots, addresses, evict_after

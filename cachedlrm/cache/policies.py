@@ -1,8 +1,10 @@
 """Eviction policies: each keeps one integer per slot, and the slot with the lowest is evicted first.
 
-Equal keys are evicted least recently used first. A policy only ever writes keys; choosing victims is the same for all
-(`cachedlrm.cache.victims`). History is kept by address, so a row that returns has not lost its past. The unit of use is
-one batch's working set: ten lookups of a row in one batch are one use, as they would be one fetch.
+Equal keys are evicted least recently used first. Rows of batches not trained yet are spared as long as others are there
+of which no next use is known: evicting one means waiting for its training. A policy only ever writes keys; choosing
+victims is the same for all (`cachedlrm.cache.victims`). History is kept by address, so a row that returns has not lost
+its past. The unit of use is one batch's working set: ten lookups of a row in one batch are one use, as they would be
+one fetch.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +27,7 @@ class Lru:
     """Least recently used first (all keys equal: the tie-break does it)."""
 
     window = 0
-    spares_in_flight = True  # whether rows of untrained batches leave last; evicting one means waiting for its training
+    known_from = 2**31  # keys from here on are those of rows whose next use is known; here there are none
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         self.keys: Int32s = np.zeros(num_slots, np.int32)
@@ -101,7 +103,7 @@ class Lookahead(Lrfu):
         window: batches known ahead.
     """
 
-    spares_in_flight = False  # it knows better; without a use in sight, the older row leaves first anyway
+    known_from = 2**30
 
     def __init__(self, num_slots: int, num_rows: int, window: int) -> None:
         super().__init__(num_slots, num_rows)
@@ -131,7 +133,7 @@ class Oracle(Lru):
     Call `know` before training.
     """
 
-    spares_in_flight = False  # MIN does not, and each row spared would be one more moved
+    known_from = 1
 
     def know(self, next_uses: Callable[[int], Int32s]) -> None:
         """Takes a function from a batch to the next uses [U] of its positions, `NEVER` for none."""

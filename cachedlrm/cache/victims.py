@@ -15,13 +15,20 @@ import numpy as np
 from cachedlrm.cache.working_set import Int32s, Int64s
 
 _SAMPLE = 4096  # slots whose ranks say where the threshold lies
+_NO_LIMIT = 2**31  # above every key
 _NOTHING, _EVERYTHING = np.int64(-(2**63)), np.int64(2**63 - 1)  # thresholds
 
 
 class SlotKeys(Protocol):
-    """What the reserve needs of a policy: keys that do not fall between two uses of a slot."""
+    """What the reserve needs of a policy.
+
+    Attributes:
+        keys: [num_slots]; none falls between two uses of its slot.
+        known_from: the lowest key of a slot whose next use is known.
+    """
 
     keys: Int32s
+    known_from: int
 
 
 class _Entries(NamedTuple):
@@ -65,6 +72,7 @@ class VictimReserve:
         self._heap_size = 0
         self._threshold = _NOTHING
         self._used: deque[_Use] = deque()
+        self._entered = -1  # slots used last by batches up to here are candidates, those of `_used` wait
 
     def used(self, batch: int, slots: Int64s) -> None:
         """A batch was planned, its rows in ``slots`` [U]. Every batch that writes ``last_use`` is told.
@@ -77,6 +85,8 @@ class VictimReserve:
     def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> tuple[Int64s, int]:
         """Frees ``count`` slots: sets their ``last_use`` to -1.
 
+        First go slots without a known next use, those that nobody has to wait for before the others; then the rest.
+
         Args:
             count: how many; there must be as many with ``last_use <= newest``.
             used_slots: slots below this number have ever been used.
@@ -86,34 +96,51 @@ class VictimReserve:
         Returns:
             The slots [count] int64, and the batch that used any of them last (-1 for none).
         """
-        while self._used and self._used[0].batch <= newest_preferred:
-            self._enter(self._used.popleft())
+        known_from = self._policy.known_from
         victims = np.empty(count, np.int64)
-        found, latest = 0, -1
-        while found < count:
-            found, self._taken, self._heap_size, last = _take(
+        found, latest = self._take_lowest(victims, 0, used_slots, newest_preferred, known_from)
+        if found < count:
+            found, last = self._take_in_flight(victims, found, newest_preferred, newest, known_from)
+            latest = max(latest, last)
+        if found < count:
+            found, last = self._take_lowest(victims, found, used_slots, newest, _NO_LIMIT)
+            latest = max(latest, last)
+        if found < count:
+            raise AssertionError(f"{count} victims wanted, {found} found")
+        return victims, latest
+
+    def _take_lowest(
+        self, victims: Int64s, found: int, used_slots: int, newest: int, below_key: int
+    ) -> tuple[int, int]:
+        """Fills ``victims`` from ``found`` on with slots last used at ``newest`` or before; (found, latest use)."""
+        self._entered = max(self._entered, newest)
+        while self._used and self._used[0].batch <= newest:
+            self._enter(self._used.popleft())
+        latest = -1
+        while True:
+            found, self._taken, self._heap_size, last, is_over = _take(
                 *self._sorted, self._taken, *self._heap, self._heap_size,
-                self._threshold, self._policy.keys, self._last_use, victims, found,
+                self._threshold, below_key, self._policy.keys, self._last_use, victims, found,
             )  # fmt: skip
             latest = max(latest, last)
             if self._heap_size == len(self._heap.ranks):  # no room for an entry that should be in it
                 self._forget()
-            if found < count and not self._scan(count - found, used_slots, newest_preferred):
-                break
-        if found < count:
-            latest = max(latest, self._take_in_flight(victims[found:], used_slots, newest))
-        return victims, latest
+            if found == len(victims) or is_over or not self._scan(len(victims) - found, used_slots):
+                return found, latest
 
-    def _take_in_flight(self, victims: Int64s, used_slots: int, newest: int) -> int:
-        """Fills ``victims`` from the rows of batches in flight, the only ones left; their last use."""
-        uses = self._last_use[:used_slots]
-        slots = np.flatnonzero((uses >= 0) & (uses <= newest))
-        if len(slots) < len(victims):
-            raise AssertionError(f"{len(victims)} more victims wanted, {len(slots)} found")
-        victims[:] = slots[np.lexsort((uses[slots], self._policy.keys[slots]))[: len(victims)]]
-        latest = int(uses[victims].max())
-        uses[victims] = -1
-        return latest
+    def _take_in_flight(
+        self, victims: Int64s, found: int, newest_preferred: int, newest: int, below_key: int
+    ) -> tuple[int, int]:
+        """The same with the lowest slots of batches in flight whose keys are below ``below_key``."""
+        keys, last_use = self._policy.keys, self._last_use
+        batches = [use.slots[last_use[use.slots] == use.batch] for use in self._used if use.batch <= newest]
+        slots = np.sort(np.concatenate([*batches, np.empty(0, np.int64)]))
+        slots = slots[keys[slots] < below_key]
+        chosen = slots[np.lexsort((last_use[slots], keys[slots]))[: len(victims) - found]]
+        latest = int(last_use[chosen].max(initial=-1))
+        last_use[chosen] = -1
+        victims[found : found + len(chosen)] = chosen
+        return found + len(chosen), latest
 
     def _enter(self, use: "_Use") -> None:
         """Lets the slots of a batch in that nobody used since."""
@@ -129,9 +156,9 @@ class VictimReserve:
         """Drops all entries; the next scan finds what qualifies."""
         self._taken, self._heap_size, self._threshold = len(self._sorted.ranks), 0, _NOTHING
 
-    def _scan(self, count: int, used_slots: int, newest: int) -> bool:
+    def _scan(self, count: int, used_slots: int) -> bool:
         """Refills the reserve with ``count`` slots or more, or all that qualify; False if none does."""
-        keys, last_use = self._policy.keys, self._last_use
+        keys, last_use, newest = self._policy.keys, self._last_use, self._entered
         wanted = max(count, int(used_slots * self._reserve_share))
         while True:
             self._threshold = _rank_at(keys, last_use, used_slots, newest, wanted)
@@ -268,25 +295,32 @@ def _take(
     heap_slots: Int32s,
     heap_size: int,
     threshold: np.int64,
+    below_key: int,
     keys: Int32s,
     last_use: Int32s,
     victims: Int64s,
     found: int,
-) -> tuple[int, int, int, int]:
-    """Moves the lowest entries of both kinds into ``victims``: (found, taken, heap size, latest use of a victim)."""
+) -> tuple[int, int, int, int, bool]:
+    """Moves the lowest entries of both kinds into ``victims``, as long as their keys are below ``below_key``.
+
+    Returns:
+        found, taken and heap size afterwards, the latest use of a victim, and whether ``below_key`` was met.
+    """
     latest = -1
     while found < len(victims) and heap_size < len(heap_ranks):
         is_sorted = taken < len(ranks)
         if heap_size and is_sorted:
             is_sorted = ranks[taken] < heap_ranks[0] or (ranks[taken] == heap_ranks[0] and slots[taken] < heap_slots[0])
+        if not is_sorted and not heap_size:
+            break
+        if (ranks[taken] if is_sorted else heap_ranks[0]) >> 32 >= below_key:
+            return found, taken, heap_size, latest, True
         if is_sorted:
             entered, slot = ranks[taken], slots[taken]
             taken += 1
-        elif heap_size:
+        else:
             entered, slot = heap_ranks[0], heap_slots[0]
             heap_size = _pop(heap_ranks, heap_slots, heap_size)
-        else:
-            break
         use = last_use[slot]
         if use != entered & 0xFFFFFFFF:
             continue  # used since; such a slot enters by `_push_used`
@@ -298,4 +332,4 @@ def _take(
             last_use[slot] = -1
         elif rank < threshold:  # its key has risen
             heap_size = _push(heap_ranks, heap_slots, heap_size, rank, slot)
-    return found, taken, heap_size, latest
+    return found, taken, heap_size, latest, False
