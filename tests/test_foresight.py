@@ -9,6 +9,7 @@ from runs import one_line, train
 
 from cachedlrm import foresight
 from cachedlrm.foresight import NEXT_USES_FOLDER
+from cachedlrm.train import main
 
 ROWS = ["--gpu-cache-rows=300", "--test-freq=-1"]
 
@@ -112,3 +113,21 @@ def test_a_disk_that_is_full_ahead_of_training(tmp_path, capsys, monkeypatch):
     assert "No space left on device" in message
     assert "choose another --run-dir, or another --policy" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_no_steps_has_nothing_to_read_ahead(tmp_path):
+    assert train(tmp_path / "run", *ROWS, "--policy=oracle", "--steps=0") == 0
+    assert report(tmp_path / "run")["moved_rows_min"] == 0
+
+
+def test_a_resumed_run_knows_the_rest_of_the_stream(tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    options = [*ROWS, "--policy=oracle", "--print-freq=1"]
+    assert train(whole, *options) == 0
+    assert train(part, *options, "--checkpoint-every=100", "--num-batches=20", "--steps=9") == 0
+    assert main(["--resume", str(part), "--steps=20", "--ui=off"]) == 0
+    resumed = report(part)
+    assert resumed["losses"] == report(whole)["losses"]
+    assert (
+        moved(resumed) == resumed["moved_rows_min"] > report(whole)["moved_rows_min"]
+    )  # both caches begin empty, twice
