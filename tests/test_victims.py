@@ -92,6 +92,16 @@ def test_a_slot_used_with_a_low_key_enters_when_it_may_be_evicted():
     assert reserve.take(2, 10, 2, 1)[0].tolist() == [9, 2]
 
 
+def test_a_slot_that_a_later_scan_would_have_found_enters_too():
+    keys, last_use = np.arange(10, dtype=np.int32), np.zeros(10, np.int32)
+    reserve = VictimReserve(Keys(keys), last_use, reserve_share=0.3)
+    assert reserve.take(1, 10, 0, 0)[0].tolist() == [0]  # a scan finds 0, 1, 2
+    last_use[9], keys[9] = 1, 4  # beyond what was found
+    reserve.used(1, np.array([9]))
+    assert reserve.take(3, 10, 1, 0)[0].tolist() == [1, 2, 3]  # another one finds 3, 4, 5
+    assert reserve.take(2, 10, 2, 1)[0].tolist() == [4, 9]
+
+
 def test_keys_at_the_end_of_their_range():
     keys = np.array([2**31 - 1, 2**31 - 3, 2**31 - 1, 2**31 - 2, 0], np.int32)
     last_use = np.array([2**31 - 1, 2**31 - 1, 7, 0, 2**31 - 1], np.int32)
