@@ -345,9 +345,11 @@ class Progress:
             return "no step was trained; the model was built and initialised"
         auc = "" if totals.auc is None else f", AUC {totals.auc:.4f}"
         loss = "" if totals.loss_mean is None else f", mean loss {totals.loss_mean:.5f}"
+        ratio = totals.counters.moved_of_min
+        of_min = "" if ratio is None else f", {ratio:.3f} of the rows that MIN moves"
         return (
             f"{totals.steps:,} steps, {totals.samples_per_s:,.0f} samples/s{loss}{auc}, "
-            f"{totals.counters.hit_ratio:.2%} hits"
+            f"{totals.counters.hit_ratio:.2%} hits{of_min}"
         )
 
 

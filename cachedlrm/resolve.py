@@ -140,6 +140,7 @@ def resolve(options: Options, dataset: Dataset) -> Options:
 
 def _resolve_cache(cache: CacheOptions) -> CacheOptions:
     """Without any size all rows are kept. Said, so that a repeated run says too if they do not fit any more."""
+    cache = replace(cache, report_min=cache.report_min or cache.policy == "oracle")
     if (cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget) == (None, None, None):
         return replace(cache, gpu_cache_ratio=1.0)
     return cache

@@ -33,6 +33,7 @@ from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.open import open_dataset
 from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
+from cachedlrm.foresight import discard_next_uses
 from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
@@ -80,6 +81,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 if options.inference.inference_only:
                     _serve(job, progress, run, console)
                 _save(arguments, job, recorder, config)
+                discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(recorder.interrupted()) from error
             console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
