@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch, shown
 from cachedlrm.errors import UserError
 
+PREPARED_FILE = "prepared.json"
+"""What `cachedlrm.prepare` says of the triples beside it."""
+
 _PARTS = ("dense", "sparse", "labels")
 _MAGIC, _ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 _SCAN_SAMPLES = 1 << 16
@@ -233,7 +236,7 @@ def open_npy(words: str, directory: str) -> NpyFiles:
     found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
     if not found:
         raise UserError(f"{words}: no *_dense.npy, *_sparse.npy and *_labels.npy in it")
-    prefixes = sorted(found, key=_natural_order)
+    prefixes = sorted(found, key=natural_order)
     triples = tuple(_open_triple(Path(directory), prefix, found[prefix]) for prefix in prefixes)
     for triple in triples[1:]:
         for part in ("dense", "sparse"):
@@ -246,7 +249,7 @@ def open_npy(words: str, directory: str) -> NpyFiles:
     return NpyFiles(words, triples)
 
 
-def _natural_order(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """day_2 before day_10."""
     parts = re.split("([0-9]+)", name)  # digits at odd places
     return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
