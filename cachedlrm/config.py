@@ -142,7 +142,8 @@ class DataOptions:
 
     data: str = "zipf"
     """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H), flights (real records, optional package),
-    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped), or reference (facebookresearch/dlrm's generators:
+    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped; with the held-out part of prepared data),
+    criteo:PATH (raw files, for a first look), or reference (facebookresearch/dlrm's generators:
     its numbers from its seed, and its defaults)."""
     test_data: str | None = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
@@ -209,7 +210,8 @@ class CacheOptions:
     gpu_budget: Bytes = None
     """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept."""
     policy: Literal["lru", "lfu", "lrfu", "static", "lookahead"] = "lrfu"
-    """Which rows to evict. static reads all ids once before training, lookahead --lookahead batches ahead."""
+    """Which rows to evict. static reads all ids once before training (prepared data has counts
+    and spares that), lookahead --lookahead batches ahead."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
     prefetch_depth: Depth = 2

@@ -3,7 +3,9 @@
 import os
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cachedlrm.architecture import Architecture, build_architecture
 from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, format_bytes, size_device
@@ -119,7 +121,7 @@ def build_job(options: Options, dataset: Dataset) -> Job:
         dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
     settings = CacheSettings(options.cache.policy, window, options.cache.prefetch_depth, _STAGING_ROWS)
     cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device)
-    _count_uses(cache, schedule)
+    _count_uses(cache, schedule, dataset.row_counts)
     loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
     trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
     if initial.dense_state:
@@ -206,9 +208,16 @@ def _learning_rate(options: Options) -> LearningRate:
     )
 
 
-def _count_uses(cache: EmbeddingCache, schedule: Schedule) -> None:
-    """Policy ``static`` ranks rows by the batches of an epoch that use them; one pass over its ids."""
-    if not isinstance(cache.groups[0].policy, Static):
+def _count_uses(cache: EmbeddingCache, schedule: Schedule, row_counts: NDArray[np.int64] | None) -> None:
+    """Policy ``static`` ranks rows by the batches of an epoch that use them, in one pass over its ids.
+
+    Where the lookups of each row are known, it ranks by them and reads nothing.
+    """
+    policy = cache.groups[0].policy
+    if not isinstance(policy, Static):
+        return
+    if row_counts is not None and cache.router.is_identity:
+        policy.take_counts(row_counts)
         return
     books = [AddressBook(group.sizes.num_rows) for group in cache.groups]
     for index, batch in enumerate(schedule.one_epoch()):

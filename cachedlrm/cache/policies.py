@@ -17,7 +17,8 @@ _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
 # log2(1 + 2^-d) for the difference d of two scores; beyond 12 it is under half a unit.
 _LOG_SUM = np.round(np.log2(1.0 + np.exp2(-np.arange(12 * _ONE) / _ONE)) * _ONE).astype(np.int32)
-_KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, falling with the batch of the next use
+_LARGEST_KEY = 2**31 - 1
+_KNOWN_USE = np.int32(_LARGEST_KEY)  # lookahead: keys above every LRFU score, falling with the batch of the next use
 
 
 class Lru:
@@ -70,20 +71,28 @@ class Lrfu(Lru):
 class Static(Lru):
     """Lowest frequency in the data set first, from one pass over its ids (CachedEmbedding's DATASET policy).
 
-    Call `count` with every batch before training.
+    Call `count` with every batch before training, or `take_counts` once.
     """
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         super().__init__(num_slots, num_rows)
         self._uses = np.zeros(num_rows, np.int32)
+        self._row_counts: Int64s | None = None
 
     def count(self, working_sets: Iterable[WorkingSet]) -> None:
         """Counts the batches each row is used in."""
         for working_set in working_sets:
             self._uses[working_set.addresses] += 1
 
+    def take_counts(self, row_counts: Int64s) -> None:
+        """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
+        self._row_counts = row_counts
+
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        self.keys[slots] = self._uses[working_set.addresses]
+        if self._row_counts is None:
+            self.keys[slots] = self._uses[working_set.addresses]
+        else:
+            self.keys[slots] = np.minimum(self._row_counts[working_set.rows], _LARGEST_KEY)
 
 
 class Lookahead(Lrfu):

@@ -101,14 +101,18 @@ class TextFile:
         """Of the file's bytes, those read."""
         return min(1.0, self._file.tell() / self._size)
 
+    def close(self) -> None:
+        """Closes the file."""
+        self._text.close()
+        self._file.close()
+
     def __enter__(self) -> "TextFile":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._text.close()
-        self._file.close()
+        self.close()
 
 
 def _block(path: Path, start: Position, text: bytes, share: float) -> Block:

@@ -20,7 +20,7 @@ _HELP = """Turn raw click logs into the files that cachedlrm.train reads with --
 
 Example: python -m cachedlrm.prepare criteo train.txt --out DIR
 """
-_LEAST_MEMORY = 512 << 20
+_LEAST_MEMORY = 768 << 20
 
 
 def _check_fraction(_: type, value: float | None) -> None:
@@ -155,7 +155,7 @@ def _check(command: Command) -> Command:
     if options.test_fraction is not None and options.test_files is not None:
         raise UserError("--test-fraction and --test-files exclude each other; give one of them")
     if options.memory_bytes < _LEAST_MEMORY:
-        raise UserError(f"--memory {options.memory_bytes} is below what the libraries alone take; give 512MiB or more")
+        raise UserError(f"--memory {options.memory_bytes} is below what the libraries alone take; give 768MiB or more")
     return command
 
 

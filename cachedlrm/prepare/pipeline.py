@@ -12,9 +12,10 @@ from typing import Any
 import psutil
 
 from cachedlrm.data.batch import shown
-from cachedlrm.data.npy import PREPARED_FILE, natural_order
+from cachedlrm.data.npy import PREPARED_FILE
 from cachedlrm.errors import UserError
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
+from cachedlrm.prepare.inputs import find_inputs
 from cachedlrm.prepare.options import PrepareOptions
 from cachedlrm.prepare.progress import Progress, Stage
 from cachedlrm.prepare.reading import read_files, thread_pool
@@ -27,32 +28,6 @@ _MOST_ROWS = 2**31 - 1
 _RESERVE_BYTES = 64 << 20  # compiled kernels and the display
 _THREAD_BYTES = 32 << 20  # pieces of columns
 _LEAST_TABLE_BYTES = 16 << 20
-
-
-def find_inputs(paths: Sequence[Path]) -> list[Path]:
-    """The files that are named, and those of the folders that are, in natural order (day_2 before day_10).
-
-    Raises:
-        UserError: a path leads to no file.
-    """
-    files: list[Path] = []
-    for path in paths:
-        try:
-            found = [path]
-            if path.is_dir():
-                inside = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
-                found = sorted(inside, key=lambda file: natural_order(file.name))
-        except OSError as error:
-            raise UserError(f"{shown(path)} cannot be read: {(error.strerror or str(error)).lower()}") from error
-        if not found:
-            raise UserError(f"{shown(path)}: no files in this folder")
-        for file in found:
-            if not file.is_file():
-                raise UserError(f"{shown(file)}: {'not a regular file' if file.exists() else 'no such file or folder'}")
-        files += found
-    if len({file.resolve() for file in files}) < len(files):
-        raise UserError("a file is named twice; name each once")
-    return files
 
 
 def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, progress: Progress) -> None:
@@ -127,8 +102,9 @@ def _number(
     work: Work, format_: Format, options: PrepareOptions, num_train: int, num_samples: int, progress: Progress
 ) -> list[Table]:
     """Vocabularies, and the rows of all lookups; tables side by side, with equal shares of the memory."""
-    num_threads = min(options.num_threads, len(format_.table_names))
     free = options.memory_bytes - psutil.Process().memory_info().rss - _RESERVE_BYTES
+    affordable = max(1, free // (_THREAD_BYTES + _LEAST_TABLE_BYTES))
+    num_threads = min(options.num_threads, len(format_.table_names), affordable)
     slots = max(_LEAST_TABLE_BYTES, free // num_threads - _THREAD_BYTES) // SLOT_BYTES
     stop = threading.Event()
     builder = TableBuilder(

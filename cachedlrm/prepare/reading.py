@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+
 from cachedlrm.prepare.options import PrepareOptions
 from cachedlrm.prepare.progress import Progress
 from cachedlrm.prepare.samples import BadLine, Block, Format, Position, Samples, bad_line_words
@@ -62,6 +64,7 @@ def read_files(
                 break
             read = read.next_file()
         spool.commit()
+    pyarrow.default_memory_pool().release_unused()  # the next stage takes what is free
     work.record(replace(read, done=True))
 
 

@@ -1,7 +1,7 @@
 """What the parsers of raw files share: samples of a block, where it lies, and what is wrong with a line."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -74,6 +74,10 @@ class Block:
     end: Position
     content: Any
     share: float
+
+    def with_content(self, content: Any) -> "Block":
+        """The same place with another content; None: with none."""
+        return replace(self, content=content)
 
 
 class BadLine(NamedTuple):
