@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cachedlrm.data.batch import shown
 from cachedlrm.prepare.keys import hex_keys
 from cachedlrm.prepare.lines import LineTable, parse_block, read_blocks
 from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, UnparsableError, log_transform
@@ -93,5 +94,4 @@ def _what_is_wrong(line: bytes) -> str:
 
 
 def _quoted(field: bytes) -> str:
-    text = field[:40].decode("ascii", "backslashreplace")
-    return repr(text)
+    return f"'{shown(field[:40].decode('ascii', 'backslashreplace'))}'"

@@ -1,10 +1,10 @@
 """Text files in blocks of whole lines: plain, gzip or zstd, told apart by their first bytes."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -69,18 +69,19 @@ class TextFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("rb")
-        self._size = max(1, path.stat().st_size)
+        self._file = pa.OSFile(os.fsencode(path))  # unlike Python's files it may be left to the garbage collector
+        self._size: int = max(1, self._file.size())
         start = self._file.read(4)
         self._file.seek(0)
-        self._text: BinaryIO = self._file
+        self._text = self._file
         for magic, compression in _COMPRESSIONS.items():
             if start.startswith(magic):
-                self._text = cast("BinaryIO", pa.CompressedInputStream(self._file, compression))
+                self._text = pa.CompressedInputStream(self._file, compression)
 
     def read(self, count: int) -> bytes:
         """The next ``count`` bytes; fewer at the end."""
-        return self._text.read(count)
+        text: bytes = self._text.read(count)
+        return text
 
     def skip(self, count: int) -> None:
         """Goes on behind ``count`` bytes; only what is compressed has to be read for that.
@@ -99,7 +100,8 @@ class TextFile:
 
     def share(self) -> float:
         """Of the file's bytes, those read."""
-        return min(1.0, self._file.tell() / self._size)
+        place: int = self._file.tell()
+        return place / self._size
 
     def close(self) -> None:
         """Closes the file."""

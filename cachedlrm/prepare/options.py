@@ -110,7 +110,8 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
     """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if not argument or (argument.startswith("--") and argument.endswith("=")):  # a variable that is not set
-            raise UserError(f"{argument.rstrip('=') or before or 'PATH'} needs a value, not an empty one")
+            name = argument.rstrip("=") or (before if before.startswith("--") else "PATH")
+            raise UserError(f"{name} needs a value, not an empty one")
     app = cyclopts.App(
         name="python -m cachedlrm.prepare",
         help=_HELP,

@@ -55,6 +55,14 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
             return
         if work.resumed:
             progress.say("going on where it was interrupted")
+        if work.restarted:
+            progress.say("files have changed since it was interrupted; beginning anew")
+        skipped = sum(work.read.skipped)
+        if skipped and not options.skip_bad_lines:
+            raise UserError(
+                f"{skipped:,} {format_.line}s are left out already; add --skip-bad-lines, or remove "
+                f"{shown(work.folder)} to begin anew"
+            )
         read_files(work, format_, options, inputs, progress)
         num_samples = sum(work.read.samples)
         num_train = num_samples - _num_test(options, work.read.samples)
@@ -73,7 +81,10 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
 
 
 def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -> dict[str, Any]:
-    """All that decides what is written; memory and threads do not."""
+    """All that decides what is written; memory and threads do not.
+
+    Nor does --skip-bad-lines until there is one, so that it may be added when one has ended the command.
+    """
     files = [(str(path.resolve()), path.stat()) for path in inputs]
     return {
         "source": format_.name,
@@ -84,7 +95,6 @@ def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -
         "max_ind_range": options.max_ind_range,
         "test_fraction": options.test_fraction,
         "test_files": options.test_files,
-        "skip_bad_lines": options.skip_bad_lines,
     } | format_.settings
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.data.batch import shown
+from cachedlrm.errors import UserError
 from cachedlrm.prepare.samples import Samples
 
 DENSE, LABELS = "dense.bin", "labels.bin"
@@ -28,6 +30,9 @@ class Spool:
         num_tables: tables.
         key_dtype: of the keys.
         num_samples: on record; what lies behind them, of a process that was killed, is cut off.
+
+    Raises:
+        UserError: files are shorter than that.
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class Spool:
         with ExitStack() as stack:
             self._files = [stack.enter_context(open(directory / name, "ab")) for name in widths]
             for file, width in zip(self._files, widths.values(), strict=True):
+                if file.tell() < num_samples * width:
+                    raise UserError(f"{shown(directory)} is damaged; remove it to begin anew")
                 file.truncate(num_samples * width)
             self._stack = stack.pop_all()
 

@@ -70,13 +70,14 @@ class Work:
         command: all that decides what is written.
         read: as on record.
         resumed: whether an earlier process began.
+        restarted: whether an earlier process began with files that have changed since.
     """
 
     def __init__(self, out: Path, command: Mapping[str, Any]) -> None:
         self.out, self.folder = out, out / _FOLDER
         self.command = command
         self.read = ReadSoFar()
-        self.resumed = False
+        self.resumed = self.restarted = False
 
     def record(self, read: ReadSoFar) -> None:
         """Puts on record what the spool holds; the record is whole at any time."""
@@ -99,15 +100,20 @@ class Work:
         finished, state_file = self.out / PREPARED_FILE, self.folder / _STATE
         if state_file.exists():
             state = _read_json(state_file)
-            if state.get("command") != self.command:
-                what = _difference(state.get("command", {}), self.command)
+            self.read = ReadSoFar(**state["read"])
+            changes = _differences(state["command"], self.command)
+            self.resumed = not changes
+            if self.resumed:
+                return True
+            if changes != ["inputs"] or self.read.written:
+                what = " and ".join(_words(name, state["command"]) for name in changes)
                 raise UserError(
                     f"{shown(self.out)} holds a preparation that was interrupted, of another command ({what}); repeat "
                     f"that one, remove {shown(self.folder)}, or {OTHER_OUT}"
                 )
-            self.read = ReadSoFar(**state["read"])
-            self.resumed = True
-            return True
+            state_file.unlink()  # first: without it nothing else in the folder counts
+            shutil.rmtree(self.folder)
+            self.restarted = True
         if finished.exists():
             if _read_json(finished).get("command") == self.command:
                 if self.folder.exists():
@@ -169,11 +175,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first thing that differs between two commands."""
-    for name, value in other.items():
-        if one.get(name) != value:
-            return (
-                "its files were other ones or have changed" if name == "inputs" else f"its {name} was {one.get(name)}"
-            )
-    return "it had other options"
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What differs between two commands; ``inputs`` alone: the same files have changed."""
+    changes = [name for name, value in other.items() if one.get(name) != value]
+    if "inputs" in changes and _paths(one) != _paths(other):
+        changes[changes.index("inputs")] = "files"
+    return changes
+
+
+def _paths(command: Mapping[str, Any]) -> list[str]:
+    return [file["path"] for file in command.get("inputs", [])]
+
+
+def _words(name: str, command: Mapping[str, Any]) -> str:
+    if name in ("files", "inputs"):
+        return "its files were others or have changed"
+    return f"its {name} was {shown(command.get(name))}"
