@@ -36,7 +36,8 @@ def _give_numba_a_cache() -> None:
     it is imported. What it finds there it loads as code, so the folder must be ours and closed to others.
     """
     here = os.path.dirname(__file__)
-    beside = [os.path.join(here, part, "__pycache__") for part in ("", "cache", "data", "library", "model", "store")]
+    parts = ("", "cache", "data", "library", "model", "prepare", "store")
+    beside = [os.path.join(here, part, "__pycache__") for part in parts]
     users = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
     is_own_place_enough = all(map(_is_writable, beside)) or (os.path.isabs(users) and _is_writable(users))
     if "NUMBA_CACHE_DIR" in os.environ or is_own_place_enough or not hasattr(os, "getuid"):

@@ -233,7 +233,7 @@ def _refuse_odd_text(arguments: Sequence[str]) -> None:
 
 _LOOP = "the loop here evaluates by AUC and ends after --nepochs or --steps"
 _LOADER = "data is read by the prefetch thread; see --prefetch-depth"
-_CRITEO = "Criteo's files are read as npy triples: --data npy:DIR"
+_CRITEO = "run python -m cachedlrm.prepare criteo and use --data npy:DIR, or --data criteo:PATH for a first look"
 _PROCESSES = "one process trains on one device"
 _TIMES = "times of every phase are in metrics.jsonl and report.md"
 _NOT_CARRIED = {

@@ -145,7 +145,8 @@ class DataOptions:
 
     data: str = "zipf"
     """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H), flights (real records, optional package),
-    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped), or reference (facebookresearch/dlrm's generators:
+    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped; with the held-out part of prepared data),
+    criteo:PATH (raw files, for a first look), or reference (facebookresearch/dlrm's generators:
     its numbers from its seed, and its defaults)."""
     test_data: str | None = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
@@ -212,8 +213,9 @@ class CacheOptions:
     gpu_budget: Bytes = None
     """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept."""
     policy: Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"] = "lrfu"
-    """Which rows to evict. static and oracle read all ids once before training, lookahead --lookahead batches ahead;
-    oracle moves as few rows as possible, for comparison, and keeps 4 bytes for each row of each batch on disk."""
+    """Which rows to evict. static and oracle read all ids once before training (for static, prepared data has counts
+    and spares that), lookahead --lookahead batches ahead; oracle moves as few rows as possible, for comparison, and
+    keeps 4 bytes for each row of each batch on disk."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
     prefetch_depth: Depth = 2

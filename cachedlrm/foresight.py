@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Oracle, Policy, Static
-from cachedlrm.cache.working_set import AddressBook
+from cachedlrm.cache.working_set import AddressBook, Int64s
 from cachedlrm.config import Options
 from cachedlrm.data.lookups import Router
 from cachedlrm.errors import UserError
@@ -32,6 +32,7 @@ def inform_policies(
     schedule: Schedule,
     options: Options,
     run_dir: Path,
+    row_counts: Int64s | None = None,
 ) -> None:
     """Gives policies what they need of the stream; one pass over the ids if they need anything.
 
@@ -42,6 +43,7 @@ def inform_policies(
         schedule: of the run.
         options: resolved; what the stream depends on.
         run_dir: where next uses go.
+        row_counts: lookups of each row, where the data knows them.
 
     Raises:
         UserError: ids are wrong, or the disk is full.
@@ -49,7 +51,11 @@ def inform_policies(
     """
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
-    if isinstance(kind, Static):
+    if isinstance(kind, Static) and row_counts is not None and router.is_identity:
+        for policy in by_group[0]:
+            assert isinstance(policy, Static)
+            policy.take_counts(row_counts)
+    elif isinstance(kind, Static):
         _count_uses(by_group, num_rows, router, schedule)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER

@@ -143,7 +143,8 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             undo.callback(durability.database.close)
         cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device, durability)
         policies = [group.policy for group in cache.groups]
-        inform_policies([policies], [group.num_rows for group in workload.groups], router, schedule, options, run_dir)
+        num_rows = [group.num_rows for group in workload.groups]
+        inform_policies([policies], num_rows, router, schedule, options, run_dir, dataset.row_counts)
         trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)

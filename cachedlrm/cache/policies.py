@@ -78,20 +78,24 @@ class Lrfu(Lru):
 class Static(Lru):
     """Lowest frequency in the data set first, from one pass over its ids (CachedEmbedding's DATASET policy).
 
-    Call `count` with every batch before training.
+    Call `count` with every batch before training, or `take_counts` once.
     """
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         super().__init__(num_slots, num_rows)
-        self._uses = np.zeros(num_rows, np.int32)
+        self._uses = np.zeros(num_rows, np.int32)  # by row
 
     def count(self, working_sets: Iterable[WorkingSet]) -> None:
         """Counts the batches each row is used in."""
         for working_set in working_sets:
-            self._uses[working_set.addresses] += 1
+            self._uses[working_set.rows] += 1
+
+    def take_counts(self, row_counts: Int64s) -> None:
+        """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
+        self._uses = np.minimum(row_counts, 2**31 - 1).astype(np.int32)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        self.keys[slots] = self._uses[working_set.addresses]
+        self.keys[slots] = self._uses[working_set.rows]
 
 
 class Lookahead(Lrfu):

@@ -81,10 +81,17 @@ class RoundedTargets:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What ``--data`` opens: the samples to train on and, where there are any, held-out ones."""
+    """What ``--data`` opens.
+
+    Attributes:
+        train: the samples to train on.
+        test: held-out ones, where there are any.
+        row_counts: [rows of all tables] int64, lookups of each row in an epoch, where they are known beforehand.
+    """
 
     train: Source
     test: Source | None
+    row_counts: NDArray[np.int64] | None = None
 
 
 def shown(text: object) -> str:
