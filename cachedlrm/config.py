@@ -212,9 +212,9 @@ class CacheOptions:
     """Which rows to evict. static reads all ids once before training, lookahead --lookahead batches ahead."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
-    prefetch_depth: Depth = 2
+    prefetch_depth: Depth | None = None
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
-    only while the slots hold that many working sets more than one."""
+    only while the slots hold that many working sets more than one. Default: 2; 0 on the CPU where a step is small."""
 
 
 @_group("Store", 7)

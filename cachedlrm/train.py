@@ -147,6 +147,7 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
 
     prepared = trainer.cache.prepare(schedule.batches())
     depth = job.options.cache.prefetch_depth
+    assert depth is not None
     with (
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pause_after=evaluates_after)) as batches,
         progress.running(),

@@ -363,7 +363,7 @@ def all_options(draw):
             gpu_budget=maybe(positive),
             policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead"]),
             lookahead=positive,
-            prefetch_depth=st.integers(0, 64),
+            prefetch_depth=maybe(st.integers(0, 64)),
         ),
         store=every_field(
             StoreOptions,
