@@ -218,9 +218,9 @@ class CacheOptions:
     keeps 4 bytes for each row of each batch on disk."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
-    prefetch_depth: Depth = 2
+    prefetch_depth: Depth | None = None
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
-    only while the slots hold that many working sets more than one."""
+    only while the slots hold that many working sets more than one. Default: 2; 0 on the CPU where a step is small."""
     report_min: Flag = False
     """Count how few rows any policy could have moved (Belady's MIN) and report it; always with --policy oracle."""
 

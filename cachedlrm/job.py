@@ -110,6 +110,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     assert optimisation.optimizer is not None
     assert batches.mini_batch_size is not None
     assert options.model.loss_function is not None
+    assert options.cache.prefetch_depth is not None
     device = choose_device(options.run.device)
     torch.set_num_threads(options.run.threads or usable_processors())
     if options.run.deterministic:
@@ -162,6 +163,7 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
     """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
     batches, inference = options.batches, options.inference.inference_only
     assert batches.mini_batch_size is not None
+    assert options.cache.prefetch_depth is not None
     return Workload(
         groups=tuple(
             GroupShape(tuple(table.num_rows for table in group), layout)

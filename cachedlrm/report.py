@@ -279,7 +279,7 @@ def _phases(totals: RunTotals) -> str:
     for phase, milliseconds in totals.phase_ms.items():
         share = milliseconds / step_ms if step_ms > 0 else 0.0
         rows.append((phase.replace("_", " "), f"{milliseconds:.3f}", f"{share:.1%}", "█" * round(40 * min(1.0, share))))
-    beside = totals.options.cache.prefetch_depth > 0
+    beside = totals.options.cache.prefetch_depth != 0
     where = "run in the prefetch thread, beside the others" if beside else "run in the training thread, as all others"
     note = f"A step took {step_ms:.3f} ms. {', '.join(PREPARING_PHASES[:-1])} and {PREPARING_PHASES[-1]} {where}."
     return _table(("phase", "ms per step", "share of a step", ""), rows) + f"\n\n{note}"

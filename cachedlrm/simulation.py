@@ -109,6 +109,7 @@ class _PlannedCache:
     def __init__(
         self, num_rows: Sequence[int], slots: Sequence[GroupSlots], options: CacheOptions, window: int
     ) -> None:
+        assert options.prefetch_depth is not None  # resolved
         self.policies: list[Policy] = []
         self._planners = []
         for rows, group in zip(num_rows, slots, strict=True):

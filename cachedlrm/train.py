@@ -164,6 +164,7 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
 
     prepared = trainer.cache.prepare(schedule.batches(job.first_batch), job.first_batch)
     depth = job.options.cache.prefetch_depth
+    assert depth is not None
     with (
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),

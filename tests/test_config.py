@@ -364,7 +364,7 @@ def all_options(draw):
             gpu_budget=maybe(positive),
             policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]),
             lookahead=positive,
-            prefetch_depth=st.integers(0, 64),
+            prefetch_depth=maybe(st.integers(0, 64)),
             report_min=st.booleans(),
         ),
         store=every_field(

@@ -239,9 +239,9 @@ class CachedEmbeddingBags(nn.Module):
             raise UserError("step was called without a gradient; call loss.backward() first")
         assert current.update is not None
         assert current.records is not None
-        current.update.backward(current.pooled.grad)
         self.steps += 1
-        current.update.step(self.learning_rate, self.steps)
+        with torch.no_grad():
+            current.update.step(current.pooled.grad, self.learning_rate, self.steps)
         self._tables.cache.scatter(current.prepared, current.records)
         self._current = None
 
