@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: train test check lint gpu-check clean
+.PHONY: train test check lint torture gpu-check clean
 
 # The main job: DLRM on Criteo-Kaggle-shaped data with 5 % of the rows on the device.
 train: .venv/installed
@@ -10,6 +10,10 @@ train: .venv/installed
 # Lint, types and all tests.
 test check: lint
 	$(PY) -m pytest
+
+# Kills training 200 times at random instants, resumes, and compares bits.
+torture: .venv/installed
+	$(PY) tests/kill.py 200
 
 lint: .venv/installed
 	$(PY) -m ruff check .

@@ -1,8 +1,31 @@
-"""Trains deep learning recommendation models whose embedding tables are far larger than the GPU."""
+"""Trains deep learning recommendation models whose embedding tables are far larger than the GPU.
+
+``python -m cachedlrm.train`` trains a DLRM; `CachedEmbeddingBags` puts the cached tables into a model of your own. Its
+mistakes are `UserError`.
+"""
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cachedlrm.errors import UserError
+    from cachedlrm.library.embedding_bags import CachedEmbeddingBags
 
 __version__ = "0.1.0"
+__all__ = ["CachedEmbeddingBags", "UserError"]
+
+
+def __getattr__(name: str) -> Any:
+    """What a library user imports, loaded at first use: torch takes seconds, and the commands set it up before."""
+    if name == "CachedEmbeddingBags":
+        from cachedlrm.library.embedding_bags import CachedEmbeddingBags  # noqa: PLC0415
+
+        return CachedEmbeddingBags
+    if name == "UserError":
+        from cachedlrm.errors import UserError  # noqa: PLC0415
+
+        return UserError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _give_numba_a_cache() -> None:
@@ -13,7 +36,8 @@ def _give_numba_a_cache() -> None:
     it is imported. What it finds there it loads as code, so the folder must be ours and closed to others.
     """
     here = os.path.dirname(__file__)
-    beside = [os.path.join(here, part, "__pycache__") for part in ("", "cache", "data", "model", "store")]
+    parts = ("", "cache", "data", "library", "model", "prepare", "store")
+    beside = [os.path.join(here, part, "__pycache__") for part in parts]
     users = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
     is_own_place_enough = all(map(_is_writable, beside)) or (os.path.isabs(users) and _is_writable(users))
     if "NUMBA_CACHE_DIR" in os.environ or is_own_place_enough or not hasattr(os, "getuid"):

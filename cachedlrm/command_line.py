@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TextIO, Union, cast, get_args, get_origin
+from typing import Annotated, Any, TextIO, TypeVar, Union, cast, get_args, get_origin
 
 import cyclopts
 import rich.console
@@ -20,7 +20,7 @@ import tomli_w
 from cyclopts import Parameter
 
 from cachedlrm import __version__
-from cachedlrm.config import Bytes, InferenceOptions, ModelOptions, Options
+from cachedlrm.config import Bytes, InferenceOptions, ModelOptions, Options, RunOptions, Simulation, SimulationCommand
 from cachedlrm.errors import UserError
 from cachedlrm.output import Output
 from cachedlrm.text import as_argument, as_utf8
@@ -33,6 +33,9 @@ Example: python -m cachedlrm.train --gpu-cache-ratio 0.05
 
 _EITHER = {"--gpu-cache-ratio", "--gpu-cache-rows"}
 """They exclude each other, so that one on the command line also overrides the other in a profile."""
+
+_SIZES = {*_EITHER, "--gpu-budget"}
+"""All that decides how many rows are kept."""
 
 
 def parse_command_line(arguments: Sequence[str]) -> Options:
@@ -67,8 +70,7 @@ def _resumed(run_dir: Path, tokens: Sequence[str]) -> Options:
     if not config.is_file():
         raise UserError(f"--resume {run_dir} holds no run (config.toml is missing); start it without --resume")
     before = load_options(config)
-    sizes = {*_EITHER, "--gpu-budget"}
-    options = _check(_parse([*_not_given(_profile_arguments(config), tokens, sizes), *tokens]))
+    options = _check(_parse([*_not_given(_profile_arguments(config), tokens, _SIZES), *tokens]))
     for group in dataclasses.fields(Options):
         for field in dataclasses.fields(getattr(options, group.name)):
             then, now = (getattr(getattr(side, group.name), field.name) for side in (before, options))
@@ -95,6 +97,45 @@ _DECIDES_BITS: dict[str, tuple[str, ...]] = {
 def _as_option(name: str, value: object) -> str:
     option = f"--{name.replace('_', '-')}"
     return f"no {option}" if value is None else f"{option} {_toml_value(value)}"
+
+
+_SIMULATION_HELP = """What caches of several sizes would do on the ids of a run, without training: the miss-ratio curve.
+
+Example: python -m cachedlrm.simulate --data npy:DIR --policy lru --cache-ratios 0.01,0.05 --report-min
+"""
+
+
+def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
+    """Options of the run to simulate, and those of the simulation.
+
+    Raises:
+        UserError: an option or value is wrong; names it and what is allowed.
+        SystemExit: after ``--help`` or ``--version``.
+    """
+    command = _parse_simulation(arguments)
+    if command.simulation.profile is not None:
+        known = {f"--{name}" for names in _option_names(SimulationCommand).values() for name in names}
+        profile = _profile_arguments(_find_profile(command.simulation.profile))
+        lower = [token for token in profile if token.split("=")[0] in known - _SIZES]
+        command = _parse_simulation([*_not_given(lower, arguments, set()), *arguments])
+    cache = command.cache
+    for name in sorted(_SIZES):
+        if (value := getattr(cache, name.lstrip("-").replace("-", "_"))) is not None:
+            raise UserError(f"{name} {value} is the size of one cache; give --cache-ratios, a list, instead")
+    options = Options(
+        model=command.model,
+        batches=command.batches,
+        data=command.data,
+        reference=command.reference,
+        optimisation=command.optimisation,
+        cache=cache,
+        run=RunOptions(device="cpu", steps=command.simulation.steps),
+    )
+    return _check(options), command.simulation
+
+
+def _parse_simulation(arguments: Sequence[str]) -> SimulationCommand:
+    return _parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
 
 
 def load_options(path: Path) -> Options:
@@ -134,11 +175,19 @@ def _toml_value(value: object) -> object:
 
 
 def _parse(arguments: Sequence[str]) -> Options:
+    return _parse_as(Options(), arguments, "python -m cachedlrm.train", _HELP)
+
+
+_Command = TypeVar("_Command", Options, SimulationCommand)
+
+
+def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_text: str) -> _Command:
+    """The dataclass ``nothing`` with the values that ``arguments`` give."""
     _refuse_odd_text(arguments)
-    nothing = Options()
+    kind = type(nothing)
     app = cyclopts.App(
-        name="python -m cachedlrm.train",
-        help=_HELP,
+        name=program,
+        help=help_text,
         version=__version__,
         result_action="return_value",
         console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),  # a pipe may be closed
@@ -146,7 +195,7 @@ def _parse(arguments: Sequence[str]) -> Options:
     )
 
     @app.default
-    def collect(*, options: Annotated[Options, Parameter(name="*")] = nothing) -> Options:
+    def collect(*, options: Annotated[kind, Parameter(name="*")] = nothing) -> _Command:  # type: ignore[valid-type]
         return options
 
     try:
@@ -159,12 +208,12 @@ def _parse(arguments: Sequence[str]) -> Options:
         why = _NOT_CARRIED.get(name.split("=")[0].lstrip("-").replace("_", "-"))
         if why:
             raise _mistake(f"{name} of facebookresearch/dlrm is not carried over: {why}") from error
-        known = [name for names in _option_names().values() for name in names]
+        known = [name for names in _option_names(kind).values() for name in names]
         hint = _nearest(name, known, "--") or "--help lists the options"
         raise _mistake(f"unknown option {name}; {hint}") from error
     except cyclopts.CycloptsError as error:
         raise _mistake(str(error)) from error
-    if not isinstance(options, Options):
+    if not isinstance(options, kind):
         raise SystemExit(0)  # --help or --version was printed
     return options
 
@@ -184,7 +233,7 @@ def _refuse_odd_text(arguments: Sequence[str]) -> None:
 
 _LOOP = "the loop here evaluates by AUC and ends after --nepochs or --steps"
 _LOADER = "data is read by the prefetch thread; see --prefetch-depth"
-_CRITEO = "Criteo's files are read as npy triples: --data npy:DIR"
+_CRITEO = "run python -m cachedlrm.prepare criteo and use --data npy:DIR, or --data criteo:PATH for a first look"
 _PROCESSES = "one process trains on one device"
 _TIMES = "times of every phase are in metrics.jsonl and report.md"
 _NOT_CARRIED = {
@@ -216,9 +265,9 @@ _NOT_CARRIED = {
 """Options of facebookresearch/dlrm that are refused, and why."""
 
 
-def _option_names() -> dict[str, list[str]]:
+def _option_names(kind: type[Options] | type[SimulationCommand]) -> dict[str, list[str]]:
     """The options of each group, spelled with dashes."""
-    return {group.name: list(_annotations(group)) for group in dataclasses.fields(Options)}
+    return {group.name: list(_annotations(group)) for group in dataclasses.fields(kind)}
 
 
 def _annotations(group: dataclasses.Field[Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Group, Parameter
 
-from cachedlrm.units import parse_bytes, parse_sizes, parse_switch, parse_weights, parse_whole
+from cachedlrm.units import parse_bytes, parse_ratios, parse_sizes, parse_switch, parse_weights, parse_whole
 
 
 def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts.Token]], Any]:
@@ -37,6 +37,9 @@ Bytes = Annotated[int | None, Parameter(converter=_converter(parse_bytes), n_tok
 Weights = Annotated[
     tuple[float, ...],
     Parameter(converter=_converter(parse_weights), n_tokens=1, negative=(), metavar="W-W-..."),
+]
+Ratios = Annotated[
+    tuple[float, ...], Parameter(converter=_converter(parse_ratios), n_tokens=1, negative=(), metavar="R,R,...")
 ]
 Flag = Annotated[bool, Parameter(negative=())]
 Switch = Annotated[bool, Parameter(converter=_converter(parse_switch), n_tokens=1, negative=(), metavar="True|False")]
@@ -142,7 +145,8 @@ class DataOptions:
 
     data: str = "zipf"
     """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H), flights (real records, optional package),
-    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped), or reference (facebookresearch/dlrm's generators:
+    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped; with the held-out part of prepared data),
+    criteo:PATH (raw files, for a first look), or reference (facebookresearch/dlrm's generators:
     its numbers from its seed, and its defaults)."""
     test_data: str | None = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
@@ -208,13 +212,17 @@ class CacheOptions:
     """Rows kept on the device."""
     gpu_budget: Bytes = None
     """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept."""
-    policy: Literal["lru", "lfu", "lrfu", "static", "lookahead"] = "lrfu"
-    """Which rows to evict. static reads all ids once before training, lookahead --lookahead batches ahead."""
+    policy: Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"] = "lrfu"
+    """Which rows to evict. static and oracle read all ids once before training (for static, prepared data has counts
+    and spares that), lookahead --lookahead batches ahead; oracle moves as few rows as possible, for comparison, and
+    keeps 4 bytes for each row of each batch on disk."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
-    prefetch_depth: Depth = 2
+    prefetch_depth: Depth | None = None
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
-    only while the slots hold that many working sets more than one."""
+    only while the slots hold that many working sets more than one. Default: 2; 0 on the CPU where a step is small."""
+    report_min: Flag = False
+    """Count how few rows any policy could have moved (Belady's MIN) and report it; always with --policy oracle."""
 
 
 @_group("Store", 7)
@@ -298,3 +306,35 @@ class Options:
     store: StoreOptions = field(default_factory=StoreOptions)
     run: RunOptions = field(default_factory=RunOptions)
     inference: InferenceOptions = field(default_factory=InferenceOptions)
+
+
+@_group("Simulation", 0)
+@dataclass(frozen=True)
+class Simulation:
+    """What ``python -m cachedlrm.simulate`` has beside a run's options."""
+
+    cache_ratios: Ratios = (0.01, 0.02, 0.05, 0.1, 0.2)
+    """Sizes of the caches, as shares of all rows."""
+    steps: Positive | None = None
+    """Steps to simulate; epochs repeat or end early as it takes. Default: the epochs."""
+    link_bandwidth: Bytes = 12 * 10**9
+    """Bytes a second between device and store (25GB), for the time that moving rows takes. Default: 12GB."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+    profile: str | None = None
+    """Values from a run's TOML file, or from a packaged one by name; the command line overrides them. The tables store,
+    run and inference and the size of the cache are left out."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SimulationCommand:
+    """All of ``python -m cachedlrm.simulate``: the options of a run that its plans depend on, and `Simulation`."""
+
+    simulation: Simulation = field(default_factory=Simulation)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    batches: BatchOptions = field(default_factory=BatchOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)

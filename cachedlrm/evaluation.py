@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from cachedlrm.data.batch import Batch, Source
@@ -56,4 +55,6 @@ def evaluate(model: Model, pooling: Pooling, source: Source, batch_size: int, de
     labels = np.concatenate([label for _, label in outputs])
     if set(np.unique(labels)) != {0.0, 1.0} or not np.isfinite(predictions).all():
         return Evaluation(None, predictions, labels)
+    from sklearn.metrics import roc_auc_score  # noqa: PLC0415 - takes a second to load, and few runs need it
+
     return Evaluation(float(roc_auc_score(labels, predictions)), predictions, labels)

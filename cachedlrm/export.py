@@ -1,10 +1,15 @@
-"""``python -m cachedlrm.export RUN_DIR OUT.safetensors``: a run's parameters under the reference's names.
+"""``python -m cachedlrm.export RUN_DIR OUT``: a run's parameters, for others to go on with.
 
+With ``--format safetensors``, the default, OUT is a file with the reference's names:
 ``emb_l.T.weight`` [rows, dim] of each table, ``bot_l.N.weight``, ``bot_l.N.bias``, ``top_l.N.weight`` and
 ``top_l.N.bias``; learned pooling weights are ``v_W_l.T`` [rows], quotient and remainder tables ``emb_l.T.weight_q`` and
 ``emb_l.T.weight_r``, mixed-dimension tables ``emb_l.T.embs.weight`` with ``emb_l.T.proj.weight``. With
-``--with-optimizer-state`` each table has its ``state`` [rows, state width] too. Tables are written piece by piece, so
-they may be larger than memory.
+``--with-optimizer-state`` each table has its ``state`` [rows, state width] too.
+
+With ``--format torchrec`` OUT is a new folder that TorchRec's sharded EmbeddingBagCollection and its DLRM load through
+torch.distributed.checkpoint; docs/hand_over.md trains on with it.
+
+Tables are written piece by piece, so they may be larger than memory.
 """
 
 import sys
@@ -16,6 +21,7 @@ if __name__ == "__main__":
 
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -30,31 +36,44 @@ from cachedlrm.errors import UserError
 from cachedlrm.final_state import FinalState, load_final_state
 from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
+from cachedlrm.formats.torchrec_folder import check_torchrec, write_torchrec
 from cachedlrm.formats.whole_file import cannot_write
 from cachedlrm.full_tables import FullTable, TouchedRecords, full_tables
 from cachedlrm.initial import initial_parameters
 from cachedlrm.output import Output
 from cachedlrm.run_directory import LOCK_FILE, RUN_FILES
 
-_USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT.safetensors [--with-optimizer-state]"
+_USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT [--format safetensors|torchrec] [--with-optimizer-state]"
+_FORMATS = ("safetensors", "torchrec")
 
 
-def export(run_dir: Path, out: Path, with_optimizer_state: bool = False) -> None:
+def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torchrec: bool = False) -> None:
     """Writes all parameters of a finished run.
 
     Args:
         run_dir: the run's directory.
-        out: safetensors file to write.
+        out: safetensors file to write; for TorchRec a folder to make.
         with_optimizer_state: also write the rows' optimizer state.
+        to_torchrec: write what TorchRec loads.
 
     Raises:
         UserError: the run did not end, its files are damaged, or ``out`` cannot be written.
     """
-    target = _target(out, run_dir)
+    target = _folder(out) if to_torchrec else _target(out, run_dir)
     options = load_options(run_dir / "config.toml")
     architecture = _architecture(options, run_dir / "config.toml")
+    if to_torchrec:
+        check_torchrec(architecture, with_optimizer_state)
     state = load_final_state(run_dir, options, architecture)
     tables = _exported_tables(options, architecture, state)
+    if to_torchrec:
+        write_torchrec(target, options, architecture, tables, state.dense, with_optimizer_state)
+    else:
+        _write_reference(target, tables, state, with_optimizer_state)
+
+
+def _write_reference(target: Path, tables: Sequence[FullTable], state: FinalState, with_optimizer_state: bool) -> None:
+    """One file, under the reference's names."""
     tensors: dict[str, PiecewiseTensor] = {}
     for table in tables:
         tensors |= table.parameters()
@@ -96,6 +115,20 @@ def _target(out: Path, run_dir: Path) -> Path:
     return target
 
 
+def _folder(out: Path) -> Path:
+    """``out``, if a folder can be made there or is there and empty."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"OUT {out} is there; for --format torchrec name a folder to make")
+        if not out.resolve().parent.is_dir():
+            raise UserError(f"OUT {out}: {out.resolve().parent} is not a folder; make it or name another place")
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    except RuntimeError as error:  # a loop of symbolic links
+        raise UserError(f"OUT {out} is a symbolic link that leads to itself; name another place") from error
+    return out
+
+
 def _architecture(options: Options, config: Path) -> Architecture:
     model, optimizer = options.model, options.optimisation.optimizer
     if None in (model.arch_embedding_size, model.arch_sparse_feature_size, model.arch_mlp_bot, model.arch_mlp_top):
@@ -127,21 +160,52 @@ def main(arguments: Sequence[str]) -> int:
     return run_program(lambda _: _export(arguments), interrupted="interrupted; OUT is as it was before")
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What the command line asks for."""
+
+    paths: tuple[str, ...]
+    format: str = "safetensors"
+    with_optimizer_state: bool = False
+    help: bool = False
+
+
+def _parse(arguments: Sequence[str]) -> _Request:
+    """The command line; a later option goes before an earlier one."""
+    paths: list[str] = []
+    given: dict[str, str] = {}
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        name, is_joined, value = argument.partition("=")
+        if not argument.startswith("-"):
+            paths.append(argument)
+        elif name == "--format":
+            given["format"] = value if is_joined else left.pop(0) if left else ""
+        elif argument in ("--with-optimizer-state", "-h", "--help"):
+            given[argument] = ""
+        else:
+            raise UserError(f"unknown option {argument}; {_USAGE}")
+    if given.get("format", "safetensors") not in _FORMATS:
+        raise UserError(f"--format {given['format'] or 'lacks a value'}: choose {' or '.join(_FORMATS)}; {_USAGE}")
+    return _Request(
+        tuple(paths), given.get("format", "safetensors"), "--with-optimizer-state" in given,
+        "-h" in given or "--help" in given,
+    )  # fmt: skip
+
+
 def _export(arguments: Sequence[str]) -> None:
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    paths = [argument for argument in arguments if not argument.startswith("-")]
-    if "-h" in flags or "--help" in flags:
+    request = _parse(arguments)
+    if request.help:
         print(f"{_USAGE}\n\n{__doc__}", file=cast("TextIO", Output(sys.stdout)), flush=True)
         return
-    unknown = [flag for flag in flags if flag != "--with-optimizer-state"]
-    if unknown:
-        raise UserError(f"unknown option {unknown[0]}; {_USAGE}")
-    if len(paths) != 2:
-        raise UserError(f"{len(paths)} paths given where 2 are needed; {_USAGE}")
-    for name, path in zip(("RUN_DIR", "OUT"), paths, strict=True):
+    if len(request.paths) != 2:
+        raise UserError(f"{len(request.paths)} paths given where 2 are needed; {_USAGE}")
+    for name, path in zip(("RUN_DIR", "OUT"), request.paths, strict=True):
         if not path:  # usually a shell variable that is not set
             raise UserError(f"{name} is empty; {_USAGE}")
-    export(Path(paths[0]), Path(paths[1]), with_optimizer_state=bool(flags))
+    run_dir, out = map(Path, request.paths)
+    export(run_dir, out, request.with_optimizer_state, to_torchrec=request.format == "torchrec")
 
 
 if __name__ == "__main__":

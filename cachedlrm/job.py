@@ -10,14 +10,13 @@ import torch
 from cachedlrm.architecture import Architecture, build_architecture
 from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, format_bytes, size_device
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.cache.policies import Static
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
-from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
 from cachedlrm.errors import UserError
+from cachedlrm.foresight import inform_policies
 from cachedlrm.initial import initial_parameters
 from cachedlrm.memory import free_device_bytes, free_host_bytes
 from cachedlrm.model.learning_rate import LearningRate
@@ -111,6 +110,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     assert optimisation.optimizer is not None
     assert batches.mini_batch_size is not None
     assert options.model.loss_function is not None
+    assert options.cache.prefetch_depth is not None
     device = choose_device(options.run.device)
     torch.set_num_threads(options.run.threads or usable_processors())
     if options.run.deterministic:
@@ -118,7 +118,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, optimisation.optimizer)
     router = architecture.router()
-    workload = _workload(options, architecture, dataset, device)
+    workload = build_workload(options, architecture, dataset, device)
     if workload.batch_host_bytes > free_host_bytes():
         raise UserError(
             f"a batch takes up to {format_bytes(workload.batch_host_bytes)} of host memory and "
@@ -133,7 +133,9 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
         dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
-    settings = CacheSettings(options.cache.policy, window, options.cache.prefetch_depth, _STAGING_ROWS)
+    settings = CacheSettings(
+        options.cache.policy, window, options.cache.prefetch_depth, _STAGING_ROWS, options.cache.report_min
+    )
     loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
     durability = checkpoint = None
     with ExitStack() as undo:
@@ -141,9 +143,12 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
             undo.callback(durability.database.close)
         cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device, durability)
-        _count_uses(cache, schedule)
+        policies = [group.policy for group in cache.groups]
+        num_rows = [group.num_rows for group in workload.groups]
+        inform_policies([policies], num_rows, router, schedule, options, run_dir, dataset.row_counts)
         trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
         if checkpoint is not None:
+            _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)
         elif initial.dense_state:
             trainer.load_optimizer_state(initial.dense_state)
@@ -154,10 +159,11 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     )  # fmt: skip
 
 
-def _workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
+def build_workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
     """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
     batches, inference = options.batches, options.inference.inference_only
     assert batches.mini_batch_size is not None
+    assert options.cache.prefetch_depth is not None
     return Workload(
         groups=tuple(
             GroupShape(tuple(table.num_rows for table in group), layout)
@@ -223,6 +229,14 @@ def _host_limit(options: Options, workload: Workload, sizes: DeviceSizes, window
     return left // 2 if options.store.store == "lmdb" else left  # the system keeps pages of the store in the other
 
 
+def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Options) -> None:
+    if checkpoint.batches > schedule.num_batches:
+        raise UserError(
+            f"--resume {options.run.resume}: {checkpoint.batches:,} batches are trained and the run is now to end "
+            f"after {schedule.num_batches:,}; raise --steps or --nepochs"
+        )
+
+
 def _learning_rate(options: Options) -> LearningRate:
     optimisation = options.optimisation
     assert optimisation.learning_rate is not None
@@ -232,17 +246,6 @@ def _learning_rate(options: Options) -> LearningRate:
         optimisation.lr_decay_start_step,
         optimisation.lr_num_decay_steps,
     )
-
-
-def _count_uses(cache: EmbeddingCache, schedule: Schedule) -> None:
-    """Policy ``static`` ranks rows by the batches of an epoch that use them; one pass over its ids."""
-    if not isinstance(cache.groups[0].policy, Static):
-        return
-    books = [AddressBook(group.sizes.num_rows) for group in cache.groups]
-    for index, batch in enumerate(schedule.one_epoch()):
-        for group, book, lookups in zip(cache.groups, books, cache.router(batch), strict=True):
-            assert isinstance(group.policy, Static)
-            group.policy.count([book.working_set(index, lookups.rows, lookups.offsets)])
 
 
 def _build_cache(

@@ -80,6 +80,7 @@ class Progress:
         self._waiting_since = 0.0
         self._host_peak = self._mapped_peak = 0
         self._evaluated_at: int | None = None  # steps trained by then
+        self._last_batch = job.first_batch - 1
         if saved:
             self._restore(saved)
         self._sample_memory()
@@ -115,10 +116,9 @@ class Progress:
 
     @property
     def needs_evaluation(self) -> bool:
-        """Whether the run was interrupted between a step and the evaluation after it."""
-        schedule, first = self._job.schedule, self._job.first_batch
-        due = first > 0 and self._job.dataset.test is not None and schedule.evaluates_after(first - 1)
-        return due and self._evaluated_at != self._steps
+        """Whether an evaluation is due after the last batch trained, by this process or one before."""
+        due = self._last_batch >= 0 and self._job.dataset.test is not None
+        return due and self._job.schedule.evaluates_after(self._last_batch) and self._evaluated_at != self._steps
 
     def header(self) -> RunHeader:
         """What the display says once."""
@@ -192,6 +192,7 @@ class Progress:
         self._pending[self._num_pending : self._num_pending + steps] = losses
         self._num_pending += steps
         self._steps += steps
+        self._last_batch = batch.tensors.index
         self._samples += batch.tensors.num_samples
         self._counters += batch.counters
         if self._warm is None and self._steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
@@ -216,7 +217,7 @@ class Progress:
     @property
     def due(self) -> bool:
         """Whether it is time for a snapshot."""
-        return self._num_pending >= self._print_freq or self._steps == self._num_steps
+        return self._num_pending > 0 and (self._num_pending >= self._print_freq or self._steps == self._num_steps)
 
     def snapshot(self) -> Snapshot:
         """Where the run stands; waits for the device.
@@ -344,9 +345,11 @@ class Progress:
             return "no step was trained; the model was built and initialised"
         auc = "" if totals.auc is None else f", AUC {totals.auc:.4f}"
         loss = "" if totals.loss_mean is None else f", mean loss {totals.loss_mean:.5f}"
+        ratio = totals.counters.moved_of_min
+        of_min = "" if ratio is None else f", {ratio:.3f} of the rows that MIN moves"
         return (
             f"{totals.steps:,} steps, {totals.samples_per_s:,.0f} samples/s{loss}{auc}, "
-            f"{totals.counters.hit_ratio:.2%} hits"
+            f"{totals.counters.hit_ratio:.2%} hits{of_min}"
         )
 
 

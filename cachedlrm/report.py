@@ -104,7 +104,7 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "written_back_rows": counters.written_back_rows,
         "fetched_bytes": counters.fetched_bytes,
         "written_back_bytes": counters.written_back_bytes,
-        "moved_rows_min": None,
+        "moved_rows_min": counters.moved_rows_min if totals.options.cache.report_min else None,
         "device_peak_bytes": totals.device_peak_bytes,
         "device_limit_bytes": totals.device_limit_bytes,
         "device_bytes_breakdown": totals.device_bytes_breakdown,
@@ -232,6 +232,8 @@ def _result(totals: RunTotals) -> str:
         "hit ratio over lookups": f"{totals.counters.hit_ratio:.2%}",
         "hit ratio over working-set rows": f"{totals.counters.unique_hit_ratio:.2%}",
     }
+    if (of_min := totals.counters.moved_of_min) is not None:
+        rows["rows brought in, of the fewest possible (Belady's MIN)"] = f"{of_min:.3f}"
     return _table(("", ""), list(rows.items()))
 
 
@@ -244,6 +246,8 @@ def _traffic(totals: RunTotals) -> str:
         "of these resident when planned": counters.resident_rows,
         "first touches (created, not fetched)": counters.first_touch_rows,
         "rows fetched from the store": counters.fetched_rows,
+        "rows brought in, created or fetched": counters.moved_rows,
+        **({"the fewest possible (Belady's MIN)": counters.moved_rows_min} if counters.moved_rows_min else {}),
         "rows evicted": counters.evicted_rows,
         "rows written back": counters.written_back_rows,
     }
@@ -275,7 +279,7 @@ def _phases(totals: RunTotals) -> str:
     for phase, milliseconds in totals.phase_ms.items():
         share = milliseconds / step_ms if step_ms > 0 else 0.0
         rows.append((phase.replace("_", " "), f"{milliseconds:.3f}", f"{share:.1%}", "█" * round(40 * min(1.0, share))))
-    beside = totals.options.cache.prefetch_depth > 0
+    beside = totals.options.cache.prefetch_depth != 0
     where = "run in the prefetch thread, beside the others" if beside else "run in the training thread, as all others"
     note = f"A step took {step_ms:.3f} ms. {', '.join(PREPARING_PHASES[:-1])} and {PREPARING_PHASES[-1]} {where}."
     return _table(("phase", "ms per step", "share of a step", ""), rows) + f"\n\n{note}"

@@ -15,7 +15,10 @@ from cachedlrm.schedule import Schedule
 
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _MOST_THREADS = 1024  # of --threads
-_WORTH_THREADS = 10**8  # multiplications of a forward pass; see "Threads" in docs/log.md
+# Multiplications of a forward pass; see "Threads" and "Prefetching" in docs/log.md.
+_WORTH_THREADS = 10**8
+_WORTH_PREFETCHING = 10**7
+_PREFETCH_DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,16 @@ def resolve(options: Options, dataset: Dataset) -> Options:
         store=_resolve_store(options, defaults),
         run=_resolve_run(options.run, trains=not options.inference.inference_only),
     )
-    resolved = replace(resolved, run=replace(resolved.run, threads=options.run.threads or _threads(resolved)))
+    multiplications = _multiplications(resolved)
+    depth = options.cache.prefetch_depth
+    if depth is None:
+        is_small = resolved.run.device == "cpu" and multiplications < _WORTH_PREFETCHING
+        depth = 0 if is_small else _PREFETCH_DEPTH
+    resolved = replace(
+        resolved,
+        cache=replace(resolved.cache, prefetch_depth=depth),
+        run=replace(resolved.run, threads=options.run.threads or _threads(multiplications)),
+    )
     num_steps = Schedule(resolved, dataset.train).num_steps
     test_freq = _resolve_test_freq(options, dataset, num_steps, defaults)
     if options.run.save_predictions and not options.inference.inference_only:
@@ -140,6 +152,7 @@ def resolve(options: Options, dataset: Dataset) -> Options:
 
 def _resolve_cache(cache: CacheOptions) -> CacheOptions:
     """Without any size all rows are kept. Said, so that a repeated run says too if they do not fit any more."""
+    cache = replace(cache, report_min=cache.report_min or cache.policy == "oracle")
     if (cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget) == (None, None, None):
         return replace(cache, gpu_cache_ratio=1.0)
     return cache
@@ -153,13 +166,17 @@ def _resolve_run(run: RunOptions, trains: bool) -> RunOptions:
     )
 
 
-def _threads(options: Options) -> int:
-    """All processors; one for a step so small that threads cost more at every operator's barrier than they save."""
+def _multiplications(options: Options) -> int:
+    """Those of a forward pass through the layers: how large a step is."""
     assert options.optimisation.optimizer is not None
     assert options.batches.mini_batch_size is not None
     architecture = build_architecture(options.model, options.optimisation.optimizer)
     layers = [*itertools.pairwise(architecture.mlp_bot), *itertools.pairwise(architecture.mlp_top)]
-    multiplications = options.batches.mini_batch_size * sum(inputs * outputs for inputs, outputs in layers)
+    return options.batches.mini_batch_size * sum(inputs * outputs for inputs, outputs in layers)
+
+
+def _threads(multiplications: int) -> int:
+    """All processors; one for a step so small that threads cost more at every operator's barrier than they save."""
     return min(usable_processors(), _MOST_THREADS) if multiplications >= _WORTH_THREADS else 1
 
 

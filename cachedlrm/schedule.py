@@ -57,11 +57,14 @@ class Schedule:
 
     def batches(self, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of the run from ``first_batch`` on."""
-        for batch in range(first_batch, self.num_batches):
-            first, last = self.steps(batch)
-            start = first % self.steps_per_epoch * self._mini_batch_size
-            stop = start + (last - first) * self._mini_batch_size
-            yield self._source.read(start, min(stop, self._source.num_samples))
+        return map(self.read, range(first_batch, self.num_batches))
+
+    def read(self, batch: int) -> Batch:
+        """Batch ``batch`` of the run."""
+        first, last = self.steps(batch)
+        start = first % self.steps_per_epoch * self._mini_batch_size
+        stop = start + (last - first) * self._mini_batch_size
+        return self._source.read(start, min(stop, self._source.num_samples))
 
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, as far as the run goes."""

@@ -33,10 +33,12 @@ from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.open import open_dataset
 from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
+from cachedlrm.foresight import discard_next_uses
 from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
 from cachedlrm.outputs import check_outputs, save_models
+from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
 from cachedlrm.report import build_report, report_markdown
 from cachedlrm.resolve import data_request, resolve
@@ -58,6 +60,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
         UserError: the input is wrong; what shows before the first step leaves nothing behind.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished.
     """
+    refuse_several_processes(os.environ)
     options = parse_command_line(arguments)
     dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
     options = resolve(options, dataset)
@@ -78,6 +81,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 if options.inference.inference_only:
                     _serve(job, progress, run, console)
                 _save(arguments, job, recorder, config)
+                discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(recorder.interrupted()) from error
             console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
@@ -146,32 +150,32 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
     progress, console = recorder.progress, recorder.console
     checkpoints = Checkpoints(job, progress, recorder.run, interrupts)
 
-    def evaluates_after(index: int) -> bool:
-        return test is not None and schedule.evaluates_after(index)
-
     def pauses_after(index: int) -> bool:
-        return evaluates_after(index) or checkpoints.due_after(index)
+        return (test is not None and schedule.evaluates_after(index)) or checkpoints.due_after(index)
+
+    def settle() -> None:
+        """Does what is due after the last batch trained."""
+        if progress.needs_evaluation:
+            with checkpoints.interruptible():
+                _evaluate(job, recorder)
+        if progress.due and not progress.needs_evaluation:
+            with interrupts.held():  # no line is lost or written twice
+                recorder.record()  # synchronises
 
     prepared = trainer.cache.prepare(schedule.batches(job.first_batch), job.first_batch)
     depth = job.options.cache.prefetch_depth
+    assert depth is not None
     with (
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),
         checkpoints.around(batches),
     ):
-        if progress.needs_evaluation:
-            with checkpoints.interruptible():
-                _evaluate(job, recorder)
+        settle()  # what an interrupt left undone
         for batch in batches:
             with interrupts.held():  # a step that has begun is finished
                 progress.received(batch)
                 progress.trained(batch, trainer.step(batch))
-            if evaluates_after(batch.tensors.index):
-                with checkpoints.interruptible():
-                    _evaluate(job, recorder)
-            if progress.due:
-                with interrupts.held():  # no line is lost or written twice
-                    recorder.record()  # synchronises
+            settle()
             checkpoints.trained(batch.tensors.index)
             console.advance(progress.steps)
             progress.waits()

@@ -1,7 +1,7 @@
 """One training step and one evaluation: the cache, the model and the optimizers put together."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ from cachedlrm.cache.upload import DeviceBatch, DeviceLookups
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.evaluation import Evaluation, evaluate
 from cachedlrm.metrics import PHASES
-from cachedlrm.model.bags import pool, sum_bags, weigh
+from cachedlrm.model.bags import pool, weigh, weigh_backward
+from cachedlrm.model.dense_optimizer import DenseOptimizer
+from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
-from cachedlrm.model.row_optimizers import dense_optimizer, row_step, sgd_by_lookups
+from cachedlrm.model.row_optimizers import row_step, sgd_by_lookups
 from cachedlrm.store.records import RecordLayout
 
 
@@ -90,29 +92,20 @@ class RowUpdate:
         self._layout = layout
         self._records = records
         self._lookups = lookups
+        vectors = weigh(records[:, : layout.parameter_width], layout.dim)
+        self.pooled = pool(vectors, lookups.positions, lookups.offsets)  # [B * T, D]
+
+    def step(self, grad: Tensor, learning_rate: float, step: int) -> None:
+        """Moves the rows by the gradient of `pooled`, [B * T, D]; ``step`` counts from 1."""
+        layout, records, lookups = self._layout, self._records, self._lookups
         # Plain stochastic gradient descent takes the gradients of bags as they are.
-        self._by_lookups = layout.optimizer == "sgd" and not layout.weighted
-        self._parameters = records[:, : layout.parameter_width].detach().requires_grad_(not self._by_lookups)
-        self.pooled = sum_bags(
-            weigh(self._parameters, layout.dim),
-            lookups.positions, lookups.offsets, lookups.bags_by_position, lookups.position_offsets,
-        )  # [B * T, D]  # fmt: skip
-
-    def backward(self, grad: Tensor) -> None:
-        """Takes the gradient of `pooled`, [B * T, D]."""
-        self._grad = grad
-        if not self._by_lookups:
-            self.pooled.backward(grad)
-            assert self._parameters.grad is not None
-            self._grad = self._parameters.grad  # [U, parameter_width]
-
-    def step(self, learning_rate: float, step: int) -> None:
-        """Moves the rows; ``step`` counts from 1."""
-        lookups = self._lookups
-        if self._by_lookups:
-            sgd_by_lookups(self._records, self._grad, lookups.bags_by_position, lookups.position_offsets, learning_rate)
-        else:
-            row_step(self._layout, self._records, self._grad, learning_rate, step)
+        if layout.optimizer == "sgd" and not layout.weighted:
+            sgd_by_lookups(records, grad, lookups.bags_by_position, lookups.position_offsets, learning_rate)
+            return
+        # A position's gradient is the sum of its bags': pooling of the transposed lookups.
+        vectors_grad = pool(grad.contiguous(), lookups.bags_by_position, lookups.position_offsets)  # [U, D]
+        parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
+        row_step(layout, records, parameters_grad, learning_rate, step)
 
 
 class Trainer:
@@ -133,12 +126,13 @@ class Trainer:
         self.cache = cache
         self.model = model
         self.learning_rate = learning_rate
-        self._loss = loss
         self._mini_batch_size = mini_batch_size
-        self._optimizer = dense_optimizer(cache.optimizer, list(model.parameters()), learning_rate(1))
+        self._optimizer = DenseOptimizer(cache.optimizer, model)
+        self._dense_pass = DensePass(model, self._optimizer.grads, loss)
         self.steps_before = 0  # of the run whose state was loaded
         self.clock = PhaseClock(cache.device)
 
+    @torch.no_grad()
     def step(self, batch: PreparedBatch) -> Tensor:
         """Trains one batch; the loss of each mini-batch in it, [M] on the device, not waited for."""
         tensors = batch.tensors
@@ -151,23 +145,17 @@ class Trainer:
             RowUpdate(group.layout, part, lookups)
             for group, part, lookups in zip(self.cache.groups, records, tensors.lookups, strict=True)
         ]
-        self._optimizer.zero_grad()
         losses, grads = self._dense_passes(tensors, [update.pooled for update in updates])
-        for update, grad in zip(updates, grads, strict=True):
-            update.backward(grad)
-        self.clock.lap("backward")
         learning_rate = self.learning_rate(tensors.index + 1)
-        for parameter_group in self._optimizer.param_groups:
-            parameter_group["lr"] = learning_rate
-        self._optimizer.step()
+        self._optimizer.step(learning_rate)
         self.clock.lap("dense_step")
-        for update in updates:
-            update.step(learning_rate, self.steps_before + tensors.index + 1)
+        for update, grad in zip(updates, grads, strict=True):
+            update.step(grad, learning_rate, self.steps_before + tensors.index + 1)
         self.cache.scatter(batch, records)
         self.clock.lap("row_step")
         return losses
 
-    def _dense_passes(self, batch: DeviceBatch, pooled: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _dense_passes(self, batch: DeviceBatch, pooled: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Forward and backward through the dense part; the losses [M] and the gradient of each of ``pooled``.
 
         Args:
@@ -175,29 +163,24 @@ class Trainer:
             pooled: of each group, [B * T, D].
         """
         losses: list[Tensor] = []
-        grads: list[list[Tensor]] = [[] for _ in pooled]
+        grads: list[list[Tensor]] = []
         bags_per_sample = [len(group) // batch.num_samples for group in pooled]
         for first in range(0, batch.num_samples, self._mini_batch_size):
             last = min(first + self._mini_batch_size, batch.num_samples)
-            leaves = [
-                group[first * bags : last * bags].detach().requires_grad_()
-                for group, bags in zip(pooled, bags_per_sample, strict=True)
-            ]
-            prediction = self.model(batch.dense[first:last], leaves)  # [B]
-            loss = self._loss(prediction, batch.labels[first:last])
-            losses.append(loss.detach())
+            parts = [group[first * bags : last * bags] for group, bags in zip(pooled, bags_per_sample, strict=True)]
+            labels = batch.labels[first:last]
+            prediction = self._dense_pass.forward(batch.dense[first:last], parts)  # [B]
+            losses.append(self._dense_pass.loss(prediction, labels))
             self.clock.lap("forward")
-            loss.backward()
-            for collected, leaf in zip(grads, leaves, strict=True):
-                assert leaf.grad is not None
-                collected.append(leaf.grad)
+            grads.append(self._dense_pass.backward(prediction, labels, adds=first > 0))
             self.clock.lap("backward")
-        return torch.stack(losses), [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in grads]
+        if len(losses) == 1:
+            return losses[0].view(1), grads[0]
+        return torch.stack(losses), [torch.cat(parts) for parts in zip(*grads, strict=True)]
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """State of the dense parameters' optimizer, by parameter name and torch's key."""
-        state = self._optimizer.state
-        return {name: state[parameter] for name, parameter in self.model.named_parameters() if parameter in state}
+        return self._optimizer.state()
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes over the state of another run, and its count of steps; those of its rows are in their records.
@@ -205,16 +188,7 @@ class Trainer:
         Args:
             state: by parameter name and torch's key, as arrays, and ``step`` as a number.
         """
-        self._optimizer.load_state_dict(
-            {
-                "state": {
-                    number: {key: torch.tensor(value) for key, value in state[name].items()}
-                    for number, (name, _) in enumerate(self.model.named_parameters())
-                },
-                "param_groups": self._optimizer.state_dict()["param_groups"],
-            }
-        )
-        self.steps_before = int(next(iter(state.values()))["step"])
+        self.steps_before = self._optimizer.load_state(state)
 
     def pooled(self, batch: Batch) -> list[Tensor]:
         """The pooled vectors of each group, [B * tables, dim]. Changes nothing that training depends on.

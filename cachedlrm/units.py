@@ -61,6 +61,19 @@ def parse_weights(text: str) -> tuple[float, ...]:
     return tuple(map(float, parts))
 
 
+def parse_ratios(text: str) -> tuple[float, ...]:
+    """``0.01,0.02,0.05``: numbers above 0 and at most 1, joined by commas.
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = text.split(",")
+    ratios = tuple(float(part) for part in parts if re.fullmatch(r"[0-9]{0,19}\.?[0-9]{1,19}", part.strip()))
+    if len(ratios) < len(parts) or not all(0 < ratio <= 1 for ratio in ratios):
+        raise ValueError(f'"{text}" is not numbers above 0 and at most 1, joined by commas, such as 0.01,0.05')
+    return ratios
+
+
 def parse_switch(text: str) -> bool:
     """``True`` or ``False``.
 

@@ -9,16 +9,15 @@ import torch
 
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.planner import Plan, Planner
-from cachedlrm.cache.policies import Policy, Static, make_policy
+from cachedlrm.cache.policies import Oracle, Policy, Static, make_policy
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
-from cachedlrm.cache.victims import SlotKeys, VictimReserve
-from cachedlrm.cache.working_set import AddressBook, Int32s, Int64s, WorkingSet
+from cachedlrm.cache.working_set import AddressBook, Int32s, WorkingSet
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import RecordLayout
 
-POLICIES = ["lru", "lfu", "lrfu", "static", "lookahead"]
+POLICIES = ["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]
 NUM_ROWS = 40
 
 
@@ -48,6 +47,34 @@ def working_sets(batches: Sequence[Sequence[int]], num_rows: int = NUM_ROWS) -> 
     ]
 
 
+def inform(policy: Policy, stream: Sequence[WorkingSet]) -> None:
+    """Tells a policy of the stream what it wants to know before."""
+    if isinstance(policy, Static):
+        policy.count(stream)
+    if isinstance(policy, Oracle):
+        policy.know(dict(enumerate(next_uses(stream))).__getitem__)
+
+
+def never_knows(policy: Policy) -> bool:
+    """Whether a policy knows of no next use, so that it spares all rows in flight."""
+    return policy.known_from == 2**31
+
+
+def next_uses(stream: Sequence[WorkingSet]) -> list[Int32s]:
+    """Of each batch: the batch that uses the row of each position next, -1 for none."""
+    sets = [set(working_set.rows.tolist()) for working_set in stream]
+    return [
+        np.array(
+            [
+                next((later for later in range(index + 1, len(sets)) if row in sets[later]), -1)
+                for row in working_set.rows.tolist()
+            ],
+            np.int32,
+        )
+        for index, working_set in enumerate(stream)
+    ]
+
+
 def plans(
     planner: Planner, stream: Sequence[WorkingSet], before: Callable[[], None] = lambda: None
 ) -> list[tuple[WorkingSet, Plan]]:
@@ -70,31 +97,12 @@ def plan_stream(
     """Plans a stream (window 3) and checks each plan against `ResidencyModel`."""
     stream = working_sets(batches)
     policy = make_policy(policy_name, quota + spare, NUM_ROWS, window=3)
-    if isinstance(policy, Static):
-        policy.count(stream)
-    model = ResidencyModel(quota, in_flight)
+    inform(policy, stream)
+    model = ResidencyModel(quota, in_flight if never_knows(policy) else 0)
     made = plans(Planner(NUM_ROWS, quota, quota + spare, policy, in_flight), stream)
     for working_set, plan in made:
         model.check(working_set, plan)
     return [plan for _, plan in made]
-
-
-class ExactReserve(VictimReserve):
-    """Chooses anew for every batch: nothing is kept from the last scan."""
-
-    def __init__(self, policy: SlotKeys, last_use: Int32s) -> None:
-        super().__init__(policy, last_use, reserve_share=0.0)
-
-    def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> Int64s:
-        self._taken = len(self._slots)
-        return super().take(count, used_slots, newest, newest_preferred)
-
-
-def exact_planner(policy: Policy, quota: int, num_slots: int, in_flight: int = 0, num_rows: int = NUM_ROWS) -> Planner:
-    """A planner whose victims are the lowest ranks at the moment of every plan."""
-    planner = Planner(num_rows, quota, num_slots, policy, in_flight)
-    planner._reserve = ExactReserve(policy, planner._last_use)
-    return planner
 
 
 class LruModel:

@@ -37,7 +37,7 @@ numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data tes
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
-lookahead prefetch-depth store store-path host-budget init device steps run-dir checkpoint-every resume ui
+lookahead prefetch-depth report-min store store-path host-budget init device steps run-dir checkpoint-every resume ui
 save-predictions threads debug-mode deterministic profile load-model save-model inference-only quantize-mlp-with-bit
 quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
@@ -114,7 +114,7 @@ def test_sizes(text, size):
         ("--steps " + "9" * 5000, ["--steps", str(LARGEST)]),
         ("--STEPS 1", ["--STEPS", "--steps"]),
         ("--policy random", ["--policy", "lrfu"]),
-        ("--policy oracle", ["--policy", "lookahead"]),
+        ("--policy belady", ["--policy", "lookahead"]),
         ("--lookahead 0", ["--lookahead", "0", "1 or more"]),
         ("--prefetch-depth 65", ["--prefetch-depth", "65", "from 0 to 64"]),
         ("--init zero", ["--init", "counter"]),
@@ -362,9 +362,10 @@ def all_options(draw):
             gpu_cache_ratio=st.floats(0, 1, exclude_min=True) if ratio_or_rows == "ratio" else st.none(),
             gpu_cache_rows=positive if ratio_or_rows == "rows" else st.none(),
             gpu_budget=maybe(positive),
-            policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead"]),
+            policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]),
             lookahead=positive,
-            prefetch_depth=st.integers(0, 64),
+            prefetch_depth=maybe(st.integers(0, 64)),
+            report_min=st.booleans(),
         ),
         store=every_field(
             StoreOptions,

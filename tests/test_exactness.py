@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from models import one_group
+from models import POLICIES, inform, one_group
 from plain_torch import train_plain
 
-from cachedlrm.cache.policies import Static
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.working_set import AddressBook
@@ -106,9 +105,8 @@ def train(
     layout = RecordLayout(DIM, optimizer)
     cache = one_group(TABLE_ROWS, layout, quota_slots, num_slots, settings, seed=3, device=device)
     group = cache.groups[0]
-    if isinstance(group.policy, Static):
-        book = AddressBook(ALL_ROWS)
-        group.policy.count(book.working_set(index, b.rows, b.offsets) for index, b in enumerate(stream))
+    book = AddressBook(ALL_ROWS)
+    inform(group.policy, [book.working_set(index, b.rows, b.offsets) for index, b in enumerate(stream)])
     model = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), interaction, seed=3).to(device)
     trainer = Trainer(cache, model, LearningRate(LR), make_loss("bce", (), torch.device(device)), BATCH)
     losses, predictions, counters = [], [], CacheCounters()
@@ -134,7 +132,7 @@ resident = functools.cache(train)
 
 
 @pytest.mark.parametrize("prefetch_depth", [0, 1, 4])
-@pytest.mark.parametrize("policy", ["lru", "lfu", "lrfu", "static", "lookahead"])
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("lookups_per_bag", [1, 3])
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
 def test_a_cached_run_has_the_bits_of_a_resident_one(optimizer, lookups_per_bag, policy, prefetch_depth):
@@ -146,7 +144,7 @@ def test_a_cached_run_has_the_bits_of_a_resident_one(optimizer, lookups_per_bag,
 
 
 @pytest.mark.parametrize("prefetch_depth", [0, 3])
-@pytest.mark.parametrize("policy", ["lru", "lookahead"])
+@pytest.mark.parametrize("policy", ["lru", "lookahead", "oracle"])
 def test_a_working_set_beyond_the_quota_trains_in_temporary_slots(policy, prefetch_depth):
     cached = train("adagrad", 3, quota_slots=30, num_slots=400, policy=policy, prefetch_depth=prefetch_depth)
     assert max(len(np.unique(batch.rows)) for batch in batches(3)) > 30

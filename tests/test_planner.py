@@ -1,13 +1,18 @@
 """The planner against a dictionary model, for every policy; and one trace with every counter worked out by hand."""
 
+import gc
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import NUM_ROWS, POLICIES, ResidencyModel, plan_stream, plans, working_sets
+from models import NUM_ROWS, POLICIES, ResidencyModel, never_knows, next_uses, plan_stream, plans, working_sets
 
+from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
-from cachedlrm.cache.policies import make_policy
+from cachedlrm.cache.policies import Oracle, Static, make_policy
+from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.metrics import CacheCounters
 
 streams = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=14), min_size=1, max_size=40)
@@ -86,8 +91,9 @@ def test_temporary_slots_are_given_back():
 def test_residents_are_what_the_plans_left(policy_name):
     rng = np.random.default_rng(3)
     batches = [rng.integers(0, NUM_ROWS, 9).tolist() for _ in range(80)]
-    planner = Planner(NUM_ROWS, 12, 15, make_policy(policy_name, 15, NUM_ROWS, window=3), in_flight=2)
-    model = ResidencyModel(12, 2)
+    policy = make_policy(policy_name, 15, NUM_ROWS, window=3)
+    planner = Planner(NUM_ROWS, 12, 15, policy, in_flight=2)
+    model = ResidencyModel(12, 2 if never_knows(policy) else 0)
     for working_set, plan in plans(planner, working_sets(batches)):
         model.check(working_set, plan)
     addresses, slots = planner.resident()
@@ -110,3 +116,38 @@ def test_a_batch_is_ready_when_the_window_beyond_it_is_known(window):
 def test_nothing_announced_is_an_error():
     with pytest.raises(IndexError):
         Planner(NUM_ROWS, 4, 4, make_policy("lru", 4, NUM_ROWS, 0), in_flight=0).plan()
+
+
+@pytest.mark.parametrize("policy_name", POLICIES)
+def test_planning_ten_thousand_batches_takes_no_more_memory_than_two_thousand(policy_name):
+    # A stream that repeats, so that what is kept by touched row is complete after the first round.
+    rng = np.random.default_rng(8)
+    period = [np.unique(rng.zipf(1.3, 60) % 900) for _ in range(50)]
+    book = AddressBook(900)
+    policy = make_policy(policy_name, 160, 900, window=20)
+    if isinstance(policy, Static):
+        policy.count(AddressBook(900).working_set(i, rows, np.arange(len(rows) + 1)) for i, rows in enumerate(period))
+    if isinstance(policy, Oracle):
+        again = [AddressBook(900).working_set(i, rows, np.arange(len(rows) + 1)) for i, rows in enumerate(period * 2)]
+        in_period = next_uses(again)
+        policy.know(lambda batch: _later(in_period[batch % 50], batch - batch % 50))
+    planner = Planner(900, 100, 160, policy, in_flight=2, minimum=MinimumMoves(100))
+    evicted, sizes = 0, []
+    tracemalloc.start()
+    try:
+        for index in range(10_000):
+            rows = period[index % 50]
+            planner.announce(book.working_set(index, rows, np.arange(len(rows) + 1)))
+            if planner.ready:
+                evicted += planner.plan()[1].counters.evicted_rows
+            if index in (1_999, 9_999):
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert evicted > 10_000
+    assert sizes[1] - sizes[0] < 20_000
+
+
+def _later(uses: np.ndarray, by: int) -> np.ndarray:
+    return np.where(uses < 0, uses, uses + by).astype(np.int32)

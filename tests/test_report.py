@@ -149,11 +149,11 @@ def test_curves_show_the_whole_run():
 
 
 def test_who_spends_the_preparing_phases_is_said():
-    cache = Options().cache
-    alone = totals(options=replace(Options(), cache=replace(cache, prefetch_depth=0)))
+    alone, beside = (
+        totals(options=replace(Options(), cache=replace(Options().cache, prefetch_depth=depth))) for depth in (0, 1)
+    )
     assert "run in the training thread, as all others" in markdown(alone)
-    assert cache.prefetch_depth > 0
-    assert "run in the prefetch thread, beside the others" in markdown(totals())
+    assert "run in the prefetch thread, beside the others" in markdown(beside)
 
 
 def test_a_run_of_no_steps():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -94,12 +95,18 @@ def test_config_toml_repeats_the_run(tmp_path):
     assert (again / "config.toml").read_text() == (first / "config.toml").read_text()
 
 
-@pytest.mark.parametrize(("batch", "threads"), [(128, 1), (2048, usable_processors())])
-def test_a_step_takes_all_processors_where_it_is_worth_them(batch, threads):
+@pytest.mark.parametrize(
+    ("batch", "threads", "prefetch_depth"), [(8, 1, 0), (128, 1, 2), (2048, usable_processors(), 2)]
+)
+def test_a_step_takes_all_processors_and_a_thread_beside_where_it_is_worth_them(batch, threads, prefetch_depth):
     # The default layers multiply 0.47 million times a sample.
-    options = parse_command_line(["--data=zipf:samples=5000", f"--mini-batch-size={batch}"])
+    options = parse_command_line(["--data=zipf:samples=5000", f"--mini-batch-size={batch}", "--device=cpu"])
     dataset = open_dataset(options.data.data, None, data_request(options))
-    assert resolve(options, dataset).run.threads == threads
+    resolved = resolve(options, dataset)
+    assert (resolved.run.threads, resolved.cache.prefetch_depth) == (threads, prefetch_depth)
+    given = replace(options, cache=replace(options.cache, prefetch_depth=5), run=replace(options.run, threads=3))
+    resolved = resolve(given, dataset)
+    assert (resolved.run.threads, resolved.cache.prefetch_depth) == (3, 5)
 
 
 def test_config_toml_alone_starts_a_run_in_a_directory_of_its_own(tmp_path, monkeypatch):
@@ -114,6 +121,7 @@ def test_config_toml_says_what_was_left_open(tmp_path):
     config = tomllib.loads((first / "config.toml").read_text())
     assert config["run"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert config["run"]["threads"] == 1, "a step is small"
+    assert config["cache"]["prefetch-depth"] == (2 if torch.cuda.is_available() else 0)
     assert config["cache"]["gpu-cache-ratio"] == 1.0
     for number, size in enumerate(("--gpu-cache-rows=400", "--gpu-budget=100MiB")):
         _, sized = run(tmp_path, "--steps=2", size, name=f"sized-{number}")

@@ -8,7 +8,7 @@ Nothing flows back: the planner never asks the device, and the model sees positi
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, T
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router
-from cachedlrm.metrics import CacheCounters
+from cachedlrm.metrics import CacheCounters, with_bytes
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
@@ -121,7 +121,7 @@ class EmbeddingCache:
         with self._stream():
             tensors = self._upload(index, dense, labels, plans)
             for group, (_, plan), lookups in zip(self.groups, plans, tensors.lookups, strict=True):
-                counters += _with_bytes(plan.counters, group.layout.record_bytes)
+                counters += with_bytes(plan.counters, group.layout.record_bytes)
                 for phase, milliseconds in group.transfer.execute(plan, lookups).items():
                     phase_ms[phase] += milliseconds
             admitted = self._admitted[index % self._ring]
@@ -190,11 +190,3 @@ class EmbeddingCache:
             for purpose, num_bytes in group.device_bytes.items():
                 totals[purpose] += num_bytes
         return totals
-
-
-def _with_bytes(counters: CacheCounters, record_bytes: int) -> CacheCounters:
-    return replace(
-        counters,
-        fetched_bytes=counters.fetched_rows * record_bytes,
-        written_back_bytes=counters.written_back_rows * record_bytes,
-    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.policies import Policy
 from cachedlrm.cache.victims import VictimReserve
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
@@ -62,14 +63,24 @@ class Planner:
         num_slots: slots there are; those beyond the quota are used only by a batch whose working set exceeds it.
         policy: eviction policy with keys for ``num_slots``.
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
-            as evicting one means waiting for its training.
+            as evicting one means waiting for its training, but not where that costs a row of which a use is known.
+        minimum: counts what MIN would move; None: nobody asked.
     """
 
-    def __init__(self, num_rows: int, quota_slots: int, num_slots: int, policy: Policy, in_flight: int) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        quota_slots: int,
+        num_slots: int,
+        policy: Policy,
+        in_flight: int,
+        minimum: MinimumMoves | None = None,
+    ) -> None:
         self._quota_slots = quota_slots
         self._num_slots = num_slots
         self._policy = policy
         self._in_flight = in_flight
+        self._minimum = minimum
         self.slot_of: Int32s = np.empty(num_rows, np.int32)  # by address
         self.num_addresses = 0
         self._address_in: Int32s = np.empty(num_slots, np.int32)
@@ -131,6 +142,7 @@ class Planner:
         self._last_use[admit_slots] = index
         slots[missing] = admit_slots
         self._policy.use(working_set, slots)
+        self._reserve.used(index, slots)
         num_created = int(created.sum())
         plan = Plan(
             index=index,
@@ -152,6 +164,7 @@ class Planner:
                 fetched_rows=num_missing - num_created,
                 evicted_rows=len(evict_slots),
                 written_back_rows=len(evict_slots),
+                moved_rows_min=0 if self._minimum is None else self._minimum.add(working_set),
             ),
         )
         return working_set, plan
@@ -159,11 +172,9 @@ class Planner:
     def _evict(self, index: int, size: int, num_missing: int) -> tuple[Int64s, Int64s, int]:
         """Chooses victims so that residents stay within the quota; (slots, addresses, evict_after)."""
         count = max(0, self.resident_rows + num_missing - max(self._quota_slots, size))
-        slots = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._in_flight)
+        slots, evict_after = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._in_flight)
         addresses = self._address_in[slots].astype(np.int64)
-        evict_after = int(self._last_use[slots].max()) if count else -1
         self.slot_of[addresses] = _EVICTED - index
-        self._last_use[slots] = -1
         return slots, addresses, evict_after
 
     def _free_slots_for(self, count: int, evicted: Int64s) -> Int64s:

@@ -1,11 +1,13 @@
 """Eviction policies: each keeps one integer per slot, and the slot with the lowest is evicted first.
 
-Equal keys are evicted least recently used first. A policy only ever writes keys; choosing victims is the same for all
-(`cachedlrm.cache.victims`). History is kept by address, so a row that returns has not lost its past. The unit of use is
-one batch's working set: ten lookups of a row in one batch are one use, as they would be one fetch.
+Equal keys are evicted least recently used first. Rows of batches not trained yet are spared as long as others are there
+of which no next use is known: evicting one means waiting for its training. A policy only ever writes keys; choosing
+victims is the same for all (`cachedlrm.cache.victims`). History is kept by address, so a row that returns has not lost
+its past. The unit of use is one batch's working set: ten lookups of a row in one batch are one use, as they would be
+one fetch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numba
 import numpy as np
@@ -17,6 +19,7 @@ _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
 # log2(1 + 2^-d) for the difference d of two scores; beyond 12 it is under half a unit.
 _LOG_SUM = np.round(np.log2(1.0 + np.exp2(-np.arange(12 * _ONE) / _ONE)) * _ONE).astype(np.int32)
+_UNKNOWN = np.empty(0, np.int32)  # next uses where no batch is known ahead
 _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, falling with the batch of the next use
 
 
@@ -24,6 +27,7 @@ class Lru:
     """Least recently used first (all keys equal: the tie-break does it)."""
 
     window = 0
+    known_from = 2**31  # keys from here on are those of rows whose next use is known; here there are none
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         self.keys: Int32s = np.zeros(num_slots, np.int32)
@@ -63,27 +67,35 @@ class Lrfu(Lru):
         self._scores = np.zeros(num_rows, np.int32)  # plus one; zero: never used
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        self._score(working_set, slots, _UNKNOWN)
+
+    def _score(self, working_set: WorkingSet, slots: Int64s, next_uses: Int32s) -> None:
+        """Counts a use; the key is the score, or tells the next use where that is known."""
         now = round(working_set.index / self._half_life * _ONE)
-        _score_uses(working_set.addresses, slots, now, _LOG_SUM, self._scores, self.keys)
+        _score_uses(working_set.addresses, slots, now, next_uses, _LOG_SUM, self._scores, self.keys)
 
 
 class Static(Lru):
     """Lowest frequency in the data set first, from one pass over its ids (CachedEmbedding's DATASET policy).
 
-    Call `count` with every batch before training.
+    Call `count` with every batch before training, or `take_counts` once.
     """
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         super().__init__(num_slots, num_rows)
-        self._uses = np.zeros(num_rows, np.int32)
+        self._uses = np.zeros(num_rows, np.int32)  # by row
 
     def count(self, working_sets: Iterable[WorkingSet]) -> None:
         """Counts the batches each row is used in."""
         for working_set in working_sets:
-            self._uses[working_set.addresses] += 1
+            self._uses[working_set.rows] += 1
+
+    def take_counts(self, row_counts: Int64s) -> None:
+        """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
+        self._uses = np.minimum(row_counts, 2**31 - 1).astype(np.int32)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        self.keys[slots] = self._uses[working_set.addresses]
+        self.keys[slots] = self._uses[working_set.rows]
 
 
 class Lookahead(Lrfu):
@@ -94,6 +106,8 @@ class Lookahead(Lrfu):
     Args:
         window: batches known ahead.
     """
+
+    known_from = 2**30
 
     def __init__(self, num_slots: int, num_rows: int, window: int) -> None:
         super().__init__(num_slots, num_rows)
@@ -113,11 +127,27 @@ class Lookahead(Lrfu):
         )  # fmt: skip
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        super().use(working_set, slots)
         self._next_planned = working_set.index + 1
-        next_uses = self._next_uses[working_set.index % (self.window + 1), : working_set.num_rows]
-        known = next_uses != NEVER
-        self.keys[slots[known]] = _KNOWN_USE - next_uses[known]
+        self._score(working_set, slots, self._next_uses[working_set.index % (self.window + 1)])
+
+
+class Oracle(Lru):
+    """Farthest next use first, over the whole stream: Belady's MIN. Rows never used again leave before all others.
+
+    Call `know` before training.
+    """
+
+    known_from = 1
+
+    def know(self, next_uses: Callable[[int], Int32s]) -> None:
+        """Takes a function from a batch to the next uses [U] of its positions, `NEVER` for none."""
+        self._next_uses = next_uses
+
+    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+        next_uses = self._next_uses(working_set.index)
+        if len(next_uses) != working_set.num_rows:
+            raise AssertionError(f"batch {working_set.index} has other ids than when they were read ahead")
+        self.keys[slots] = np.where(next_uses == NEVER, 0, _KNOWN_USE - next_uses)
 
 
 Policy = Lru
@@ -127,7 +157,7 @@ def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy
     """The policy called ``name`` on the command line."""
     if name == "lookahead":
         return Lookahead(num_slots, num_rows, window)
-    policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static}
+    policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static, "oracle": Oracle}
     return policies[name](num_slots, num_rows)
 
 
@@ -140,9 +170,15 @@ def _count_uses(addresses: Int64s, slots: Int64s, uses: Int32s, keys: Int32s) ->
 
 @numba.njit(cache=True, nogil=True)
 def _score_uses(
-    addresses: Int64s, slots: Int64s, now: int, log_sum: NDArray[np.int32], scores: Int32s, keys: Int32s
+    addresses: Int64s,
+    slots: Int64s,
+    now: int,
+    next_uses: Int32s,
+    log_sum: NDArray[np.int32],
+    scores: Int32s,
+    keys: Int32s,
 ) -> None:
-    """score = log2(2^score + 2^now) in fixed point."""
+    """score = log2(2^score + 2^now) in fixed point; positions beyond ``next_uses`` have none known."""
     for index in range(len(addresses)):
         score = int(scores[addresses[index]]) - 1
         if score < 0:
@@ -153,7 +189,8 @@ def _score_uses(
             if difference < len(log_sum):
                 score += int(log_sum[difference])
         scores[addresses[index]] = score + 1
-        keys[slots[index]] = score
+        is_known = index < len(next_uses) and next_uses[index] != NEVER
+        keys[slots[index]] = _KNOWN_USE - next_uses[index] if is_known else score
 
 
 @numba.njit(cache=True, nogil=True)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import make_policy
 from cachedlrm.cache.streams import CopyStream, TrainedBatches
@@ -29,12 +30,14 @@ class CacheSettings:
         window: batches known ahead; used by policy ``lookahead``.
         prefetch_depth: batches prepared before they are trained; 0 prepares each when it is needed.
         staging_rows: rows moved in one turn.
+        report_min: whether to count what Belady's MIN would move.
     """
 
     policy: str = "lrfu"
     window: int = 200
     prefetch_depth: int = 2
     staging_rows: int = 16384
+    report_min: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ class TableGroup:
         self.book = AddressBook(num_rows)
         self.policy = make_policy(settings.policy, sizes.num_slots, num_rows, settings.window)
         self.planner = Planner(
-            num_rows, sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth
-        )
+            num_rows, sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth,
+            minimum=MinimumMoves(sizes.quota_slots) if settings.report_min else None,
+        )  # fmt: skip
         self.log = self._open_log(durability, number)
         self.planner.restore(self.book.num_addresses)
         store_rows = min(num_rows, sizes.store_rows)

@@ -40,6 +40,9 @@ class DeviceLookups:
     create_rows: Tensor
 
 
+_NUM_ARRAYS = len(fields(DeviceLookups))
+
+
 @dataclass(frozen=True)
 class DeviceBatch:
     """One batch of B samples on the device.
@@ -96,8 +99,7 @@ class Upload:
         else:
             tensors = [torch.from_numpy(array) for array in arrays]
             tensors[0] = tensors[0].clone()  # torch's memory is aligned, numpy's not always
-        num_fields = len(fields(DeviceLookups))
-        parts = [tensors[first : first + num_fields] for first in range(2, len(tensors), num_fields)]
+        parts = [tensors[first : first + _NUM_ARRAYS] for first in range(2, len(tensors), _NUM_ARRAYS)]
         return DeviceBatch(index, tensors[0], tensors[1], tuple(DeviceLookups(*part) for part in parts))
 
 

@@ -1,134 +1,335 @@
-"""Choosing victims: the slots with the lowest keys, without looking at every slot in every batch.
+"""Choosing victims: the slots with the lowest ranks, exactly, without looking at every slot in every batch.
 
-One scan over the slots picks a reserve of the lowest keys, worth several batches; each batch takes from it. A candidate
-used since the scan is skipped. So the scan's cost is spread, a use costs one write, and the policies need no queues.
+A slot's rank is its key, then its last use. One scan over the slots sorts those below a threshold; batches take from
+them until none is left. An entry whose slot was used since is skipped, and the slot enters again, by a heap beside the
+sorted ones, as soon as it may be evicted and if its new rank is below the threshold. So what is kept always has every
+candidate below the threshold, and the victims are those that a scan for each batch would choose.
 """
 
-from typing import Protocol
+from collections import deque
+from typing import NamedTuple, Protocol
 
 import numba
 import numpy as np
 
 from cachedlrm.cache.working_set import Int32s, Int64s
 
-_BINS = 4096
+_SAMPLE = 4096  # slots whose ranks say where the threshold lies
+_NO_LIMIT = 2**31  # above every key
+_NOTHING, _EVERYTHING = np.int64(-(2**63)), np.int64(2**63 - 1)  # thresholds
 
 
 class SlotKeys(Protocol):
-    """What the scan needs of a policy."""
+    """What the reserve needs of a policy.
+
+    Attributes:
+        keys: [num_slots]; none falls between two uses of its slot.
+        known_from: the lowest key of a slot whose next use is known.
+    """
 
     keys: Int32s
+    known_from: int
+
+
+class _Entries(NamedTuple):
+    """Slots and the ranks they had when they were entered."""
+
+    ranks: Int64s
+    slots: Int32s
+
+
+class _Use(NamedTuple):
+    """A batch that was planned: its slots, and those whose rank was below ``threshold`` then."""
+
+    batch: int
+    slots: Int64s
+    low: Int64s
+    threshold: np.int64
+
+
+def _room(size: int) -> _Entries:
+    return _Entries(np.empty(size, np.int64), np.empty(size, np.int32))
 
 
 class VictimReserve:
     """The next victims in order.
 
+    Memory: 24 bytes for each slot of the reserve.
+
     Args:
-        policy: its ``keys`` [num_slots]; the lowest is evicted first.
+        policy: its ``keys`` [num_slots]; the lowest is evicted first, of equal ones the least recently used.
         last_use: [num_slots] int32, batch that used a slot last, -1 for a free slot. Shared with the planner.
-        reserve_share: share of the slots that one scan picks. More makes scans rarer and choices staler.
+        reserve_share: share of the slots that one scan picks. More makes scans rarer and sorting slower.
     """
 
     def __init__(self, policy: SlotKeys, last_use: Int32s, reserve_share: float = 1 / 32) -> None:
         self._policy = policy
         self._last_use = last_use
         self._reserve_share = reserve_share
-        self._slots = np.empty(0, np.int64)
-        self._ranks = np.empty(0, np.int64)
-        self._taken = 0
+        self._sorted = _room(0)
+        self._taken = 0  # of the sorted entries
+        self._heap = _room(0)
+        self._heap_size = 0
+        self._threshold = _NOTHING
+        self._used: deque[_Use] = deque()
+        self._entered = -1  # slots used last by batches up to here are candidates, those of `_used` wait
 
-    def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> Int64s:
-        """``count`` slots to evict: [count] int64.
+    def used(self, batch: int, slots: Int64s) -> None:
+        """A batch was planned, its rows in ``slots`` [U]. Every batch that writes ``last_use`` is told.
+
+        Now that its slots are in the processor's cache, those that are to enter are found; most are not.
+        """
+        low = _used_below(batch, slots, self._policy.keys, self._last_use, self._threshold)
+        self._used.append(_Use(batch, slots, low, self._threshold))
+
+    def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> tuple[Int64s, int]:
+        """Frees ``count`` slots: sets their ``last_use`` to -1.
+
+        First go slots without a known next use, those that nobody has to wait for before the others; then the rest.
 
         Args:
             count: how many; there must be as many with ``last_use <= newest``.
             used_slots: slots below this number have ever been used.
             newest: last batch whose rows may be evicted at all (the one before the batch being planned).
             newest_preferred: last batch whose rows may be evicted without waiting for its training.
+
+        Returns:
+            The slots [count] int64, and the batch that used any of them last (-1 for none).
         """
+        known_from = self._policy.known_from
         victims = np.empty(count, np.int64)
-        found = 0
-        for horizon in (newest_preferred, newest):
-            while found < count:
-                found, self._taken = _take(
-                    self._slots, self._ranks, self._taken, self._policy.keys, self._last_use, horizon, victims, found
-                )
-                if found == count or not self._scan(count - found, used_slots, horizon, victims[:found]):
-                    break
+        found, latest = self._take_lowest(victims, 0, used_slots, newest_preferred, known_from)
+        if found < count:
+            found, last = self._take_in_flight(victims, found, newest_preferred, newest, known_from)
+            latest = max(latest, last)
+        if found < count:
+            found, last = self._take_lowest(victims, found, used_slots, newest, _NO_LIMIT)
+            latest = max(latest, last)
         if found < count:
             raise AssertionError(f"{count} victims wanted, {found} found")
-        return victims
+        return victims, latest
 
-    def _scan(self, count: int, used_slots: int, horizon: int, taken: Int64s) -> bool:
-        """Refills the reserve; False if no slot qualifies."""
-        taken_uses = self._last_use[taken].copy()
-        self._last_use[taken] = -1  # already victims of this batch: not again
+    def _take_lowest(
+        self, victims: Int64s, found: int, used_slots: int, newest: int, below_key: int
+    ) -> tuple[int, int]:
+        """Fills ``victims`` from ``found`` on with slots last used at ``newest`` or before; (found, latest use)."""
+        self._entered = max(self._entered, newest)
+        while self._used and self._used[0].batch <= newest:
+            self._enter(self._used.popleft())
+        latest = -1
+        while True:
+            found, self._taken, self._heap_size, last, is_over = _take(
+                *self._sorted, self._taken, *self._heap, self._heap_size,
+                self._threshold, below_key, self._policy.keys, self._last_use, victims, found,
+            )  # fmt: skip
+            latest = max(latest, last)
+            if self._heap_size == len(self._heap.ranks):  # no room for an entry that should be in it
+                self._forget()
+            if found == len(victims) or is_over or not self._scan(len(victims) - found, used_slots):
+                return found, latest
+
+    def _take_in_flight(
+        self, victims: Int64s, found: int, newest_preferred: int, newest: int, below_key: int
+    ) -> tuple[int, int]:
+        """The same with the lowest slots of batches in flight whose keys are below ``below_key``."""
+        keys, last_use = self._policy.keys, self._last_use
+        batches = [use.slots[last_use[use.slots] == use.batch] for use in self._used if use.batch <= newest]
+        slots = np.sort(np.concatenate([*batches, np.empty(0, np.int64)]))
+        slots = slots[keys[slots] < below_key]
+        chosen = slots[np.lexsort((last_use[slots], keys[slots]))[: len(victims) - found]]
+        latest = int(last_use[chosen].max(initial=-1))
+        last_use[chosen] = -1
+        victims[found : found + len(chosen)] = chosen
+        return found + len(chosen), latest
+
+    def _enter(self, use: "_Use") -> None:
+        """Lets the slots of a batch in that nobody used since."""
+        keys, last_use = self._policy.keys, self._last_use
+        low = use.low
+        if use.threshold != self._threshold:  # there was a scan since
+            low = _used_below(use.batch, use.slots, keys, last_use, self._threshold)
+        self._heap_size = _push_used(use.batch, low, keys, last_use, self._threshold, *self._heap, self._heap_size)
+        if self._heap_size == len(self._heap.ranks):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drops all entries; the next scan finds what qualifies."""
+        self._taken, self._heap_size, self._threshold = len(self._sorted.ranks), 0, _NOTHING
+
+    def _scan(self, count: int, used_slots: int) -> bool:
+        """Refills the reserve with ``count`` slots or more, or all that qualify; False if none does."""
+        keys, last_use, newest = self._policy.keys, self._last_use, self._entered
         wanted = max(count, int(used_slots * self._reserve_share))
-        slots, ranks = _lowest(self._policy.keys, self._last_use, used_slots, horizon, wanted)
-        self._last_use[taken] = taken_uses
+        while True:
+            self._threshold = _rank_at(keys, last_use, used_slots, newest, wanted)
+            ranks, slots = _below(keys, last_use, used_slots, newest, self._threshold, 2 * wanted)
+            if len(ranks) >= count or self._threshold == _EVERYTHING:
+                break
+            wanted *= 2
         order = np.argsort(ranks, kind="stable")
-        self._slots, self._ranks, self._taken = slots[order], ranks[order], 0
-        return len(slots) > 0
+        self._sorted = _Entries(ranks[order], slots[order])
+        self._taken = self._heap_size = 0
+        if len(self._heap.ranks) < wanted + 1:
+            self._heap = _room(wanted + 1)
+        return len(ranks) > 0
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def _rank(key: np.int32, last_use: np.int32) -> np.int64:
     """Key first, then recency."""
     return (np.int64(key) << 32) | np.int64(last_use)
 
 
 @numba.njit(cache=True, nogil=True)
-def _take(
-    slots: Int64s, ranks: Int64s, taken: int, keys: Int32s, last_use: Int32s, horizon: int, victims: Int64s, found: int
-) -> tuple[int, int]:
-    """Moves reserve entries that were not used since the scan into ``victims``; (found, taken) afterwards."""
-    while found < len(victims) and taken < len(slots):
-        slot = slots[taken]
-        if last_use[slot] >= 0 and last_use[slot] <= horizon and _rank(keys[slot], last_use[slot]) == ranks[taken]:
-            victims[found] = slot
-            found += 1
-        taken += 1
-    return found, taken
+def _rank_at(keys: Int32s, last_use: Int32s, used_slots: int, newest: int, place: int) -> np.int64:
+    """About the rank that ``place`` slots last used at ``newest`` or before are below, from an even sample of slots.
+
+    Exact for few slots; `_EVERYTHING` if there are hardly more.
+    """
+    stride = max(1, used_slots // _SAMPLE)
+    ranks = np.empty(used_slots // stride + 1, np.int64)
+    num_ranks = 0
+    for slot in range(0, used_slots, stride):
+        if 0 <= last_use[slot] <= newest:
+            ranks[num_ranks] = _rank(keys[slot], last_use[slot])
+            num_ranks += 1
+    place = -(-place // stride)
+    return np.partition(ranks[:num_ranks], place)[place] if place < num_ranks else _EVERYTHING
 
 
 @numba.njit(cache=True, nogil=True)
-def _lowest(keys: Int32s, last_use: Int32s, used_slots: int, horizon: int, wanted: int) -> tuple[Int64s, Int64s]:
-    """At least ``wanted`` slots with the lowest ranks among those last used at ``horizon`` or before (all, if fewer).
+def _below(
+    keys: Int32s, last_use: Int32s, used_slots: int, newest: int, threshold: np.int64, room: int
+) -> tuple[Int64s, Int32s]:
+    """The slots last used at ``newest`` or before whose rank is below ``threshold``: (ranks, slots).
 
-    A histogram over the range of ranks finds the rank below which enough lie; a crowded last bin is split again.
+    A second pass is made if there are more than ``room``.
     """
-    num_slots = 0
-    low, high = np.int64(2**63 - 1), np.int64(-1)
-    for slot in range(used_slots):
-        if 0 <= last_use[slot] <= horizon:
-            rank = _rank(keys[slot], last_use[slot])
-            low, high = min(low, rank), max(high, rank)
-            num_slots += 1
-    below = 0  # slots with a rank under `low`, all chosen
-    counts = np.empty(_BINS, np.int64)
-    while num_slots > wanted:
-        width = (high - low) // _BINS + 1
-        counts[:] = 0
+    while True:
+        ranks, slots = np.empty(room, np.int64), np.empty(room, np.int32)
+        size = 0
         for slot in range(used_slots):
-            if 0 <= last_use[slot] <= horizon:
+            if 0 <= last_use[slot] <= newest:
                 rank = _rank(keys[slot], last_use[slot])
-                if low <= rank <= high:
-                    counts[(rank - low) // width] += 1
-        last_bin = 0
-        while below + counts[last_bin] < wanted:
-            below += counts[last_bin]
-            last_bin += 1
-        low += last_bin * width
-        high = low + width - 1
-        if width == 1 or below + counts[last_bin] <= wanted + wanted // 4:
-            num_slots = below + counts[last_bin]
+                if rank < threshold:
+                    if size < room:
+                        ranks[size], slots[size] = rank, slot
+                    size += 1
+        if size <= room:
+            return ranks[:size], slots[:size]
+        room = size
+
+
+@numba.njit(cache=True, nogil=True)
+def _push(ranks: Int64s, slots: Int32s, size: int, rank: np.int64, slot: np.int32) -> int:
+    """Adds an entry to a heap; its new size."""
+    place = size
+    while place > 0:
+        parent = (place - 1) // 2
+        if ranks[parent] < rank or (ranks[parent] == rank and slots[parent] < slot):
             break
-    slots, ranks = np.empty(num_slots, np.int64), np.empty(num_slots, np.int64)
-    chosen = 0
-    for slot in range(used_slots):
-        if 0 <= last_use[slot] <= horizon:
+        ranks[place], slots[place] = ranks[parent], slots[parent]
+        place = parent
+    ranks[place], slots[place] = rank, slot
+    return size + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _pop(ranks: Int64s, slots: Int32s, size: int) -> int:
+    """Removes the lowest entry, of equal ranks that of the lowest slot, from a heap; its new size."""
+    size -= 1
+    rank, slot = ranks[size], slots[size]
+    place, child = 0, 1
+    while child < size:
+        other = child + 1
+        if other < size and (
+            ranks[other] < ranks[child] or (ranks[other] == ranks[child] and slots[other] < slots[child])
+        ):
+            child = other
+        if rank < ranks[child] or (rank == ranks[child] and slot < slots[child]):
+            break
+        ranks[place], slots[place] = ranks[child], slots[child]
+        place, child = child, 2 * child + 1
+    ranks[place], slots[place] = rank, slot
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def _used_below(batch: int, used: Int64s, keys: Int32s, last_use: Int32s, threshold: np.int64) -> Int64s:
+    """The slots among ``used`` last used by ``batch`` whose rank is below the threshold."""
+    low = np.empty(len(used), np.int64)
+    size = 0
+    for slot in used:
+        if last_use[slot] == batch and _rank(keys[slot], last_use[slot]) < threshold:
+            low[size] = slot
+            size += 1
+    return low[:size].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _push_used(
+    batch: int,
+    used: Int64s,
+    keys: Int32s,
+    last_use: Int32s,
+    threshold: np.int64,
+    ranks: Int64s,
+    slots: Int32s,
+    size: int,
+) -> int:
+    """Pushes the slots last used by ``batch`` whose rank is below the threshold; stops when the heap is full."""
+    for slot in used:
+        if size < len(ranks) and last_use[slot] == batch:
             rank = _rank(keys[slot], last_use[slot])
-            if rank <= high:
-                slots[chosen], ranks[chosen] = slot, rank
-                chosen += 1
-    return slots, ranks
+            if rank < threshold:
+                size = _push(ranks, slots, size, rank, np.int32(slot))
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def _take(
+    ranks: Int64s,
+    slots: Int32s,
+    taken: int,
+    heap_ranks: Int64s,
+    heap_slots: Int32s,
+    heap_size: int,
+    threshold: np.int64,
+    below_key: int,
+    keys: Int32s,
+    last_use: Int32s,
+    victims: Int64s,
+    found: int,
+) -> tuple[int, int, int, int, bool]:
+    """Moves the lowest entries of both kinds into ``victims``, as long as their keys are below ``below_key``.
+
+    Returns:
+        found, taken and heap size afterwards, the latest use of a victim, and whether ``below_key`` was met.
+    """
+    latest = -1
+    while found < len(victims) and heap_size < len(heap_ranks):
+        is_sorted = taken < len(ranks)
+        if heap_size and is_sorted:
+            is_sorted = ranks[taken] < heap_ranks[0] or (ranks[taken] == heap_ranks[0] and slots[taken] < heap_slots[0])
+        if not is_sorted and not heap_size:
+            break
+        if (ranks[taken] if is_sorted else heap_ranks[0]) >> 32 >= below_key:
+            return found, taken, heap_size, latest, True
+        if is_sorted:
+            entered, slot = ranks[taken], slots[taken]
+            taken += 1
+        else:
+            entered, slot = heap_ranks[0], heap_slots[0]
+            heap_size = _pop(heap_ranks, heap_slots, heap_size)
+        use = last_use[slot]
+        if use != entered & 0xFFFFFFFF:
+            continue  # used since; such a slot enters by `_push_used`
+        rank = _rank(keys[slot], use)
+        if rank == entered:
+            victims[found] = slot
+            found += 1
+            latest = max(latest, use)
+            last_use[slot] = -1
+        elif rank < threshold:  # its key has risen
+            heap_size = _push(heap_ranks, heap_slots, heap_size, rank, slot)
+    return found, taken, heap_size, latest, False

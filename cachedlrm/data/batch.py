@@ -5,6 +5,7 @@ Terms: a *bag* is one sample's lookups in one table. Bags are sample-major: bag 
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numba
@@ -81,10 +82,17 @@ class RoundedTargets:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What ``--data`` opens: the samples to train on and, where there are any, held-out ones."""
+    """What ``--data`` opens.
+
+    Attributes:
+        train: the samples to train on.
+        test: held-out ones, where there are any.
+        row_counts: [rows of all tables] int64, lookups of each row in an epoch, where they are known beforehand.
+    """
 
     train: Source
     test: Source | None
+    row_counts: NDArray[np.int64] | None = None
 
 
 def shown(text: object) -> str:
@@ -95,6 +103,9 @@ def shown(text: object) -> str:
 def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:
     """First global row of each table, and the number of all rows: [T + 1] int64."""
     return np.concatenate([[0], np.cumsum(table_rows, dtype=np.int64)]).astype(np.int64)
+
+
+_kept_table_offsets = lru_cache(maxsize=16)(table_offsets)  # every batch needs its source's
 
 
 @numba.njit(cache=True, nogil=True)
@@ -115,6 +126,19 @@ def _globalise(
                 return lookup
             rows[lookup] = ids[lookup] + first_row
     return -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_clean(dense: NDArray[np.float32], labels: NDArray[np.float32]) -> bool:
+    """Whether all numbers are finite and labels are within 0 to 1."""
+    for sample in range(dense.shape[0]):
+        for column in range(dense.shape[1]):
+            if not np.isfinite(dense[sample, column]):
+                return False
+    for sample in range(len(labels)):  # noqa: SIM110 - numba's loop
+        if not 0 <= labels[sample] <= 1:
+            return False
+    return True
 
 
 class IdAdvice(NamedTuple):
@@ -153,7 +177,7 @@ def make_batch(
     Raises:
         UserError: an id outside its table, a dense feature or label that is NaN or infinite, or a label outside 0..1.
     """
-    first_rows = table_offsets(table_rows)
+    first_rows = _kept_table_offsets(table_rows)
     rows = np.empty(len(ids), np.int64)
     bad = _globalise(ids, offsets, first_rows, rows)
     if bad >= 0:
@@ -163,18 +187,22 @@ def make_batch(
             f"{where}: sample {first_sample + sample}, table {table}: id {ids[bad]} is outside "
             f"0..{table_rows[table] - 1}; {advice.negative if ids[bad] < 0 else advice.beyond}"
         )
+    if not _is_clean(dense, labels):
+        raise _unclean(dense, labels, where, first_sample)
+    return Batch(dense, rows, offsets, labels)
+
+
+def _unclean(dense: NDArray[np.float32], labels: NDArray[np.float32], where: str, first_sample: int) -> UserError:
+    """Names the first number that `_is_clean` refuses."""
     for name, values in (("dense feature", dense), ("label", labels)):
         if not np.isfinite(values).all():
             place = np.argwhere(~np.isfinite(values))[0]
             column = f" {place[1]}" if values.ndim == 2 else ""
-            raise UserError(
+            return UserError(
                 f"{where}: sample {first_sample + place[0]}: {name}{column} is {values[tuple(place)]}; "
                 "replace NaN and infinities before training"
             )
-    outside = (labels < 0) | (labels > 1)
-    if outside.any():
-        sample = int(outside.argmax())
-        raise UserError(
-            f"{where}: sample {first_sample + sample}: label is {labels[sample]}; labels are 0 to 1, correct the data"
-        )
-    return Batch(dense, rows, offsets, labels)
+    sample = int(((labels < 0) | (labels > 1)).argmax())
+    return UserError(
+        f"{where}: sample {first_sample + sample}: label is {labels[sample]}; labels are 0 to 1, correct the data"
+    )

@@ -52,11 +52,14 @@ class Router:
     Args:
         feature_rows: ids of each sparse feature; a batch's rows are global over them.
         groups: the tables of each group, in its order.
+
+    Attributes:
+        is_identity: whether there is one group, of the batch's own tables.
     """
 
     def __init__(self, feature_rows: tuple[int, ...], groups: Sequence[Sequence[TablePart]]) -> None:
         plain = tuple(TablePart(feature, rows) for feature, rows in enumerate(feature_rows))
-        self._is_identity = len(groups) == 1 and tuple(groups[0]) == plain
+        self.is_identity = len(groups) == 1 and tuple(groups[0]) == plain
         self._first_ids = table_offsets(feature_rows)
         self._groups = [
             (
@@ -70,7 +73,7 @@ class Router:
 
     def __call__(self, batch: Batch) -> tuple[Lookups, ...]:
         """The batch's lookups, group by group."""
-        if self._is_identity:
+        if self.is_identity:
             return (Lookups(batch.rows, batch.offsets),)
         return tuple(
             Lookups(*_route(batch.rows, batch.offsets, self._first_ids, features, first_rows, divisors, moduli))

@@ -3,6 +3,7 @@
 Several triples (day_0, day_1, ..., day_10) are one stream, in the natural order of their prefixes.
 """
 
+import json
 import os
 import re
 import stat
@@ -17,6 +18,11 @@ from numpy.typing import NDArray
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch, shown
 from cachedlrm.errors import UserError
 
+PREPARED_FILE = "prepared.json"
+"""What `cachedlrm.prepare` says of the triples beside it."""
+
+_TRIPLE = "*_dense.npy, *_sparse.npy and *_labels.npy"
+_TOGETHER = {PREPARED_FILE: f"{PREPARED_FILE} and counts.npy"}
 _PARTS = ("dense", "sparse", "labels")
 _MAGIC, _ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 _SCAN_SAMPLES = 1 << 16
@@ -98,16 +104,33 @@ class _LargestId(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What `cachedlrm.prepare` left beside the triples of a folder.
+
+    Attributes:
+        table_rows: rows of each table.
+        test_folder: with held-out samples, where there are any.
+        row_counts: [rows of all tables] int64, lookups of each row in the triples; memory-mapped.
+    """
+
+    table_rows: tuple[int, ...]
+    test_folder: str | None
+    row_counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class NpyFiles:
     """The triples of a folder, in order. Use `open_npy`.
 
     Attributes:
         words: what the user called it, for messages.
         triples: one or more, of equal columns.
+        prepared: what else is known of them.
     """
 
     words: str
     triples: tuple[_Triple, ...]
+    prepared: Prepared | None = None
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -233,7 +256,7 @@ def open_npy(words: str, directory: str) -> NpyFiles:
     found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
     if not found:
         raise UserError(f"{words}: no *_dense.npy, *_sparse.npy and *_labels.npy in it")
-    prefixes = sorted(found, key=_natural_order)
+    prefixes = sorted(found, key=natural_order)
     triples = tuple(_open_triple(Path(directory), prefix, found[prefix]) for prefix in prefixes)
     for triple in triples[1:]:
         for part in ("dense", "sparse"):
@@ -243,10 +266,36 @@ def open_npy(words: str, directory: str) -> NpyFiles:
                     f"{triple.file(part)} has {columns} columns but {triples[0].file(part)} has {expected}; "
                     "files of a folder must agree"
                 )
-    return NpyFiles(words, triples)
+    return NpyFiles(words, triples, _read_prepared(Path(directory), triples[0].sparse.shape[1]))
 
 
-def _natural_order(name: str) -> list[tuple[int, str]]:
+def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
+    """What ``prepared.json`` and ``counts.npy`` say; None without them.
+
+    Raises:
+        UserError: they are damaged, or of other triples.
+    """
+    path = folder / PREPARED_FILE
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(int(count) for count in summary["table_rows"])
+        test_folder = str(folder / "test") if summary["test_samples"] else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{shown(path)} is garbled; prepare the data again, or remove it") from error
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {_reason(error)}; change that, or remove it") from error
+    counts = _open_array(folder / "counts.npy", PREPARED_FILE)
+    if len(rows) != num_tables or counts.shape != (sum(rows),) or counts.dtype != np.int64:
+        raise UserError(
+            f"{shown(path)} and counts.npy beside it are not those of the triples there; prepare the data again, or "
+            "remove both"
+        )
+    return Prepared(rows, test_folder, counts.astype(np.int64, copy=False))
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
     """day_2 before day_10."""
     parts = re.split("([0-9]+)", name)  # digits at odd places
     return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
@@ -294,7 +343,7 @@ def _open_array(path: Path, found: str) -> NDArray[np.generic]:
     except FileNotFoundError as error:
         what = "is a link to nothing" if path.is_symlink() else "is missing"
         raise UserError(
-            f"{name} {what} but {shown(found)} is there; *_dense.npy, *_sparse.npy and *_labels.npy belong together"
+            f"{name} {what} but {shown(found)} is there; {_TOGETHER.get(found, _TRIPLE)} belong together"
         ) from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {_reason(error)}; change that, or name another folder") from error

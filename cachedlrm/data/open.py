@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.data import criteo
 from cachedlrm.data.batch import Dataset, RoundedTargets, Source, shown
+from cachedlrm.data.criteo import CriteoFiles, CriteoSource, open_criteo
 from cachedlrm.data.flights import open_flights
 from cachedlrm.data.npy import NpyFiles, NpySource, find_table_rows, open_npy
 from cachedlrm.data.reference import ReferenceSource, ReferenceStream
@@ -45,10 +50,12 @@ class _Spec:
 
     Attributes:
         words: option and value, for messages.
-        name: ``zipf``, ``flights``, ``npy`` or ``reference``.
+        name: ``zipf``, ``flights``, ``npy``, ``criteo`` or ``reference``.
         num_samples: of ``zipf``.
         hot: lookups of a bag at most, of ``zipf``.
         files: of ``npy``.
+        criteo: of ``criteo``.
+        is_part: whether it is the held-out part of prepared files, which has their tables.
     """
 
     words: str
@@ -56,6 +63,8 @@ class _Spec:
     num_samples: int = 0
     hot: int = 1
     files: NpyFiles | None = None
+    criteo: CriteoFiles | None = None
+    is_part: bool = False
 
 
 def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Dataset:
@@ -65,7 +74,7 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         UserError: an unknown or unreadable source, or one that does not fit the model's sizes.
     """
     train_spec = _read_spec("--data", spec, request)
-    held_out_spec = None if test_spec is None else _read_spec("--test-data", test_spec, request)
+    held_out_spec = _held_out_part(train_spec) if test_spec is None else _read_spec("--test-data", test_spec, request)
     request = replace(request, table_rows=_table_rows(train_spec, held_out_spec, request))
     dataset = _open(train_spec, request)
     train, test = dataset.train, dataset.test
@@ -76,8 +85,16 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         _check_held_out(held_out_spec, _columns(held_out_spec, test), train_spec, _columns(train_spec, train))
     _read_through(train_spec, train, held_out_spec or train_spec, test)
     if request.round_targets:  # the reference's generators round on their own, after which this changes nothing
-        return Dataset(RoundedTargets(train), RoundedTargets(test) if test is not None else None)
-    return Dataset(train, test)
+        train, test = RoundedTargets(train), RoundedTargets(test) if test is not None else None
+    return Dataset(train, test, _row_counts(train_spec, train.table_rows, request.max_ind_range))
+
+
+def _row_counts(spec: _Spec, table_rows: tuple[int, ...], max_ind_range: int) -> NDArray[np.int64] | None:
+    """Lookups of each row in an epoch, where prepared files tell them and are trained as they are."""
+    prepared = spec.files.prepared if spec.files is not None else None
+    if prepared is None or max_ind_range > 0 or table_rows != prepared.table_rows:
+        return None
+    return prepared.row_counts
 
 
 def _read_spec(option: str, text: str, request: DataRequest) -> _Spec:
@@ -87,13 +104,31 @@ def _read_spec(option: str, text: str, request: DataRequest) -> _Spec:
         return _read_zipf(words, argument)
     if name == "npy" and argument:
         return _Spec(words, name, files=open_npy(words, argument))
+    if name == "criteo" and argument:
+        return _Spec(words, name, criteo=open_criteo(words, argument))
+    if name == "parquet":
+        raise UserError(
+            f"{words}: Parquet files are read by python -m cachedlrm.prepare parquet, which asks for their columns; "
+            "then use --data npy:DIR"
+        )
     if text == "flights":
         return _Spec(words, name)
     if text == "reference":
         if request.reference is None:
             raise UserError(f"{words}: facebookresearch/dlrm's generators need --data reference; name another source")
         return _Spec(words, name)
-    raise UserError(f"{words}: unknown source; there are zipf, zipf:samples=N,hot=H, flights, npy:DIR and reference")
+    raise UserError(
+        f"{words}: unknown source; there are zipf, zipf:samples=N,hot=H, flights, npy:DIR, criteo:PATH and reference"
+    )
+
+
+def _held_out_part(train: _Spec) -> _Spec | None:
+    """The held-out samples that belong to prepared files."""
+    prepared = train.files.prepared if train.files is not None else None
+    if prepared is None or prepared.test_folder is None:
+        return None
+    words = f"{train.words}, held-out part"
+    return _Spec(words, "npy", files=open_npy(words, prepared.test_folder), is_part=True)
 
 
 def _read_zipf(words: str, argument: str) -> _Spec:
@@ -124,9 +159,18 @@ def _table_rows(train: _Spec, test: _Spec | None, request: DataRequest) -> tuple
             _check_held_out(test, test.files.columns, train, train.files.columns)
             folders.append(test.files)
         _check_options(train, train.files.columns, request)
+        if train.files.prepared is not None and max_ind_range <= 0 and (test is None or test.is_part):
+            return train.files.prepared.table_rows
         return find_table_rows(folders, max_ind_range, MOST_ROWS)
     if rows is None and train.name == "zipf":
         rows = CRITEO_KAGGLE_ROWS
+    if rows is None and train.criteo is not None:
+        rows = (max_ind_range if max_ind_range > 0 else criteo.DEFAULT_ROWS,) * criteo.NUM_TABLES
+        if sum(rows) > MOST_ROWS:
+            raise UserError(
+                f"--max-ind-range {max_ind_range} makes {sum(rows)} rows of {train.words}, of which there can be "
+                f"{MOST_ROWS}; lower it to {MOST_ROWS // criteo.NUM_TABLES}"
+            )
     if rows is None:
         return None
     if max_ind_range > 0:
@@ -145,6 +189,9 @@ def _open(spec: _Spec, request: DataRequest) -> Dataset:
     if spec.files is not None:
         assert rows is not None
         return Dataset(NpySource(spec.files, rows, request.max_ind_range), None)
+    if spec.criteo is not None:
+        assert rows is not None
+        return Dataset(CriteoSource(spec.criteo, rows), None)
     if spec.name == "flights":
         return open_flights(rows, request.max_ind_range, spec.words)
     if spec.name == "reference":
@@ -164,6 +211,8 @@ def _open(spec: _Spec, request: DataRequest) -> Dataset:
 
 def _columns(spec: _Spec, source: Source) -> tuple[int, int]:
     """Sparse and dense columns that a source has, whatever sizes were asked for."""
+    if spec.criteo is not None:
+        return criteo.NUM_TABLES, criteo.NUM_DENSE
     return spec.files.columns if spec.files is not None else (len(source.table_rows), source.num_dense)
 
 
@@ -183,7 +232,11 @@ def _check_options(spec: _Spec, columns: tuple[int, int], request: DataRequest) 
 
 
 def _check_held_out(test: _Spec, columns: tuple[int, int], train: _Spec, expected: tuple[int, int]) -> None:
-    """Held-out samples must have the columns of the training samples."""
+    """Held-out samples must have the columns of the training samples, and their rows."""
+    if "criteo" in (test.name, train.name) and test.name != train.name:
+        raise UserError(
+            f"{test.words} and {train.words} give their rows to categories in different ways; name two of one kind"
+        )
     for what, count, wanted in zip(("sparse columns", "dense features"), columns, expected, strict=True):
         if count != wanted:
             raise UserError(
@@ -197,7 +250,7 @@ def _read_through(train_spec: _Spec, train: Source, test_spec: _Spec, test: Sour
     Training samples in files may be many and are checked batch by batch.
     """
     sources = [train] if train_spec.name == "flights" else []
-    if test is not None and test_spec.name in ("flights", "npy"):
+    if test is not None and test_spec.name in ("flights", "npy", "criteo"):
         sources.append(test)
     for source in sources:
         for start in range(0, source.num_samples, _READ_SAMPLES):

@@ -13,6 +13,7 @@ So a batch depends on all before it. The stream's state is kept at some batches,
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,6 +91,17 @@ class _Drawn(NamedTuple):
     ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
     labels: NDArray[np.float32]
+
+
+def _join(parts: Sequence[_Drawn]) -> _Drawn:
+    """Samples of several batches, one after the other."""
+    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+    return _Drawn(
+        np.concatenate([part.dense for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([[0], np.cumsum(sizes)]),
+        np.concatenate([part.labels for part in parts]),
+    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -294,27 +306,24 @@ class ReferenceSource:
         Raises:
             UserError: a gaussian id outside its table.
         """
-        num_tables = len(self.table_rows)
-        denses, idses, sizes, labels = [], [], [], []
         with self._lock:
-            for number in range(start // self._batch_size, max(start, stop - 1) // self._batch_size + 1):
-                drawn = self._batch(number)
-                first = max(start - number * self._batch_size, 0)
-                last = min(stop - number * self._batch_size, len(drawn.labels))
-                offsets = drawn.offsets[first * num_tables : last * num_tables + 1]
-                denses.append(drawn.dense[first:last])
-                idses.append(drawn.ids[offsets[0] : offsets[-1]])
-                sizes.append(np.diff(offsets))
-                labels.append(drawn.labels[first:last])
-        return make_batch(
-            np.concatenate(denses),
-            np.concatenate(idses),
-            np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64),
-            np.concatenate(labels),
-            self.table_rows,
-            self._where,
-            start,
-            self._advice,
+            numbers = range(start // self._batch_size, max(start, stop - 1) // self._batch_size + 1)
+            parts = [self._part(number, start, stop) for number in numbers]
+        drawn = parts[0] if len(parts) == 1 else _join(parts)
+        return make_batch(*drawn, self.table_rows, self._where, start, self._advice)
+
+    def _part(self, number: int, start: int, stop: int) -> _Drawn:
+        """Those of batch ``number`` among samples ``start`` to ``stop - 1``."""
+        drawn = self._batch(number)
+        first = max(start - number * self._batch_size, 0)
+        last = min(stop - number * self._batch_size, len(drawn.labels))
+        num_tables = len(self.table_rows)
+        offsets = drawn.offsets[first * num_tables : last * num_tables + 1]
+        return _Drawn(
+            drawn.dense[first:last].copy(),
+            drawn.ids[offsets[0] : offsets[-1]],  # `make_batch` copies them
+            offsets - offsets[0],
+            drawn.labels[first:last].copy(),
         )
 
     def _batch(self, number: int) -> _Drawn:

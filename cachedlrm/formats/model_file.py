@@ -23,7 +23,6 @@ from cachedlrm.formats.piecewise import piecewise
 from cachedlrm.formats.reference_format import parameter_shapes, record_parts, state_keys
 from cachedlrm.formats.torch_file import write_torch_file
 from cachedlrm.full_tables import FullTable
-from cachedlrm.model.row_optimizers import dense_optimizer
 from cachedlrm.store.records import RecordLayout
 
 State = dict[str, dict[str, Any]]
@@ -234,8 +233,10 @@ _REFERENCE_GROUP = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulato
 def _group(optimizer: str, learning_rates: tuple[float, float]) -> dict[str, object]:
     """Settings of the optimizer."""
     learning_rate, initial = learning_rates
-    unused = torch.nn.Parameter(torch.empty(0))
-    group: dict[str, object] = dense_optimizer(optimizer, [unused], learning_rate).state_dict()["param_groups"][0]
+    unused = [torch.nn.Parameter(torch.empty(0))]
+    optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    of_torch: torch.optim.Optimizer = optimizers.get(optimizer, torch.optim.Adagrad)(unused, lr=learning_rate)
+    group: dict[str, object] = of_torch.state_dict()["param_groups"][0]
     if optimizer == "rwsadagrad":
         group = {name: group[name] for name in _REFERENCE_GROUP}
     return {**group, "initial_lr": initial}

@@ -69,7 +69,7 @@ class Dlrm(nn.Module):
         super().__init__()
         self.emb_l = features
         self.interaction_op = interaction_op
-        self._loss_threshold = loss_threshold
+        self.bounds = (loss_threshold, 1.0 - loss_threshold) if 0.0 < loss_threshold < 1.0 else (0.0, 1.0)
         num_vectors = features.num_features + 1
         lower = torch.tril_indices(num_vectors, num_vectors, offset=0 if interaction_itself else -1)
         # Flat indices: one index_select instead of indexing two axes, which costs twice as much.
@@ -106,10 +106,12 @@ class Dlrm(nn.Module):
     def forward(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Predicted probability: [B], from ``dense`` [B, num_dense] and each group's pooled [B * tables, dim]."""
         interactions = self.interact(self.bot_l(dense), self.emb_l(pooled))
-        prediction: Tensor = self.top_l(interactions).squeeze(1)
-        if 0.0 < self._loss_threshold < 1.0:
-            prediction = prediction.clamp(self._loss_threshold, 1.0 - self._loss_threshold)
-        return prediction
+        return self.bounded(self.top_l(interactions).squeeze(1))
+
+    def bounded(self, prediction: Tensor) -> Tensor:
+        """Predictions within `bounds`."""
+        low, high = self.bounds
+        return prediction.clamp(low, high) if low > 0.0 else prediction
 
 
 def num_interactions(num_features: int, dim: int, interaction_op: str, interaction_itself: bool) -> int:

@@ -36,7 +36,7 @@ class FeatureVectors(nn.ModuleDict):
         self._group_sizes = [(len(group), group[0].dim) for group in groups]
         places = {table.name: (g, t) for g, group in enumerate(groups) for t, table in enumerate(group)}
         self._places = [[places[table.name] for table in embedding.tables] for embedding in embeddings]
-        self._is_plain = len(groups) == 1 and all(
+        self.is_plain = len(groups) == 1 and all(
             not embedding.collisions and embedding.dim == base_dim for embedding in embeddings
         )
         for embedding in embeddings:
@@ -46,7 +46,7 @@ class FeatureVectors(nn.ModuleDict):
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """[B, T, D] from the pooled vectors of each group, [B * tables, dim]."""
-        if self._is_plain:
+        if self.is_plain:
             return pooled[0].view(-1, self.num_features, self.base_dim)
         groups = [
             vectors.view(-1, num_tables, dim)

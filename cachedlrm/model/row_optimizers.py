@@ -117,12 +117,3 @@ def _subtract(
             bag = bags_by_position[lookup]
             for column in range(grad.shape[1]):
                 records[position, column] += factor * grad[bag, column]
-
-
-def dense_optimizer(name: str, parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """The torch optimizer of the dense parameters. For ``rwsadagrad`` it is Adagrad, as in the reference."""
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate)
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=learning_rate)
-    return torch.optim.Adagrad(parameters, lr=learning_rate)

@@ -5,9 +5,11 @@ finds everything up to some moment, and nothing after it: `cachedlrm.store.recor
 """
 
 import contextlib
+import errno
 import json
 import os
 import queue
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -39,7 +41,7 @@ CHECKPOINT = b"checkpoint"
 _FIRST_MAP_BYTES = 64 << 20
 _MOST_MAP_BYTES = 1 << 46
 _GATHERED_BYTES = 4 << 20  # a transaction waits for so much, unless somebody waits for it
-_TRANSACTION_BYTES = 16 << 20
+_TRANSACTION_BYTES = 4 << 20
 _SLACK_PAGES = 64  # pages at the end of the file that were taken and never written
 _OTHERWISE = "choose another --store-path"
 
@@ -497,6 +499,10 @@ def _cannot_write(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno:
         return cannot_write(path, error, _OTHERWISE)
     reason = str(error).removeprefix("mdb_txn_commit: ")
+    # A disk that fills up takes a part of a write, which LMDB calls an error of input and output.
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(path).free < _TRANSACTION_BYTES:
+            reason = os.strerror(errno.ENOSPC)
     return UserError(
         f"cannot write the store in {path}: {reason}; free space there or {_OTHERWISE}; "
         "what was committed before is kept"

@@ -105,9 +105,13 @@ class HostStore:
 
     def read(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """See `Store`."""
-        _gather(self._records, addresses, out)
+        self.peek(addresses, out)
+        if self._log is not None:
+            self._changed[addresses] = False  # the device has the newer record from now on
 
-    peek = read
+    def peek(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """See `Store`."""
+        _gather(self._records, addresses, out)
 
     def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """See `Store`."""

@@ -1,0 +1,162 @@
+"""What policies learn of the ids before training: uses for ``static``, next uses for ``oracle``."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from cachedlrm.cache.next_use import NextUses, NextUseWriter
+from cachedlrm.cache.policies import Oracle, Policy, Static
+from cachedlrm.cache.working_set import AddressBook, Int64s
+from cachedlrm.config import Options
+from cachedlrm.data.lookups import Router
+from cachedlrm.errors import UserError
+from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.schedule import Schedule
+
+NEXT_USES_FOLDER = "next_uses"
+"""Of the run directory; gone when the run is finished."""
+
+_SAVE_EVERY_S = 60.0
+_NUM_SAMPLED_BATCHES = 8  # of which the fingerprint has the ids
+
+
+def inform_policies(
+    caches: Sequence[Sequence[Policy]],
+    num_rows: Sequence[int],
+    router: Router,
+    schedule: Schedule,
+    options: Options,
+    run_dir: Path,
+    row_counts: Int64s | None = None,
+) -> None:
+    """Gives policies what they need of the stream; one pass over the ids if they need anything.
+
+    Args:
+        caches: the policies of each group of each cache, all of one kind.
+        num_rows: rows of each group.
+        router: from batches to the lookups of each group.
+        schedule: of the run.
+        options: resolved; what the stream depends on.
+        run_dir: where next uses go.
+        row_counts: lookups of each row, where the data knows them.
+
+    Raises:
+        UserError: ids are wrong, or the disk is full.
+        KeyboardInterrupt: a signal came; the pass goes on with the next run in the same directory.
+    """
+    by_group = list(zip(*caches, strict=True))
+    kind = caches[0][0]
+    if isinstance(kind, Static) and row_counts is not None and router.is_identity:
+        for policy in by_group[0]:
+            assert isinstance(policy, Static)
+            policy.take_counts(row_counts)
+    elif isinstance(kind, Static):
+        _count_uses(by_group, num_rows, router, schedule)
+    if isinstance(kind, Oracle):
+        folder = run_dir / NEXT_USES_FOLDER
+        read_next_uses(num_rows, router, schedule, options, folder)
+        for number, policies in enumerate(by_group):
+            for policy in policies:
+                assert isinstance(policy, Oracle)
+                policy.know(NextUses(folder / str(number)))
+
+
+def discard_next_uses(run_dir: Path) -> None:
+    """Removes what a finished run does not need any more."""
+    shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
+
+
+def _count_uses(
+    by_group: Sequence[Sequence[Policy]], num_rows: Sequence[int], router: Router, schedule: Schedule
+) -> None:
+    """Policy ``static`` ranks rows by the batches of an epoch that use them."""
+    books = [AddressBook(rows) for rows in num_rows]
+    for index, batch in enumerate(schedule.one_epoch()):
+        for policies, book, lookups in zip(by_group, books, router(batch), strict=True):
+            working_set = book.working_set(index, lookups.rows, lookups.offsets)
+            for policy in policies:
+                assert isinstance(policy, Static)
+                policy.count([working_set])
+
+
+def read_next_uses(
+    num_rows: Sequence[int],
+    router: Router,
+    schedule: Schedule,
+    options: Options,
+    folder: Path,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Writes the next uses of the run's ids into ``folder``, a subfolder for each group.
+
+    A pass that was interrupted goes on where it was saved last, a finished one is used again, if the stream is the same
+    by its fingerprint: the options, and the ids of a few batches.
+
+    Args:
+        num_rows: rows of each group.
+        router: from batches to the lookups of each group.
+        schedule: of the run.
+        options: resolved.
+        folder: where.
+        clock: seconds, for tests.
+
+    Raises:
+        UserError: ids are wrong, or the disk is full.
+        KeyboardInterrupt: a signal came; what was read so far is safe.
+    """
+    fingerprint = _fingerprint(schedule, options)
+    with ExitStack() as files:
+        try:
+            writers = [
+                NextUseWriter(folder / str(number), rows, schedule.num_batches, fingerprint)
+                for number, rows in enumerate(num_rows)
+            ]
+            for writer in writers:
+                files.callback(writer.close)
+            _read_backwards(writers, router, schedule, clock)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise cannot_write(folder, error, "choose another --run-dir, or another --policy") from error
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _read_backwards(
+    writers: Sequence[NextUseWriter], router: Router, schedule: Schedule, clock: Callable[[], float]
+) -> None:
+    saved = clock()
+    try:
+        while (index := max(writer.next_batch for writer in writers)) >= 0:
+            lookups = router(schedule.read(index))
+            for writer, part in zip(writers, lookups, strict=True):
+                if writer.next_batch == index:  # groups may have been saved at different batches
+                    writer.add(part.rows)
+            if clock() - saved > _SAVE_EVERY_S:
+                for writer in writers:
+                    writer.save()
+                saved = clock()
+    except KeyboardInterrupt as error:
+        for writer in writers:
+            writer.save()
+        raise KeyboardInterrupt(
+            "interrupted while reading ids for --policy oracle; the same command with the same --run-dir goes on there"
+        ) from error
+    for writer in writers:
+        writer.save()
+
+
+def _fingerprint(schedule: Schedule, options: Options) -> str:
+    """Of the stream of ids: what it is drawn from, and some of it, as files may change under their names."""
+    parts = (options.model, options.batches, options.data, options.reference)
+    digest = hashlib.sha256(json.dumps([asdict(part) for part in parts], default=str).encode())
+    digest.update(f"{schedule.num_batches} {options.optimisation.mlperf_grad_accum_iter}".encode())
+    last = schedule.num_batches - 1
+    for number in range(min(_NUM_SAMPLED_BATCHES, last + 1)):
+        digest.update(schedule.read(last * number // max(1, _NUM_SAMPLED_BATCHES - 1)).rows.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,170 @@
+"""A run's parameters as a folder that TorchRec loads, sharded over any number of processes.
+
+``model.safetensors`` is a checkpoint of torch.distributed.checkpoint (its ``HuggingFaceStorageReader`` reads it): every
+process reads its part of each table and no other. Names are those of a state dict there:
+
+- ``embedding_bags.emb_l_T.weight`` [rows, dim] of an ``EmbeddingBagCollection``, and with optimizer state
+  ``embedding_bags.emb_l_T.momentum1``, as its fused optimizer calls it: [rows] of rwsadagrad, [rows, dim] of adagrad;
+- ``dense_arch.model...`` and ``over_arch.model...`` of ``torchrec.models.dlrm.DLRM``, if it can be that model;
+- ``bot_l.N...`` and ``top_l.N...`` of facebookresearch/dlrm.
+
+``torchrec.json`` has the arguments of the ``EmbeddingBagConfig`` of each table, those of ``DLRM`` (or null), and the
+optimizer's name and learning rate.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.architecture import Architecture
+from cachedlrm.config import Options
+from cachedlrm.errors import UserError
+from cachedlrm.formats.piecewise import PiecewiseTensor
+from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
+from cachedlrm.formats.whole_file import cannot_write, whole_file
+from cachedlrm.full_tables import FullTable
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "torchrec.json"
+
+_OPTIMIZERS = {
+    "sgd": "EXACT_SGD",
+    "adagrad": "EXACT_ADAGRAD",
+    "rwsadagrad": "EXACT_ROWWISE_ADAGRAD",
+    "adam": "ADAM",
+}  # fbgemm_gpu's EmbOptimType
+
+Dense = Mapping[str, NDArray[np.generic]]
+
+
+def check_torchrec(architecture: Architecture, with_optimizer_state: bool) -> None:
+    """Makes sure that TorchRec has the counterparts of a model's tables.
+
+    Raises:
+        UserError: it has not; names the option.
+    """
+    options = architecture.options
+    for is_used, name in (
+        (options.qr_flag, "--qr-flag"),
+        (options.md_flag, "--md-flag"),
+        (options.weighted_pooling == "learned", "--weighted-pooling learned"),
+    ):
+        if is_used:
+            raise UserError(
+                f"the run has {name}, and TorchRec's EmbeddingBagCollection has no counterpart; leave out --format "
+                "torchrec to export under facebookresearch/dlrm's names"
+            )
+    if with_optimizer_state and architecture.layouts[0].optimizer == "adam":
+        raise UserError(
+            "the run has --optimizer adam, whose lazy moments TorchRec's Adam does not continue; leave out "
+            "--with-optimizer-state"
+        )
+
+
+def write_torchrec(
+    folder: Path,
+    options: Options,
+    architecture: Architecture,
+    tables: Sequence[FullTable],
+    dense: Dense,
+    with_optimizer_state: bool,
+) -> None:
+    """Writes the folder, which may not hold anything yet.
+
+    Args:
+        folder: to make.
+        options: of the run.
+        architecture: one that `check_torchrec` took.
+        tables: group by group.
+        dense: parameters by the reference's names.
+        with_optimizer_state: also write the rows' optimizer state.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    tensors: dict[str, PiecewiseTensor] = {}
+    for table in tables:
+        name, layout = f"embedding_bags.{_table_name(table)}", table.layout
+        tensors[f"{name}.weight"] = table.tensor(slice(0, layout.dim))
+        if with_optimizer_state and layout.state_width:
+            by_row = layout.optimizer == "rwsadagrad"
+            tensors[f"{name}.momentum1"] = table.tensor(layout.dim if by_row else slice(layout.dim, 2 * layout.dim))
+    all_dense = {**dense, **(_dlrm_parameters(architecture, dense) if _dlrm_arguments(architecture) else {})}
+    specs: dict[str, TensorSpec] = {name: (np.dtype(np.float32), tensor.shape) for name, tensor in tensors.items()}
+    specs |= {name: (array.dtype, array.shape) for name, array in all_dense.items()}
+
+    def chunks() -> Iterator[NDArray[np.generic]]:
+        for tensor in tensors.values():
+            yield from tensor.pieces()
+        yield from all_dense.values()
+
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    write_tensors(folder / MODEL_FILE, specs, chunks(), {"format": "pt"})
+    with whole_file(folder / CONFIG_FILE) as file:
+        file.write((json.dumps(_config(options, architecture, tables), indent=2) + "\n").encode())
+
+
+def _table_name(table: FullTable) -> str:
+    return f"emb_l_{_number(table)}"
+
+
+def _number(table: FullTable) -> int:
+    return int(table.name.split(".")[1])
+
+
+def _config(options: Options, architecture: Architecture, tables: Sequence[FullTable]) -> dict[str, Any]:
+    optimizer = architecture.layouts[0].optimizer
+    return {
+        "tables": [
+            {
+                "name": _table_name(table),
+                "num_embeddings": table.num_rows,
+                "embedding_dim": table.layout.dim,
+                "feature_names": [f"feature_{_number(table)}"],
+            }
+            for table in sorted(tables, key=_number)
+        ],
+        "dlrm": _dlrm_arguments(architecture),
+        "optimizer": _OPTIMIZERS[optimizer],
+        "learning_rate": options.optimisation.learning_rate,
+    }
+
+
+def _dlrm_arguments(architecture: Architecture) -> dict[str, Any] | None:
+    """Of torchrec.models.dlrm.DLRM; None if it cannot be this model."""
+    options, bot, top = architecture.options, architecture.mlp_bot, architecture.mlp_top[1:]
+    is_dot = options.arch_interaction_op == "dot" and not options.arch_interaction_itself
+    if not is_dot or options.activation_function != "relu" or len(top) < 2:
+        return None
+    return {"dense_in_features": bot[0], "dense_arch_layer_sizes": bot[1:], "over_arch_layer_sizes": top}
+
+
+def _dlrm_parameters(architecture: Architecture, dense: Dense) -> dict[str, NDArray[np.generic]]:
+    """The dense parameters by TorchRec's names."""
+    num_bot, num_top = len(architecture.mlp_bot) - 1, len(architecture.mlp_top) - 1
+    names = {f"bot_l.{2 * layer}": f"dense_arch.model._mlp.{layer}._linear" for layer in range(num_bot)}
+    names |= {f"top_l.{2 * layer}": f"over_arch.model.0._mlp.{layer}._linear" for layer in range(num_top - 1)}
+    names[f"top_l.{2 * (num_top - 1)}"] = "over_arch.model.1"
+    parameters = {
+        f"{theirs}.{part}": dense[f"{ours}.{part}"] for ours, theirs in names.items() for part in ("weight", "bias")
+    }
+    first = "over_arch.model.0._mlp.0._linear.weight"
+    columns = _interaction_columns(len(architecture.embeddings), architecture.mlp_bot[-1])
+    return {**parameters, first: np.ascontiguousarray(parameters[first][:, columns])}
+
+
+def _interaction_columns(num_features: int, dim: int) -> NDArray[np.int64]:
+    """For each input of TorchRec's over arch the input of our top MLP that is the same number.
+
+    Both have the dense vector first and then the products of pairs: there in the order of the upper triangle's rows,
+    (0, 1), (0, 2), ...; here of the lower one's, (1, 0), (2, 0), (2, 1), ...
+    """
+    low, high = np.triu_indices(num_features + 1, k=1)
+    return np.concatenate([np.arange(dim), dim + high * (high - 1) // 2 + low])

@@ -1,0 +1,95 @@
+"""Optimizers of the dense parameters: torch.optim's formulas, operator by operator, on all parameters at once.
+
+torch.optim runs each formula parameter by parameter; for a small model its own overhead is a tenth of a step, and
+loading it (torch._dynamo with it) takes a second. The formulas are element-wise, so the bits are the same.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ADAGRAD_EPS = 1e-10
+_ADAM_BETAS = (0.9, 0.999)
+_ADAM_EPS = 1e-8
+_STATES = {"sgd": (), "adagrad": ("sum",), "rwsadagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
+# Matrix libraries choose kernels by alignment, and another kernel may round differently: every parameter starts where
+# torch's allocator would put it.
+_ALIGNMENT = 64  # elements
+
+
+class DenseOptimizer:
+    """Moves the parameters of a model, which it makes views of one tensor; so are their gradients and state.
+
+    Args:
+        name: ``sgd``, ``adagrad`` or ``adam``; for ``rwsadagrad`` it is Adagrad, as in facebookresearch/dlrm.
+        model: its parameters are moved to new places.
+
+    Attributes:
+        grads: by parameter name, for the caller to fill before a step.
+    """
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        self._name = name
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        sizes = [-(-shape.numel() // _ALIGNMENT) * _ALIGNMENT for shape in self._shapes.values()]
+        device = next(model.parameters()).device
+        self._parameters = torch.zeros(sum(sizes), device=device)
+        self._grads = torch.zeros_like(self._parameters)
+        self._state = {key: torch.zeros_like(self._parameters) for key in _STATES[name]}
+        self._steps = 0
+        self.grads = self._views(self._grads)
+        for parameter, view in zip(model.parameters(), self._views(self._parameters).values(), strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Each parameter's part of ``flat``, in its shape."""
+        views, start = {}, 0
+        for name, shape in self._shapes.items():
+            views[name] = flat[start : start + shape.numel()].view(shape)
+            start += -(-shape.numel() // _ALIGNMENT) * _ALIGNMENT
+        return views
+
+    def step(self, learning_rate: float) -> None:
+        """Moves the parameters by `grads`."""
+        self._steps += 1
+        parameters, grads = self._parameters, self._grads
+        if self._name == "sgd":
+            parameters.add_(grads, alpha=-learning_rate)
+        elif self._name == "adam":
+            beta1, beta2 = _ADAM_BETAS
+            first, second = self._state.values()
+            first.lerp_(grads, 1 - beta1)
+            second.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+            correction = math.sqrt(1 - beta2**self._steps)
+            deviations = (second.sqrt() / correction).add_(_ADAM_EPS)
+            parameters.addcdiv_(first, deviations, value=-learning_rate / (1 - beta1**self._steps))
+        else:
+            (sums,) = self._state.values()
+            sums.addcmul_(grads, grads)
+            parameters.addcdiv_(grads, sums.sqrt().add_(_ADAGRAD_EPS), value=-learning_rate)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """By parameter name and torch.optim's key, ``step`` among them; empty where torch's would be."""
+        if not self._state or (self._name == "adam" and not self._steps):
+            return {}
+        views = {key: self._views(flat) for key, flat in self._state.items()}
+        return {
+            name: {"step": torch.tensor(float(self._steps)), **{key: views[key][name] for key in views}}
+            for name in self._shapes
+        }
+
+    def load_state(self, state: Mapping[str, Mapping[str, Any]]) -> int:
+        """Takes over the state of another run; returns its number of steps.
+
+        Args:
+            state: by parameter name and torch.optim's key, as arrays, and ``step`` as a number.
+        """
+        for key, flat in self._state.items():
+            for name, view in self._views(flat).items():
+                view.copy_(torch.tensor(state[name][key]))
+        self._steps = int(next(iter(state.values()))["step"])
+        return self._steps

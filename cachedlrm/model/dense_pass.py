@@ -1,0 +1,183 @@
+"""Forward and backward pass through the dense part of DLRM, without autograd's graph.
+
+The same ATen operators in the same order as `Dlrm.forward` and torch's autograd run, so the bits are theirs
+(tests/test_dense_pass.py); what is saved is the making and walking of a graph, as long as the operators themselves
+where a step is small.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.losses import Loss
+
+_aten = torch.ops.aten
+
+# Gradient by an activation's input, from the gradient by its output, its output, and its input.
+_BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    nn.ReLU: lambda grad, output, _: _aten.threshold_backward.default(grad, output, 0),
+    nn.Tanh: lambda grad, output, _: _aten.tanh_backward.default(grad, output),
+    nn.Sigmoid: lambda grad, output, _: _aten.sigmoid_backward.default(grad, output),
+    nn.GELU: lambda grad, _, value: _aten.gelu_backward.default(grad, value),
+    nn.SiLU: lambda grad, _, value: _aten.silu_backward.default(grad, value),
+}
+# Those whose gradient needs no input run in place.
+_FORWARD: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: torch.relu_,
+    nn.Tanh: torch.tanh_,
+    nn.Sigmoid: torch.sigmoid_,
+    nn.GELU: torch.nn.functional.gelu,
+    nn.SiLU: torch.nn.functional.silu,
+}
+
+
+class _Gradients:
+    """Where gradients of parameters go: each pass over a part of a batch adds to those of the parts before."""
+
+    def __init__(self) -> None:
+        self.adds = False
+
+    def sum_rows(self, grad: Tensor, out: Tensor) -> None:
+        """The sum [n] of ``grad`` [B, n] over the batch."""
+        if self.adds:
+            out.add_(grad.sum(0))
+        else:
+            torch.sum(grad, 0, out=out)
+
+    def product(self, grad: Tensor, inputs: Tensor, out: Tensor) -> None:
+        """The product [n, m] of ``grad`` [B, n], transposed, and ``inputs`` [B, m]."""
+        if self.adds:
+            out.add_(grad.t().mm(inputs))
+        else:
+            torch.mm(grad.t(), inputs, out=out)
+
+    def store(self, grad: Tensor, out: Tensor) -> None:
+        """The gradient itself."""
+        if self.adds:
+            out.add_(grad)
+        else:
+            out.copy_(grad)
+
+
+class _Mlp:
+    """Linear layers and activations of an nn.Sequential, with what a pass leaves for its way back."""
+
+    def __init__(self, layers: nn.Sequential, grads: Mapping[str, Tensor], name: str) -> None:
+        self._layers = []
+        for number in range(0, len(layers), 2):
+            linear, activation = layers[number], type(layers[number + 1])
+            assert isinstance(linear, nn.Linear)
+            weight, bias = linear.weight.detach(), linear.bias.detach()
+            places = grads[f"{name}.{number}.weight"], grads[f"{name}.{number}.bias"]
+            self._layers.append((weight, weight.t(), bias, *places, _FORWARD[activation], _BACKWARD[activation]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self._passed = []
+        for _, transposed, bias, _, _, activate, _ in self._layers:
+            value = torch.addmm(bias, inputs, transposed)
+            output = activate(value)
+            self._passed.append((inputs, value, output))
+            inputs = output
+        return inputs
+
+    def backward(self, grad: Tensor, gradients: _Gradients, wants_inputs: bool) -> Tensor | None:
+        """The gradient by the inputs, if it is wanted; those by parameters go to their places."""
+        for layer, (weight, _, _, weight_grad, bias_grad, _, backward) in enumerate(reversed(self._layers), 1):
+            inputs, value, output = self._passed.pop()
+            grad = backward(grad, output, value)
+            del value, output
+            gradients.product(grad, inputs, weight_grad)
+            gradients.sum_rows(grad, bias_grad)
+            if layer == len(self._layers) and not wants_inputs:
+                return None
+            grad = grad.mm(weight)
+        return grad
+
+
+class DensePass:
+    """Computes losses and gradients of a model that is trained.
+
+    Args:
+        model: on its device, its parameters at their final place in memory.
+        grads: by parameter name, where their gradients go.
+        loss: from predictions and labels.
+    """
+
+    def __init__(self, model: Dlrm, grads: Mapping[str, Tensor], loss: Loss) -> None:
+        self._model = model
+        self._loss = loss
+        self._bottom = _Mlp(model.bot_l, grads, "bot_l")
+        self._top = _Mlp(model.top_l, grads, "top_l")
+        self._gradients = _Gradients()
+        self._projections = [(parameter, grads[f"emb_l.{name}"]) for name, parameter in model.emb_l.named_parameters()]
+
+    @torch.no_grad()
+    def forward(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
+        """Predictions [B] of `Dlrm.forward`, from ``dense`` [B, num_dense] and each group's [B * tables, dim]."""
+        model = self._model
+        self._features: tuple[Sequence[Tensor], Tensor] | None = None
+        if model.emb_l.is_plain:
+            vectors = model.emb_l(pooled)  # [B, T, D]
+        else:
+            with torch.enable_grad():
+                leaves = [group.detach().requires_grad_() for group in pooled]
+                self._features = leaves, model.emb_l(leaves)
+            vectors = self._features[1].detach()
+        bottom = self._bottom.forward(dense)  # [B, D]
+        self._vectors = torch.cat([bottom.unsqueeze(1), vectors], dim=1)  # [B, T + 1, D]
+        if model.interaction_op == "cat":
+            inputs = self._vectors.flatten(1)
+        else:
+            products = torch.bmm(self._vectors, self._vectors.transpose(1, 2)).flatten(1)  # [B, (T + 1)^2]
+            inputs = torch.cat([bottom, products.index_select(1, model.pairs)], dim=1)
+        self._prediction = self._top.forward(inputs).squeeze(1)
+        return model.bounded(self._prediction)
+
+    @torch.no_grad()
+    def loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        """The scalar loss of a pass."""
+        return self._loss(prediction, labels)
+
+    @torch.no_grad()
+    def backward(self, prediction: Tensor, labels: Tensor, adds: bool) -> list[Tensor]:
+        """The gradient of each group's pooled vectors, [B * tables, dim]; those of parameters go to their places.
+
+        Args:
+            prediction: what `forward` returned, [B].
+            labels: [B].
+            adds: whether gradients of parameters are added to those that are there.
+        """
+        self._gradients.adds = adds
+        grad = self._loss.grad(prediction, labels)
+        low, high = self._model.bounds
+        if low > 0.0:  # of a bounded prediction, those outside do not move
+            inside = (self._prediction >= low).logical_and_(self._prediction <= high)
+            grad = torch.where(inside, grad, 0.0)
+        inputs_grad = self._top.backward(grad.unsqueeze(1), self._gradients, wants_inputs=True)
+        assert inputs_grad is not None
+        vectors, dim = self._vectors, self._vectors.shape[2]
+        if self._model.interaction_op == "cat":
+            vectors_grad = inputs_grad.view(vectors.shape)
+            bottom_grad = vectors_grad[:, 0]
+        else:
+            products_grad = vectors.new_zeros(len(vectors), vectors.shape[1] ** 2)
+            products_grad.index_add_(1, self._model.pairs, inputs_grad[:, dim:])
+            products_grad = products_grad.view(-1, vectors.shape[1], vectors.shape[1])
+            vectors_grad = products_grad.bmm(vectors)
+            vectors_grad += vectors.transpose(1, 2).bmm(products_grad).transpose(1, 2)
+            bottom_grad = inputs_grad[:, :dim] + vectors_grad[:, 0]
+        self._bottom.backward(bottom_grad, self._gradients, wants_inputs=False)
+        return self._features_backward(vectors_grad[:, 1:])
+
+    def _features_backward(self, grad: Tensor) -> list[Tensor]:
+        """The gradient of each group's pooled vectors, from that of the features' vectors [B, T, D]."""
+        if self._features is None:
+            return [grad.reshape(-1, grad.shape[2])]
+        leaves, vectors = self._features
+        projections = [parameter for parameter, _ in self._projections]
+        grads = torch.autograd.grad(vectors, [*leaves, *projections], grad)
+        for (_, place), projection_grad in zip(self._projections, grads[len(leaves) :], strict=True):
+            self._gradients.store(projection_grad, place)
+        return list(grads[: len(leaves)])

@@ -1,0 +1,39 @@
+"""``python -m cachedlrm.prepare criteo|avazu|parquet PATH... --out DIR``: raw click logs to what training reads."""
+
+import sys
+
+from cachedlrm.program import quit_on_signals, run_program
+
+if __name__ == "__main__":
+    quit_on_signals()
+
+import importlib.util
+from collections.abc import Sequence
+
+from cachedlrm.errors import UserError
+from cachedlrm.prepare.options import parse_command_line
+from cachedlrm.prepare.progress import Progress
+
+_INTERRUPTED = "interrupted; the same command resumes"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; its exit status."""
+    return run_program(lambda _: _prepare(arguments), interrupted=_INTERRUPTED)
+
+
+def _prepare(arguments: Sequence[str]) -> None:
+    command = parse_command_line(arguments)
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError("preparing data needs the package pyarrow: pip install 'cachedlrm[prepare]'")
+    import torch  # noqa: PLC0415 - slow, and no mistake on the command line should wait for it
+
+    from cachedlrm.prepare.formats import make_format  # noqa: PLC0415 - needs an optional package
+    from cachedlrm.prepare.pipeline import prepare  # noqa: PLC0415
+
+    torch.set_num_threads(1)  # blocks are parsed side by side
+    prepare(make_format(command), command.paths, command.options, Progress(command.options.ui, sys.stdout))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""Criteo's click logs: 40 fields between tabs, no header. Label, 13 integers, 26 categories of 8 hexadecimal digits.
+
+Kaggle's ``train.txt`` and the Terabyte set's ``day_0`` to ``day_23`` have this form.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cachedlrm.data.batch import shown
+from cachedlrm.prepare.keys import hex_keys
+from cachedlrm.prepare.lines import LineTable, parse_block, read_blocks
+from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, UnparsableError, log_transform
+
+NUM_DENSE, NUM_TABLES = 13, 26
+_NUM_FIELDS = 1 + NUM_DENSE + NUM_TABLES
+
+
+class Criteo:
+    """A `Format`; values and missing values as in facebookresearch/dlrm: `log_transform`, and 0 for what is missing.
+
+    Args:
+        block_bytes: of text in a block, about.
+    """
+
+    name, line = "criteo", "line"
+    dense_names = tuple(f"I{number}" for number in range(1, NUM_DENSE + 1))
+    table_names = tuple(f"C{number}" for number in range(1, NUM_TABLES + 1))
+    key_dtype = np.dtype(np.uint32)
+
+    def __init__(self, block_bytes: int) -> None:
+        self.settings: dict[str, Any] = {}
+        self._block_bytes = block_bytes
+        types = {"label": pa.int32()} | dict.fromkeys(self.dense_names, pa.int32())
+        self._table = LineTable(types | dict.fromkeys(self.table_names, pa.binary()), "\t", quoted=False)
+
+    def blocks(self, path: Path, start: Position) -> Iterator[Block]:
+        """The file's blocks from the beginning of a line on."""
+        return read_blocks(path, start, self._block_bytes)
+
+    def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
+        """The samples of a block and the lines that are none."""
+        return parse_block(self, block, skip_bad, self._parse)
+
+    def _parse(self, text: bytes, num_lines: int) -> Samples:
+        try:
+            table = self._table.read(text, num_lines)
+            labels = labels_of(table.column("label").combine_chunks())
+            integers = np.empty((num_lines, NUM_DENSE), np.int32)
+            for column, name in enumerate(self.dense_names):
+                integers[:, column] = table.column(name).fill_null(0).to_numpy()
+            keys = np.empty((NUM_TABLES, num_lines), self.key_dtype)
+            for number, name in enumerate(self.table_names):
+                hex_keys(table.column(name).combine_chunks(), keys[number])
+        except UnparsableError as error:
+            raise UnparsableError(_what_is_wrong(text) if num_lines == 1 else "") from error
+        return Samples(log_transform(integers), labels, keys)
+
+
+def labels_of(column: pa.Array) -> NDArray[np.int32]:
+    """Labels [n].
+
+    Raises:
+        UnparsableError: one is neither 0 nor 1.
+    """
+    labels: NDArray[np.int32] = column.fill_null(-1).to_numpy(zero_copy_only=False)
+    if ((labels != 0) & (labels != 1)).any():
+        raise UnparsableError("the label is neither 0 nor 1")
+    return labels
+
+
+def _what_is_wrong(line: bytes) -> str:
+    """Of a line that the parser refused."""
+    fields = line.rstrip(b"\r\n").split(b"\t")
+    if len(fields) != _NUM_FIELDS:
+        return f"{len(fields)} fields between tabs where a label, 13 integers and 26 categories make {_NUM_FIELDS}"
+    if fields[0] not in (b"0", b"1"):
+        return f"label {_quoted(fields[0])} is neither 0 nor 1"
+    for number, field in enumerate(fields[1:], 2):
+        is_integer = number <= 1 + NUM_DENSE
+        try:
+            value = int(field or b"0", 10 if is_integer else 16)
+            good = abs(value) < 2**31 if is_integer else len(field) <= 8
+        except ValueError:
+            good = False
+        if not good:
+            wanted = "an integer of 32 bits" if is_integer else "up to 8 hexadecimal digits"
+            return f"field {number}, {_quoted(field)}, is not {wanted}"
+    return "it holds a character that no such file has"
+
+
+def _quoted(field: bytes) -> str:
+    return f"'{shown(field[:40].decode('ascii', 'backslashreplace'))}'"

@@ -1,0 +1,31 @@
+"""The kinds of raw files, by name."""
+
+from cachedlrm.errors import UserError
+from cachedlrm.prepare.avazu import Avazu
+from cachedlrm.prepare.criteo import Criteo
+from cachedlrm.prepare.options import Command, split_columns
+from cachedlrm.prepare.parquet import Parquet
+from cachedlrm.prepare.samples import Format
+
+_LARGEST_BLOCK, _LEAST_BLOCK = 8 << 20, 1 << 16
+
+
+def make_format(command: Command) -> Format:
+    """The format that a command names.
+
+    Raises:
+        UserError: columns of Parquet files that do not make a schema.
+    """
+    if command.columns is None:
+        # A block in memory takes about six times its text, and one more is there than threads.
+        share = command.options.memory_bytes // (96 * (command.options.num_threads + 1))
+        block_bytes = max(_LEAST_BLOCK, min(share, _LARGEST_BLOCK))
+        formats: dict[str, type[Criteo] | type[Avazu]] = {"criteo": Criteo, "avazu": Avazu}
+        return formats[command.source](block_bytes)
+    columns = command.columns
+    dense, sparse = split_columns("--dense", columns.dense), split_columns("--sparse", columns.sparse)
+    if columns.label in (*dense, *sparse):
+        raise UserError(
+            f"--label {columns.label} is also in --dense or --sparse, which would give the answer away; drop it"
+        )
+    return Parquet(columns.label, dense, sparse, columns.log_dense)

@@ -1,0 +1,34 @@
+"""Which files a command reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cachedlrm.data.batch import shown
+from cachedlrm.data.npy import natural_order
+from cachedlrm.errors import UserError
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Path]:
+    """The files that are named, and those of the folders that are, in natural order (day_2 before day_10).
+
+    Raises:
+        UserError: a path leads to no file.
+    """
+    files: list[Path] = []
+    for path in paths:
+        try:
+            found = [path]
+            if path.is_dir():
+                inside = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+                found = sorted(inside, key=lambda file: natural_order(file.name))
+        except OSError as error:
+            raise UserError(f"{shown(path)} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        if not found:
+            raise UserError(f"{shown(path)}: no files in this folder")
+        for file in found:
+            if not file.is_file():
+                raise UserError(f"{shown(file)}: {'not a regular file' if file.exists() else 'no such file or folder'}")
+        files += found
+    if len({file.resolve() for file in files}) < len(files):
+        raise UserError("a file is named twice; name each once")
+    return files

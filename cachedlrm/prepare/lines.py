@@ -1,0 +1,199 @@
+"""Text files in blocks of whole lines: plain, gzip or zstd, told apart by their first bytes."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.csv
+
+from cachedlrm.data.batch import shown
+from cachedlrm.errors import UserError
+from cachedlrm.prepare.samples import BadLine, Block, Format, Position, Samples, UnparsableError, bad_line
+
+_SKIP_BYTES = 1 << 20
+_LONGEST_LINE = 1 << 20
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def read_blocks(path: Path, start: Position, block_bytes: int) -> Iterator[Block]:
+    """Blocks of whole lines. In a compressed file what lies before ``start`` is decompressed again.
+
+    Args:
+        path: the file.
+        start: the beginning of a line.
+        block_bytes: of each block, about.
+
+    Raises:
+        UserError: the file cannot be read, is cut off or garbled, or has a line of more than 1 MiB.
+    """
+    with reading(path), TextFile(path) as file:
+        file.skip(start.offset)
+        rest, place = b"", start
+        while read := file.read(block_bytes):
+            text = rest + read
+            cut = text.rfind(b"\n") + 1
+            text, rest = text[:cut], text[cut:]
+            if len(rest) > _LONGEST_LINE:
+                number = place.lines + text.count(b"\n") + 1
+                raise UserError(f"{shown(path)}: line {number} is longer than 1 MiB; this is no such text file")
+            if text:
+                block = _block(path, place, text, file.share())
+                place = block.end
+                yield block
+        if rest:
+            yield _block(path, place, rest, 1.0)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the operating system or Arrow refuses into the user's one line."""
+    try:
+        yield
+    except OSError as error:  # Arrow's errors of decompression too
+        reason = str(error.strerror or error).splitlines()[0].lower()
+        raise UserError(f"{shown(path)} cannot be read: {shown(reason)}; change that, or name another file") from error
+
+
+class TextFile:
+    """A file's text, decompressed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it cannot be read; from `read` and `skip` also: it is cut off or garbled.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = pa.OSFile(os.fsencode(path))  # unlike Python's files it may be left to the garbage collector
+        self._size: int = max(1, self._file.size())
+        start = self._file.read(4)
+        self._file.seek(0)
+        self._text = self._file
+        for magic, compression in _COMPRESSIONS.items():
+            if start.startswith(magic):
+                self._text = pa.CompressedInputStream(self._file, compression)
+
+    def read(self, count: int) -> bytes:
+        """The next ``count`` bytes; fewer at the end."""
+        text: bytes = self._text.read(count)
+        return text
+
+    def skip(self, count: int) -> None:
+        """Goes on behind ``count`` bytes; only what is compressed has to be read for that.
+
+        Raises:
+            UserError: the text is shorter.
+        """
+        if self._text is self._file:
+            self._file.seek(count)
+            return
+        while count:
+            piece = len(self.read(min(count, _SKIP_BYTES)))
+            if not piece:
+                raise UserError(f"{shown(self._path)} is shorter than when it was begun; use another --out")
+            count -= piece
+
+    def share(self) -> float:
+        """Of the file's bytes, those read."""
+        place: int = self._file.tell()
+        return place / self._size
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._text.close()
+        self._file.close()
+
+    def __enter__(self) -> "TextFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _block(path: Path, start: Position, text: bytes, share: float) -> Block:
+    num_lines = text.count(b"\n") + (not text.endswith(b"\n"))
+    return Block(path, start, Position(start.offset + len(text), start.lines + num_lines), text, share)
+
+
+class LineTable:
+    """Arrow's CSV reader for lines of fixed columns.
+
+    Args:
+        types: of the columns, by name; byte strings may be empty, anything else is null then.
+        delimiter: between fields.
+        quoted: whether fields may be in double quotes.
+    """
+
+    def __init__(self, types: dict[str, pa.DataType], delimiter: str, quoted: bool) -> None:
+        self._names = list(types)
+        self._parse = pyarrow.csv.ParseOptions(
+            delimiter=delimiter, quote_char='"' if quoted else False, ignore_empty_lines=False
+        )
+        self._convert = pyarrow.csv.ConvertOptions(
+            check_utf8=False, column_types=types, null_values=[""], strings_can_be_null=False
+        )
+
+    def read(self, text: bytes, num_lines: int) -> pa.Table:
+        """The lines of a text as a table of one chunk.
+
+        Raises:
+            UnparsableError: a line has more or fewer fields, or one of another type.
+        """
+        # One thread, as blocks are parsed side by side, and one block, so that no line straddles two.
+        options = pyarrow.csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=self._names)
+        try:
+            table = pyarrow.csv.read_csv(pa.BufferReader(text), options, self._parse, self._convert)
+        except pa.ArrowInvalid as error:
+            raise UnparsableError(str(error).splitlines()[0]) from error
+        if len(table) != num_lines:  # carriage returns and quotes may hide or make line ends
+            raise UnparsableError("the line holds several line ends, or half of a pair of quotes")
+        return table.combine_chunks()
+
+
+def parse_block(
+    format_: Format, block: Block, skip_bad: bool, parse: Callable[[bytes, int], Samples]
+) -> tuple[Samples, list[BadLine]]:
+    """Parses a block of text; where it does not parse, halves of it, down to the lines that are bad.
+
+    So what is good is decided by the one parser, at the full rate where all lines are.
+
+    Args:
+        format_: of the file.
+        block: of text.
+        skip_bad: whether bad lines are left out.
+        parse: lines and their number to samples.
+
+    Raises:
+        UserError: a line is bad and not to be left out.
+    """
+    good: list[Samples] = []
+    bad: list[BadLine] = []
+    for part in _parse_part(block.content, block.start.lines + 1, parse):
+        if isinstance(part, Samples):
+            good.append(part)
+        elif skip_bad:
+            bad.append(part)
+        else:
+            raise bad_line(format_, block.path, part)
+    return Samples.joined(good) if good else Samples.none(format_), bad
+
+
+def _parse_part(text: bytes, first: int, parse: Callable[[bytes, int], Samples]) -> Iterator[Samples | BadLine]:
+    num_lines = text.count(b"\n") + (not text.endswith(b"\n"))
+    try:
+        yield parse(text, num_lines)
+        return
+    except UnparsableError as error:
+        if num_lines == 1:
+            yield BadLine(first, str(error))
+            return
+    middle = text.find(b"\n", len(text) // 2, len(text) - 1) + 1 or text.rfind(b"\n", 0, len(text) // 2) + 1
+    yield from _parse_part(text[:middle], first, parse)
+    yield from _parse_part(text[middle:], first + text.count(b"\n", 0, middle), parse)

@@ -1,0 +1,172 @@
+"""The command line of `cachedlrm.prepare`: fields of the dataclasses are the options, their docstrings the help."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TextIO, cast
+
+import cyclopts
+import rich.console
+from cyclopts import Parameter
+
+from cachedlrm import __version__
+from cachedlrm.config import Bytes, Flag, Positive, PositiveOrOff, Threads
+from cachedlrm.errors import UserError
+from cachedlrm.output import Output
+
+_HELP = """Turn raw click logs into the files that cachedlrm.train reads with --data npy:DIR.
+
+Example: python -m cachedlrm.prepare criteo train.txt --out DIR
+"""
+_LEAST_MEMORY = 768 << 20
+
+
+def _check_fraction(_: type, value: float | None) -> None:
+    if value is not None and not 0 <= value < 1:
+        raise ValueError("Must be from 0 to below 1.")
+
+
+Fraction = Annotated[float, Parameter(validator=_check_fraction)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What every kind of files takes."""
+
+    out: Path
+    """Folder to write into; made if it is missing. An interrupted command goes on from there when it is repeated."""
+    min_count: Positive = 1
+    """Values seen less often than this in the training samples share row 0 of their table."""
+    max_ind_range: PositiveOrOff = -1
+    """Fold values: each, as a number, modulo this; -1: as they are."""
+    test_fraction: Fraction | None = None
+    """Hold out this share of the samples, from the end; 0: none. Default: the last of several files, the last 1/7 of
+    one."""
+    test_files: Positive | None = None
+    """Hold out the last files, so many."""
+    skip_bad_lines: Flag = False
+    """Leave out what does not parse, and count it. Default: stop there and name the line."""
+    memory: Bytes = 2 << 30
+    """The most memory to use (2GiB); changes nothing in what is written."""
+    threads: Threads | None = None
+    """Threads to parse and count with. Default: the processors this process may use."""
+    ui: Literal["auto", "live", "plain", "off"] = "auto"
+    """auto: a bar on a terminal, lines elsewhere."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most memory to use."""
+        assert self.memory is not None
+        return self.memory
+
+    @property
+    def num_threads(self) -> int:
+        """Threads to use."""
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or usable
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ColumnOptions:
+    """The schema of Parquet files."""
+
+    label: str
+    """Column of the label, 0 or 1."""
+    dense: str
+    """Columns of the dense features, joined by commas."""
+    sparse: str
+    """Columns of the categories (integers, booleans or texts), joined by commas; each makes a table."""
+    log_dense: Flag = False
+    """Dense features as Criteo's integers are taken: log(x + 1), and 0 of what is below 0."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line.
+
+    Attributes:
+        source: ``criteo``, ``avazu`` or ``parquet``.
+        paths: files and folders, as given.
+        options: of every source.
+        columns: of ``parquet``.
+    """
+
+    source: str
+    paths: tuple[Path, ...]
+    options: PrepareOptions
+    columns: ColumnOptions | None = None
+
+
+def parse_command_line(arguments: Sequence[str]) -> Command:
+    """The command of a command line.
+
+    Raises:
+        UserError: an option or value is wrong; names it.
+        SystemExit: after ``--help`` or ``--version``.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):  # a variable that is not set
+            name = argument.rstrip("=") or (before if before.startswith("--") else "PATH")
+            raise UserError(f"{name} needs a value, not an empty one")
+    app = cyclopts.App(
+        name="python -m cachedlrm.prepare",
+        help=_HELP,
+        version=__version__,
+        result_action="return_value",
+        console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),
+        suppress_keyboard_interrupt=False,
+    )
+    for command in (_criteo, _avazu, _parquet):
+        app.command(command, name=command.__name__.lstrip("_"))
+    try:
+        command = app(list(arguments), exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if not isinstance(command, Command):
+        raise SystemExit(0)  # the help was printed
+    return _check(command)
+
+
+def _criteo(*path: Path, options: PrepareOptions) -> Command:
+    """Criteo's logs: Kaggle's train.txt, or day_0 to day_23; plain, gzip or zstd, files or folders of them."""
+    return Command("criteo", path, options)
+
+
+def _avazu(*path: Path, options: PrepareOptions) -> Command:
+    """Avazu's log: Kaggle's train CSV; plain, gzip or zstd."""
+    return Command("avazu", path, options)
+
+
+def _parquet(*path: Path, options: PrepareOptions, columns: ColumnOptions) -> Command:
+    """Parquet files of one schema, files or folders of them."""
+    return Command("parquet", path, options, columns)
+
+
+def _check(command: Command) -> Command:
+    """What no single option shows."""
+    options = command.options
+    if not command.paths:
+        raise UserError(
+            f"{command.source} needs files or folders to read: python -m cachedlrm.prepare {command.source} PATH..."
+        )
+    if options.test_fraction is not None and options.test_files is not None:
+        raise UserError("--test-fraction and --test-files exclude each other; give one of them")
+    if options.memory_bytes < _LEAST_MEMORY:
+        raise UserError(f"--memory {options.memory_bytes} is below what the libraries alone take; give 768MiB or more")
+    return command
+
+
+def split_columns(option: str, text: str) -> tuple[str, ...]:
+    """Names between commas.
+
+    Raises:
+        UserError: an empty one, or one that is there twice.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{option} {text}: names of different columns, joined by commas, are needed")
+    return names

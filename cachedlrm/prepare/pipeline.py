@@ -1,0 +1,188 @@
+"""From raw files to the triples that training reads: read, number the categories, write. Every stage is out of core."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cachedlrm.data.batch import shown
+from cachedlrm.data.npy import PREPARED_FILE
+from cachedlrm.errors import UserError
+from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
+from cachedlrm.prepare.inputs import find_inputs
+from cachedlrm.prepare.options import PrepareOptions
+from cachedlrm.prepare.progress import Progress, Stage
+from cachedlrm.prepare.reading import read_files, thread_pool
+from cachedlrm.prepare.samples import Format
+from cachedlrm.prepare.tables import Table, TableBuilder
+from cachedlrm.prepare.vocabulary import SLOT_BYTES
+from cachedlrm.prepare.work import Work, open_work, write_whole
+
+_MOST_ROWS = 2**31 - 1
+_RESERVE_BYTES = 64 << 20  # compiled kernels and the display
+_THREAD_BYTES = 32 << 20  # pieces of columns
+_LEAST_TABLE_BYTES = 16 << 20
+
+
+def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, progress: Progress) -> None:
+    """Prepares raw files, or goes on where an earlier process with the same command was interrupted.
+
+    Args:
+        format_: of the files.
+        paths: files, and folders of files.
+        options: of the command.
+        progress: the display.
+
+    Raises:
+        UserError: a file or line is not as it should be, or the output cannot be written.
+        KeyboardInterrupt: interrupted; what is on record stays.
+    """
+    inputs = find_inputs(paths)
+    if options.test_files is not None and options.test_files >= len(inputs):
+        raise UserError(
+            f"--test-files {options.test_files} leaves none of {len(inputs)} to train on; name more files, or hold out "
+            "a share of the samples with --test-fraction"
+        )
+    with open_work(options.out, _command(format_, options, inputs)) as work:
+        if work is None:
+            progress.say(f"{shown(options.out)} is complete")
+            return
+        if work.resumed:
+            progress.say("going on where it was interrupted")
+        if work.restarted:
+            progress.say("files have changed since it was interrupted; beginning anew")
+        skipped = sum(work.read.skipped)
+        if skipped and not options.skip_bad_lines:
+            raise UserError(
+                f"{skipped:,} {format_.line}s are left out already; add --skip-bad-lines, or remove "
+                f"{shown(work.folder)} to begin anew"
+            )
+        read_files(work, format_, options, inputs, progress)
+        num_samples = sum(work.read.samples)
+        num_train = num_samples - _num_test(options, work.read.samples)
+        if not num_train:
+            raise UserError(f"{shown(paths[0])}: no samples to train on; name other files")
+        if not work.read.written:
+            tables = _number(work, format_, options, num_train, num_samples, progress)
+            _write(work, format_, tables, num_train, num_samples, progress)
+            summary = _summary(work, format_, inputs, tables, num_train, num_samples)
+            write_whole(work.folder / "out" / PREPARED_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+            work.record(replace(work.read, written=True))
+        work.publish(output_names(num_train < num_samples))
+        held_out, skipped = num_samples - num_train, sum(work.read.skipped)
+        without = f", {skipped:,} {format_.line}s skipped" if skipped else ""
+        progress.say(f"{shown(options.out)}: {num_train:,} samples to train on, {held_out:,} held out{without}")
+
+
+def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -> dict[str, Any]:
+    """All that decides what is written; memory and threads do not.
+
+    Nor does --skip-bad-lines until there is one, so that it may be added when one has ended the command.
+    """
+    files = [(str(path.resolve()), path.stat()) for path in inputs]
+    return {
+        "source": format_.name,
+        "inputs": [{"path": shown(path), "bytes": s.st_size, "modified_ns": s.st_mtime_ns} for path, s in files],
+        "dense": list(format_.dense_names),
+        "sparse": list(format_.table_names),
+        "min_count": options.min_count,
+        "max_ind_range": options.max_ind_range,
+        "test_fraction": options.test_fraction,
+        "test_files": options.test_files,
+    } | format_.settings
+
+
+def _num_test(options: PrepareOptions, file_samples: Sequence[int]) -> int:
+    """Samples to hold out, from the end."""
+    if options.test_fraction is not None:
+        return int(Fraction(repr(options.test_fraction)) * sum(file_samples))
+    if options.test_files is None and len(file_samples) == 1:
+        return file_samples[0] // 7  # facebookresearch/dlrm takes Kaggle's file for seven days
+    num_files = 1 if options.test_files is None else options.test_files
+    return sum(file_samples[len(file_samples) - num_files :])
+
+
+def _number(
+    work: Work, format_: Format, options: PrepareOptions, num_train: int, num_samples: int, progress: Progress
+) -> list[Table]:
+    """Vocabularies, and the rows of all lookups; tables side by side, with equal shares of the memory."""
+    free = options.memory_bytes - psutil.Process().memory_info().rss - _RESERVE_BYTES
+    affordable = max(1, free // (_THREAD_BYTES + _LEAST_TABLE_BYTES))
+    num_threads = min(options.num_threads, len(format_.table_names), affordable)
+    slots = max(_LEAST_TABLE_BYTES, free // num_threads - _THREAD_BYTES) // SLOT_BYTES
+    stop = threading.Event()
+    builder = TableBuilder(
+        work.folder, format_.key_dtype, num_train, num_samples, options.min_count, 1 << slots.bit_length() - 1, stop
+    )
+    with (
+        progress.stage("numbering", num_samples * len(format_.table_names), "lookups") as stage,
+        thread_pool(num_threads) as pool,
+    ):
+        shares = [0.0] * len(format_.table_names)
+        futures: list[Future[Table]] = [
+            pool.submit(builder.build, number, name, _share_noter(stage, shares, number, num_samples))
+            for number, name in enumerate(format_.table_names)
+        ]
+        try:
+            tables = [future.result() for future in futures]
+        finally:
+            stop.set()
+    rows = sum(table.num_rows for table in tables)
+    if rows > _MOST_ROWS:
+        raise UserError(
+            f"the tables have {rows:,} rows, of which there can be {_MOST_ROWS:,}; raise --min-count, or fold values "
+            "with --max-ind-range, with another --out"
+        )
+    return tables
+
+
+def _share_noter(stage: Stage, shares: list[float], number: int, num_samples: int) -> Callable[[float], None]:
+    """Tells the display what a table has done beside the others."""
+
+    def note(share: float) -> None:
+        shares[number] = share
+        stage.update(int(sum(shares) * num_samples))
+
+    return note
+
+
+def _write(
+    work: Work, format_: Format, tables: Sequence[Table], num_train: int, num_samples: int, progress: Progress
+) -> None:
+    """The files for training, in the working folder until all are complete."""
+    out = work.folder / "out"
+    out.mkdir(exist_ok=True)
+    triples = [(out, TRAIN, 0, num_train)]
+    if num_train < num_samples:
+        (out / TEST).mkdir(exist_ok=True)
+        triples.append((out / TEST, TEST, num_train, num_samples))
+    done = 0
+    with progress.stage("writing", num_samples) as stage:
+        for folder, prefix, start, stop in triples:
+            for count in write_triple(work.folder, folder, prefix, len(format_.dense_names), tables, start, stop):
+                done += count
+                stage.update(done)
+        write_rows(out, tables)
+
+
+def _summary(
+    work: Work, format_: Format, inputs: Sequence[Path], tables: Sequence[Table], num_train: int, num_samples: int
+) -> dict[str, Any]:
+    """What ``prepared.json`` says."""
+    files = zip(inputs, work.read.samples, work.read.skipped, strict=True)
+    names = zip(format_.table_names, tables, strict=True)
+    return {
+        "version": 1,
+        "samples": num_train,
+        "test_samples": num_samples - num_train,
+        "table_rows": [table.num_rows for table in tables],
+        "tables": [{"name": name, "rows": t.num_rows, "different_values": t.num_keys} for name, t in names],
+        "files": [{"path": shown(path), "samples": good, "skipped": bad} for path, good, bad in files],
+        "command": work.command,
+    }

@@ -1,0 +1,180 @@
+"""From a table's keys to its vocabulary and to the row of every lookup."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.errors import UserError
+from cachedlrm.prepare.samples import Keys
+from cachedlrm.prepare.spool import keys_file, read_numbers
+from cachedlrm.prepare.vocabulary import (
+    Part,
+    Ranking,
+    build_map,
+    count_keys,
+    map_keys,
+    write_keys_by_row,
+)
+
+_CHUNK = 1 << 20
+_MOST_ROWS = 2**31 - 1
+UINT64, INT64, INT32 = np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.int32)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table in the working folder.
+
+    Attributes:
+        folder: with `counts` [num_rows] int64, `keys` [num_rows] uint64 and `rows` [all samples] int32.
+        num_rows: of the table, row 0 for what has no row of its own included.
+        num_keys: different keys in the training samples.
+    """
+
+    folder: Path
+    num_rows: int
+    num_keys: int
+
+    @property
+    def counts(self) -> Path:
+        return self.folder / "counts.bin"
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "keys.bin"
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.bin"
+
+
+class TableBuilder:
+    """Builds the tables of a spool.
+
+    Args:
+        folder: the working folder.
+        key_dtype: of the spool's keys.
+        num_train: samples whose keys are counted.
+        num_samples: samples whose keys get rows.
+        min_count: keys seen less often share row 0.
+        max_slots: of a hash table.
+        stop: set when the work is to be given up.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key_dtype: np.dtype[Any],
+        num_train: int,
+        num_samples: int,
+        min_count: int,
+        max_slots: int,
+        stop: threading.Event,
+    ) -> None:
+        self._folder, self._key_dtype = folder, key_dtype
+        self._num_train, self._num_samples = num_train, num_samples
+        self._min_count, self._max_slots, self._stop = min_count, max_slots, stop
+
+    def build(self, number: int, name: str, done: Callable[[float], None]) -> Table:
+        """Builds a table, or finds it built by an earlier process.
+
+        Args:
+            number: of the table.
+            name: for messages.
+            done: told which share of the work is done.
+
+        Raises:
+            UserError: more different keys than an int32 can number.
+            KeyboardInterrupt: the work is to be given up.
+        """
+        folder = self._folder / f"table_{number:03}"
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            self._build(partial, self._folder / keys_file(number), name, done)
+            partial.rename(folder)
+        (self._folder / keys_file(number)).unlink(missing_ok=True)
+        done(1.0)
+        return Table(folder, **json.loads((folder / "table.json").read_text()))
+
+    def _build(self, folder: Path, column: Path, name: str, done: Callable[[float], None]) -> None:
+        table = Table(folder, 0, 0)
+        parts = self._count(folder, column, lambda share: done(0.6 * share))
+        ranking = Ranking((np.fromfile(_counts(part), INT64) for part in parts), self._min_count)
+        if ranking.num_rows > _MOST_ROWS:
+            raise UserError(
+                f"table {name} has {ranking.num_rows:,} rows, of which there can be {_MOST_ROWS:,}; raise --min-count, "
+                "or fold its values with --max-ind-range"
+            )
+        for part in parts:
+            ranking.rows(np.fromfile(_counts(part), INT64)).tofile(part.rows)
+            _counts(part).unlink()
+        with table.counts.open("wb") as file:
+            for counts in ranking.row_counts():
+                file.write(counts.data)
+        write_keys_by_row(
+            table.keys, ranking.num_rows, ((np.fromfile(p.keys, UINT64), np.fromfile(p.rows, INT32)) for p in parts)
+        )
+        self._map(parts, column, table.rows, lambda share: done(0.6 + 0.4 * share))
+        num_keys = sum(part.keys.stat().st_size for part in parts) // 8
+        for part in parts:
+            part.keys.unlink()
+            part.rows.unlink()
+        (folder / "table.json").write_text(json.dumps({"num_rows": ranking.num_rows, "num_keys": num_keys}))
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _count(self, folder: Path, column: Path, done: Callable[[float], None]) -> list[Part]:
+        parts = []
+        ranges = count_keys(lambda: self._chunks(column, self._num_train), self._max_slots, done)
+        for number, (low, high, keys, counts) in enumerate(ranges):
+            part = Part(low, high, folder / f"part_{number:04}_keys.bin", folder / f"part_{number:04}_rows.bin")
+            keys.tofile(part.keys)
+            counts.tofile(_counts(part))
+            del keys, counts  # before the next range is counted
+            parts.append(part)
+        return parts
+
+    def _map(self, parts: list[Part], column: Path, out: Path, done: Callable[[float], None]) -> None:
+        out.touch()
+        for number, part in enumerate(parts):
+            keys, rows = np.fromfile(part.keys, UINT64), np.fromfile(part.rows, INT32)
+            num_slots = 1 << (10 * len(keys) // 7 + 1).bit_length()
+            map_keys_, map_rows = np.empty(num_slots, np.uint64), np.zeros(num_slots, np.int32)
+            build_map(keys, rows, map_keys_, map_rows)
+            del keys, rows
+            with out.open("r+b") as file:
+                start = 0
+                for share, chunk in self._chunks(column, self._num_samples):
+                    found = self._found(out, number, start, len(chunk))
+                    map_keys(chunk, np.uint64(part.low), np.uint64(part.high), map_keys_, map_rows, found)
+                    file.seek(4 * start)
+                    file.write(found.data)
+                    start += len(chunk)
+                    done((number + share) / len(parts))
+
+    def _found(self, out: Path, number: int, start: int, count: int) -> NDArray[np.int32]:
+        """What the ranges before this one found."""
+        return np.zeros(count, np.int32) if number == 0 else read_numbers(out, INT32, start, start + count)
+
+    def _chunks(self, column: Path, count: int) -> Iterator[tuple[float, Keys]]:
+        for start in range(0, count, _CHUNK):
+            if self._stop.is_set():
+                raise KeyboardInterrupt
+            stop = min(start + _CHUNK, count)
+            yield stop / count, read_numbers(column, self._key_dtype, start, stop)
+
+
+def _counts(part: Part) -> Path:
+    """Where a part's counts wait to be ranked."""
+    return part.rows.with_suffix(".counts")

@@ -1,0 +1,193 @@
+"""The folder of an unfinished preparation, ``DIR/.prepare``: one process at a time, one command at a time.
+
+Everything in it is either on record in ``state.json`` up to a number of samples, or has its name only when complete. So
+a process may be killed at any time, and the next one goes on.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cachedlrm.data.batch import shown
+from cachedlrm.data.npy import PREPARED_FILE
+from cachedlrm.errors import UserError
+from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.prepare.samples import Position
+
+LOCK_FILE = "prepare.lock"
+OTHER_OUT = "choose another --out"
+_FOLDER, _STATE = ".prepare", "state.json"
+
+
+@dataclass(frozen=True)
+class ReadSoFar:
+    """How far the raw files are read; what the spool holds.
+
+    Attributes:
+        file: number of the file that is being read.
+        offset: where in it (`cachedlrm.prepare.samples.Position`).
+        lines: lines or rows of it before that.
+        samples: good ones of each file up to this one.
+        skipped: bad ones of each file up to this one.
+        done: whether all files are read.
+        written: whether all outputs are complete.
+    """
+
+    file: int = 0
+    offset: int = 0
+    lines: int = 0
+    samples: list[int] = field(default_factory=lambda: [0])
+    skipped: list[int] = field(default_factory=lambda: [0])
+    done: bool = False
+    written: bool = False
+
+    def behind(self, end: Position, good: int, bad: int) -> "ReadSoFar":
+        """With a block that ends at a place."""
+        samples, skipped = [*self.samples], [*self.skipped]
+        samples[-1] += good
+        skipped[-1] += bad
+        return replace(self, offset=end.offset, lines=end.lines, samples=samples, skipped=skipped)
+
+    def next_file(self) -> "ReadSoFar":
+        """At the beginning of the next file."""
+        samples, skipped = [*self.samples, 0], [*self.skipped, 0]
+        return replace(self, file=self.file + 1, offset=0, lines=0, samples=samples, skipped=skipped)
+
+
+class Work:
+    """A locked output folder with its working folder. Use `open_work`.
+
+    Attributes:
+        out: the output folder.
+        folder: the working folder; missing if the output is complete.
+        command: all that decides what is written.
+        read: as on record.
+        resumed: whether an earlier process began.
+        restarted: whether an earlier process began with files that have changed since.
+    """
+
+    def __init__(self, out: Path, command: Mapping[str, Any]) -> None:
+        self.out, self.folder = out, out / _FOLDER
+        self.command = command
+        self.read = ReadSoFar()
+        self.resumed = self.restarted = False
+
+    def record(self, read: ReadSoFar) -> None:
+        """Puts on record what the spool holds; the record is whole at any time."""
+        self.read = read
+        state = {"command": self.command, "read": asdict(read)}
+        write_whole(self.folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
+
+    def publish(self, names: list[str]) -> None:
+        """Moves finished outputs to their names, the last of ``names`` last, and removes the working folder.
+
+        What readers need first goes last: until then they find nothing, or a set that lacks a file.
+        """
+        for name in names:
+            if (self.folder / "out" / name).exists():  # else it was moved before an interruption
+                os.replace(self.folder / "out" / name, self.out / name)
+        shutil.rmtree(self.folder)
+
+    def _open(self) -> bool:
+        """Goes on where a process with the same command stopped, or begins; False if nothing is left to do."""
+        finished, state_file = self.out / PREPARED_FILE, self.folder / _STATE
+        if state_file.exists():
+            state = _read_json(state_file)
+            self.read = ReadSoFar(**state["read"])
+            changes = _differences(state["command"], self.command)
+            self.resumed = not changes
+            if self.resumed:
+                return True
+            if changes != ["inputs"] or self.read.written:
+                what = " and ".join(_words(name, state["command"]) for name in changes)
+                raise UserError(
+                    f"{shown(self.out)} holds a preparation that was interrupted, of another command ({what}); repeat "
+                    f"that one, remove {shown(self.folder)}, or {OTHER_OUT}"
+                )
+            state_file.unlink()  # first: without it nothing else in the folder counts
+            shutil.rmtree(self.folder)
+            self.restarted = True
+        if finished.exists():
+            if _read_json(finished).get("command") == self.command:
+                if self.folder.exists():
+                    shutil.rmtree(self.folder)  # killed while that was done
+                return False
+            raise UserError(f"{shown(self.out)} already holds data prepared by another command; {OTHER_OUT}")
+        others = [path.name for path in (*self.out.glob("*.npy"), *self.out.glob("test"))]
+        if others:
+            raise UserError(f"{shown(self.out)} already holds {shown(others[0])}, which is not ours; {OTHER_OUT}")
+        self.folder.mkdir(exist_ok=True)
+        self.record(ReadSoFar())
+        return True
+
+
+@contextmanager
+def open_work(out: Path, command: Mapping[str, Any]) -> Iterator[Work | None]:
+    """Locks an output folder, which is made if need be; None if this command has finished there before.
+
+    Args:
+        out: the folder.
+        command: all that decides what is written, as JSON has it.
+
+    Raises:
+        UserError: another process prepares into it, it holds something else, or it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK_FILE, mode=0o666)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process prepares data in {shown(out)}; wait for it, or {OTHER_OUT}") from error
+        try:
+            work = Work(out, command)
+            yield work if work._open() else None
+        finally:
+            lock.release()
+    except OSError as error:
+        raise cannot_write(
+            Path(shown(error.filename or out)), error, f"{OTHER_OUT}; then repeat the command"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that appears only when complete and on the disk."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{shown(path)} is garbled; remove its folder, or {OTHER_OUT}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What differs between two commands; ``inputs`` alone: the same files have changed."""
+    changes = [name for name, value in other.items() if one.get(name) != value]
+    if "inputs" in changes and _paths(one) != _paths(other):
+        changes[changes.index("inputs")] = "files"
+    return changes
+
+
+def _paths(command: Mapping[str, Any]) -> list[str]:
+    return [file["path"] for file in command.get("inputs", [])]
+
+
+def _words(name: str, command: Mapping[str, Any]) -> str:
+    if name in ("files", "inputs"):
+        return "its files were others or have changed"
+    return f"its {name} was {shown(command.get(name))}"

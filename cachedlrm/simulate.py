@@ -1,0 +1,121 @@
+"""``python -m cachedlrm.simulate``: what caches of several sizes would do on the user's ids, without training.
+
+Runs the planner and the policy of a training run over its stream of ids and prints the miss-ratio curve: hits, rows and
+bytes moved, and the time that moving them takes over a link.
+"""
+
+import sys
+
+from cachedlrm.program import quit_on_signals, run_program, say
+
+if __name__ == "__main__":
+    quit_on_signals()
+
+import json
+import time
+from collections.abc import Sequence
+
+from cachedlrm.budget import format_bytes
+from cachedlrm.command_line import parse_simulation
+from cachedlrm.console import aligned
+from cachedlrm.data.open import open_dataset
+from cachedlrm.resolve import data_request, resolve
+from cachedlrm.simulation import Curve, CurvePoint, miss_ratio_curve
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Simulates as the arguments say; the exit status: 0 done, 2 the user's input is wrong, 130 interrupted."""
+    return run_program(lambda _: simulate(arguments), interrupted="interrupted; nothing was written")
+
+
+def simulate(arguments: Sequence[str]) -> None:
+    """From arguments to a curve on standard output.
+
+    Raises:
+        UserError: the input is wrong.
+    """
+    options, simulation = parse_simulation(arguments)
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    options = resolve(options, dataset)
+    started = time.perf_counter()
+    curve = miss_ratio_curve(options, dataset, simulation.cache_ratios)
+    seconds = time.perf_counter() - started
+    bandwidth = simulation.link_bandwidth
+    assert bandwidth is not None
+    if simulation.json:
+        document = {
+            "data": options.data.data,
+            "policy": options.cache.policy,
+            "steps": curve.num_steps,
+            "table_rows": curve.table_rows,
+            "link_bytes_per_s": bandwidth,
+            "seconds": seconds,
+            "points": [as_json(point, curve.num_steps, bandwidth) for point in curve.points],
+        }
+        for line in json.dumps(document, indent=2, allow_nan=False).splitlines():
+            say(line, sys.stdout)
+        return
+    for line in table(curve, bandwidth).splitlines():
+        say(line, sys.stdout)
+    lookups = curve.points[0].counters.lookups
+    say(
+        f"{options.data.data}, {options.cache.policy}: {curve.num_steps:,} steps, {lookups:,} lookups in {seconds:.1f} "
+        f"s, {lookups * len(curve.points) / seconds / 1e6:.1f} M lookups/s over all sizes",
+        sys.stdout,
+    )
+
+
+def as_json(point: CurvePoint, num_steps: int, link_bandwidth: int) -> dict[str, float | int | None]:
+    """One size of cache, with the keys of ``report.json`` where they mean the same."""
+    counters = point.counters
+    return {
+        "cache_ratio": point.ratio,
+        "cache_slots": point.cache_slots,
+        "lookups": counters.lookups,
+        "hit_ratio": counters.hit_ratio,
+        "working_set_rows": counters.working_set_rows,
+        "unique_hit_ratio": counters.unique_hit_ratio,
+        "first_touch_rows": counters.first_touch_rows,
+        "fetched_rows": counters.fetched_rows,
+        "evicted_rows": counters.evicted_rows,
+        "written_back_rows": counters.written_back_rows,
+        "fetched_bytes": counters.fetched_bytes,
+        "written_back_bytes": counters.written_back_bytes,
+        "moved_rows_min": counters.moved_rows_min or None,
+        "link_ms": link_ms(point, num_steps, link_bandwidth),
+    }
+
+
+def link_ms(point: CurvePoint, num_steps: int, link_bandwidth: int) -> float:
+    """Milliseconds a step that fetches and write-backs take over a link, one after the other."""
+    moved = point.counters.fetched_bytes + point.counters.written_back_bytes
+    return moved / max(1, num_steps) / link_bandwidth * 1e3
+
+
+def table(curve: Curve, link_bandwidth: int) -> str:
+    """The curve for people; rows and bytes are per step."""
+    steps = max(1, curve.num_steps)
+    has_min = any(point.counters.moved_rows_min for point in curve.points)
+    header = ["cache", "slots", "hits", "unique hits", "created", "fetched", "written back", "moved"]
+    rows = [[*header, *(["of MIN"] if has_min else []), f"ms at {link_bandwidth / 1e9:g} GB/s"]]
+    for point in curve.points:
+        counters = point.counters
+        cells = [
+            f"{point.ratio:.2%}",
+            f"{point.cache_slots:,}",
+            f"{counters.hit_ratio:.2%}",
+            f"{counters.unique_hit_ratio:.2%}",
+            *(
+                f"{rows_moved / steps:,.1f}"
+                for rows_moved in (counters.first_touch_rows, counters.fetched_rows, counters.written_back_rows)
+            ),
+            format_bytes((counters.fetched_bytes + counters.written_back_bytes) // steps),
+        ]
+        if has_min:
+            cells.append("-" if counters.moved_of_min is None else f"{counters.moved_of_min:.3f}")
+        rows.append([*cells, f"{link_ms(point, curve.num_steps, link_bandwidth):.3f}"])
+    return aligned(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

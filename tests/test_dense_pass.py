@@ -1,0 +1,119 @@
+"""The dense part's own passes and optimizers beside torch's autograd and torch.optim, bit for bit."""
+
+import itertools
+
+import pytest
+import torch
+
+from cachedlrm.model.dense_optimizer import DenseOptimizer
+from cachedlrm.model.dense_pass import DensePass
+from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.features import FeatureVectors, plain_features
+from cachedlrm.model.losses import make_loss
+from cachedlrm.model.tables import Embedding, Table
+
+CPU = torch.device("cpu")
+TORCH_OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rwsadagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+}
+
+
+def mixed_features(operation: str) -> FeatureVectors:
+    """A plain feature, one of quotients and remainders, and a narrow one that is projected."""
+    dim = 4
+    embeddings = [Embedding(0, 9, dim), Embedding(1, 20, dim, collisions=4), Embedding(2, 30, 2, mixed=True)]
+    by_dim: dict[int, list[Table]] = {}
+    for embedding in embeddings:
+        for table in embedding.tables:
+            by_dim.setdefault(table.dim, []).append(table)
+    return FeatureVectors(embeddings, list(by_dim.values()), dim, operation)
+
+
+def batch(samples: int, model: Dlrm, groups: list[tuple[int, int]], seed: int) -> tuple:
+    """Dense features, pooled vectors of each group (tables, dim), and labels of 0, 1 and between."""
+    random = torch.Generator().manual_seed(seed)
+    dense = torch.randn(samples, model.bot_l[0].in_features, generator=random)
+    pooled = [torch.randn(samples * tables, dim, generator=random) for tables, dim in groups]
+    labels = torch.randint(0, 3, (samples,), generator=random) / 2
+    return dense, pooled, labels
+
+
+def assert_same_bits(model: Dlrm, groups: list[tuple[int, int]], loss_name: str, samples: int) -> None:
+    """Two passes whose gradients are added, against autograd's."""
+    loss = make_loss(loss_name, (0.3, 2.0), CPU)
+    optimizer = DenseOptimizer("sgd", model)
+    dense_pass = DensePass(model, optimizer.grads, loss)
+    for number in range(2):
+        dense, pooled, labels = batch(samples, model, groups, seed=number)
+        leaves = [group.clone().requires_grad_() for group in pooled]
+        expected = model(dense, leaves)
+        expected_loss = loss(expected, labels)
+        expected_loss.backward()
+        prediction = dense_pass.forward(dense, pooled)
+        assert torch.equal(prediction, expected)
+        assert torch.equal(dense_pass.loss(prediction, labels), expected_loss)
+        grads = dense_pass.backward(prediction, labels, adds=number > 0)
+        for grad, leaf in zip(grads, leaves, strict=True):
+            assert torch.equal(grad, leaf.grad)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(optimizer.grads[name], parameter.grad), name
+            assert parameter.grad.any()
+
+
+@pytest.mark.parametrize("samples", [1, 33])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh", "sigmoid"])
+@pytest.mark.parametrize(("interaction", "itself"), [("dot", False), ("dot", True), ("cat", False)])
+def test_passes_of_every_activation_and_interaction(interaction, itself, activation, samples):
+    model = Dlrm(plain_features(3, 5), (7, 24, 5), (17, 1), interaction, itself, activation)
+    assert_same_bits(model, [(3, 5)], "bce", samples)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.45])
+@pytest.mark.parametrize("loss", ["mse", "bce", "wbce"])
+def test_passes_of_every_loss(loss, threshold):
+    model = Dlrm(plain_features(2, 4), (3, 4), (8, 1), loss_threshold=threshold)
+    assert_same_bits(model, [(2, 4)], loss, 50)
+
+
+@pytest.mark.parametrize("operation", ["mult", "add"])
+def test_passes_of_combined_and_projected_features(operation):
+    model = Dlrm(mixed_features(operation), (3, 4), (8, 1))
+    assert_same_bits(model, [(3, 4), (1, 2)], "mse", 20)
+
+
+def test_layers_of_one_column():
+    assert_same_bits(Dlrm(plain_features(1, 1), (1, 1), (1,)), [(1, 1)], "mse", 9)
+
+
+@pytest.mark.parametrize("optimizer", TORCH_OPTIMIZERS)
+def test_optimizers_have_the_bits_and_the_state_of_torch(optimizer):
+    sizes = (13, 37, 5), (29, 1)
+    model, other = Dlrm(plain_features(2, 5), *sizes), Dlrm(plain_features(2, 5), *sizes)
+    ours = DenseOptimizer(optimizer, model)
+    theirs = TORCH_OPTIMIZERS[optimizer](other.parameters(), lr=0.01)
+    random = torch.Generator().manual_seed(3)
+    for step in range(30):
+        for name, parameter in other.named_parameters():
+            scale = torch.exp(torch.randn(parameter.shape, generator=random) * 20)  # up to infinity when squared
+            parameter.grad = torch.randn(parameter.shape, generator=random) * scale * (step % 7 != 0)
+            ours.grads[name].copy_(parameter.grad)
+        rate = 0.01 / (1 + step)
+        theirs.param_groups[0]["lr"] = rate
+        theirs.step()
+        ours.step(rate)
+        for mine, parameter in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.equal(torch.nan_to_num(mine, 7.0), torch.nan_to_num(parameter, 7.0))
+    state = ours.state()
+    assert len(state) == len(theirs.state)
+    for name, parameter in other.named_parameters():
+        for key, value in theirs.state.get(parameter, {}).items():
+            assert torch.equal(state[name][key], value)
+    if state:
+        again = DenseOptimizer(optimizer, Dlrm(plain_features(2, 5), *sizes))
+        numbers = {name: {key: value.numpy() for key, value in entry.items()} for name, entry in state.items()}
+        assert again.load_state(numbers) == 30
+        pairs = itertools.product(state, next(iter(state.values())))
+        assert all(torch.equal(again.state()[name][key], state[name][key]) for name, key in pairs)

@@ -1,0 +1,133 @@
+"""What a run reports of Belady's MIN, and policy ``oracle`` from the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import one_line, train
+
+from cachedlrm import foresight
+from cachedlrm.foresight import NEXT_USES_FOLDER
+from cachedlrm.train import main
+
+ROWS = ["--gpu-cache-rows=300", "--test-freq=-1"]
+
+
+def report(directory: Path) -> dict:
+    return json.loads((directory / "report.json").read_text())
+
+
+def moved(run: dict) -> int:
+    return run["first_touch_rows"] + run["fetched_rows"]
+
+
+TRICKS = [
+    [],
+    ["--md-flag", "--md-threshold=10", "--arch-sparse-feature-size=8"],
+    ["--qr-flag", "--qr-threshold=100", "--data=zipf:samples=2000,hot=3"],
+    ["--mlperf-grad-accum-iter=3", "--nepochs=2", "--num-batches=7"],
+]
+
+
+@pytest.mark.parametrize("prefetch_depth", [0, 3])
+@pytest.mark.parametrize("trick", TRICKS, ids=" ".join)
+def test_the_oracle_moves_as_many_rows_as_min(tmp_path, trick, prefetch_depth):
+    options = [*ROWS, *trick, f"--prefetch-depth={prefetch_depth}"]
+    assert train(tmp_path / "oracle", *options, "--policy=oracle") == 0
+    assert train(tmp_path / "lru", *options, "--policy=lru", "--report-min", "--print-freq=1") == 0
+    oracle, lru = report(tmp_path / "oracle"), report(tmp_path / "lru")
+    assert oracle["evicted_rows"] > 0
+    assert moved(oracle) == oracle["moved_rows_min"] == lru["moved_rows_min"]
+    assert moved(lru) > lru["moved_rows_min"]
+    assert oracle["loss_mean"] == lru["loss_mean"]
+    assert not (tmp_path / "oracle" / NEXT_USES_FOLDER).exists()
+
+
+def test_min_is_reported_where_it_was_asked_for(tmp_path, capsys):
+    assert train(tmp_path / "asked", *ROWS, "--report-min", "--ui=plain") == 0
+    run = report(tmp_path / "asked")
+    ratio = f"{moved(run) / run['moved_rows_min']:.3f}"
+    assert f"{ratio} of the rows that MIN moves" in capsys.readouterr().out
+    text = (tmp_path / "asked" / "report.md").read_text()
+    assert f"| rows brought in, of the fewest possible (Belady's MIN) | {ratio} |" in text
+    assert f"| the fewest possible (Belady's MIN) | {run['moved_rows_min']:,} |" in text
+    assert train(tmp_path / "plain", *ROWS, "--ui=plain") == 0
+    assert report(tmp_path / "plain")["moved_rows_min"] is None
+    assert "MIN" not in capsys.readouterr().out + (tmp_path / "plain" / "report.md").read_text()
+
+
+def test_an_interrupted_pass_goes_on_in_the_same_directory(tmp_path, capsys, monkeypatch):
+    run_dir = tmp_path / "run"
+    add, taken = foresight.NextUseWriter.add, []
+
+    def interrupted(self: foresight.NextUseWriter, rows: np.ndarray) -> None:
+        if len(taken) == 14:
+            raise KeyboardInterrupt
+        taken.append(self.next_batch)
+        add(self, rows)
+
+    monkeypatch.setattr(foresight.NextUseWriter, "add", interrupted)
+    assert train(run_dir, *ROWS, "--policy=oracle") == 130
+    assert "the same command with the same --run-dir goes on there" in capsys.readouterr().err
+    assert json.loads((run_dir / NEXT_USES_FOLDER / "0" / "progress.json").read_text())["done"] == 14
+    monkeypatch.setattr(
+        foresight.NextUseWriter, "add", lambda self, rows: (taken.append(self.next_batch), add(self, rows))
+    )
+    assert train(run_dir, *ROWS, "--policy=oracle") == 0
+    assert taken == list(range(19, -1, -1))  # each batch once
+    run = report(run_dir)
+    assert moved(run) == run["moved_rows_min"]
+
+
+def test_a_pass_saves_itself_from_time_to_time(tmp_path, monkeypatch):
+    saved = []
+    save = foresight.NextUseWriter.save
+    monkeypatch.setattr(foresight.NextUseWriter, "save", lambda self: (saved.append(self.done), save(self))[1])
+    monkeypatch.setattr(foresight, "_SAVE_EVERY_S", 0.0)
+    assert train(tmp_path / "run", *ROWS, "--policy=oracle") == 0
+    assert saved == [*range(1, 21), 20]
+
+
+def test_wrong_ids_found_ahead_leave_nothing_behind(tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    ids = np.zeros((300, 2), np.int32)
+    ids[150, 1] = 9
+    np.save(folder / "a_dense.npy", np.zeros((300, 1), np.float32))
+    np.save(folder / "a_sparse.npy", ids)
+    np.save(folder / "a_labels.npy", np.zeros((300, 1), np.int32))
+    status = train(
+        tmp_path / "run", f"--data=npy:{folder}", "--arch-embedding-size=5-5", "--arch-mlp-bot=1-8", "--policy=oracle"
+    )
+    assert "id 9 is outside 0..4" in one_line(capsys, status)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_full_ahead_of_training(tmp_path, capsys, monkeypatch):
+    def full(self: object, rows: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(foresight.NextUseWriter, "add", full)
+    message = one_line(capsys, train(tmp_path / "run", *ROWS, "--policy=oracle"))
+    assert "No space left on device" in message
+    assert "choose another --run-dir, or another --policy" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_no_steps_has_nothing_to_read_ahead(tmp_path):
+    assert train(tmp_path / "run", *ROWS, "--policy=oracle", "--steps=0") == 0
+    assert report(tmp_path / "run")["moved_rows_min"] == 0
+
+
+def test_a_resumed_run_knows_the_rest_of_the_stream(tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    options = [*ROWS, "--policy=oracle", "--print-freq=1"]
+    assert train(whole, *options) == 0
+    assert train(part, *options, "--checkpoint-every=100", "--num-batches=20", "--steps=9") == 0
+    assert main(["--resume", str(part), "--steps=20", "--ui=off"]) == 0
+    resumed = report(part)
+    assert resumed["losses"] == report(whole)["losses"]
+    assert (
+        moved(resumed) == resumed["moved_rows_min"] > report(whole)["moved_rows_min"]
+    )  # both caches begin empty, twice

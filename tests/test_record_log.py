@@ -1,0 +1,252 @@
+"""The log and the store above it against dictionaries: what is read, what a checkpoint keeps, what is reclaimed."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachedlrm.cache.working_set import AddressBook
+from cachedlrm.errors import UserError
+from cachedlrm.store import database as database_module
+from cachedlrm.store import record_log as record_log_module
+from cachedlrm.store.database import CHECKPOINT, DATA_FILE, Database, Meta, open_database
+from cachedlrm.store.lmdb_store import LmdbStore, frames_for
+from cachedlrm.store.record_log import RecordLog
+from cachedlrm.store.segment import SegmentBuilder, parse_segment, segment_capacity, xxh32
+
+WIDTH, NUM_ROWS, CAPACITY = 3, 500, 16
+
+
+@pytest.fixture(autouse=True)
+def small_transactions(monkeypatch):
+    """So that segments are written, and moved, all the time."""
+    monkeypatch.setattr(database_module, "_GATHERED_BYTES", 1)
+    monkeypatch.setattr(record_log_module, "_SPARE_SEGMENTS", 1)
+
+
+def opened(path: Path, resumes: bool = False, map_bytes: int = 1 << 20, **identity: str) -> Database:
+    return open_database(path, identity or {"model": "a"}, 1, 1 << 20, resumes, map_bytes)
+
+
+def new_log(database: Database, book: AddressBook) -> RecordLog:
+    return RecordLog(database, 0, WIDTH, book, NUM_ROWS, CAPACITY)
+
+
+def checkpoint(database: Database, log: RecordLog) -> int:
+    boundary = log.begin_checkpoint()
+    database.write(Meta(CHECKPOINT, boundary.to_bytes(8, "little")))
+    log.end_checkpoint()
+    return boundary
+
+
+def records(addresses: np.ndarray, version: int) -> np.ndarray:
+    values = np.full((len(addresses), WIDTH), version, np.float32)
+    values[:, 0] = addresses
+    return values
+
+
+def contents(log: RecordLog, addresses: list[int]) -> dict[int, float]:
+    out = np.empty((len(addresses), WIDTH), np.float32)
+    log.read(np.array(addresses, np.int64), out)
+    assert out[:, 0].tolist() == addresses
+    return dict(zip(addresses, out[:, 1].tolist(), strict=True))
+
+
+APPEND = st.sets(st.integers(0, NUM_ROWS - 1), min_size=1, max_size=60)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.lists(st.one_of(APPEND, st.just("checkpoint"), st.just("crash")), max_size=30))
+def test_a_log_is_a_dictionary_that_a_crash_sets_back_to_its_checkpoint(tmp_path_factory, operations):
+    path = tmp_path_factory.mktemp("log")
+    database = opened(path)
+    book = AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))  # address = row, whatever a crash makes of the order of touches
+    log = new_log(database, book)
+    model: dict[int, float] = {}
+    kept: dict[int, float] = {}
+    boundary = None
+    for version, operation in enumerate(operations):
+        if operation == "checkpoint":
+            boundary, kept = checkpoint(database, log), dict(model)
+        elif operation == "crash" and boundary is not None:
+            database.wait()  # all that the log has is on the disk, and more than the checkpoint knows
+            database.close()
+            database = opened(path, resumes=True)
+            log = new_log(database, book)
+            log.load(int.from_bytes(database.read_meta(CHECKPOINT), "little"))
+            model = dict(kept)
+        elif isinstance(operation, set):
+            addresses = np.array(sorted(operation), np.int64)
+            log.append(addresses, records(addresses, version))
+            model |= dict.fromkeys(addresses.tolist(), version)
+        assert contents(log, sorted(model)) == model
+        assert log.num_live == len(model)
+    database.close()
+
+
+def test_dead_records_are_reclaimed_and_the_file_stays_small(tmp_path):
+    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    log, rng = new_log(database, book), np.random.default_rng(0)
+    model = {}
+    for version in range(400):
+        addresses = rng.choice(NUM_ROWS, 40, replace=False)
+        log.append(addresses, records(addresses, version))
+        model |= dict.fromkeys(addresses.tolist(), float(version))
+        if version % 100 == 50:
+            checkpoint(database, log)
+    assert contents(log, sorted(model)) == {key: model[key] for key in sorted(model)}
+    database.wait()
+    assert log.reclaimed_records > 1000
+    assert log.appended_records < 3 * 400 * 40
+    # A segment of 16 records takes a page here; 17,000 records were written, which would be 1,000 pages.
+    assert database.file_bytes < 300 * 4096
+    database.close()
+
+
+def test_a_map_that_is_full_grows_and_moves_nothing_that_is_read(tmp_path):
+    database, book = opened(tmp_path, map_bytes=64 << 10), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    log = new_log(database, book)
+    for version in range(20):
+        addresses = np.arange(NUM_ROWS)
+        log.append(addresses, records(addresses, version))
+        assert set(contents(log, addresses.tolist()).values()) == {float(version)}
+        if version % 5 == 0:
+            checkpoint(database, log)
+    database.wait()
+    assert database.file_bytes > 64 << 10
+    database.close()
+
+
+def test_a_flipped_bit_is_found_and_named(tmp_path):
+    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    log = new_log(database, book)
+    addresses = np.arange(100)
+    log.append(addresses, records(addresses, 7))
+    boundary = checkpoint(database, log)
+    database.wait()
+    database.close()
+    data = bytearray((tmp_path / DATA_FILE).read_bytes())
+    pattern = records(np.array([42]), 7).tobytes()
+    place = data.index(pattern)
+    data[place + 5] ^= 1
+    (tmp_path / DATA_FILE).write_bytes(data)
+    database = opened(tmp_path, resumes=True)
+    log = new_log(database, book)
+    log.load(boundary)
+    out = np.empty((1, WIDTH), np.float32)
+    log.read(np.array([41]), out)
+    with pytest.raises(UserError, match=r"damaged: the record of row 42 of group 0, in segment \d+") as refused:
+        log.read(np.array([41, 42, 43]), np.empty((3, WIDTH), np.float32))
+    assert "\n" not in str(refused.value)
+    database.close()
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["write", "read", "save"]), st.sets(st.integers(0, 199), min_size=1, max_size=80)),
+        max_size=40,
+    )
+)
+def test_the_lmdb_store_is_a_dictionary_whatever_fits_in_memory(tmp_path_factory, operations):
+    database, book = opened(tmp_path_factory.mktemp("store")), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    store = LmdbStore(NUM_ROWS, 20, WIDTH, new_log(database, book))
+    model: dict[int, float] = {}
+    for version, (kind, chosen) in enumerate(operations):
+        addresses = np.array(sorted(chosen if kind == "write" else chosen & model.keys()), np.int64)
+        out = np.empty((len(addresses), WIDTH), np.float32)
+        if kind == "save":
+            store.save_changed()
+        elif kind == "write":
+            store.write(addresses, records(addresses, version))
+            model |= dict.fromkeys(addresses.tolist(), float(version))
+        else:
+            store.read(addresses, out)
+            assert out.tolist() == [[a, model[a], model[a]] for a in addresses.tolist()]
+            store.write(addresses, out)  # what goes up comes down
+        everything = np.array(sorted(model), np.int64)
+        out = np.empty((len(everything), WIDTH), np.float32)
+        store.peek(everything, out)
+        assert out[:, 1].tolist() == [model[a] for a in everything.tolist()]
+        assert store.used_rows <= 20
+    database.close()
+
+
+def test_a_budget_too_small_names_the_option():
+    assert frames_for(1 << 20, 90, 10**6) == (1 << 20) // 100
+    assert frames_for(1 << 20, 90, 500) == 500
+    with pytest.raises(UserError, match=r"--host-budget leaves room for 10 records of 90 bytes"):
+        frames_for(1000, 90, 10**6)
+
+
+@pytest.mark.parametrize(
+    ("size", "seed", "value"),
+    [(0, 7, 0xD7ADAFF8), (1, 7, 0x14F110A0), (3, 7, 0x50A52EFB), (4, 7, 0xC0447409), (16, 7, 0x6829A4F9)],
+)
+def test_checksums_are_xxh32(size, seed, value):
+    """Values of the reference implementation (python-xxhash 3.6)."""
+    words = np.arange(size, dtype=np.uint32) * np.uint32(2654435761)
+    assert xxh32(words, np.uint32(seed)) == value
+
+
+def test_a_full_segment_fills_whole_pages():
+    for width in (1, 16, 48, 129):
+        capacity = segment_capacity(width, 1 << 20)
+        size = SegmentBuilder(capacity, width).words.nbytes + 16  # with LMDB's header
+        assert capacity == 1 << 14 or (1 << 20) - 4 * (width + 2) < size <= 1 << 20
+
+
+def test_a_segment_keeps_its_parts():
+    builder = SegmentBuilder(5, 2)
+    builder.append(np.array([7, 9]), np.array([[1, 2], [3, 4]], np.float32))
+    view = parse_segment(builder.finish(3), 3, 2, 10)
+    assert view.rows.tolist() == [7, 9]
+    assert view.records(np.array([1, 0])).tolist() == [[3, 4], [1, 2]]
+    assert view.first_damaged() == -1
+
+
+@pytest.mark.parametrize(
+    ("identity", "words"),
+    [
+        ({"model": "b"}, ["model a", "model b"]),
+        ({"model": "a", "more": "x"}, ["no more", "more x"]),
+        ({"model": "a"}, ["--resume"]),
+    ],
+)
+def test_a_store_with_a_checkpoint_is_not_overwritten(tmp_path, identity, words):
+    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
+    checkpoint(database, new_log(database, book))
+    database.wait()
+    database.close()
+    with pytest.raises(UserError) as refused:
+        opened(tmp_path, **identity)
+    for word in [*words, str(tmp_path), "--store-path"]:
+        assert word in str(refused.value)
+    opened(tmp_path, resumes=True).close()
+
+
+def test_a_store_without_a_checkpoint_is_nobodys(tmp_path):
+    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    new_log(database, book).append(np.arange(100), records(np.arange(100), 1))
+    database.wait()
+    database.close()
+    database = opened(tmp_path, model="b")
+    assert list(database.segments(0)) == []
+    database.close()
+
+
+def test_one_trainer_at_a_time(tmp_path):
+    database = opened(tmp_path)
+    with pytest.raises(UserError, match=rf"in use by process {os.getpid()}"):
+        opened(tmp_path)
+    database.close()
+    opened(tmp_path).close()
