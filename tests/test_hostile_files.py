@@ -4,6 +4,7 @@ Longer campaigns with the same generators were run by hand; docs/log.md says how
 """
 
 import ast
+import dataclasses
 import json
 import stat
 import subprocess
@@ -19,7 +20,8 @@ from runs import SMALL
 
 import cachedlrm
 from cachedlrm.checkpoint import Checkpoint, decode_checkpoint
-from cachedlrm.command_line import _option_names, load_options
+from cachedlrm.command_line import load_options
+from cachedlrm.config import Options
 from cachedlrm.errors import UserError
 from cachedlrm.report import _course
 from cachedlrm.run_directory import RunDirectory
@@ -270,7 +272,11 @@ toml_values = st.one_of(
     st.text(max_size=12).map(json.dumps),
     st.sampled_from(odd_values),
 )
-OPTIONS = [(group, name) for group, names in _option_names().items() for name in names]
+OPTIONS = [
+    (group.name, option.name.replace("_", "-"))
+    for group in dataclasses.fields(Options)
+    for option in dataclasses.fields(group.default_factory)
+]
 given_options = st.tuples(st.sampled_from(OPTIONS), toml_values)
 
 
