@@ -1,50 +1,22 @@
 """`CachedEmbeddingBags`: cached embedding tables for any PyTorch model and training loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.data.batch import Batch
 from cachedlrm.errors import UserError
+from cachedlrm.library.current import CurrentBatch
 from cachedlrm.library.ids import Ids, host_batch
 from cachedlrm.library.stream import Lookup, Stream
 from cachedlrm.library.tables import CachedTables, TableState
 from cachedlrm.metrics import CacheCounters
-from cachedlrm.trainer import RowUpdate
 
 T = TypeVar("T")
-
-
-@dataclass
-class _Current:
-    """The batch that is trained now.
-
-    Attributes:
-        lookup: what it looks up.
-        prepared: its rows.
-        records: [U, width], its rows' records, once `forward` has been called.
-        update: their step.
-        pooled: [B * T, D], what autograd gives the gradient of.
-        may_be_left: whether no gradient is to come: it was only read, or `zero_grad` was called.
-    """
-
-    lookup: Lookup
-    prepared: PreparedBatch
-    records: list[Tensor] | None = None
-    update: RowUpdate | None = None
-    pooled: Tensor | None = None
-    may_be_left: bool = False
-
-    @property
-    def awaits_step(self) -> bool:
-        """Whether going on to the next batch would lose a gradient that autograd has or may still bring."""
-        return self.pooled is not None and (self.pooled.grad is not None or not self.may_be_left)
 
 
 class CachedEmbeddingBags(nn.Module):
@@ -120,7 +92,7 @@ class CachedEmbeddingBags(nn.Module):
         )  # fmt: skip
         self._next_batch = 0  # of the cache's life
         self._stream: Stream[Any] | None = None
-        self._current: _Current | None = None
+        self._current: CurrentBatch | None = None
 
     @property
     def table_rows(self) -> tuple[int, ...]:
@@ -177,8 +149,7 @@ class CachedEmbeddingBags(nn.Module):
         self._stream = stream
         try:
             for batch, lookup, prepared in stream:
-                self._current = _Current(lookup, prepared)
-                self.counters += prepared.counters
+                self._begin(lookup, prepared)
                 yield batch
                 if self._stream is not stream:
                     raise UserError("this prefetch was ended; go through one after the other, not one inside another")
@@ -211,19 +182,19 @@ class CachedEmbeddingBags(nn.Module):
                 before was not trained.
         """
         self._check_open()
-        if self._current is not None and self._stream is not None and self._is_current(ids, offsets):
-            return self._pooled(self._current)
-        if not self.training or not torch.is_grad_enabled():
+        trains = self.training and torch.is_grad_enabled()
+        if (trains or self._stream is not None) and self._is_current(ids, offsets):
+            assert self._current is not None
+            return self._by_table(self._current.pooled(trains))
+        if not trains:
             return self._read(self._host_batch(ids, offsets, "evaluation"))
         if self._stream is not None:
             raise UserError(
                 "forward was called with other ids than those of the batch that prefetch handed out; "
                 "train that batch, or call eval() first if this is an evaluation"
             )
-        if self._current is not None and self._is_current(ids, offsets):
-            return self._pooled(self._current)
         self._leave_current("forward with the next batch")
-        return self._pooled(self._prepare(ids, offsets))
+        return self._by_table(self._prepare(ids, offsets).pooled(trains))
 
     def step(self) -> None:
         """Moves the rows of the batch by the gradient that ``backward`` brought.
@@ -232,24 +203,16 @@ class CachedEmbeddingBags(nn.Module):
             UserError: there is no batch, or no gradient.
         """
         self._check_open()
-        current = self._current
-        if current is None or current.pooled is None:
+        if self._current is None:
             raise UserError("step was called without a batch; call forward and backward first, once for each step")
-        if current.pooled.grad is None:
-            raise UserError("step was called without a gradient; call loss.backward() first")
-        assert current.update is not None
-        assert current.records is not None
+        self._current.step(self.learning_rate, self.steps + 1)
         self.steps += 1
-        with torch.no_grad():
-            current.update.step(current.pooled.grad, self.learning_rate, self.steps)
-        self._tables.cache.scatter(current.prepared, current.records)
         self._current = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradient of the batch. Without another ``backward`` its rows stay as they are."""
-        if self._current is not None and self._current.pooled is not None:
-            self._current.pooled.grad = None
-            self._current.may_be_left = True
+        if self._current is not None:
+            self._current.zero_grad()
 
     def _host_batch(self, ids: Ids, offsets: Ids | None, where: str) -> Batch:
         return host_batch(ids, offsets, self.table_rows, where)
@@ -260,61 +223,44 @@ class CachedEmbeddingBags(nn.Module):
         self._tables.check_fits(host, f"batch {number}")
         return Lookup(ids, offsets, host)
 
-    def _prepare(self, ids: Ids, offsets: Ids | None) -> _Current:
+    def _begin(self, lookup: Lookup, prepared: PreparedBatch) -> CurrentBatch:
+        self._current = CurrentBatch(self._tables.cache, lookup, prepared)
+        self.counters += prepared.counters
+        return self._current
+
+    def _prepare(self, ids: Ids, offsets: Ids | None) -> CurrentBatch:
         """A batch whose rows are prepared now."""
         lookup = self._next_lookup(ids, offsets, self._next_batch)
         (prepared,) = self._tables.cache.prepare([lookup.host], self._next_batch)
         self._next_batch += 1
-        self.counters += prepared.counters
-        self._current = _Current(lookup, prepared)
-        return self._current
-
-    def _pooled(self, current: _Current) -> Tensor:
-        """Of the batch that is trained now, [B, T, D]."""
-        trains = self.training and torch.is_grad_enabled()
-        if current.pooled is None:
-            with torch.inference_mode(False), torch.enable_grad():  # where it is first read, it may be trained yet
-                current.prepared.admitted.wait()
-                current.records = self._tables.cache.gather(current.prepared)
-                lookups = current.prepared.tensors.lookups[0]
-                current.update = RowUpdate(self._tables.layout, current.records[0], lookups)
-                current.pooled = current.update.pooled.detach().requires_grad_()
-            current.may_be_left = True
-        if trains:
-            current.may_be_left = False
-        pooled = current.pooled if trains else current.pooled.detach()
-        return pooled.view(-1, len(self.table_rows), self.dim)
+        return self._begin(lookup, prepared)
 
     def _is_current(self, ids: Ids, offsets: Ids | None) -> bool:
         """Whether these are the ids of the batch that is trained now."""
-        assert self._current is not None
-        lookup = self._current.lookup
-        if ids is lookup.ids and offsets is lookup.offsets:
-            return True
-        host = self._host_batch(ids, offsets, "forward")
-        return np.array_equal(host.rows, lookup.host.rows) and np.array_equal(host.offsets, lookup.host.offsets)
+        current = self._current
+        if current is None or current.is_given(ids, offsets):
+            return current is not None
+        return current.looks_up(self._host_batch(ids, offsets, "forward"))
+
+    def _by_table(self, pooled: Tensor) -> Tensor:
+        """[B, T, D] from [B * T, D]."""
+        return pooled.view(-1, len(self.table_rows), self.dim)
 
     def _leave_current(self, doing: str) -> None:
-        if self._current is not None and self._current.awaits_step:
-            raise UserError(
-                f"{doing}: the batch before was not trained; call step() after loss.backward(), or zero_grad() to "
-                "leave its rows as they are"
-            )
+        if self._current is not None:
+            self._current.check_may_be_left(doing)
         self._drop_current()
 
     def _drop_current(self) -> None:
         if self._current is not None:
-            self._current.prepared.admitted.wait()
-            self._tables.cache.trained.mark(self._current.prepared.tensors.index)
+            self._current.leave()
             self._current = None
 
     # --- reading
 
     def _read(self, host: Batch) -> Tensor:
         self._check_at_rest("forward in evaluation mode")
-        if self._current is not None:
-            self._current.prepared.admitted.wait()
-        return self._tables.pooled(host).view(-1, len(self.table_rows), self.dim)
+        return self._by_table(self._tables.pooled(host))
 
     def weight(self, table: int, ids: Tensor | None = None) -> Tensor:
         """Current weights of a table on the host, of all its rows or of some ``ids`` [n]: [n, D].
@@ -332,6 +278,8 @@ class CachedEmbeddingBags(nn.Module):
                 f"{what}: rows are being prepared for the batches ahead; do this after the prefetch loop, or inside "
                 "it after the last of every N batches with prefetch(..., pause_every=N)"
             )
+        if self._current is not None:
+            self._current.wait()
 
     # --- state
 
