@@ -133,7 +133,7 @@ def _environment(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "python": platform.python_version(),
         "system": platform.platform(),
         "device": totals.device_name,
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": totals.threads,
     }
@@ -162,7 +162,7 @@ def _commit() -> str | None:
     return described
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

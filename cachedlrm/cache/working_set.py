@@ -67,9 +67,17 @@ def _deduplicate(
 
     ``counts`` [num_lookups + 1] ends as the position offsets.
     """
+    # Maps of millions of rows are in no cache, and a processor loads one line after the other where a branch depends on
+    # each. So lines are loaded in loops without such branches first.
+    for lookup in range(len(rows)):
+        positions[lookup] = address_of[rows[lookup]] - 1  # 0 in the map: never touched
+    for lookup in range(len(rows)):
+        previous[lookup] = last_seen[max(positions[lookup], 0)]
     size = 0
     for lookup in range(len(rows)):
-        address = int(address_of[rows[lookup]]) - 1  # 0 in the map: never touched
+        address = np.int64(positions[lookup])
+        if address < 0:
+            address = np.int64(address_of[rows[lookup]]) - 1  # touched earlier in this batch
         if address < 0:
             address = num_addresses
             num_addresses += 1
