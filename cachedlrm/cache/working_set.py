@@ -79,7 +79,7 @@ def _deduplicate(
         if address < 0:
             address = np.int64(address_of[rows[lookup]]) - 1  # touched earlier in this batch
         if address < 0:
-            address = num_addresses
+            address = np.int64(num_addresses)
             num_addresses += 1
             address_of[rows[lookup]] = address + 1
             row_of[address] = rows[lookup]
@@ -178,7 +178,7 @@ def _register(
     for index in range(len(rows)):
         address = int(address_of[rows[index]]) - 1
         if address < 0:
-            address = num_addresses
+            address = np.int64(num_addresses)
             num_addresses += 1
             address_of[rows[index]] = address + 1
             row_of[address] = rows[index]
