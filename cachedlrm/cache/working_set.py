@@ -178,7 +178,7 @@ def _register(
     for index in range(len(rows)):
         address = int(address_of[rows[index]]) - 1
         if address < 0:
-            address = np.int64(num_addresses)
+            address = num_addresses
             num_addresses += 1
             address_of[rows[index]] = address + 1
             row_of[address] = rows[index]
