@@ -75,8 +75,8 @@ class CurrentBatch:
         if self._leaf.grad is None:
             raise UserError("step was called without a gradient; call loss.backward() first")
         assert self._update is not None
-        self._update.backward(self._leaf.grad)
-        self._update.step(learning_rate, step)
+        with torch.no_grad():
+            self._update.step(self._leaf.grad, learning_rate, step)
         self._cache.scatter(self._prepared, self._records)
 
     def leave(self) -> None:
