@@ -75,9 +75,9 @@ def _deduplicate(
         previous[lookup] = last_seen[max(positions[lookup], 0)]
     size = 0
     for lookup in range(len(rows)):
-        address = np.int64(positions[lookup])
+        address = int(positions[lookup])
         if address < 0:
-            address = np.int64(address_of[rows[lookup]]) - 1  # touched earlier in this batch
+            address = int(address_of[rows[lookup]]) - 1  # touched earlier in this batch
         if address < 0:
             address = np.int64(num_addresses)
             num_addresses += 1
