@@ -79,7 +79,7 @@ def _deduplicate(
         if address < 0:
             address = int(address_of[rows[lookup]]) - 1  # touched earlier in this batch
         if address < 0:
-            address = np.int64(num_addresses)
+            address = num_addresses
             num_addresses += 1
             address_of[rows[lookup]] = address + 1
             row_of[address] = rows[lookup]
