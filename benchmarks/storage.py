@@ -169,7 +169,7 @@ def throughput() -> list[str]:
 
 
 def limit() -> list[str]:
-    most = 900 << 20
+    most = 1000 << 20
     group = Path("/sys/fs/cgroup/memory/cachedlrm-benchmark")
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text(str(most))
@@ -178,8 +178,8 @@ def limit() -> list[str]:
     report = trained(
         "--data=reference", "--data-size=400000", "--mini-batch-size=256", f"--arch-sparse-feature-size={dim}",
         "--arch-embedding-size=" + "-".join(["130000"] * 26), "--arch-mlp-bot=13-128", "--arch-mlp-top=64-1",
-        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=300", "--threads=1",
-        "--gpu-budget=200MiB", "--store=lmdb", "--host-budget=100MiB", "--checkpoint-every=100", prefix=prefix,
+        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=165", "--threads=1",
+        "--gpu-budget=200MiB", "--store=lmdb", "--host-budget=100MiB", "--checkpoint-every=50", prefix=prefix,
     )  # fmt: skip
     peak = int((group / "memory.max_usage_in_bytes").read_text())
     failures = int((group / "memory.failcnt").read_text())

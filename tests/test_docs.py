@@ -17,7 +17,7 @@ from documents import DOCUMENTS, ROOT, Block, all_blocks
 from runs import train
 
 COMMAND = re.compile(r"(python|make|torchrun) ")
-PROGRAMS = ["train", "export", "check", "prepare criteo", "prepare avazu", "prepare parquet"]
+PROGRAMS = ["train", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet"]
 OTHERS_OPTIONS = {"--data-sub-sample-rate"}  # of facebookresearch/dlrm, where the text says what is not here
 
 
@@ -105,6 +105,8 @@ def test_commands_are_those_of_the_programs(where, command):
     if words[0] == "make":
         targets = re.findall(r"^([\w -]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in " ".join(targets).split()
+    elif words[1:3] == ["-m", "pytest"]:
+        assert all((ROOT / word).is_file() for word in words[3:])
     elif words[1] == "-m":
         programs = [f"cachedlrm.{program}" for program in PROGRAMS]
         (program,) = [program for program in programs if f"{command} ".startswith(f"python -m {program} ")]

@@ -60,11 +60,11 @@ def open_criteo(words: str, path: str) -> CriteoFiles:
     from cachedlrm.prepare.lines import read_blocks  # noqa: PLC0415
     from cachedlrm.prepare.samples import Position  # noqa: PLC0415
 
-    blocks = [
-        block.with_content(None)
-        for file in find_inputs([Path(path)])
-        for block in read_blocks(file, Position(), _BLOCK_BYTES)
-    ]
+    try:
+        files = find_inputs([Path(path)])
+    except UserError as error:
+        raise UserError(f"{words}: {error}") from error
+    blocks = [block.with_content(None) for file in files for block in read_blocks(file, Position(), _BLOCK_BYTES)]
     if not blocks:
         raise UserError(f"{words}: no lines in it; name another file")
     counts = [block.end.lines - block.start.lines for block in blocks]
