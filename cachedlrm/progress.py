@@ -39,6 +39,8 @@ _SAVED = (
 )
 """What a checkpoint keeps of `Progress`."""
 
+_NUMBERS = ("steps", "samples", "samples_at_snapshot", "seconds", "seconds_at_snapshot")
+
 _WARM_UP_SHARE = 0.05  # of the steps; left out of the rate
 
 
@@ -58,7 +60,7 @@ class Progress:
             job.options.optimisation.mlperf_grad_accum_iter, self._num_steps
         )
         saved = dict(job.checkpoint.progress) if job.checkpoint is not None else {}
-        pending = saved.pop("pending_losses", [])
+        pending = [loss for loss in saved.pop("pending_losses", []) if isinstance(loss, float)]
         self._pending = torch.empty(len(pending) + most, device=job.device)
         self._pending[: len(pending)] = torch.tensor(pending)
         self._num_pending = len(pending)
@@ -103,10 +105,12 @@ class Progress:
                 value = saved[name]
                 if name.startswith("counters"):
                     value = CacheCounters(**{key: int(count) for key, count in value.items()})
+                if name in _NUMBERS and not (isinstance(value, int | float) and value >= 0):
+                    raise ValueError(f"{name} is {value}")
                 setattr(self, f"_{name}", value)
             if self._warm is not None:  # the rate of this process alone: another may have had another machine
                 self._warm = (self._samples, self._seconds)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"the checkpoint's progress does not read: {error!r}; start the run again") from error
 
     @property

