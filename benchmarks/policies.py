@@ -16,7 +16,7 @@ import numpy as np
 
 from cachedlrm.command_line import parse_simulation
 from cachedlrm.data.open import open_dataset
-from cachedlrm.report import _commit, _cpu_model
+from cachedlrm.report import _commit, cpu_model
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.schedule import Schedule
 from cachedlrm.simulation import Curve, miss_ratio_curve
@@ -116,7 +116,7 @@ def main() -> None:
     parts = [
         "# Policies and the physical limit",
         f"`python benchmarks/policies.py{' LIBCACHESIM_DIRECTORY' * with_online}` on {date}, commit {_commit()}, "
-        f"{_cpu_model()}. Prefetch depth 2. MIN: Belady's, with all rows of a batch resident together, from an empty "
+        f"{cpu_model()}. Prefetch depth 2. MIN: Belady's, with all rows of a batch resident together, from an empty "
         "cache. libcachesim's policies get the unique rows of each batch one by one.",
     ]
     parts += [section(title, arguments, with_online) for title, arguments in STREAMS.items()]
