@@ -26,7 +26,7 @@ from cachedlrm.command_line import spell
 from cachedlrm.config import Options
 from cachedlrm.errors import UserError
 from cachedlrm.formats.tensor_file import DTYPES, TensorSpec, write_tensors
-from cachedlrm.full_tables import CHUNK_ROWS, current_records
+from cachedlrm.full_tables import chunk_rows, current_records
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.run_directory import OTHER_RUN_DIR
 
@@ -63,13 +63,15 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Op
     def chunks() -> Iterator[NDArray[np.generic]]:
         if all_rows:
             for group, records in zip(cache.groups, current_records(cache), strict=True):
-                for first in range(0, group.sizes.num_rows, CHUNK_ROWS):
-                    yield records.between(first, min(first + CHUNK_ROWS, group.sizes.num_rows))
+                step = chunk_rows(group.layout.width)
+                for first in range(0, group.sizes.num_rows, step):
+                    yield records.between(first, min(first + step, group.sizes.num_rows))
         else:
             for group in cache.groups:
                 yield group.book.rows()
-                for first in range(0, group.book.num_addresses, CHUNK_ROWS):
-                    yield group.records(np.arange(first, min(first + CHUNK_ROWS, group.book.num_addresses)))
+                step = chunk_rows(group.layout.width)
+                for first in range(0, group.book.num_addresses, step):
+                    yield group.records(np.arange(first, min(first + step, group.book.num_addresses)))
         yield from dense.values()
 
     write_tensors(path, specs, chunks(), model_identity(options), OTHER_RUN_DIR)

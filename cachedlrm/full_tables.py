@@ -16,7 +16,12 @@ from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
 
-CHUNK_ROWS = 1 << 18
+_CHUNK_BYTES = 16 << 20
+
+
+def chunk_rows(width: int) -> int:
+    """Rows of a piece of a table whose records have ``width`` columns, so that a piece takes little memory."""
+    return max(1, _CHUNK_BYTES // (4 * width))
 
 
 class Records(Protocol):
@@ -93,8 +98,9 @@ class FullTable:
 
     def _pieces(self, columns: slice | int) -> Iterator[NDArray[np.float32]]:
         end = self.first_row + self.num_rows
-        for first in range(self.first_row, end, CHUNK_ROWS):
-            yield self.group.between(first, min(first + CHUNK_ROWS, end))[:, columns]
+        step = chunk_rows(self.layout.width)
+        for first in range(self.first_row, end, step):
+            yield self.group.between(first, min(first + step, end))[:, columns]
 
     def parameters(self) -> dict[str, PiecewiseTensor]:
         """The weight [num_rows, dim] and, if there are, the pooling weights [num_rows] by name."""

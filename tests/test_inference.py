@@ -69,7 +69,7 @@ def test_bits_do_not_depend_on_the_pieces_that_tables_come_in(tmp_path, monkeypa
     arguments = [*GOLDEN["learned_rwsadagrad"]["args"], "--data=reference", "--ui=off", "--quantize-emb-with-bit=4"]
     arguments.append(f"--load-model={HERE / 'learned_rwsadagrad.pt'}")
     _, whole = served(tmp_path / "whole", *arguments)
-    monkeypatch.setattr(full_tables, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(full_tables, "_CHUNK_BYTES", 300)
     _, pieces = served(tmp_path / "pieces", *arguments)
     assert np.array_equal(whole, pieces)
 

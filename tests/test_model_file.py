@@ -125,8 +125,7 @@ def test_a_warm_start_goes_on_with_the_bits_of_an_uninterrupted_run(model, optim
 
 
 def test_a_file_may_be_loaded_and_written_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(full_tables, "CHUNK_ROWS", 7)
-    monkeypatch.setattr("cachedlrm.final_state.CHUNK_ROWS", 7)
+    monkeypatch.setattr(full_tables, "_CHUNK_BYTES", 500)
     path = tmp_path / "m.pt"
     run(tmp_path / "first", "--optimizer=adagrad", f"--save-model={path}")
     before = torch.load(path)["state_dict"]["emb_l.2.weight"]

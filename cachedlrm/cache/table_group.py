@@ -189,7 +189,7 @@ class TableGroup:
 
     def is_finite(self) -> bool:
         """Whether the store holds no NaN and no infinity."""
-        step = 1 << 16
+        step = 1 << 12  # records may be wide
         turns = range(0, self.book.num_addresses, step)
         return all(
             np.isfinite(self.records(np.arange(first, min(first + step, self.book.num_addresses)))).all()

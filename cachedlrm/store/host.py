@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cachedlrm.errors import UserError
 from cachedlrm.store.record_log import RecordLog
 
-_TURN_ROWS = 1 << 16
+_TURN_ROWS = 1 << 13
 
 
 @numba.njit(cache=True, nogil=True)
