@@ -169,17 +169,17 @@ def throughput() -> list[str]:
 
 
 def limit() -> list[str]:
-    most = 1000 << 20
+    most = 700 << 20
     group = Path("/sys/fs/cgroup/memory/cachedlrm-benchmark")
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text(str(most))
     prefix = ("bash", "-c", f'echo $$ > {group}/cgroup.procs; exec "$0" "$@"')
     rows, dim = 26 * 130_000, 128
     report = trained(
-        "--data=reference", "--data-size=400000", "--mini-batch-size=256", f"--arch-sparse-feature-size={dim}",
+        "--data=reference", "--data-size=400000", "--mini-batch-size=64", f"--arch-sparse-feature-size={dim}",
         "--arch-embedding-size=" + "-".join(["130000"] * 26), "--arch-mlp-bot=13-128", "--arch-mlp-top=64-1",
-        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=165", "--threads=1",
-        "--gpu-budget=200MiB", "--store=lmdb", "--host-budget=100MiB", "--checkpoint-every=50", prefix=prefix,
+        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=330", "--threads=1",
+        "--gpu-budget=60MiB", "--store=lmdb", "--host-budget=60MiB", "--checkpoint-every=100", prefix=prefix,
     )  # fmt: skip
     peak = int((group / "memory.max_usage_in_bytes").read_text())
     failures = int((group / "memory.failcnt").read_text())
@@ -190,7 +190,7 @@ def limit() -> list[str]:
         f"{rows:,} rows of {report['record_bytes']:,} bytes; {report['first_touch_rows']:,} touched: "
         f"{format_bytes(touched)}, {times:.1f} times the limit of {format_bytes(most)} (cgroup v1, page cache "
         f"included; it was reached {failures:,} times, its peak was {format_bytes(peak)}). Anonymous memory at most "
-        f"{format_bytes(report['host_peak_bytes'])} with --host-budget 100 MiB and 200 MiB for the device, the CPU "
+        f"{format_bytes(report['host_peak_bytes'])} with --host-budget 60 MiB and 60 MiB for the device, the CPU "
         f"here; {report['evicted_rows']:,} rows evicted, {report['fetched_rows']:,} fetched; store "
         f"{format_bytes(report['store_bytes'])}; {report['samples_per_s']:,.0f} samples/s."
     ]
