@@ -139,6 +139,7 @@ def trained(*arguments: str, prefix: tuple[str, ...] = ()) -> dict:
     report = json.loads((run / "report.json").read_text())
     store = run / "store" / "data.mdb"
     report["store_bytes"] = store.stat().st_size if store.exists() else 0
+    report["final_bytes"] = (run / "final.safetensors").stat().st_size
     shutil.rmtree(run)
     return report
 
@@ -175,24 +176,27 @@ def limit() -> list[str]:
     (group / "memory.limit_in_bytes").write_text(str(most))
     prefix = ("bash", "-c", f'echo $$ > {group}/cgroup.procs; exec "$0" "$@"')
     rows, dim = 26 * 130_000, 128
+    begun = time.monotonic()
     report = trained(
         "--data=reference", "--data-size=400000", "--mini-batch-size=64", f"--arch-sparse-feature-size={dim}",
         "--arch-embedding-size=" + "-".join(["130000"] * 26), "--arch-mlp-bot=13-128", "--arch-mlp-top=64-1",
-        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=330", "--threads=1",
+        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=350", "--threads=1",
         "--gpu-budget=60MiB", "--store=lmdb", "--host-budget=60MiB", "--checkpoint-every=100", prefix=prefix,
     )  # fmt: skip
+    wall = time.monotonic() - begun
     peak = int((group / "memory.max_usage_in_bytes").read_text())
     failures = int((group / "memory.failcnt").read_text())
     group.rmdir()
     touched = report["first_touch_rows"] * report["record_bytes"]
-    times = touched / most
     return [
         f"{rows:,} rows of {report['record_bytes']:,} bytes; {report['first_touch_rows']:,} touched: "
-        f"{format_bytes(touched)}, {times:.1f} times the limit of {format_bytes(most)} (cgroup v1, page cache "
+        f"{format_bytes(touched)}, {touched / most:.2f} times the limit of {format_bytes(most)} (cgroup v1, page cache "
         f"included; it was reached {failures:,} times, its peak was {format_bytes(peak)}). Anonymous memory at most "
         f"{format_bytes(report['host_peak_bytes'])} with --host-budget 60 MiB and 60 MiB for the device, the CPU "
         f"here; {report['evicted_rows']:,} rows evicted, {report['fetched_rows']:,} fetched; store "
-        f"{format_bytes(report['store_bytes'])}; {report['samples_per_s']:,.0f} samples/s."
+        f"{format_bytes(report['store_bytes'])}; {report['samples_per_s']:,.0f} samples/s, of {wall:,.0f} s in all "
+        f"{wall - report['steps'] * 64 / report['samples_per_s']:,.0f} for the start and the end: looking for NaN in "
+        f"every record, and final.safetensors, {format_bytes(report['final_bytes'])} in order of the rows."
     ]
 
 

@@ -36,6 +36,7 @@ class Checkpoint:
     Attributes:
         batches: trained before it.
         boundaries: of each group, the first segment behind it.
+        live_segments: of each group, the `cachedlrm.store.segment.fingerprint` of those with a live record.
         dense: dense parameters by name.
         dense_state: their optimizer's, by parameter name and torch's key.
         steps_before: steps of an earlier run whose optimizer state was loaded.
@@ -44,6 +45,7 @@ class Checkpoint:
 
     batches: int
     boundaries: tuple[int, ...]
+    live_segments: tuple[int, ...]
     dense: Mapping[str, NDArray[np.generic]]
     dense_state: Mapping[str, Mapping[str, NDArray[np.generic]]]
     steps_before: int = 0
@@ -57,6 +59,7 @@ class Checkpoint:
         numbers = {
             "batches": self.batches,
             "boundaries": self.boundaries,
+            "live_segments": self.live_segments,
             "steps_before": self.steps_before,
             "progress": dict(self.progress),
         }
@@ -87,12 +90,15 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
                 key, _, parameter = rest.partition(".")
                 state.setdefault(parameter, {})[key] = array
         batches, boundaries, before = numbers["batches"], numbers["boundaries"], numbers["steps_before"]
-        whole = (batches, before, *boundaries)
+        live = numbers["live_segments"]
+        whole = (batches, before, *boundaries, *live)
         if not all(isinstance(number, int) and 0 <= number < 2**62 for number in whole):
             raise ValueError("a count in the checkpoint is not a whole number")
+        if len(live) != len(boundaries):
+            raise ValueError(f"the checkpoint counts {len(live)} groups of tables and ends {len(boundaries)}")
         if not isinstance(numbers["progress"], dict):
             raise ValueError("the progress in the checkpoint is no object")
-        return Checkpoint(batches, tuple(boundaries), dense, state, before, numbers["progress"])
+        return Checkpoint(batches, tuple(boundaries), tuple(live), dense, state, before, numbers["progress"])
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the checkpoint does not read: {error}") from error
 
@@ -132,8 +138,8 @@ def open_durability(
     except BaseException:
         database.close()
         raise
-    boundaries = None if checkpoint is None else checkpoint.boundaries
-    return Durability(database, spills, boundaries), checkpoint
+    ends = None if checkpoint is None else tuple(zip(checkpoint.boundaries, checkpoint.live_segments, strict=True))
+    return Durability(database, spills, ends), checkpoint
 
 
 def store_identity(options: Options) -> dict[str, str]:
@@ -191,10 +197,11 @@ def save_checkpoint(trainer: Trainer, batches: int, since: int, progress: Mappin
     Raises:
         UserError: an earlier write has failed.
     """
-    boundaries = trainer.cache.save(since)
+    ends = trainer.cache.save(since)
     checkpoint = Checkpoint(
         batches,
-        tuple(boundaries),
+        tuple(boundary for boundary, _ in ends),
+        tuple(live for _, live in ends),
         {name: tensor.detach().cpu().numpy() for name, tensor in trainer.model.state_dict().items()},
         {
             name: {key: value.detach().cpu().numpy() for key, value in entry.items()}

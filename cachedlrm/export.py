@@ -149,7 +149,7 @@ def _exported_tables(options: Options, architecture: Architecture, state: FinalS
     return full_tables(
         architecture,
         [
-            group if group.rows is None else TouchedRecords(init, group.rows, group.records.__getitem__, layout.width)
+            group if group.rows is None else TouchedRecords(init, group.rows, group.between, layout.width)
             for init, group, layout in zip(initial.rows, state.groups, architecture.layouts, strict=True)
         ],
     )

@@ -2,7 +2,7 @@
 
 Rows that were never touched are not written if their initial records can be computed again; those of a loaded model
 are, so that the file may change. A safetensors file with, for each group of tables G, ``rows.G`` [n] int64 (global over
-the group) and ``records.G`` [n, width] float32 (weight, pooling weight if there is one, optimizer state), or
+the group, in order) and ``records.G`` [n, width] float32 (weight, pooling weight if there is one, optimizer state), or
 ``records.G`` alone with all rows in order, and the dense parameters under the reference's names.
 
 The header says which it is (``rows``: ``touched`` or ``all``) and what the tensors belong to: the options that decide
@@ -49,13 +49,13 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Op
     dense = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     specs: dict[str, TensorSpec] = {}
     all_rows = _keeps_all_rows(options)
+    cache.flush()
+    touched = [] if all_rows else [group.touched() for group in cache.groups]
     if all_rows:
         for number, group in enumerate(cache.groups):
             specs[f"records.{number}"] = (np.dtype(np.float32), (group.sizes.num_rows, group.layout.width))
     else:
-        cache.flush()
-        for number, group in enumerate(cache.groups):
-            rows = group.book.rows()
+        for number, (group, (rows, _)) in enumerate(zip(cache.groups, touched, strict=True)):
             specs[f"rows.{number}"] = (rows.dtype, rows.shape)
             specs[f"records.{number}"] = (np.dtype(np.float32), (len(rows), group.layout.width))
     specs |= {name: (tensor.dtype, tensor.shape) for name, tensor in dense.items()}
@@ -67,11 +67,11 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Op
                 for first in range(0, group.sizes.num_rows, step):
                     yield records.between(first, min(first + step, group.sizes.num_rows))
         else:
-            for group in cache.groups:
-                yield group.book.rows()
+            for group, (rows, records_between) in zip(cache.groups, touched, strict=True):
+                yield rows
                 step = chunk_rows(group.layout.width)
-                for first in range(0, group.book.num_addresses, step):
-                    yield group.records(np.arange(first, min(first + step, group.book.num_addresses)))
+                for first in range(0, len(rows), step):
+                    yield records_between(first, min(first + step, len(rows)))
         yield from dense.values()
 
     write_tensors(path, specs, chunks(), model_identity(options), OTHER_RUN_DIR)
@@ -116,7 +116,7 @@ class SavedGroup:
     """A group of tables in a finished run.
 
     Attributes:
-        rows: [n] int64, those that were touched; None: all, in order.
+        rows: [n] int64, those that were touched, in order; None: all.
         records: [n, width] float32, or what gives such arrays for slices of rows, read from the file when asked.
     """
 
@@ -124,7 +124,7 @@ class SavedGroup:
     records: Any
 
     def between(self, first: int, last: int) -> NDArray[np.float32]:
-        """Records of rows ``first`` to ``last - 1`` of a group with all of them, [last - first, width]."""
+        """Records of ``rows[first]`` to ``rows[last - 1]``, [last - first, width]."""
         records: NDArray[np.float32] = self.records[first:last]
         return records
 
@@ -228,12 +228,11 @@ def _expected_tensors(
 
 
 def _check_rows(path: Path, group: int, rows: NDArray[np.int64], num_rows: int) -> None:
-    ordered = np.sort(rows)
-    if len(rows) and (ordered[0] < 0 or ordered[-1] >= num_rows):
-        wrong = ordered[0] if ordered[0] < 0 else ordered[-1]
+    if len(rows) and (rows.min() < 0 or rows.max() >= num_rows):
+        wrong = rows.min() if rows.min() < 0 else rows.max()
         raise _damaged(path, f"rows.{group} holds row {wrong} of {num_rows}")
-    if (ordered[1:] == ordered[:-1]).any():
-        raise _damaged(path, f"rows.{group} holds a row twice")
+    if (rows[1:] <= rows[:-1]).any():
+        raise _damaged(path, f"rows.{group} are not in order, each once")
 
 
 def _words(tensor: tuple[str, tuple[int, ...]] | None) -> str:

@@ -3,7 +3,7 @@
 So a table may be larger than memory wherever a model leaves the cache: export, model files, quantisation, ONNX.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cachedlrm.architecture import Architecture, pooling_name
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.formats.piecewise import PiecewiseTensor
+from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
 
@@ -32,23 +33,19 @@ class Records(Protocol):
         ...
 
 
-RecordsAt = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-
-
 class TouchedRecords:
     """Initial records, but for rows that were touched.
 
     Args:
         init: of the others.
-        rows: [n] int64, in any order.
-        records: gives those at some of their indices [m], [m, width] float32.
+        rows: [n] int64, in order.
+        records: theirs, by index there.
         width: columns of a record.
     """
 
-    def __init__(self, init: RowInit, rows: NDArray[np.int64], records: RecordsAt, width: int) -> None:
+    def __init__(self, init: RowInit, rows: NDArray[np.int64], records: RecordsBetween, width: int) -> None:
         self._init = init
-        self._order = np.argsort(rows, kind="stable")
-        self._rows = rows[self._order]
+        self._rows = rows
         self._records = records
         self._width = width
 
@@ -57,18 +54,14 @@ class TouchedRecords:
         out = np.empty((last - first, self._width), np.float32)
         self._init.fill(np.arange(first, last), out)
         begin, end = np.searchsorted(self._rows, [first, last])
-        out[self._rows[begin:end] - first] = self._records(self._order[begin:end])
+        out[self._rows[begin:end] - first] = self._records(int(begin), int(end))
         return out
 
 
 def current_records(cache: EmbeddingCache) -> list[Records]:
     """The records of each group of a cache that has no batch in flight."""
     cache.flush()
-    groups: list[Records] = []
-    for group in cache.groups:
-        rows = group.book.rows()
-        groups.append(TouchedRecords(group.init, rows, group.records, group.layout.width))
-    return groups
+    return [TouchedRecords(group.init, *group.touched(), group.layout.width) for group in cache.groups]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from cachedlrm.errors import UserError
 from cachedlrm.findings import Findings, GroupCounts
 from cachedlrm.store import database
 from cachedlrm.store.bus_error import damage_explained
-from cachedlrm.store.segment import SegmentView, parse_segment
+from cachedlrm.store.segment import SegmentView, fingerprint, parse_segment
 from cachedlrm.text import as_argument
 
 _MOST_GROUPS = 1000
@@ -164,7 +164,8 @@ class _Inspection:
             raise UserError(f"group {group} has {counts.num_rows:,} rows, more than a store holds")
         seen = np.zeros(counts.num_rows, bool)
         later: bytes | None = None
-        num_found = 0
+        num_found = num_read = 0
+        live: list[int] = []
         for found, value in self._transaction.cursor(handle).iterprev():
             key = bytes(found)
             if later is not None and key >= later:
@@ -180,6 +181,7 @@ class _Inspection:
                 where = f"group {group}" if sequence < 0 else f"group {group}, segment {sequence}"
                 self._findings.wrong(f"{where}: {error}")
                 continue
+            num_read += 1
             for place in _damaged(view):
                 self._findings.wrong(
                     f"group {group}, segment {sequence}: the record of row {view.rows[place]} is not what was written"
@@ -187,13 +189,19 @@ class _Inspection:
             if sequence < boundary:
                 counts.segments += 1
                 counts.records += len(view.rows)
-                counts.live += _mark(view.rows, seen)
+                num_live = _mark(view.rows, seen)
+                counts.live += num_live
+                if num_live:
+                    live.append(sequence)
             else:
                 counts.later_segments += 1
                 counts.later_records += len(view.rows)
         expected = self._transaction.stat(handle)["entries"]
         if num_found != expected:
             self._findings.wrong(f"group {group} has {num_found:,} segments of {expected:,}")
+        needed = self._findings.checkpoint.live_segments if self._findings.checkpoint else ()
+        if num_read == expected and group < len(needed) and fingerprint(np.array(live, np.int64)) != needed[group]:
+            self._findings.wrong(f"group {group} lacks a segment that the checkpoint needs")
 
 
 def _architecture(identity: dict[str, str]) -> Architecture:

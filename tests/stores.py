@@ -38,7 +38,9 @@ def make_store(path: Path, identity: Mapping[str, str] = IDENTITY, has_checkpoin
         boundary = log.begin_checkpoint()
         if has_checkpoint:
             dense = {"bot_l.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
-            checkpoint = Checkpoint(7, (boundary,), dense, {"bot_l.0.weight": {"sum": dense["bot_l.0.weight"]}})
+            checkpoint = Checkpoint(
+                7, (boundary,), (log.fingerprint(),), dense, {"bot_l.0.weight": {"sum": dense["bot_l.0.weight"]}}
+            )
             database.write(Meta(CHECKPOINT, checkpoint.encode()))
             log.end_checkpoint()
         for number in range(later):

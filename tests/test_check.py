@@ -210,12 +210,12 @@ def test_a_flipped_byte_in_the_checkpoint(store, place):
 @pytest.mark.parametrize(
     ("name", "theirs", "words"),
     [
-        ("format", "2", "of format 2, and this release reads format 1 on this machine"),
+        ("format", "3", "of format 3, and this release reads format 2 on this machine"),
         ("byte-order", "odd", f"of byte-order odd, and this release reads byte-order {sys.byteorder}"),
     ],
 )
 def test_a_store_of_another_kind_is_named(store, name, theirs, words, capsys):
-    set_identity(store, {"format": "1", "byte-order": sys.byteorder, **IDENTITY, name: theirs})
+    set_identity(store, {"format": "2", "byte-order": sys.byteorder, **IDENTITY, name: theirs})
     (problem,) = problems(store)
     assert words in problem
     assert main([str(store)]) == 1
@@ -227,7 +227,7 @@ def set_identity(path: Path, identity: object) -> None:
 
 
 def test_another_model_than_the_segments(store):
-    full = {"format": "1", "byte-order": sys.byteorder, **IDENTITY}
+    full = {"format": "2", "byte-order": sys.byteorder, **IDENTITY}
     set_identity(store, {**full, "optimizer": "sgd"})
     assert "records of 16 columns, not 8" in problems(store)[0]
     set_identity(store, {**full, "arch-embedding-size": "2-2-2-2"})
@@ -296,6 +296,16 @@ def test_damage_to_lmdbs_own_pages(store):
             damaged[4096 * page + start : 4096 * page + start + 4] = b"\xa5" * 4
         (store / "data.mdb").write_bytes(damaged)
         assert len(problems(store)) == 1, start
+
+
+def test_a_segment_that_is_missing(tmp_path):
+    make_store(tmp_path)
+    assert problems(tmp_path) == []
+    with changing(tmp_path, group_name(0)) as (transaction, handle):
+        cursor = transaction.cursor(handle)
+        assert cursor.last()  # the newest, so its records are live, and older copies take their place
+        cursor.delete()
+    assert problems(tmp_path) == ["group 0 lacks a segment that the checkpoint needs"]
 
 
 def test_a_segment_that_lmdb_lost(store):

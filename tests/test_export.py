@@ -179,7 +179,7 @@ F4 = np.float32
         ({"rows__0": None}, "rows.0 is missing"),
         ({"records__0": None}, "records.0 is missing"),
         ({"rows__0": np.array([0, 1])}, "records.0 is F32"),
-        ({"rows__0": np.array([0, 0]), "records__0": np.zeros((2, 16), F4)}, "holds a row twice"),
+        ({"rows__0": np.array([0, 0]), "records__0": np.zeros((2, 16), F4)}, "rows.0 are not in order, each once"),
         ({"rows__0": np.array([0, 1335]), "records__0": np.zeros((2, 16), F4)}, "holds row 1335 of 1335"),
         ({"rows__0": np.array([0, -1]), "records__0": np.zeros((2, 16), F4)}, "holds row -1 of 1335"),
         ({"rows__0": np.array([0, 1], np.int32), "records__0": np.zeros((2, 16), F4)}, "rows.0 is I32 [2]"),

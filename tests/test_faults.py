@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from runs import SMALL, one_line, train
 
-from cachedlrm.store.database import DATA_FILE
+from cachedlrm.store.database import DATA_FILE, FORMAT
 from cachedlrm.train import main
 
 RUN = ["--print-freq=1", "--steps=300", "--test-freq=-1", "--optimizer=adam", "--checkpoint-every=3"]
@@ -150,7 +150,7 @@ def test_a_store_of_another_format_is_refused_with_both_sides(tmp_path, capsys, 
     capsys.readouterr()
     message = one_line(capsys, main([f"--resume={run}", "--ui=off"]))
     assert (entry + (" 7" if entry == "format" else " big")) in message
-    assert (entry + (" 1" if entry == "format" else " little")) in message
+    assert (entry + (f" {FORMAT}" if entry == "format" else " little")) in message
 
 
 def test_a_read_only_place(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The log and the store above it against dictionaries: what is read, what a checkpoint keeps, what is reclaimed."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.errors import UserError
 from cachedlrm.store import database as database_module
 from cachedlrm.store import record_log as record_log_module
-from cachedlrm.store.database import CHECKPOINT, DATA_FILE, Database, Meta, open_database
+from cachedlrm.store.database import CHECKPOINT, DATA_FILE, Database, Delete, Meta, open_database
 from cachedlrm.store.lmdb_store import LmdbStore, frames_for
 from cachedlrm.store.record_log import RecordLog
 from cachedlrm.store.segment import SegmentBuilder, parse_segment, segment_capacity, xxh32
@@ -35,11 +36,12 @@ def new_log(database: Database, book: AddressBook) -> RecordLog:
     return RecordLog(database, 0, WIDTH, book, NUM_ROWS, CAPACITY)
 
 
-def checkpoint(database: Database, log: RecordLog) -> int:
-    boundary = log.begin_checkpoint()
-    database.write(Meta(CHECKPOINT, boundary.to_bytes(8, "little")))
+def checkpoint(database: Database, log: RecordLog) -> tuple[int, int]:
+    """The end of the log: what `RecordLog.load` takes."""
+    end = log.begin_checkpoint(), log.fingerprint()
+    database.write(Meta(CHECKPOINT, json.dumps(end).encode()))
     log.end_checkpoint()
-    return boundary
+    return end
 
 
 def records(addresses: np.ndarray, version: int) -> np.ndarray:
@@ -55,6 +57,17 @@ def contents(log: RecordLog, addresses: list[int]) -> dict[int, float]:
     return dict(zip(addresses, out[:, 1].tolist(), strict=True))
 
 
+def scanned(source: RecordLog | LmdbStore) -> dict[int, float]:
+    found = [(addresses, values) for addresses, values in source.scan() if len(addresses)]
+    for addresses, values in found:
+        assert values[:, 0].tolist() == addresses.tolist()
+    pairs = [
+        pair for addresses, values in found for pair in zip(addresses.tolist(), values[:, 1].tolist(), strict=True)
+    ]
+    assert len(dict(pairs)) == len(pairs)  # each once
+    return dict(pairs)
+
+
 APPEND = st.sets(st.integers(0, NUM_ROWS - 1), min_size=1, max_size=60)
 
 
@@ -68,16 +81,17 @@ def test_a_log_is_a_dictionary_that_a_crash_sets_back_to_its_checkpoint(tmp_path
     log = new_log(database, book)
     model: dict[int, float] = {}
     kept: dict[int, float] = {}
-    boundary = None
+    is_kept = False
     for version, operation in enumerate(operations):
         if operation == "checkpoint":
-            boundary, kept = checkpoint(database, log), dict(model)
-        elif operation == "crash" and boundary is not None:
+            checkpoint(database, log)
+            is_kept, kept = True, dict(model)
+        elif operation == "crash" and is_kept:
             database.wait()  # all that the log has is on the disk, and more than the checkpoint knows
             database.close()
             database = opened(path, resumes=True)
             log = new_log(database, book)
-            log.load(int.from_bytes(database.read_meta(CHECKPOINT), "little"))
+            log.load(*json.loads(database.read_meta(CHECKPOINT)))
             model = dict(kept)
         elif isinstance(operation, set):
             addresses = np.array(sorted(operation), np.int64)
@@ -85,6 +99,7 @@ def test_a_log_is_a_dictionary_that_a_crash_sets_back_to_its_checkpoint(tmp_path
             model |= dict.fromkeys(addresses.tolist(), version)
         assert contents(log, sorted(model)) == model
         assert log.num_live == len(model)
+        assert scanned(log) == model
     database.close()
 
 
@@ -129,7 +144,7 @@ def test_a_flipped_bit_is_found_and_named(tmp_path):
     log = new_log(database, book)
     addresses = np.arange(100)
     log.append(addresses, records(addresses, 7))
-    boundary = checkpoint(database, log)
+    end = checkpoint(database, log)
     database.wait()
     database.close()
     data = bytearray((tmp_path / DATA_FILE).read_bytes())
@@ -139,7 +154,7 @@ def test_a_flipped_bit_is_found_and_named(tmp_path):
     (tmp_path / DATA_FILE).write_bytes(data)
     database = opened(tmp_path, resumes=True)
     log = new_log(database, book)
-    log.load(boundary)
+    log.load(*end)
     out = np.empty((1, WIDTH), np.float32)
     log.read(np.array([41]), out)
     with pytest.raises(UserError, match=r"damaged: the record of row 42 of group 0, in segment \d+") as refused:
@@ -177,6 +192,31 @@ def test_the_lmdb_store_is_a_dictionary_whatever_fits_in_memory(tmp_path_factory
         store.peek(everything, out)
         assert out[:, 1].tolist() == [model[a] for a in everything.tolist()]
         assert store.used_rows <= 20
+        assert scanned(store) == model
+    addresses = np.arange(NUM_ROWS)
+    store.write(addresses, records(addresses, 99))
+    order = np.random.default_rng(len(operations)).permutation(NUM_ROWS).astype(np.int32)
+    between = store.arranged(order)
+    found = np.concatenate([between(0, 1), between(1, 150), between(150, NUM_ROWS)])
+    assert found[:, 0].tolist() == order.tolist()
+    assert between(3, 5)[:, 0].tolist() == order[3:5].tolist()  # and back
+    database.close()
+
+
+def test_a_missing_segment_is_found(tmp_path):
+    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    log = new_log(database, book)
+    for version in range(2):  # the lost records have older copies
+        for first in range(0, 96, 16):  # a segment each
+            log.append(np.arange(first, first + 16), records(np.arange(first, first + 16), version))
+    end = checkpoint(database, log)
+    database.write(Delete(0, 9))
+    database.wait()
+    database.close()
+    database = opened(tmp_path, resumes=True)
+    with pytest.raises(UserError, match="damaged: group 0 lacks a segment; put back a copy"):
+        new_log(database, book).load(*end)
     database.close()
 
 

@@ -152,7 +152,7 @@ class EmbeddingCache:
         if self._durability is not None:
             self._durability.database.close()
 
-    def save(self, since: int) -> list[int]:
+    def save(self, since: int) -> list[tuple[int, int]]:
         """Appends to the logs what they lack; see `TableGroup.save`."""
         return [group.save(since) for group in self.groups]
 

@@ -14,7 +14,7 @@ from cachedlrm.cache.streams import CopyStream, TrainedBatches
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
 from cachedlrm.store.database import Database
-from cachedlrm.store.host import HostStore, Store
+from cachedlrm.store.host import HostStore, RecordsBetween, Store
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.record_log import RecordLog
@@ -68,12 +68,13 @@ class Durability:
     Attributes:
         database: where it is.
         spills: whether records beyond `GroupSizes.store_rows` go there; else it is for checkpoints alone.
-        boundaries: of each group, the first segment behind the checkpoint to go on from; None: a new run.
+        ends: of each group, the first segment behind the checkpoint to go on from and the fingerprint of the segments
+            before it; None: a new run.
     """
 
     database: Database
     spills: bool
-    boundaries: tuple[int, ...] | None = None
+    ends: tuple[tuple[int, int], ...] | None = None
 
 
 class TableGroup:
@@ -135,8 +136,8 @@ class TableGroup:
         if durability is None:
             return None
         log = RecordLog(durability.database, number, self.layout.width, self.book, self.sizes.num_rows)
-        if durability.boundaries is not None:
-            log.load(durability.boundaries[number])
+        if durability.ends is not None:
+            log.load(*durability.ends[number])
         return log
 
     def announce(self, index: int, rows: Int64s, offsets: Int64s) -> None:
@@ -187,22 +188,26 @@ class TableGroup:
         """Records of ``addresses`` [n] below the device, [n, width]; `flush` brings them there first."""
         return self.transfer.read(addresses)
 
+    def touched(self) -> tuple[Int64s, RecordsBetween]:
+        """The rows that were touched, [n] in order, and their records by index there; `flush` first.
+
+        Raises:
+            UserError: the disk has no room for bringing them into order.
+        """
+        rows, addresses = self.book.in_order()
+        return rows, self.store.arranged(addresses)
+
     def is_finite(self) -> bool:
         """Whether the store holds no NaN and no infinity."""
-        step = 1 << 12  # records may be wide
-        turns = range(0, self.book.num_addresses, step)
-        return all(
-            np.isfinite(self.records(np.arange(first, min(first + step, self.book.num_addresses)))).all()
-            for first in turns
-        )
+        return all(np.isfinite(records).all() for _, records in self.store.scan())
 
-    def save(self, since: int) -> int:
+    def save(self, since: int) -> tuple[int, int]:
         """Appends to the log what it lacks, given that it has all that was trained before batch ``since``.
 
         Call it while nothing is in flight.
 
         Returns:
-            The number of the first segment behind this state.
+            The number of the first segment behind this state, and the fingerprint of those before it.
 
         Raises:
             UserError: the log cannot be written.
@@ -210,7 +215,7 @@ class TableGroup:
         assert self.log is not None
         self.transfer.save(*self.planner.resident(since), self.log)
         self.store.save_changed()
-        return self.log.begin_checkpoint()
+        return self.log.begin_checkpoint(), self.log.fingerprint()
 
     def flush(self) -> None:
         """Brings the store up to date with the slab. Call it while nothing is in flight."""

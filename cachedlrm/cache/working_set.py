@@ -169,6 +169,11 @@ class AddressBook:
         """Rows by address: [num_addresses] int64."""
         return self._row_of[: self.num_addresses if num_addresses is None else num_addresses]
 
+    def in_order(self) -> tuple[Int64s, Int32s]:
+        """All rows with an address, in order, and their addresses: [num_addresses] each."""
+        rows = np.flatnonzero(self._address_of)
+        return rows, self._address_of[rows] - np.int32(1)
+
 
 @numba.njit(cache=True, nogil=True)
 def _register(

@@ -26,7 +26,7 @@ from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import cannot_write
 from cachedlrm.store.bus_error import explain_bus_errors
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a store of another one is refused."""
 
 LOCK_FILE = "store.lock"

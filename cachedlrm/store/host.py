@@ -4,6 +4,7 @@ A record's *address* is its row's number in order of first touch, so addresses a
 rows only, and rows that became popular early are neighbours.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numba
@@ -32,6 +33,10 @@ def _scatter(records: NDArray[np.float32], addresses: NDArray[np.int64], values:
             records[target, column] = values[index, column]
 
 
+RecordsBetween = Callable[[int, int], NDArray[np.float32]]
+"""Records of indices ``first`` to ``last - 1``, [last - first, width]."""
+
+
 class Store(Protocol):
     """The tiers below the device: records by address, float32 [width] each.
 
@@ -50,6 +55,22 @@ class Store(Protocol):
 
     def peek(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """The same for records that stay."""
+        ...
+
+    def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Addresses [n] and records [n, width] of all that is here, each once, in the order that is cheapest to read.
+
+        Nothing may be written meanwhile."""
+        ...
+
+    def arranged(self, addresses: NDArray[np.int32]) -> RecordsBetween:
+        """The records at ``addresses`` [n], all of them in any order, to be read by their index there.
+
+        Cheapest from the first to the last. Nothing may be written meanwhile.
+
+        Raises:
+            UserError: the disk has no room for them.
+        """
         ...
 
     def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
@@ -93,9 +114,8 @@ class HostStore:
         self._used_rows = 0  # up to the highest address written
         if log is not None and num_saved:
             self.check_capacity(num_saved)
-            for first in range(0, num_saved, _TURN_ROWS):
-                addresses = np.arange(first, min(first + _TURN_ROWS, num_saved))
-                log.read(addresses, self._records[first : first + len(addresses)])
+            for addresses, records in log.scan():
+                self._records[addresses] = records
             self._used_rows = num_saved
 
     @property
@@ -112,6 +132,16 @@ class HostStore:
     def peek(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """See `Store`."""
         _gather(self._records, addresses, out)
+
+    def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """See `Store`."""
+        for first in range(0, self._used_rows, _TURN_ROWS):
+            addresses = np.arange(first, min(first + _TURN_ROWS, self._used_rows))
+            yield addresses, self._records[addresses]
+
+    def arranged(self, addresses: NDArray[np.int32]) -> RecordsBetween:
+        """See `Store`."""
+        return lambda first, last: self._records[addresses[first:last]]
 
     def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """See `Store`."""

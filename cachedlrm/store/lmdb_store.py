@@ -5,12 +5,16 @@ device's copy will come down changed. So of all rows the least recently evicted 
 a row that swings between device and host costs no write at all.
 """
 
+from collections.abc import Iterator
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
+from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.record_log import RecordLog
+from cachedlrm.store.spool import Spool
 
 _NOTHING = 0  # in the map of frames, which are kept plus one: zeroed pages cost nothing until touched
 _TURN_ROWS = 1 << 14
@@ -69,6 +73,23 @@ class LmdbStore:
             records = np.empty((len(indices), out.shape[1]), np.float32)
             self._log.read(addresses[indices], records)
             out[indices] = records
+
+    def scan(self) -> Iterator[tuple[Int64s, Float32s]]:
+        """See `cachedlrm.store.host.Store`."""
+        frames = np.flatnonzero(self._is_used)
+        for first in range(0, len(frames), _TURN_ROWS):
+            part = frames[first : first + _TURN_ROWS]
+            yield self._address_in[part].astype(np.int64), self._records[part]
+        for addresses, records in self._log.scan():
+            below = self._frame_of[addresses] == _NOTHING
+            yield addresses[below], records[below]
+
+    def arranged(self, addresses: Int32s) -> RecordsBetween:
+        """See `cachedlrm.store.host.Store`. Takes as much disk space beside the log, as long as the result lives."""
+        places = np.empty(len(addresses), np.int32)  # by address
+        places[addresses] = np.arange(len(addresses), dtype=np.int32)
+        pieces = ((places[found], records) for found, records in self.scan())
+        return Spool(self._log.folder, len(addresses), self._records.shape[1], pieces).read
 
     def write(self, addresses: Int64s, values: Float32s) -> None:
         """See `cachedlrm.store.host.Store`.

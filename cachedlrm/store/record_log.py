@@ -9,6 +9,8 @@ record that was live then is *pinned*: it stays until the next checkpoint, howev
 """
 
 import ctypes
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numba
@@ -17,9 +19,18 @@ from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
 from cachedlrm.store.database import Database, Delete, Put
-from cachedlrm.store.segment import PLACE_BITS, SegmentBuilder, gather, parse_segment, segment_capacity
+from cachedlrm.store.read_ahead import will_read
+from cachedlrm.store.segment import (
+    HEADER_BYTES,
+    PLACE_BITS,
+    SegmentBuilder,
+    fingerprint,
+    gather,
+    parse_segment,
+    segment_capacity,
+)
 
-_MOST_SEGMENTS = 1 << (32 - PLACE_BITS)
+_MOST_SEGMENTS = (1 << (32 - PLACE_BITS)) - 1  # the last number of a further one, plus one, would be 2^32
 _USED_SHARE = 1.5  # records in segments for each live one; more is rewritten less often, and larger
 _SPARE_SEGMENTS = 4
 _SMALL_SEGMENTS = 256  # beyond twice as many as live records need; small ones are made by frequent checkpoints
@@ -95,6 +106,11 @@ class RecordLog:
         database.attach(group, self)
         self._tail, self._tail_slot = SegmentBuilder(self._capacity, width), -1
 
+    @property
+    def folder(self) -> Path:
+        """Of the store."""
+        return self._database.path
+
     def contains(self, addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the log has a record of ``addresses`` [n]."""
         return self._numbers[addresses] > 0
@@ -141,6 +157,18 @@ class RecordLog:
         if target is not out:
             out[...] = target
 
+    def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Addresses [n] and records [n, width] of all that is here, a segment at a time, in the order on the disk.
+
+        Nothing may be appended meanwhile.
+
+        Raises:
+            UserError: one is damaged; names its row.
+        """
+        for _, slot in sorted(self._slot_of.items()):
+            if self._live[slot]:
+                yield self._live_records(slot)
+
     def begin_checkpoint(self) -> int:
         """Seals what was appended; the number of the first segment behind the checkpoint.
 
@@ -154,16 +182,24 @@ class RecordLog:
                 self._seal()
         return self._next_sequence
 
+    def fingerprint(self) -> int:
+        """`cachedlrm.store.segment.fingerprint` of the segments with a live record."""
+        return fingerprint(self._sequence[self._live > 0])
+
     def end_checkpoint(self) -> None:
         """The checkpoint is queued; what only the one before needed may go."""
         self._pinned = self._live > 0
         self._drop_dead()
 
-    def load(self, boundary: int) -> None:
+    def load(self, boundary: int, segments: int) -> None:
         """Takes over the segments of a checkpoint; those from number ``boundary`` on are deleted.
 
+        Args:
+            boundary: the first segment behind the checkpoint.
+            segments: `fingerprint` at the checkpoint.
+
         Raises:
-            UserError: one is damaged.
+            UserError: one is damaged or missing.
         """
         behind = []
         for sequence, value in self._database.segments(self._group):
@@ -181,6 +217,11 @@ class RecordLog:
             self._count[slot] = len(view.rows)
             self._base[slot] = np.frombuffer(value, np.uint8).ctypes.data
             self._supersede(self._rows.register(view.rows.astype(np.int64)), slot, slot << PLACE_BITS)
+        if self.fingerprint() != segments:
+            raise UserError(
+                f"the store in {self._database.path} is damaged: group {self._group} lacks a segment; put back a copy "
+                "of the store, or start the run again"
+            )
         self._next_sequence = max([boundary, *(sequence + 1 for sequence in behind)])
         for sequence in behind:
             self._database.write(Delete(self._group, sequence))
@@ -269,10 +310,12 @@ class RecordLog:
 
     def _live_records(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Addresses and records of the live records of a segment."""
-        count = int(self._count[slot])
+        count = self._tail.count if slot == self._tail_slot else int(self._count[slot])
         with self._database.lock:
-            words = (ctypes.c_uint32 * (8 + count)).from_address(int(self._base[slot]))
-            rows = np.array(words, np.uint32)[8:].astype(np.int64)
+            base = int(self._base[slot])
+            will_read(base, HEADER_BYTES + count * (2 + self._width) * 4)
+            words = (ctypes.c_uint32 * (HEADER_BYTES // 4 + count)).from_address(base)
+            rows = np.array(words, np.uint32)[HEADER_BYTES // 4 :].astype(np.int64)
         addresses = self._rows.addresses(rows)
         numbers = (slot << PLACE_BITS) + np.arange(count)
         live = addresses[self._numbers[addresses].astype(np.int64) - 1 == numbers]

@@ -12,6 +12,7 @@ of the word for a given state: a change within one word always shows. Rows stand
 is indexed without reading all of it. The zeros keep a segment in pages of its own, where LMDB never moves it.
 """
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,11 @@ def xxh32(words: UInt32s, seed: np.uint32) -> np.uint32:
     value = np.uint32((value ^ (value >> np.uint32(15))) * _PRIME_2)
     value = np.uint32((value ^ (value >> np.uint32(13))) * _PRIME_3)
     return np.uint32(value ^ (value >> np.uint32(16)))
+
+
+def fingerprint(sequences: NDArray[np.int64]) -> int:
+    """CRC-32 of segments' numbers [n], in order, as little-endian int64: tells whether one of them is missing."""
+    return zlib.crc32(np.sort(sequences).astype("<i8").tobytes())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""Records brought into another order on disk, against a plain array."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachedlrm.errors import UserError
+from cachedlrm.store.spool import Spool
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.integers(0, 300), st.integers(1, 5), st.integers(1, 40), st.integers(1, 999),
+    st.lists(st.integers(0, 300), max_size=6), st.integers(0, 9),
+)  # fmt: skip
+def test_any_order_and_any_pieces(tmp_path_factory, num_records, width, piece, bucket_bytes, ends, seed):
+    random = np.random.default_rng(seed)
+    expected = random.normal(size=(num_records, width)).astype(np.float32)
+    order = random.permutation(num_records)
+    pieces = ((order[i : i + piece], expected[order[i : i + piece]]) for i in range(0, num_records, piece))
+    spool = Spool(tmp_path_factory.getbasetemp(), num_records, width, pieces, bucket_bytes)
+    ends = [min(end, num_records) for end in ends]
+    for bounds in zip([0, *ends], [*ends, num_records], strict=True):
+        first, last = sorted(bounds)
+        assert np.array_equal(spool.read(first, last), expected[first:last])
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*gone/a temporary file: No such file.*--store-path"):
+        Spool(tmp_path / "gone", 1, 1, [])
