@@ -170,7 +170,7 @@ def throughput() -> list[str]:
 
 
 def limit() -> list[str]:
-    most = 700 << 20
+    most = 760 << 20
     group = Path("/sys/fs/cgroup/memory/cachedlrm-benchmark")
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text(str(most))
@@ -180,7 +180,7 @@ def limit() -> list[str]:
     report = trained(
         "--data=reference", "--data-size=400000", "--mini-batch-size=64", f"--arch-sparse-feature-size={dim}",
         "--arch-embedding-size=" + "-".join(["130000"] * 26), "--arch-mlp-bot=13-128", "--arch-mlp-top=64-1",
-        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=350", "--threads=1",
+        "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=400", "--threads=1",
         "--gpu-budget=60MiB", "--store=lmdb", "--host-budget=60MiB", "--checkpoint-every=100", prefix=prefix,
     )  # fmt: skip
     wall = time.monotonic() - begun

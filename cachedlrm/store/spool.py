@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from cachedlrm.formats.whole_file import cannot_write
 
-_BUCKET_BYTES = 16 << 20
+_LEAST_BUCKET_BYTES, _MOST_BUCKET_BYTES = 1 << 20, 64 << 20
+_BUCKETS = 512  # small ones take less memory, few of them longer runs
 
 
 class Spool:
@@ -28,7 +29,7 @@ class Spool:
         num_records: places.
         width: float32 columns of a record.
         pieces: places [n] and records [n, width], again and again; each place once.
-        bucket_bytes: what is ordered in memory.
+        bucket_bytes: what is ordered in memory; None: from 1 to 64 MiB, by the number of records.
 
     Raises:
         UserError: the disk is full, say.
@@ -40,9 +41,12 @@ class Spool:
         num_records: int,
         width: int,
         pieces: Iterable[tuple[NDArray[np.integer], NDArray[np.float32]]],
-        bucket_bytes: int = _BUCKET_BYTES,
+        bucket_bytes: int | None = None,
     ) -> None:
         self._entry = np.dtype([("place", np.uint32), ("record", np.float32, (width,))])
+        if bucket_bytes is None:
+            wanted = num_records * self._entry.itemsize // _BUCKETS
+            bucket_bytes = min(max(wanted, _LEAST_BUCKET_BYTES), _MOST_BUCKET_BYTES)
         self._per_bucket = max(1, bucket_bytes // self._entry.itemsize)
         self._num_records = num_records
         self._filled = np.zeros(-(-num_records // self._per_bucket), np.int64)  # entries of each bucket
