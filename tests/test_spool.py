@@ -1,5 +1,8 @@
 """Records brought into another order on disk, against a plain array."""
 
+import gc
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +29,24 @@ def test_any_order_and_any_pieces(tmp_path_factory, num_records, width, piece, b
         assert np.array_equal(spool.read(first, last), expected[first:last])
 
 
-def test_a_full_disk_is_one_line(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="limits on file sizes are POSIX")
+@pytest.mark.parametrize("most", [100, 5_000, 19_990])
+def test_a_full_disk_is_one_line_and_closing_writes_nothing_more(tmp_path, most):
+    import resource  # noqa: PLC0415 - not everywhere
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    pieces = ((np.arange(first, first + 10), np.zeros((10, 4), np.float32)) for first in range(0, 1000, 10))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*a temporary file: File too large; .*ulimit") as refused:
+            Spool(tmp_path, 1000, 4, pieces, 400)
+        del refused
+        gc.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*gone/a temporary file: No such file.*--store-path"):
         Spool(tmp_path / "gone", 1, 1, [])

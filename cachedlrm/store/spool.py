@@ -52,10 +52,10 @@ class Spool:
         self._filled = np.zeros(-(-num_records // self._per_bucket), np.int64)  # entries of each bucket
         self._bucket, self._records = -1, np.empty((0, width), np.float32)  # the one in memory, in order
         try:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - kept as long as this
+            # Without a buffer, so that closing it writes nothing more to a disk that is full.
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
             self._distribute_all(pieces)
-            self._file.flush()
         except OSError as error:
             raise cannot_write(folder / "a temporary file", error, "choose another --store-path") from error
 
@@ -91,7 +91,9 @@ class Spool:
         found, starts = np.unique(buckets[order], return_index=True)
         for bucket, start, stop in zip(found, starts, [*starts[1:], len(entries)], strict=True):
             self._file.seek((int(bucket) * self._per_bucket + int(self._filled[bucket])) * self._entry.itemsize)
-            self._file.write(entries[start:stop].view(np.uint8).data)
+            left = entries[start:stop].view(np.uint8).data
+            while left:  # the system may take a part
+                left = left[self._file.write(left) :]
             self._filled[bucket] += stop - start
 
     def _ordered(self, bucket: int) -> NDArray[np.float32]:
@@ -100,7 +102,10 @@ class Spool:
             size = min(self._per_bucket, self._num_records - bucket * self._per_bucket)
             assert self._filled[bucket] == size, "a place has no record"
             self._file.seek(bucket * self._per_bucket * self._entry.itemsize)
-            entries = np.frombuffer(self._file.read(size * self._entry.itemsize), self._entry)
+            entries = np.empty(size, self._entry)
+            left = entries.view(np.uint8).data
+            while left:
+                left = left[self._file.readinto(left) :]
             self._records = np.empty((size, self._records.shape[1]), np.float32)
             self._records[entries["place"] - bucket * self._per_bucket] = entries["record"]
             self._bucket = bucket
