@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.errors import UserError
 from cachedlrm.store import database as database_module
 from cachedlrm.store import record_log as record_log_module
-from cachedlrm.store.database import CHECKPOINT, DATA_FILE, Database, Delete, Meta, open_database
+from cachedlrm.store.database import CHECKPOINT, DATA_FILE, Database, Delete, Meta, Put, open_database
 from cachedlrm.store.lmdb_store import LmdbStore, frames_for
 from cachedlrm.store.record_log import RecordLog
 from cachedlrm.store.segment import SegmentBuilder, parse_segment, segment_capacity, xxh32
@@ -200,6 +201,24 @@ def test_the_lmdb_store_is_a_dictionary_whatever_fits_in_memory(tmp_path_factory
     found = np.concatenate([between(0, 1), between(1, 150), between(150, NUM_ROWS)])
     assert found[:, 0].tolist() == order.tolist()
     assert between(3, 5)[:, 0].tolist() == order[3:5].tolist()  # and back
+    database.close()
+
+
+def test_the_writer_does_not_wait_for_more_while_a_large_segment_waits_for_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(database_module, "_GATHERED_BYTES", 4 << 20)
+    database = open_database(tmp_path, {"model": "a"}, 1, 64 << 10, False, 1 << 20)
+    thread = threading.Thread(
+        target=lambda: [
+            database.write(Put(0, sequence, np.zeros(words, np.uint32)))
+            for sequence, words in enumerate([1_024, 1 << 16, 1_024, 1 << 16])
+        ],
+        daemon=True,
+    )
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    database.wait()
+    assert [sequence for sequence, _ in database.segments(0)] == [0, 1, 2, 3]
     database.close()
 
 

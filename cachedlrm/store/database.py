@@ -173,14 +173,15 @@ class Database:
             UserError: the writer has failed: the disk is full, say. What was committed before stays.
         """
         size = _size(operation)
+
+        def has_room() -> bool:
+            fits = self._pending_bytes == 0 or self._pending_bytes + size <= self._most_pending
+            return fits or self._error is not None
+
         with self._room:
-            self._room.wait_for(
-                lambda: (
-                    self._error is not None
-                    or self._pending_bytes == 0
-                    or self._pending_bytes + size <= self._most_pending
-                )
-            )
+            if not has_room():
+                self._queue.put(_Barrier(threading.Event()))  # the writer may be waiting for more
+                self._room.wait_for(has_room)
             self._raise_error()
             self._pending_bytes += size
         self._queue.put(operation)
@@ -222,7 +223,7 @@ class Database:
                 try:
                     if lasting := _lasting(operations):
                         self._commit(lasting)
-                except (lmdb.Error, OSError) as error:
+                except (lmdb.Error, OSError, MemoryError) as error:
                     self._error = _cannot_write(self.path, error)
             with self._room:
                 self._pending_bytes -= sum(map(_size, operations))

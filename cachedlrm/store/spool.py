@@ -96,6 +96,9 @@ class Spool:
                 left = left[self._file.write(left) :]
             self._filled[bucket] += stop - start
 
+    def _ended(self) -> int:
+        raise OSError("the temporary file of the store was cut short; look at the disk")
+
     def _ordered(self, bucket: int) -> NDArray[np.float32]:
         """The records of a bucket, in order."""
         if bucket != self._bucket:
@@ -105,7 +108,7 @@ class Spool:
             entries = np.empty(size, self._entry)
             left = entries.view(np.uint8).data
             while left:
-                left = left[self._file.readinto(left) :]
+                left = left[self._file.readinto(left) or self._ended() :]
             self._records = np.empty((size, self._records.shape[1]), np.float32)
             self._records[entries["place"] - bucket * self._per_bucket] = entries["record"]
             self._bucket = bucket
