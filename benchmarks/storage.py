@@ -1,4 +1,4 @@
-"""``python benchmarks/storage.py [PART...]``: what the LMDB tier costs. Parts: writes, reads, throughput, limit.
+"""``python benchmarks/storage.py [PART...]``: what the LMDB tier costs. Parts: writes, reads, throughput, stall, limit.
 
 writes      bytes that reach the disk for each byte of record written back, in steady state with random evictions, and
             the size of the store beside that of its live records. From the kernel's counter of the device
@@ -8,6 +8,7 @@ writes      bytes that reach the disk for each byte of record written back, in s
 reads       records a second, drawn at random, pages in memory.
 throughput  training with a host budget of 25 % of the touched records, beside the same run with all of them in memory,
             in turn.
+stall       how much longer than others the steps with a checkpoint take, the pipeline's draining and filling included.
 limit       a run under a cgroup limit (version 1, root) whose touched records are at least four times the limit.
 
 Writes ``profiles/storage_<date>.md``, a section a part.
@@ -137,6 +138,7 @@ def trained(*arguments: str, prefix: tuple[str, ...] = ()) -> dict:
     command = [*prefix, sys.executable, "-m", "cachedlrm.train", *arguments, f"--run-dir={run}", "--ui=off"]
     subprocess.run(command, check=True, cwd=ROOT)
     report = json.loads((run / "report.json").read_text())
+    report["metrics"] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     store = run / "store" / "data.mdb"
     report["store_bytes"] = store.stat().st_size if store.exists() else 0
     report["final_bytes"] = (run / "final.safetensors").stat().st_size
@@ -166,6 +168,24 @@ def throughput() -> list[str]:
         f"\nMedian ratio {statistics.median(ratios):.2f}; {rows:,} rows touched, host budget {format_bytes(budget)}; "
         "losses equal to the last bit."
     )
+    return lines
+
+
+def stall() -> list[str]:
+    every, steps = 40, 300
+    lines = ["| store | cache | step ms, median | stall ms, each checkpoint | median |", "|" + "---|" * 5]
+    for store, ratio in (("host", 0.05), ("host", 0.01), ("lmdb", 0.01)):
+        options = ["--store=lmdb", "--host-budget=64MiB"] if store == "lmdb" else []
+        rows = trained(
+            f"--steps={steps}", "--test-freq=-1", f"--gpu-cache-ratio={ratio}", "--optimizer=adagrad", "--print-freq=1",
+            f"--checkpoint-every={every}", *options,
+        )["metrics"]  # fmt: skip
+        at = np.array([row["elapsed_s"] for row in rows]) * 1e3  # of the end of each step
+        step = float(np.median(np.diff(at)))
+        # A checkpoint comes behind its step's line; the prefetch depth of steps behind it may wait for the pipeline.
+        stalls = [at[after + 2] - at[after - 1] - 3 * step for after in range(every, steps - 3, every)]
+        shown = ", ".join(f"{stall:.0f}" for stall in stalls)
+        lines.append(f"| {store} | {ratio:.0%} | {step:.0f} | {shown} | {statistics.median(stalls):.0f} |")
     return lines
 
 
@@ -200,7 +220,7 @@ def limit() -> list[str]:
     ]
 
 
-PARTS = {"writes": writes, "reads": reads, "throughput": throughput, "limit": limit}
+PARTS = {"writes": writes, "reads": reads, "throughput": throughput, "stall": stall, "limit": limit}
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or list(PARTS)

@@ -222,6 +222,19 @@ def test_the_writer_does_not_wait_for_more_while_a_large_segment_waits_for_room(
     database.close()
 
 
+def test_a_writer_without_memory_is_one_line(tmp_path, monkeypatch):
+    database = opened(tmp_path)
+
+    def commit(operations):
+        raise MemoryError
+
+    monkeypatch.setattr(database, "_commit", commit)
+    database.write(Delete(0, 1))
+    with pytest.raises(UserError, match=r"cannot write the store in .*: out of memory; .* is kept$"):
+        database.wait()
+    database.close()
+
+
 def test_a_missing_segment_is_found(tmp_path):
     database, book = opened(tmp_path), AddressBook(NUM_ROWS)
     book.register(np.arange(NUM_ROWS))

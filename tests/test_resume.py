@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from runs import SMALL, one_line, train
+from safetensors import safe_open
 
 from cachedlrm import train as train_module
 from cachedlrm.export import export
@@ -49,6 +50,26 @@ def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, number: signal.Si
 
 def resume(run: Path, *arguments: str) -> int:
     return main([f"--resume={run}", "--ui=off", *arguments])
+
+
+def test_a_run_ends_alike_wherever_its_rows_are(tmp_path):
+    ends = []
+    for name, options in [
+        ("resident", ["--gpu-cache-ratio=1.0"]),
+        ("disk", ["--gpu-cache-ratio=0.02", "--store=lmdb", "--host-budget=150000"]),
+    ]:
+        run = tmp_path / name
+        tables = "--arch-embedding-size=4000-300-9000-50"
+        assert train(run, *WHOLE, tables, f"--save-model={run / 'model.pt'}", *options) == 0
+        with safe_open(str(run / "final.safetensors"), "numpy") as file:
+            rows = file.get_tensor("rows.0")
+            ends.append((rows.tolist(), file.get_tensor("records.0").tobytes(), (run / "model.pt").read_bytes()))
+    report = json.loads((run / "report.json").read_text())
+    assert report["evicted_rows"] > 500
+    assert report["fetched_rows"] > 500
+    assert len(rows) * report["record_bytes"] > 2 * 150_000  # most of them are in the log
+    assert (rows[1:] > rows[:-1]).all()
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

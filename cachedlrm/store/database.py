@@ -131,6 +131,7 @@ class Database:
         self._groups = [environment.open_db(group_name(group)) for group in range(num_groups)]
         self._logs: dict[int, Stored] = {}
         self._most_pending = pending_bytes
+        self._least_gathered = max(1, min(_GATHERED_BYTES, pending_bytes // 4))
         self._pending_bytes = 0
         self._room = threading.Condition()
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
@@ -174,14 +175,14 @@ class Database:
         """
         size = _size(operation)
 
-        def has_room() -> bool:
-            fits = self._pending_bytes == 0 or self._pending_bytes + size <= self._most_pending
-            return fits or self._error is not None
-
         with self._room:
-            if not has_room():
-                self._queue.put(_Barrier(threading.Event()))  # the writer may be waiting for more
-                self._room.wait_for(has_room)
+            self._room.wait_for(
+                lambda: (
+                    self._error is not None
+                    or self._pending_bytes < self._least_gathered  # or the writer and this thread wait for each other
+                    or self._pending_bytes + size <= self._most_pending
+                )
+            )
             self._raise_error()
             self._pending_bytes += size
         self._queue.put(operation)
@@ -236,7 +237,7 @@ class Database:
         operations: list[Put | Delete | Meta] = []
         size = 0
         while True:
-            must_wait = size < _GATHERED_BYTES and size < self._most_pending // 4
+            must_wait = size < self._least_gathered
             try:
                 operation = self._queue.get(block=must_wait)
             except queue.Empty:
@@ -499,7 +500,7 @@ def _cannot_open(path: Path, error: Exception) -> UserError:
 def _cannot_write(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno:
         return cannot_write(path, error, _OTHERWISE)
-    reason = str(error).removeprefix("mdb_txn_commit: ")
+    reason = str(error).removeprefix("mdb_txn_commit: ") or "out of memory"
     # A disk that fills up takes a part of a write, which LMDB calls an error of input and output.
     with contextlib.suppress(OSError):
         if shutil.disk_usage(path).free < _TRANSACTION_BYTES:

@@ -136,8 +136,8 @@ class HostStore:
     def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """See `Store`."""
         for first in range(0, self._used_rows, _TURN_ROWS):
-            addresses = np.arange(first, min(first + _TURN_ROWS, self._used_rows))
-            yield addresses, self._records[addresses]
+            last = min(first + _TURN_ROWS, self._used_rows)
+            yield np.arange(first, last), self._records[first:last]
 
     def arranged(self, addresses: NDArray[np.int32]) -> RecordsBetween:
         """See `Store`."""

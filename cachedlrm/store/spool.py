@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import cannot_write
 
 _LEAST_BUCKET_BYTES, _MOST_BUCKET_BYTES = 1 << 20, 64 << 20
@@ -22,7 +23,7 @@ _BUCKETS = 512  # small ones take less memory, few of them longer runs
 class Spool:
     """A temporary file of records, one for each of ``num_records`` places; it goes with its owner.
 
-    Memory: about four buckets, however many records there are.
+    Memory: four buckets, six of narrow records, and a few pieces.
 
     Args:
         folder: where to.
@@ -48,6 +49,7 @@ class Spool:
             wanted = num_records * self._entry.itemsize // _BUCKETS
             bucket_bytes = min(max(wanted, _LEAST_BUCKET_BYTES), _MOST_BUCKET_BYTES)
         self._per_bucket = max(1, bucket_bytes // self._entry.itemsize)
+        self._folder = folder
         self._num_records = num_records
         self._filled = np.zeros(-(-num_records // self._per_bucket), np.int64)  # entries of each bucket
         self._bucket, self._records = -1, np.empty((0, width), np.float32)  # the one in memory, in order
@@ -60,12 +62,21 @@ class Spool:
             raise cannot_write(folder / "a temporary file", error, "choose another --store-path") from error
 
     def read(self, first: int, last: int) -> NDArray[np.float32]:
-        """Records at places ``first`` to ``last - 1``, [last - first, width]; cheapest from the first to the last."""
+        """Records at places ``first`` to ``last - 1``, [last - first, width]; cheapest from the first to the last.
+
+        Raises:
+            UserError: the disk cannot be read.
+        """
         parts = []
         while first < last:
             bucket, start = divmod(first, self._per_bucket)
             stop = min(self._per_bucket, start + last - first)
-            parts.append(self._ordered(bucket)[start:stop])
+            try:
+                parts.append(self._ordered(bucket)[start:stop])
+            except OSError as error:
+                raise UserError(
+                    f"cannot read back a temporary file in {self._folder}: {error.strerror or error}; look at the disk"
+                ) from error
             first += stop - start
         return np.concatenate([self._records[:0], *parts])
 
@@ -96,9 +107,6 @@ class Spool:
                 left = left[self._file.write(left) :]
             self._filled[bucket] += stop - start
 
-    def _ended(self) -> int:
-        raise OSError("the temporary file of the store was cut short; look at the disk")
-
     def _ordered(self, bucket: int) -> NDArray[np.float32]:
         """The records of a bucket, in order."""
         if bucket != self._bucket:
@@ -108,7 +116,10 @@ class Spool:
             entries = np.empty(size, self._entry)
             left = entries.view(np.uint8).data
             while left:
-                left = left[self._file.readinto(left) or self._ended() :]
+                taken = self._file.readinto(left)
+                if not taken:
+                    raise OSError("it was cut short")
+                left = left[taken:]
             self._records = np.empty((size, self._records.shape[1]), np.float32)
             self._records[entries["place"] - bucket * self._per_bucket] = entries["record"]
             self._bucket = bucket
