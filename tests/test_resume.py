@@ -60,7 +60,18 @@ def test_a_run_ends_alike_wherever_its_rows_are(tmp_path):
     ]:
         run = tmp_path / name
         tables = "--arch-embedding-size=4000-300-9000-50"
-        assert train(run, *WHOLE, tables, f"--save-model={run / 'model.pt'}", *options) == 0
+        assert (
+            train(
+                run,
+                *WHOLE,
+                tables,
+                "--data=zipf:samples=9000",
+                "--mini-batch-size=400",
+                f"--save-model={run / 'model.pt'}",
+                *options,
+            )
+            == 0
+        )
         with safe_open(str(run / "final.safetensors"), "numpy") as file:
             rows = file.get_tensor("rows.0")
             ends.append((rows.tolist(), file.get_tensor("records.0").tobytes(), (run / "model.pt").read_bytes()))
