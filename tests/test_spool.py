@@ -14,14 +14,18 @@ from cachedlrm.store.spool import Spool
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
-    st.integers(0, 300), st.integers(1, 5), st.integers(1, 40), st.integers(1, 999),
+    st.integers(0, 300), st.integers(1, 5), st.integers(1, 40), st.integers(1, 9999),
     st.lists(st.integers(0, 300), max_size=6), st.integers(0, 9),
 )  # fmt: skip
 def test_any_order_and_any_pieces(tmp_path_factory, num_records, width, piece, bucket_bytes, ends, seed):
     random = np.random.default_rng(seed)
     expected = random.normal(size=(num_records, width)).astype(np.float32)
     order = random.permutation(num_records)
-    pieces = ((order[i : i + piece], expected[order[i : i + piece]]) for i in range(0, num_records, piece))
+    pieces = [
+        (order[i : i + size], expected[order[i : i + size]])
+        for i in range(0, num_records, piece)
+        for size in (piece, 0)
+    ]
     spool = Spool(tmp_path_factory.getbasetemp(), num_records, width, pieces, bucket_bytes)
     ends = [min(end, num_records) for end in ends]
     for bounds in zip([0, *ends], [*ends, num_records], strict=True):

@@ -91,7 +91,7 @@ class Spool:
             if num_gathered >= self._per_bucket:  # long runs: a bucket gets what a bucket's worth of pieces has for it
                 self._distribute(np.concatenate(gathered))
                 gathered, num_gathered = [], 0
-        if gathered:
+        if num_gathered:  # pieces may be empty
             self._distribute(np.concatenate(gathered))
 
     def _distribute(self, entries: NDArray[np.void]) -> None:
