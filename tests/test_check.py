@@ -15,14 +15,14 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
-from runs import SMALL, one_line, train
-from stores import CAPACITY, IDENTITY, ROWS, TOUCHED, WIDTH, changing, flip, make_store, read_segments, write_segment
 
 from cachedlrm.check import main
 from cachedlrm.errors import UserError
 from cachedlrm.inspection import inspect_store
 from cachedlrm.store.database import CHECKPOINT, META, Delete, Put, group_name, open_database
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder
+from runs import SMALL, one_line, train
+from stores import CAPACITY, IDENTITY, ROWS, TOUCHED, WIDTH, changing, flip, make_store, read_segments, write_segment
 
 SPILLING = [
     "--arch-embedding-size=4000-300-9000-50",

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import rich.console
-from test_metrics import snapshot
 
 from cachedlrm.console import LiveConsole, PlainConsole, open_console
 from cachedlrm.live_view import History, LiveView, RunHeader, curve, format_seconds, sparkline
 from cachedlrm.metrics import PHASES, CacheCounters
 from cachedlrm.text import printable
+from test_metrics import snapshot
 
 HEADER = RunHeader(
     "zipf", "33,762,577 rows in 26 tables, dim 16, adagrad", "1,688,128 slots (5.00%), lrfu", "cpu, 2 threads"

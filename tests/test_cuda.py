@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+
 from test_exactness import ALL_ROWS, TABLE_ROWS, resident, train
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

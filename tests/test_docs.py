@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from documents import DOCUMENTS, ROOT, Block, all_blocks
 from runs import train
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from models import POLICIES, inform, one_group
-from plain_torch import train_plain
 
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.table_group import CacheSettings
@@ -24,6 +22,8 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
+from models import POLICIES, inform, one_group
+from plain_torch import train_plain
 
 TABLE_ROWS = (300, 40, 1000, 7)
 ALL_ROWS = sum(TABLE_ROWS)

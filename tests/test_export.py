@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import one_line, train
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from cachedlrm.export import main
 from cachedlrm.formats.tensor_file import write_tensors
+from runs import one_line, train
 
 
 @pytest.fixture(scope="module")

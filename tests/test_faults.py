@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import SMALL, one_line, train
 
 from cachedlrm.store.database import DATA_FILE, FORMAT
 from cachedlrm.train import main
+from runs import SMALL, one_line, train
 
 RUN = ["--print-freq=1", "--steps=300", "--test-freq=-1", "--optimizer=adam", "--checkpoint-every=3"]
 LMDB = ["--store=lmdb", "--host-budget=1MiB", "--gpu-cache-ratio=0.1"]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import one_line, train
 
 from cachedlrm import foresight
 from cachedlrm.foresight import NEXT_USES_FOLDER
 from cachedlrm.train import main
+from runs import one_line, train
 
 ROWS = ["--gpu-cache-rows=300", "--test-freq=-1"]
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from runs import SMALL
 
 import cachedlrm
 from cachedlrm.checkpoint import Checkpoint, decode_checkpoint
@@ -27,6 +26,7 @@ from cachedlrm.report import _course
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.store.database import parse_identity
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder, parse_segment, xxh32
+from runs import SMALL
 
 quick = settings(deadline=None, derandomize=True, max_examples=300)
 NUM_ROWS, SEQUENCE = 1000, 77

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from plain_torch import RwsAdagrad
 from torch import nn
 
 from cachedlrm import CachedEmbeddingBags, UserError
+from plain_torch import RwsAdagrad
 
 TABLE_ROWS, DIM, BATCH, STEPS, LR = (300, 40, 1000, 7), 8, 32, 40, 0.05
 NUM_TABLES = len(TABLE_ROWS)

@@ -1,13 +1,13 @@
 """Memory follows the rows touched, not the tables."""
 
 import numpy as np
-from models import one_group
 
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.command_line import parse_command_line
 from cachedlrm.data.batch import Batch
 from cachedlrm.memory import host_memory
 from cachedlrm.store.records import RecordLayout
+from models import one_group
 
 MIB = 1 << 20
 

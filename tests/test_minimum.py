@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import NUM_ROWS, fewest_moves, fewest_moves_of_all, working_sets
 
 from cachedlrm.cache.minimum import MinimumMoves
+from models import NUM_ROWS, fewest_moves, fewest_moves_of_all, working_sets
 
 Stream = list[list[int]]
 

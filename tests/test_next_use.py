@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import NUM_ROWS, next_uses, working_sets
 
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
+from models import NUM_ROWS, next_uses, working_sets
 
 Stream = list[list[int]]
 

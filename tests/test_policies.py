@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cachedlrm.cache.planner import Plan, Planner
+from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, make_policy
+from cachedlrm.metrics import CacheCounters
 from models import (
     NUM_ROWS,
     POLICIES,
@@ -18,10 +22,6 @@ from models import (
     plans,
     working_sets,
 )
-
-from cachedlrm.cache.planner import Plan, Planner
-from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, make_policy
-from cachedlrm.metrics import CacheCounters
 
 Stream = list[list[int]]
 streams = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=14), min_size=1, max_size=40)

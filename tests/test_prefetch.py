@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from models import one_group
 
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import StoppedError, TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Batch
 from cachedlrm.store.records import RecordLayout
+from models import one_group
 
 NUM_ROWS, DIM = 30, 3
 DEPTHS = [0, 1, 2, 4]

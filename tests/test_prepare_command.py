@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from raw_criteo import lines, prepare, write
-from runs import one_line
 
 from cachedlrm.prepare import progress as progress_module
 from cachedlrm.prepare.__main__ import main
 from cachedlrm.prepare.progress import Progress
+from raw_criteo import lines, prepare, write
+from runs import one_line
 
 
 def refusal(capsys, *arguments: object) -> str:

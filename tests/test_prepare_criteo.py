@@ -10,8 +10,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_criteo import assert_equal, contents, expected, lines, mix, prepare, write
-from runs import one_line, train
 
 from cachedlrm.cache.policies import Static
 from cachedlrm.data.open import DataRequest, open_dataset
@@ -19,6 +17,8 @@ from cachedlrm.prepare import formats, keys, pipeline, reading, vocabulary
 from cachedlrm.prepare.__main__ import main
 from cachedlrm.prepare.tables import TableBuilder
 from cachedlrm.train import main as train_main
+from raw_criteo import assert_equal, contents, expected, lines, mix, prepare, write
+from runs import one_line, train
 
 LINES = lines(900)
 

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from raw_criteo import Expected, assert_equal, expected, lines, mix, number, prepare, write
-from runs import one_line, train
 
 from cachedlrm.data import criteo
 from cachedlrm.data.open import DataRequest, open_dataset
 from cachedlrm.prepare import avazu, formats, parquet
 from cachedlrm.prepare.samples import Position
+from raw_criteo import Expected, assert_equal, expected, lines, mix, number, prepare, write
+from runs import one_line, train
 
 HEX = avazu._HEX
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from raw_criteo import contents, lines, prepare, write
-from runs import one_line
 
 from cachedlrm.prepare import formats, pipeline, reading, spool, tables, vocabulary, work
 from cachedlrm.prepare.__main__ import main
+from raw_criteo import contents, lines, prepare, write
+from runs import one_line
 
 LINES = lines(300)
 EVENTS = [(os, "fsync"), (os, "replace"), (shutil, "rmtree"), (Path, "rename"), (Path, "unlink"), (Path, "replace")]

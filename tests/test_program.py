@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import SMALL, one_line, train
 
 from cachedlrm import train as train_module
 from cachedlrm import trainer
 from cachedlrm.errors import UserError
 from cachedlrm.export import main as export_main
 from cachedlrm.program import Interrupts, run_program
+from runs import SMALL, one_line, train
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 BEFORE = "interrupted before the first step; nothing was written\n"

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_metrics import snapshot
 
 from cachedlrm import report as report_module
 from cachedlrm.config import Options
 from cachedlrm.metrics import CacheCounters, metrics_row
 from cachedlrm.report import RunTotals, build_report, report_markdown
+from test_metrics import snapshot
 
 # As docs/contract lists them; a key that leaves breaks somebody's script.
 CONTRACT_KEYS = {

@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import SMALL, one_line, train
 from safetensors import safe_open
 
 from cachedlrm import train as train_module
 from cachedlrm.export import export
 from cachedlrm.train import main
+from runs import SMALL, one_line, train
 
 STEPS = 20
 STEPS_OPTION = f"--steps={STEPS}"

@@ -5,14 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from models import POLICIES
-from runs import SMALL, one_line, train
 
 from cachedlrm.command_line import parse_simulation
 from cachedlrm.data.open import open_dataset
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.simulate import main
 from cachedlrm.simulation import CurvePoint, miss_ratio_curve
+from models import POLICIES
+from runs import SMALL, one_line, train
 
 RUN_ONLY = ("--threads", "--ui")
 IDS = [argument for argument in SMALL if not argument.startswith(RUN_ONLY)]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import one_group
 
 from cachedlrm.budget import GroupShape, Workload
 from cachedlrm.cache.table_group import CacheSettings
@@ -16,6 +15,7 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
+from models import one_group
 
 ROWS = (3000, 40, 800, 2000)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from documents import ROOT, blocks
-from runs import SMALL, one_line, train
 from safetensors.numpy import load_file
 
 from cachedlrm.export import main
+from documents import ROOT, blocks
+from runs import SMALL, one_line, train
 
 needs_torchrec = pytest.mark.skipif(
     importlib.util.find_spec("torchrec") is None, reason="torchrec is not installed; see docs/hand_over.md"

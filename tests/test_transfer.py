@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import one_group
 
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import TrainedBatches
@@ -17,6 +16,7 @@ from cachedlrm.data.batch import Batch
 from cachedlrm.errors import UserError
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.store.records import RecordLayout
+from models import one_group
 
 NUM_ROWS, DIM = 30, 3
 streams = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=10), min_size=1, max_size=30)
