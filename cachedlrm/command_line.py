@@ -27,7 +27,7 @@ from cachedlrm.config import (
     ModelOptions,
     Options,
     PlanCommand,
-    PlanOptions,
+    Planning,
     RunOptions,
     Simulation,
     SimulationCommand,
@@ -79,7 +79,7 @@ Takes the options of a run. Example: python -m cachedlrm.plan --profile criteo-k
 """
 
 
-def parse_plan(arguments: Sequence[str]) -> tuple[Options, PlanOptions]:
+def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
     """Options of the run to plan, and those of the plan.
 
     Raises:

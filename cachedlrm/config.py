@@ -383,7 +383,7 @@ class SimulationCommand:
 
 @_group("Plan", 0)
 @dataclass(frozen=True)
-class PlanOptions:
+class Planning:
     """What ``python -m cachedlrm.plan`` has beside a run's options."""
 
     sample: Positive = 200
@@ -395,7 +395,7 @@ class PlanOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PlanCommand:
-    """All of ``python -m cachedlrm.plan``: the options of the run to plan, and `PlanOptions`."""
+    """All of ``python -m cachedlrm.plan``: the options of the run to plan, and `Planning`."""
 
-    plan: PlanOptions = field(default_factory=PlanOptions)
+    plan: Planning = field(default_factory=Planning)
     options: Options = field(default_factory=Options)
