@@ -77,6 +77,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 run.write_text("config.toml", config)
                 console.start(progress.header())
                 _say_first(job, run, console)
+                job.inform_policies(run.path("."), lambda share: console.busy(0, "reading the ids", share))
                 _predict(job, progress, console)
                 _train_steps(job, recorder, interrupts)
                 if not job.trainer.is_finite():
@@ -86,7 +87,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 _save(arguments, job, recorder, config)
                 discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
-                raise KeyboardInterrupt(recorder.interrupted()) from error
+                raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
             console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
 
 
