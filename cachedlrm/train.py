@@ -40,7 +40,8 @@ from cachedlrm.metrics import metrics_row
 from cachedlrm.outputs import check_outputs, save_models
 from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
-from cachedlrm.report import build_report, report_markdown
+from cachedlrm.report.markdown import report_markdown
+from cachedlrm.report.totals import build_report
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
 

@@ -22,7 +22,7 @@ from cachedlrm.checkpoint import Checkpoint, decode_checkpoint
 from cachedlrm.command_line import load_options
 from cachedlrm.config import Options
 from cachedlrm.errors import UserError
-from cachedlrm.report import _course
+from cachedlrm.report.markdown import _course
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.store.database import parse_identity
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder, parse_segment, xxh32
