@@ -27,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cachedlrm.budget import format_bytes
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.record_log import RecordLog
+from cachedlrm.units import format_bytes
 
 ROOT = Path(__file__).parents[1]
 PLACE = Path(os.environ.get("STORAGE_BENCHMARK_DIR", tempfile.gettempdir()))

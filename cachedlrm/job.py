@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cachedlrm.architecture import Architecture, build_architecture
-from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, format_bytes, size_device
+from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, size_device
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
@@ -25,6 +25,7 @@ from cachedlrm.schedule import Schedule
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.trainer import Trainer
+from cachedlrm.units import format_bytes
 
 _STAGING_ROWS = 16384
 

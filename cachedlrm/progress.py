@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.budget import format_bytes
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.errors import UserError
 from cachedlrm.inference_report import InferenceReport
@@ -19,8 +18,8 @@ from cachedlrm.job import Job
 from cachedlrm.live_view import RunHeader
 from cachedlrm.memory import host_memory
 from cachedlrm.metrics import PHASES, TABLE_COUNTS, CacheCounters, Snapshot
-from cachedlrm.report.tables import by_table
-from cachedlrm.report.totals import RunTotals
+from cachedlrm.report.totals import RunTotals, by_table
+from cachedlrm.units import format_bytes
 
 _SAVED = (
     "steps",

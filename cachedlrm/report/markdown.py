@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from cachedlrm.budget import format_bytes
 from cachedlrm.live_view import format_seconds, sparkline
 from cachedlrm.metrics import PREPARING_PHASES, MetricsRow
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.totals import RunTotals
+from cachedlrm.report.typed_report import parse_report
+from cachedlrm.report.words import summary
+from cachedlrm.units import format_bytes
 
 _COURSE_ROWS = 20
 _CURVE_WIDTH = 80
@@ -41,7 +43,7 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
     else:
         sections = [
             "# Training report",
-            _summary(totals),
+            summary(parse_report(report)),
             "## Result\n\n" + _result(totals),
             "## Cache traffic\n\n" + _traffic(totals),
             "## Tables that miss most\n\n" + _tables(totals),
@@ -54,25 +56,6 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
         f"```toml\n{config.strip()}\n```",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _summary(totals: RunTotals) -> str:
-    counters, share = totals.counters, totals.cache_slots / totals.table_rows
-    if not totals.steps:
-        return "No step was trained: the model was built and initialised."
-    learned = "" if totals.auc is None else f", and ranks held-out samples with an AUC of {totals.auc:.4f}"
-    temporary = ""
-    if totals.temporary_slots:
-        temporary = f", and up to {totals.temporary_slots:,} more while a batch needed them"
-    moved = counters.fetched_bytes + counters.written_back_bytes
-    return (
-        f"The model was trained on {totals.samples:,} samples in {totals.steps:,} steps at {totals.samples_per_s:,.0f} "
-        f"samples/s{learned}. Its tables have {totals.table_rows:,} rows; the device kept at most "
-        f"{totals.cache_slots:,} of them ({share:.2%}){temporary}, and {counters.hit_ratio:.1%} of lookups found their "
-        f"row there. {format_bytes(moved)} of rows moved between device and store, "
-        f"{format_bytes(moved // totals.steps)} a step, and training waited {totals.phase_ms['wait']:.2f} ms a step "
-        "for rows. Results do not depend on the cache: an uncached run gives the same bits."
-    )
 
 
 def _result(totals: RunTotals) -> str:

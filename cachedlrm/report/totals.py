@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cachedlrm import __version__
+from cachedlrm.architecture import Architecture
 from cachedlrm.config import Options
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.metrics import CacheCounters, TableCounters, finite
@@ -50,6 +51,22 @@ class RunTotals:
     phase_ms: dict[str, float]
     accuracy: float | None = None
     inference: InferenceReport | None = None
+
+
+def by_table(architecture: Architecture, counts: Sequence[Sequence[int]]) -> tuple[TableCounters, ...]:
+    """The tables of all features, in the order of the features.
+
+    Args:
+        architecture: of the model.
+        counts: the `TABLE_COUNTS` of each table, group after group.
+    """
+    names = [table.name for group in architecture.groups for table in group]
+    counts_of = dict(zip(names, counts, strict=True))
+    return tuple(
+        TableCounters(table.name.removesuffix(".weight"), table.num_rows, *counts_of[table.name])
+        for embedding in architecture.embeddings
+        for table in embedding.tables
+    )
 
 
 def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, object]:
