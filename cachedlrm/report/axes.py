@@ -62,8 +62,7 @@ def round_ticks(low: float, high: float, unit: Unit, most: int = 5, whole: bool 
     size, word = unit.scale(max(abs(low), abs(high)))
     low, high = low / size, high / size
     if high <= low:
-        margin = abs(low) / 10 or 0.5
-        low, high = low - margin, high + margin
+        low, high = (low * 0.9, low * 1.1) if low > 0 else (0.0, 1.0) if low == 0 else (low * 1.1, low * 0.9)
     step = _round_step((high - low) / (most - 1))
     if whole:
         step = max(step, 1 / size)

@@ -138,9 +138,10 @@ class _XPlace:
         if not high > low:
             low, high = (low / 2, high * 2) if axis.logarithmic else (low - 1, high + 1)
         self._low, self._high = self._scaled(low), self._scaled(high)
-        ticks = (
-            log_ticks(low, high, axis.unit) if axis.logarithmic else round_ticks(low, high, axis.unit, whole=axis.whole)
-        )
+        if axis.logarithmic:
+            ticks = log_ticks(low, high, axis.unit)
+        else:
+            ticks = round_ticks(low, high, axis.unit, most=6, whole=axis.whole)
         inside = [
             (place, label) for place, label in zip(ticks.places, ticks.labels, strict=True) if low <= place <= high
         ]
