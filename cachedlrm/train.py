@@ -88,7 +88,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(recorder.interrupted()) from error
-            console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
+            console.finish(f"{progress.summary()}\nreport: {run.path('report.html')}, and report.md as text")
 
 
 class _Recorder:

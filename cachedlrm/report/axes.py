@@ -60,9 +60,7 @@ def round_ticks(low: float, high: float, unit: Unit, most: int = 5, whole: bool 
         whole: no fractions.
     """
     size, word = unit.scale(max(abs(low), abs(high)))
-    low, high = low / size, high / size
-    if high <= low:
-        low, high = (low * 0.9, low * 1.1) if low > 0 else (0.0, 1.0) if low == 0 else (low * 1.1, low * 0.9)
+    low, high = _apart(low / size, high / size)
     step = _round_step((high - low) / (most - 1))
     if whole:
         step = max(step, 1 / size)
@@ -71,8 +69,21 @@ def round_ticks(low: float, high: float, unit: Unit, most: int = 5, whole: bool 
     numbers = range(first, last + 1)
     return Ticks(
         tuple(number * step * size for number in numbers),
-        tuple(f"{number * step:,.{decimals}f}{word}" if number else "0" for number in numbers),
+        tuple(_label(number * step, decimals) + word if number else "0" for number in numbers),
     )
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The two, moved apart where nothing but rounding lies between them."""
+    if high - low > 1e-9 * max(abs(low), abs(high), 1e-100):
+        return low, high
+    if abs(low) < 1e-100:
+        return 0.0, 1.0
+    return low - abs(low) / 10, high + abs(high) / 10
+
+
+def _label(value: float, decimals: int) -> str:
+    return f"{value:,.{decimals}f}" if decimals < 7 else f"{value:.6g}"
 
 
 def _round_step(step: float) -> float:
@@ -88,8 +99,10 @@ def log_ticks(low: float, high: float, unit: Unit) -> Ticks:
         places = tuple(n * 10.0**power for power in powers for n in factors if low <= n * 10.0**power <= high)
         if len(places) > 2:
             break
+    if len(places) < 2:
+        places = (low, high)
     labels = []
     for place in places:
         size, word = unit.scale(place)
-        labels.append(f"{place / size:.6g}{word}")
+        labels.append(f"{place / size:.4g}{word}")
     return Ticks(places, tuple(labels))

@@ -41,14 +41,22 @@ def _clean(text: str) -> str:
     return _NOT_XML.sub("\ufffd", text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Element | str]]) -> Element:
-    """A table whose first column names its rows; it scrolls by itself where the page is narrow."""
+def table(header: Sequence[str], rows: Sequence[Sequence[Element | str]], look: str = "") -> Element:
+    """A table whose first column names its rows; it scrolls by itself where the page is narrow.
+
+    Args:
+        header: titles of the columns; all empty: no header.
+        rows: as long as the header.
+        look: further classes of `STYLE`.
+    """
     head = element("thead", element("tr", *(element("th", title, scope="col") for title in header)))
     body = [
         element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
     ]
     parts = [head] if any(header) else []
-    return element("div", element("table", *parts, element("tbody", *body)), class_="scroll")
+    return element(
+        "div", element("table", *parts, element("tbody", *body)), class_=f"scroll {look}".rstrip(), tabindex=0
+    )
 
 
 def section(title: str, *children: Element | str) -> Element:

@@ -28,6 +28,7 @@ def figures(report: Report) -> dict[str, str]:
         "loss, mean over the run": number(report.loss_mean, ".5f"),
         "loss of the last step": number(report.loss_last, ".5f"),
         "AUC on held-out samples": number(report.auc, ".4f"),
+        "accuracy on held-out samples": number(report.accuracy, ".2%"),
         "held-out samples a second": number(served.samples_per_s if served else None, ",.0f"),
         "rows of all tables": f"{report.table_rows:,}",
         "rows kept on the device": f"{report.cache_slots:,} ({report.cache_slots / max(1, report.table_rows):.2%})",

@@ -1,12 +1,13 @@
 """``report.html``: a run for people, as one page that needs nothing else."""
 
+from datetime import UTC, datetime
 from xml.etree.ElementTree import Element
 
 from cachedlrm.metrics import PREPARING_PHASES
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.curves import changes, curve, per_step
 from cachedlrm.report.document import document, element, section, table
-from cachedlrm.report.figures import figures
+from cachedlrm.report.figures import NONE, figures
 from cachedlrm.report.runs import Run
 from cachedlrm.report.svg import Axis, Bar, Series, bar_chart, line_chart, share_bar
 from cachedlrm.report.tables import most_missed
@@ -20,7 +21,7 @@ _SHOWN_TABLES = 26  # before the others have to be unfolded
 def run_page(run: Run) -> str:
     """The page of one run."""
     report, environment = run.report, run.report.environment
-    about = f"{run.options.data.data}, {environment.get('device')}, {environment.get('date')}"
+    about = f"{run.options.data.data} on {environment.get('device')}, {_date(environment.get('date'))}. {run.name}"
     if (served := report.served) is not None:
         header, *lines = served.rows()
         result = section("Held-out samples", element("p", served.summary()), table(header, lines))
@@ -29,14 +30,23 @@ def run_page(run: Run) -> str:
     if run.rows:
         sections += [_learning(run), _cache(run), _speed(run)]
     sections.append(_memory(report))
-    if report.tables:
+    if report.tables and report.lookups:
         sections.append(_tables(report))
     if report.miss_ratio_curve:
         sections.append(_sizes(report))
     if report.prediction is not None:
         sections.append(_prediction(report))
-    sections.append(section("In figures", table(("", ""), list(figures(report).items()))))
+    numbers = [(name, words) for name, words in figures(report).items() if words != NONE]
+    sections.append(section("In figures", table(("", ""), numbers, "narrow")))
     return document("Training report", about, [*sections, *_repeat(run)])
+
+
+def _date(text: object) -> str:
+    """To the minute; what is no date stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(str(text)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError):
+        return str(text)
 
 
 def _tiles(report: Report) -> Element:
@@ -141,7 +151,7 @@ def _memory(report: Report) -> Element:
 
 def _tables(report: Report) -> Element:
     missed = report.lookups - report.counters.hit_lookups
-    header = ("table", "of all misses", "hit ratio", "lookups", "rows", "touched")
+    header = ("table", "of all misses", "hit ratio", "touched", "rows", "lookups")
     rows: list[list[Element | str]] = []
     for one in most_missed(report.table_counters):
         share = one.missed_lookups / missed if missed else 0.0
@@ -152,9 +162,9 @@ def _tables(report: Report) -> Element:
                 one.name,
                 element("div", f"{share:.1%}", share_bar(share, 4)),
                 element("div", hits, share_bar(one.hit_ratio or 0.0)),
-                f"{one.lookups:,}",
+                element("div", f"{one.touched_rows:,}", share_bar(touched, 2)),
                 f"{one.rows:,}",
-                element("div", f"{one.touched_rows:,} ({touched:.1%})", share_bar(touched, 2)),
+                f"{one.lookups:,}",
             ]
         )
     first, others = rows[:_SHOWN_TABLES], rows[_SHOWN_TABLES:]
@@ -162,8 +172,8 @@ def _tables(report: Report) -> Element:
     if others:
         parts.append(element("details", element("summary", f"{len(others):,} more tables"), table(header, others)))
     note = (
-        "Ordered by missed lookups. Touched rows are those that were brought in at least once, beside all of the "
-        "table; a first touch is a miss that no cache avoids."
+        "Ordered by missed lookups. Touched are the rows that were brought in at least once; a first touch is a "
+        "miss that no cache avoids."
     )
     return section("Which table hurts?", *parts, element("p", note, class_="note"))
 
@@ -173,6 +183,7 @@ def _sizes(report: Report) -> Element:
     points = [point for point in points if point.cache_slots > 0]
     slots = Axis("rows on the device, logarithmic", NUMBER, logarithmic=True)
     chosen = report.cache_slots
+    rings = [(chosen, y) if chosen else None for y in (report.hit_ratio, report.moved_bytes_per_step)]
     hits = [(float(point.cache_slots), point.hit_ratio) for point in points]
     moved = [(float(point.cache_slots), point.moved_bytes_per_step) for point in points]
     return section(
@@ -180,11 +191,11 @@ def _sizes(report: Report) -> Element:
         _charts(
             line_chart(
                 "Hit ratio by size of the cache", [Series("predicted", hits)], Axis("share of lookups", RATIO), slots,
-                (chosen, report.hit_ratio), dots=True,
+                rings[0], dots=True,
             ),
             line_chart(
                 "Traffic by size of the cache", [Series("predicted", moved)],
-                Axis("bytes a step", BYTES, from_zero=True), slots, (chosen, report.moved_bytes_per_step), dots=True,
+                Axis("bytes a step", BYTES, from_zero=True), slots, rings[1], dots=True,
             ),
         ),
         element("p", f"The ring is this run as it was measured, with {chosen:,} rows.", class_="note"),
@@ -209,17 +220,15 @@ def _prediction(report: Report) -> Element:
             difference = f"{measured / predicted - 1:+.1%}" if predicted else "-"
         cells = ["-" if value is None else unit.say(value) for value in (predicted, measured)]
         rows.append((name, *cells, difference))
-    return section("Was it foreseen?", table(("", "predicted", "measured", "difference"), rows))
+    return section("Was it foreseen?", table(("", "predicted", "measured", "difference"), rows, "narrow"))
 
 
 def _repeat(run: Run) -> list[Element]:
     facts = {key: str(value) for key, value in run.report.environment.items() if key != "command"}
-    environment = table(("", ""), list(facts.items()))
-    environment.set("class", "scroll facts")
     parts = [
         element("pre", str(run.report.environment.get("command"))),
         element("p", "All options, as python -m cachedlrm.train --profile config.toml takes them:"),
         element("pre", run.config.strip()),
-        environment,
+        table(("", ""), list(facts.items()), "narrow facts"),
     ]
     return [section("To repeat it", *parts)]

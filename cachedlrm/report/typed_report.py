@@ -109,6 +109,7 @@ class Report:
     mapped_peak_bytes: int
     phase_ms: dict[str, float]
     environment: dict[str, str | int | None]
+    accuracy: float | None = None
     host_limit_bytes: int | None = None
     tables: tuple[_Table, ...] = ()
     miss_ratio_curve: tuple[CurvePoint, ...] | None = None

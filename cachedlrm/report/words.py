@@ -11,7 +11,7 @@ _NARROW = 0.9  # of the memory
 
 def summary(report: Report) -> str:
     """A paragraph."""
-    counters, share = report.counters, report.cache_slots / report.table_rows
+    counters, share = report.counters, report.cache_slots / max(1, report.table_rows)
     if not report.steps:
         return "No step was trained: the model was built and initialised."
     learned = "" if report.auc is None else f", and ranks held-out samples with an AUC of {report.auc:.4f}"
