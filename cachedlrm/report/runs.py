@@ -40,27 +40,24 @@ def load_run(directory: Path) -> Run:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder; name the directory of a run")
     path = directory / "report.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; name the directory of a run that ended")
     try:
         report = parse_report(json.loads(_read_text(path)))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not the report of a run: {error}; name another run, or repeat this one") from error
-    config = directory / "config.toml"
-    options = load_options(config)
-    return Run(str(directory), report, _read_metrics(directory / "metrics.jsonl"), options, _read_text(config))
+    config = _read_text(directory / "config.toml")
+    path = directory / "metrics.jsonl"
+    rows = _read_metrics(path) if report.steps else []  # without steps there is no such file
+    return Run(str(directory), report, rows, load_options(directory / "config.toml"), config)
 
 
 def _read_metrics(path: Path) -> list[MetricsRow]:
-    """The lines of ``metrics.jsonl``; a run of no steps has no such file."""
+    """The lines of ``metrics.jsonl``."""
     rows: list[MetricsRow] = []
-    if not path.exists():
-        return rows
     for number, line in enumerate(_read_text(path).rstrip("\n").split("\n"), 1):
         try:
             row = parse_metrics_row(line.encode())
-            step, before = row["step"], rows[-1]["step"] if rows else 0
-            if not (step or 0) > (before or 0):
+            step, before = row["step"] or 0, (rows[-1]["step"] or 0) if rows else 0
+            if not step > before:
                 raise ValueError(f"its step {step} does not follow step {before}")
         except ValueError as error:
             raise UserError(f"{path}: line {number}: {error}; correct the line or remove it") from error
@@ -72,11 +69,15 @@ def _read_text(path: Path) -> str:
     """A text file.
 
     Raises:
-        UserError: it cannot be read, or is no text.
+        UserError: it is missing, cannot be read, or is no text.
     """
+    if not path.is_file():  # reading a pipe would not end
+        raise UserError(
+            f"{path} is {'no file' if path.exists() else 'missing'}; name the directory of a run that ended"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the run's directory") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8; name another run, or repeat this one") from error
