@@ -18,6 +18,7 @@ from cachedlrm.job import Job
 from cachedlrm.live_view import RunHeader
 from cachedlrm.memory import host_memory
 from cachedlrm.metrics import PHASES, TABLE_COUNTS, CacheCounters, Snapshot
+from cachedlrm.prediction import Prediction
 from cachedlrm.report.totals import RunTotals, by_table
 from cachedlrm.units import format_bytes
 
@@ -78,6 +79,7 @@ class Progress:
         self._auc: float | None = None
         self._accuracy: float | None = None
         self._inference: InferenceReport | None = None
+        self._prediction: Prediction | None = None
         self._phase_totals = dict.fromkeys(PHASES, 0.0)
         self._seconds = 0.0  # of training, without evaluation
         self._resumed_at = 0.0
@@ -140,13 +142,13 @@ class Progress:
     def header(self) -> RunHeader:
         """What the display says once."""
         job, options = self._job, self._job.options
-        rows, slots = job.sizes.table_rows, job.sizes.quota_slots
+        rows, slots = job.tiers.device.table_rows, job.tiers.device.quota_slots
         lookahead = f" {options.cache.lookahead}" if options.cache.policy == "lookahead" else ""
-        extra = job.sizes.num_slots - slots
+        extra = job.tiers.device.num_slots - slots
         cache = (
             f"{slots:,} slots ({slots / rows:.2%})"
             + (f" and {extra:,} temporary ones" if extra else "")
-            + f", {options.cache.policy}{lookahead}, {format_bytes(job.sizes.total_bytes)} on the device"
+            + f", {options.cache.policy}{lookahead}, {format_bytes(job.tiers.device.total_bytes)} on the device"
         )
         return RunHeader(
             data=options.data.data,
@@ -222,6 +224,10 @@ class Progress:
         self._evaluated, self._auc, self._accuracy = True, auc, accuracy
         self._evaluated_at = self._steps
 
+    def predicted(self, prediction: Prediction) -> None:
+        """Before training, this was expected of the run."""
+        self._prediction = prediction
+
     def served(self, report: InferenceReport) -> None:
         """The model has been evaluated instead of trained."""
         self._inference = report
@@ -268,14 +274,14 @@ class Progress:
             recent_steps=steps,
             phase_ms={phase: phases[phase] / steps for phase in PHASES},
             device_bytes=self._device_peak(),
-            device_limit_bytes=job.device_limit_bytes,
+            device_limit_bytes=job.tiers.device_limit,
             host_bytes=host,
-            host_limit_bytes=job.host_limit_bytes,
+            host_limit_bytes=job.tiers.host.records,
             mapped_bytes=mapped,
-            cache_slots=job.sizes.quota_slots,
+            cache_slots=job.tiers.device.quota_slots,
             resident_slots=job.trainer.cache.resident_rows,
             host_records=job.trainer.cache.store_records,
-            temporary_slots=job.sizes.num_slots - job.sizes.quota_slots,
+            temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
             evaluated=self._evaluated,
         )
         self._counters_at_snapshot = self._counters
@@ -310,7 +316,7 @@ class Progress:
         """Measured on CUDA; on the CPU what the step's tensors add up to."""
         if self._job.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._job.device))
-        return self._job.sizes.total_bytes
+        return self._job.tiers.device.total_bytes
 
     def _sample_memory(self) -> tuple[int, int]:
         host, mapped = host_memory()
@@ -335,25 +341,26 @@ class Progress:
             loss_mean=self._loss_sum / self._steps if self._steps else None,
             auc=self._auc,
             losses=self._losses if self._print_freq == 1 else None,
-            table_rows=job.sizes.table_rows,
-            cache_slots=job.sizes.quota_slots,
-            temporary_slots=job.sizes.num_slots - job.sizes.quota_slots,
+            table_rows=job.tiers.device.table_rows,
+            cache_slots=job.tiers.device.quota_slots,
+            temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
             record_bytes=max(layout.record_bytes for layout in job.architecture.layouts),
-            table_bytes=job.table_bytes,
+            table_bytes=job.tiers.table_bytes,
             counters=self._counters,
             tables=by_table(job.architecture, self._table_counts.tolist()),
             device_name=self._device_name(),
             threads=torch.get_num_threads(),
             device_peak_bytes=self._device_peak(),
-            device_limit_bytes=job.device_limit_bytes,
-            device_bytes_breakdown=job.sizes.breakdown,
+            device_limit_bytes=job.tiers.device_limit,
+            device_bytes_breakdown=job.tiers.device.breakdown,
             host_peak_bytes=self._host_peak,
-            host_limit_bytes=job.host_limit_bytes,
+            host_limit_bytes=job.tiers.host.records,
             host_store_bytes=job.trainer.cache.store_bytes,
             mapped_peak_bytes=self._mapped_peak,
             phase_ms={phase: total / max(1, self._steps) for phase, total in self._phase_totals.items()},
             accuracy=self._accuracy,
             inference=self._inference,
+            prediction=self._prediction,
         )
 
     def summary(self) -> str:

@@ -37,6 +37,7 @@ from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
 from cachedlrm.outputs import check_outputs, save_models
+from cachedlrm.prediction import predict
 from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
 from cachedlrm.report.markdown import report_markdown
@@ -79,6 +80,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 run.write_text("config.toml", config)
                 console.start(progress.header())
                 _say_first(job, run, console)
+                _predict(job, progress, console)
                 _train_steps(job, recorder, interrupts)
                 if not job.trainer.is_finite():
                     raise progress.not_finite("parameters")
@@ -146,6 +148,14 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
             f"{run.path(FILE_NAME)} may take up to {format_bytes(most)} and {format_bytes(free)} are free there; "
             "free space before the run ends, or choose another --run-dir"
         )
+
+
+def _predict(job: Job, progress: Progress, console: Console) -> None:
+    """What the run will do, for the report to set beside what it did."""
+    if job.options.cache.predict and job.schedule.num_steps:
+        prediction = predict(job.options, job.dataset, job.tiers)
+        progress.predicted(prediction)
+        console.message(prediction.summary())
 
 
 def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from typing import Literal
 
 LARGEST = 2**63 - 1
 """The largest whole number of any option: what an int64 holds."""
@@ -30,6 +31,20 @@ def format_bytes(num_bytes: int) -> str:
         if num_bytes >= size:
             return f"{-(-num_bytes * 10 // size) / 10:.1f} {unit}"
     return f"{num_bytes} B"
+
+
+def parse_budget(text: str) -> int | Literal["auto"]:
+    """A size as `parse_bytes` takes it, or ``auto``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text.strip().lower() == "auto":
+        return "auto"
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor is it auto") from error
 
 
 def parse_whole(text: str) -> int:

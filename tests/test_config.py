@@ -18,6 +18,7 @@ from cachedlrm.config import (
     BatchOptions,
     CacheOptions,
     DataOptions,
+    HardwareOptions,
     InferenceOptions,
     ModelOptions,
     OptimisationOptions,
@@ -37,8 +38,9 @@ numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data tes
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
-lookahead prefetch-depth report-min store store-path host-budget init device steps run-dir checkpoint-every resume ui
-save-predictions threads debug-mode deterministic profile load-model save-model inference-only quantize-mlp-with-bit
+lookahead prefetch-depth report-min predict store store-path host-budget init device steps run-dir checkpoint-every
+resume ui save-predictions threads debug-mode deterministic profile device-memory device-reserved device-bandwidth
+device-flops link-bandwidth load-model save-model inference-only quantize-mlp-with-bit
 quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
@@ -361,11 +363,12 @@ def all_options(draw):
             CacheOptions,
             gpu_cache_ratio=st.floats(0, 1, exclude_min=True) if ratio_or_rows == "ratio" else st.none(),
             gpu_cache_rows=positive if ratio_or_rows == "rows" else st.none(),
-            gpu_budget=maybe(positive),
+            gpu_budget=st.just("auto") | maybe(positive),
             policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]),
             lookahead=positive,
             prefetch_depth=maybe(st.integers(0, 64)),
             report_min=st.booleans(),
+            predict=st.booleans(),
         ),
         store=every_field(
             StoreOptions,
@@ -386,7 +389,15 @@ def all_options(draw):
             threads=maybe(st.integers(1, 1024)),
             debug_mode=st.booleans(),
             deterministic=st.booleans(),
-            profile=st.none(),
+            profile=st.just(()),
+        ),
+        hardware=every_field(
+            HardwareOptions,
+            device_memory=maybe(positive),
+            device_reserved=maybe(positive),
+            device_bandwidth=maybe(positive),
+            device_flops=maybe(st.floats(0, allow_infinity=False, exclude_min=True)),
+            link_bandwidth=maybe(positive),
         ),
         inference=every_field(
             InferenceOptions,
@@ -403,7 +414,7 @@ def all_options(draw):
 
 def placeless(options: Options) -> Options:
     """Without what config.toml leaves out: a repeated run needs a directory of its own."""
-    return dataclasses.replace(options, run=dataclasses.replace(options.run, profile=None, run_dir=None))
+    return dataclasses.replace(options, run=dataclasses.replace(options.run, profile=(), run_dir=None))
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -433,4 +444,20 @@ def test_a_used_profile_and_the_directory_are_not_written_again():
 )
 def test_every_packaged_profile_loads_by_name(path):
     options = parse_command_line(["--profile", path.stem])
-    assert options.model.arch_embedding_size is not None
+    if path.parent.name == "devices":
+        hardware = dataclasses.asdict(options.hardware)
+        assert [name for name, value in hardware.items() if value is None] in ([], ["device_reserved"])
+        assert options.cache.gpu_budget == "auto"
+    else:
+        assert options.model.arch_sparse_feature_size is not None
+
+
+def test_a_later_profile_overrides_an_earlier_one(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[store]\nhost-budget = '1GiB'\n[batches]\nmini-batch-size = 7\n")
+    options = parse_command_line(["--profile", "criteo-kaggle", "--profile=rtx3050-4gb", "--profile", str(path)])
+    assert (options.batches.mini_batch_size, options.store.host_budget) == (7, 1 << 30)
+    assert (options.model.arch_sparse_feature_size, options.hardware.device_memory) == (16, 4 << 30)
+    options = parse_command_line(["--profile", str(path), "--profile=criteo-kaggle", "--mini-batch-size=9"])
+    assert (options.batches.mini_batch_size, options.store.host_budget) == (9, 1 << 30)
+    assert parse_command_line(["--profile", str(path), "--profile=criteo-kaggle"]).batches.mini_batch_size == 2048

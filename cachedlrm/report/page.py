@@ -208,6 +208,7 @@ def _prediction(report: Report) -> Element:
     rows = []
     for name, predicted, measured, unit in (
         ("hit ratio", prediction.hit_ratio, report.hit_ratio, RATIO),
+        ("rows created a step", prediction.first_touch_rows_per_step, report.first_touch_rows / steps, NUMBER),
         ("rows fetched a step", prediction.fetched_rows_per_step, report.fetched_rows / steps, NUMBER),
         ("bytes moved a step", prediction.moved_bytes_per_step, report.moved_bytes_per_step, BYTES),
         ("samples a second, at most", prediction.samples_per_s_at_most, report.samples_per_s, NUMBER),
@@ -220,7 +221,12 @@ def _prediction(report: Report) -> Element:
             difference = f"{measured / predicted - 1:+.1%}" if predicted else "-"
         cells = ["-" if value is None else unit.say(value) for value in (predicted, measured)]
         rows.append((name, *cells, difference))
-    return section("Was it foreseen?", table(("", "predicted", "measured", "difference"), rows, "narrow"))
+    note = (
+        f"Predicted from the ids of {prediction.sampled_batches:,} of {prediction.batches:,} batches; the rate is what "
+        "the described hardware bounds."
+    )
+    figures = table(("", "predicted", "measured", "difference"), rows, "narrow")
+    return section("Was it foreseen?", figures, element("p", note, class_="note"))
 
 
 def _repeat(run: Run) -> list[Element]:

@@ -15,6 +15,7 @@ from cachedlrm.architecture import Architecture
 from cachedlrm.config import Options
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.metrics import CacheCounters, TableCounters, finite
+from cachedlrm.prediction import Prediction
 from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.text import as_utf8
 
@@ -51,6 +52,7 @@ class RunTotals:
     phase_ms: dict[str, float]
     accuracy: float | None = None
     inference: InferenceReport | None = None
+    prediction: Prediction | None = None
 
 
 def by_table(architecture: Architecture, counts: Sequence[Sequence[int]]) -> tuple[TableCounters, ...]:
@@ -116,6 +118,8 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "host_store_bytes": totals.host_store_bytes,
         "mapped_peak_bytes": totals.mapped_peak_bytes,
         "phase_ms": totals.phase_ms,
+        "prediction": totals.prediction.as_json() if totals.prediction is not None else None,
+        "miss_ratio_curve": totals.prediction.curve_as_json() if totals.prediction is not None else None,
         "tables": [_table(table) for table in totals.tables],
         "environment": _environment(totals, arguments),
     }

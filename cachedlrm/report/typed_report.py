@@ -39,8 +39,11 @@ class Prediction:
 
     hit_ratio: float | None
     fetched_rows_per_step: float | None
+    first_touch_rows_per_step: float | None
     moved_bytes_per_step: float | None
     samples_per_s_at_most: float | None
+    sampled_batches: int
+    batches: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Predictions beside what the cache then does: python benchmarks/prediction.py [SAMPLE]
+
+Predicts hits and rows moved from the ids of the first SAMPLE batches (200), then plans all of them, on the default
+stream (an epoch and three) and the flights, for every policy that knows no more than its window, without training.
+Prints a table for docs/plan.md.
+"""
+
+import sys
+
+import torch
+
+from cachedlrm.architecture import build_architecture
+from cachedlrm.command_line import parse_plan
+from cachedlrm.data.open import open_dataset
+from cachedlrm.metrics import CacheCounters
+from cachedlrm.prediction import predict
+from cachedlrm.resolve import data_request, resolve
+from cachedlrm.simulation import planned_batches
+from cachedlrm.tiers import size_tiers
+
+STREAMS = {
+    "zipf, 1,000 batches": (["--data=zipf"], (0.005, 0.01, 0.02, 0.05)),
+    "zipf, 3 epochs": (["--data=zipf", "--nepochs=3"], (0.005, 0.01, 0.02, 0.05)),
+    "flights, 272 batches": (["--data=flights"], (0.02, 0.05, 0.1)),
+}
+POLICIES = ("lru", "lfu", "lrfu", "lookahead")
+
+
+def main(sample: int) -> None:
+    """Prints the table, row by row."""
+    print("| ids | policy | cache | hits, predicted | measured | points apart | rows in, predicted of measured |")
+    print("|---|---|---:|---:|---:|---:|---:|", flush=True)
+    for name, (arguments, ratios) in STREAMS.items():
+        dataset = None
+        for policy in POLICIES:
+            for ratio in ratios:
+                given, _ = parse_plan([*arguments, f"--policy={policy}", f"--gpu-cache-ratio={ratio}"])
+                dataset = dataset or open_dataset(given.data.data, None, data_request(given))
+                options = resolve(given, dataset)
+                assert options.optimisation.optimizer is not None
+                architecture = build_architecture(options.model, options.optimisation.optimizer)
+                tiers = size_tiers(options, architecture, dataset, torch.device("cpu"))
+                expected = predict(options, dataset, tiers, sample).chosen
+                batches = planned_batches(options, dataset, [tiers.device.groups])
+                counters = sum((one for (one,) in batches), CacheCounters())
+                moved = (expected.first_touch_rows + expected.fetched_rows) / counters.moved_rows
+                apart = 100 * (expected.hit_ratio - counters.hit_ratio)
+                print(
+                    f"| {name} | {policy} | {ratio:.1%} | {expected.hit_ratio:.2%} | {counters.hit_ratio:.2%} | "
+                    f"{apart:+.2f} | {moved:.3f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
