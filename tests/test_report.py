@@ -21,7 +21,7 @@ CONTRACT_KEYS = {
     "steps", "samples", "samples_per_s", "loss_last", "loss_mean", "auc", "table_rows", "cache_slots", "record_bytes",
     "lookups", "hit_ratio", "working_set_rows", "unique_hit_ratio", "first_touch_rows", "fetched_rows", "evicted_rows",
     "written_back_rows", "moved_rows_min", "device_peak_bytes", "device_bytes_breakdown", "host_peak_bytes",
-    "mapped_peak_bytes", "phase_ms",
+    "mapped_peak_bytes", "phase_ms", "tables",
 }  # fmt: skip
 ENVIRONMENT_KEYS = {"command", "date", "commit", "torch", "numpy", "python", "device", "cpu", "cores", "threads"}
 

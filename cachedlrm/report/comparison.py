@@ -96,7 +96,11 @@ def _fitting(widths: Sequence[int], room: int | None) -> list[list[int]]:
 
 
 def _shortened(value: str) -> str:
-    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."
+    """Without its middle: values of an option may differ at either end."""
+    if len(value) <= _LONGEST:
+        return value
+    kept = _LONGEST - 3
+    return f"{value[: kept // 2]}...{value[-(kept - kept // 2) :]}"
 
 
 def comparison_page(runs: Sequence[Run]) -> str:

@@ -217,6 +217,8 @@ def _prediction(report: Report) -> Element:
             difference = "-"
         elif unit is RATIO:
             difference = f"{(measured - predicted) * 100:+.2f} points"
+        elif name.endswith("at most"):
+            difference = f"{measured / predicted:.1%} of it" if predicted else "-"
         else:
             difference = f"{measured / predicted - 1:+.1%}" if predicted else "-"
         cells = ["-" if value is None else unit.say(value) for value in (predicted, measured)]
