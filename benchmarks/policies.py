@@ -16,7 +16,7 @@ import numpy as np
 
 from cachedlrm.command_line import parse_simulation
 from cachedlrm.data.open import open_dataset
-from cachedlrm.report import _commit, cpu_model
+from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.schedule import Schedule
 from cachedlrm.simulation import Curve, miss_ratio_curve
@@ -115,7 +115,7 @@ def main() -> None:
     date = time.strftime("%Y-%m-%d")
     parts = [
         "# Policies and the physical limit",
-        f"`python benchmarks/policies.py{' LIBCACHESIM_DIRECTORY' * with_online}` on {date}, commit {_commit()}, "
+        f"`python benchmarks/policies.py{' LIBCACHESIM_DIRECTORY' * with_online}` on {date}, commit {commit()}, "
         f"{cpu_model()}. Prefetch depth 2. MIN: Belady's, with all rows of a batch resident together, from an empty "
         "cache. libcachesim's policies get the unique rows of each batch one by one.",
     ]

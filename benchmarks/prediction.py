@@ -18,7 +18,7 @@ from cachedlrm.command_line import parse_plan
 from cachedlrm.data.open import open_dataset
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.prediction import predict
-from cachedlrm.report import _commit, cpu_model
+from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.simulation import planned_batches
 from cachedlrm.tiers import size_tiers
@@ -61,8 +61,8 @@ def main(sample: int) -> None:
     date = time.strftime("%Y-%m-%d")
     text = (
         "# Predictions and what the cache then did\n\n"
-        f"`python benchmarks/prediction.py {sample}` on {date}, commit {_commit()}, {cpu_model()}. Hits and rows brought in "
-        f"(created or fetched), predicted from the ids of the first {sample} batches and counted over all of them.\n\n"
+        f"`python benchmarks/prediction.py {sample}` on {date}, commit {commit()}, {cpu_model()}. Hits and rows "
+        f"brought in, created or fetched: predicted from the ids of the first {sample} batches, then counted.\n\n"
     )
     for line in rows(sample):
         print(line, flush=True)

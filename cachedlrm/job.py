@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cachedlrm.architecture import Architecture, build_architecture
-from cachedlrm.budget import DeviceSizes, Workload, format_bytes
+from cachedlrm.budget import DeviceSizes, Workload
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
@@ -25,6 +25,7 @@ from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.tiers import STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.trainer import Trainer
+from cachedlrm.units import format_bytes
 
 
 def choose_device(name: str) -> torch.device:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cachedlrm.architecture import build_architecture
-from cachedlrm.budget import CacheRequest, format_bytes, largest_batch
+from cachedlrm.budget import CacheRequest, largest_batch
 from cachedlrm.command_line import parse_plan
 from cachedlrm.config import Options
 from cachedlrm.console import aligned
@@ -28,6 +28,7 @@ from cachedlrm.prediction import Prediction, predict
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.store.record_log import USED_SHARE
 from cachedlrm.tiers import Tiers, size_tiers
+from cachedlrm.units import format_bytes
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,28 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.budget import format_bytes
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.errors import UserError
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.job import Job
 from cachedlrm.live_view import RunHeader
 from cachedlrm.memory import host_memory
-from cachedlrm.metrics import PHASES, CacheCounters, Snapshot
+from cachedlrm.metrics import PHASES, TABLE_COUNTS, CacheCounters, Snapshot
 from cachedlrm.prediction import Prediction
-from cachedlrm.report import RunTotals
+from cachedlrm.report.totals import RunTotals, by_table
+from cachedlrm.units import format_bytes
 
 _SAVED = (
     "steps",
     "samples",
     "counters",
     "counters_at_snapshot",
+    "table_counts",
     "losses",
     "loss_sum",
     "last_loss",
@@ -70,6 +73,8 @@ class Progress:
         self._last_loss: float | None = None
         self._steps = self._samples = 0
         self._counters = self._counters_at_snapshot = CacheCounters()
+        num_tables = sum(map(len, job.architecture.groups))
+        self._table_counts = np.zeros((num_tables, len(TABLE_COUNTS)), np.int64)
         self._evaluated = False
         self._auc: float | None = None
         self._accuracy: float | None = None
@@ -107,6 +112,8 @@ class Progress:
                 value = saved[name]
                 if name.startswith("counters"):
                     value = CacheCounters(**{key: int(count) for key, count in value.items()})
+                if name == "table_counts":
+                    value = self._read_table_counts(value)
                 if name in _NUMBERS and not (isinstance(value, int | float) and value >= 0):
                     raise ValueError(f"{name} is {value}")
                 setattr(self, f"_{name}", value)
@@ -114,6 +121,12 @@ class Progress:
                 self._warm = (self._samples, self._seconds)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"the checkpoint's progress does not read: {error!r}; start the run again") from error
+
+    def _read_table_counts(self, value: object) -> NDArray[np.int64]:
+        counts = np.array(value)
+        if counts.shape != self._table_counts.shape or counts.dtype != np.int64 or counts.min() < 0:
+            raise ValueError(f"table_counts are not those of {len(self._table_counts)} tables")
+        return counts
 
     @property
     def resumes(self) -> bool:
@@ -201,6 +214,7 @@ class Progress:
         self._last_batch = batch.tensors.index
         self._samples += batch.tensors.num_samples
         self._counters += batch.counters
+        self._table_counts += batch.table_counts
         if self._warm is None and self._steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
             self._stop_clock()
             self._warm = (self._samples, self._seconds)
@@ -337,12 +351,14 @@ class Progress:
             record_bytes=max(layout.record_bytes for layout in job.architecture.layouts),
             table_bytes=job.tiers.table_bytes,
             counters=self._counters,
+            tables=by_table(job.architecture, self._table_counts.tolist()),
             device_name=self._device_name(),
             threads=torch.get_num_threads(),
             device_peak_bytes=self._device_peak(),
             device_limit_bytes=job.tiers.device_limit,
             device_bytes_breakdown=job.tiers.device.breakdown,
             host_peak_bytes=self._host_peak,
+            host_limit_bytes=job.tiers.host.records,
             host_store_bytes=job.trainer.cache.store_bytes,
             mapped_peak_bytes=self._mapped_peak,
             phase_ms={phase: total / max(1, self._steps) for phase, total in self._phase_totals.items()},
@@ -369,4 +385,6 @@ class Progress:
 
 
 def _as_json(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return asdict(value) if isinstance(value, CacheCounters) else value

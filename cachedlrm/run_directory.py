@@ -22,6 +22,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "report.json",
     "report.md",
+    "report.html",
     "final.safetensors",
     "predictions.npy",
     "model.onnx",

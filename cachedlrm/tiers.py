@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from cachedlrm.architecture import Architecture
-from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, format_bytes, size_device
+from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, size_device
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.errors import UserError
 from cachedlrm.memory import free_device_bytes, free_host_bytes
 from cachedlrm.schedule import Schedule
+from cachedlrm.units import format_bytes
 
 STAGING_ROWS = 16384
 """Rows of a staging buffer."""

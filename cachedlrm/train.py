@@ -25,7 +25,6 @@ from contextlib import closing, suppress
 import numpy as np
 
 from cachedlrm.architecture import describe
-from cachedlrm.budget import format_bytes
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.command_line import parse_command_line, to_toml
@@ -42,9 +41,14 @@ from cachedlrm.outputs import check_outputs, save_models
 from cachedlrm.prediction import predict
 from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
-from cachedlrm.report import build_report, report_markdown
+from cachedlrm.report.markdown import report_markdown
+from cachedlrm.report.page import run_page
+from cachedlrm.report.runs import Run
+from cachedlrm.report.totals import build_report
+from cachedlrm.report.typed_report import parse_report
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
+from cachedlrm.units import format_bytes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,7 +92,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
-            console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
+            console.finish(f"{progress.summary()}\nreport: {run.path('report.html')}, and report.md as text")
 
 
 class _Watched:
@@ -244,6 +248,8 @@ def _save(arguments: Sequence[str], job: Job, recorder: _Recorder, config: str) 
     report = build_report(totals, arguments)
     run.write_json("report.json", report)
     run.write_text("report.md", report_markdown(totals, report, recorder.rows, config))
+    shown = Run(str(run.path(".")), parse_report(report), recorder.rows, job.options, config)
+    run.write_text("report.html", run_page(shown))
     recorder.console.busy(recorder.progress.steps, f"writing {FILE_NAME}")
     try:
         save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options)

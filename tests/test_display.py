@@ -14,8 +14,9 @@ from cachedlrm.config import Options
 from cachedlrm.console import LiveConsole, PlainConsole, SilentConsole, open_console
 from cachedlrm.live_view import LiveView, RunHeader, format_seconds
 from cachedlrm.memory import host_memory
-from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, metrics_row
-from cachedlrm.report import RunTotals, build_report, report_markdown
+from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, TableCounters, metrics_row
+from cachedlrm.report.markdown import report_markdown
+from cachedlrm.report.totals import RunTotals, build_report
 
 HEADER = RunHeader(
     "zipf", "33,762,577 rows in 26 tables, dim 16, adagrad", "1,688,128 slots (5.00%), lrfu, 313.6 MiB on the device",
@@ -187,10 +188,10 @@ def test_seconds():
 TOTALS = RunTotals(
     options=Options(), steps=10, samples=1000, samples_per_s=500.0, training_s=2.0, loss_last=0.4, loss_mean=0.5,
     auc=0.75, losses=None, table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128, table_bytes=128_000,
-    counters=TOTAL,
+    counters=TOTAL, tables=(TableCounters("emb_l.0", 1000, 1000, 900, 400, 60),),
     device_name="cpu", threads=2, device_peak_bytes=1000, device_limit_bytes=2000,
     device_bytes_breakdown={"slab": 600, "staging": 0, "working_set": 100, "dense": 100, "activations": 200},
-    host_peak_bytes=10, host_store_bytes=5, mapped_peak_bytes=1, phase_ms=SNAPSHOT.phase_ms,
+    host_peak_bytes=10, host_limit_bytes=40, host_store_bytes=5, mapped_peak_bytes=1, phase_ms=SNAPSHOT.phase_ms,
 )  # fmt: skip
 
 

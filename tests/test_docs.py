@@ -18,7 +18,9 @@ from documents import DOCUMENTS, ROOT, Block, all_blocks
 from runs import train
 
 COMMAND = re.compile(r"(python|make|torchrun) ")
-PROGRAMS = ["train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet"]
+PROGRAMS = [
+    "train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "report"
+]  # fmt: skip
 OTHERS_OPTIONS = {"--data-sub-sample-rate"}  # of facebookresearch/dlrm, where the text says what is not here
 
 
@@ -147,6 +149,17 @@ def test_commands_that_export_run(where, command, tmp_path):
     result = run(words, tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / words[3]).exists()
+
+
+@pytest.mark.parametrize(("where", "command"), [(w, c) for w, c in commands() if "-m cachedlrm.report" in c])
+def test_commands_that_report_run(where, command, tmp_path):
+    words = shlex.split(command)[1:]
+    page = words.index("--html") + 1 if "--html" in words else len(words)
+    for directory in words[2 : page - 1]:
+        assert train(tmp_path / directory, "--steps=2") == 0
+    result = run(words, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert all((tmp_path / written).exists() for written in words[page:])
 
 
 # --- names

@@ -34,6 +34,7 @@ class PreparedBatch:
     Attributes:
         tensors: on the device.
         counters: the cache's work for this batch, all groups together.
+        table_counts: [num_tables, 4] int64, the `TABLE_COUNTS` of this batch, group after group.
         phase_ms: host milliseconds of ``plan``, ``evict`` (until the victims have been trained included) and
             ``admit``, spent since the batch before.
         admitted: event on the copy stream.
@@ -41,6 +42,7 @@ class PreparedBatch:
 
     tensors: DeviceBatch
     counters: CacheCounters
+    table_counts: NDArray[np.int64]
     phase_ms: dict[str, float]
     admitted: Event
 
@@ -127,7 +129,8 @@ class EmbeddingCache:
                     phase_ms[phase] += milliseconds
             admitted = self._admitted[index % self._ring]
             admitted.record()
-        return PreparedBatch(tensors, counters, phase_ms, admitted)
+        table_counts = np.concatenate([plan.table_counts for _, plan in plans])
+        return PreparedBatch(tensors, counters, table_counts, phase_ms, admitted)
 
     def gather(self, batch: PreparedBatch) -> list[Tensor]:
         """The records of a batch's working set: [U, width] of each group, in buffers that the next call uses again.

@@ -1,28 +1,18 @@
-"""``report.json`` and ``report.md``: what a run measured, with fixed keys, and the same for people."""
+"""``report.md``: a run for people, as text."""
 
-import os
-import platform
-import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
-import numpy as np
-import torch
-
-from cachedlrm import __version__
-from cachedlrm.budget import format_bytes
-from cachedlrm.config import Options
-from cachedlrm.inference_report import InferenceReport
 from cachedlrm.live_view import format_seconds, sparkline
-from cachedlrm.metrics import PREPARING_PHASES, CacheCounters, MetricsRow, finite
-from cachedlrm.prediction import Prediction
-from cachedlrm.text import as_utf8
+from cachedlrm.metrics import PREPARING_PHASES, MetricsRow
+from cachedlrm.report.tables import most_missed
+from cachedlrm.report.totals import RunTotals
+from cachedlrm.report.typed_report import parse_report
+from cachedlrm.report.words import summary
+from cachedlrm.units import format_bytes
 
 _COURSE_ROWS = 20
 _CURVE_WIDTH = 80
+_MOST_TABLES = 10
 _COURSE = {
     "step": ("step", ","),
     "loss": ("loss", ".5f"),
@@ -34,145 +24,6 @@ _COURSE = {
     "wait_ms": ("wait, ms a step", ".2f"),
 }
 """Columns of the course: keys of a line of metrics, their titles and formats."""
-
-
-@dataclass(frozen=True)
-class RunTotals:
-    """A finished run's figures; the keys of ``report.json`` say what they mean (see `build_report`)."""
-
-    options: Options
-    steps: int
-    samples: int
-    samples_per_s: float
-    training_s: float
-    loss_last: float | None
-    loss_mean: float | None
-    auc: float | None
-    losses: list[float] | None
-    table_rows: int
-    cache_slots: int
-    temporary_slots: int
-    record_bytes: int
-    table_bytes: int
-    counters: CacheCounters
-    device_name: str
-    threads: int
-    device_peak_bytes: int
-    device_limit_bytes: int
-    device_bytes_breakdown: dict[str, int]
-    host_peak_bytes: int
-    host_store_bytes: int
-    mapped_peak_bytes: int
-    phase_ms: dict[str, float]
-    accuracy: float | None = None
-    inference: InferenceReport | None = None
-    prediction: Prediction | None = None
-
-
-def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, object]:
-    """The object of ``report.json``.
-
-    ``samples_per_s`` is the rate after the first 5 % of the steps, without setup and evaluation; ``hit_ratio`` is over
-    lookups, ``unique_hit_ratio`` over working-set rows; ``device_peak_bytes`` is measured on CUDA and accounted on the
-    CPU; ``host_peak_bytes`` is anonymous memory (rss - shared), ``mapped_peak_bytes`` mapped pages; ``phase_ms`` are
-    means per step, those of plan, evict and admit spent by the prefetch thread when there is one.
-
-    Args:
-        totals: the run.
-        arguments: its command line.
-    """
-    counters = totals.counters
-    report: dict[str, object] = {
-        "steps": totals.steps,
-        "samples": totals.samples,
-        "samples_per_s": finite(totals.samples_per_s),
-        "training_s": totals.training_s,
-        "loss_last": finite(totals.loss_last),
-        "loss_mean": finite(totals.loss_mean),
-        "auc": finite(totals.auc),
-        "accuracy": finite(totals.accuracy),
-        "table_rows": totals.table_rows,
-        "cache_slots": totals.cache_slots,
-        "temporary_slots": totals.temporary_slots,
-        "record_bytes": totals.record_bytes,
-        "table_bytes": totals.table_bytes,
-        "lookups": counters.lookups,
-        "hit_ratio": counters.hit_ratio,
-        "working_set_rows": counters.working_set_rows,
-        "unique_hit_ratio": counters.unique_hit_ratio,
-        "first_touch_rows": counters.first_touch_rows,
-        "fetched_rows": counters.fetched_rows,
-        "evicted_rows": counters.evicted_rows,
-        "written_back_rows": counters.written_back_rows,
-        "fetched_bytes": counters.fetched_bytes,
-        "written_back_bytes": counters.written_back_bytes,
-        "moved_rows_min": counters.moved_rows_min if totals.options.cache.report_min else None,
-        "device_peak_bytes": totals.device_peak_bytes,
-        "device_limit_bytes": totals.device_limit_bytes,
-        "device_bytes_breakdown": totals.device_bytes_breakdown,
-        "host_peak_bytes": totals.host_peak_bytes,
-        "host_store_bytes": totals.host_store_bytes,
-        "mapped_peak_bytes": totals.mapped_peak_bytes,
-        "phase_ms": totals.phase_ms,
-        "prediction": totals.prediction.as_json() if totals.prediction is not None else None,
-        "miss_ratio_curve": totals.prediction.curve_as_json() if totals.prediction is not None else None,
-        "environment": _environment(totals, arguments),
-    }
-    if totals.losses is not None:
-        report["losses"] = [finite(loss) for loss in totals.losses]
-    if totals.inference is not None:
-        report["inference"] = totals.inference.as_json()
-    return report
-
-
-def _environment(totals: RunTotals, arguments: Sequence[str]) -> dict[str, object]:
-    """What is needed to repeat the run elsewhere."""
-    return {
-        "command": " ".join(["python -m cachedlrm.train", *(shlex.quote(as_utf8(text)) for text in arguments)]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "cachedlrm": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "device": totals.device_name,
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": totals.threads,
-    }
-
-
-def _commit() -> str | None:
-    """Commit of the checkout the package lies in, marked if files differ from it; None outside one.
-
-    A package installed into somebody's project lies in that project's checkout without being part of it.
-    """
-    git = ["git", "-C", str(Path(__file__).parent)]
-    # Without optional locks a run never gets in the way of the user's own git commands.
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    described = ""
-    try:
-        for command in (
-            ["ls-files", "--error-unmatch", Path(__file__).name],
-            ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        ):
-            done = subprocess.run(
-                [*git, *command], capture_output=True, text=True, timeout=5, check=True, env=environment
-            )
-            described = done.stdout.strip()
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    return described
-
-
-def cpu_model() -> str:
-    """What the processor calls itself; on Linux from ``/proc/cpuinfo``."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Sequence[MetricsRow], config: str) -> str:
@@ -192,10 +43,11 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
     else:
         sections = [
             "# Training report",
-            _summary(totals),
+            summary(parse_report(report)),
             "## Result\n\n" + _result(totals),
             "## Cache traffic\n\n" + _traffic(totals),
             *(["## Prediction and measurement\n\n" + _prediction(totals)] if totals.prediction is not None else []),
+            "## Tables that miss most\n\n" + _tables(totals),
             "## Memory\n\n" + _memory(totals),
             "## Where a step's time goes\n\n" + _phases(totals),
             "## Course of the run\n\n" + _course(rows),
@@ -205,25 +57,6 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
         f"```toml\n{config.strip()}\n```",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _summary(totals: RunTotals) -> str:
-    counters, share = totals.counters, totals.cache_slots / totals.table_rows
-    if not totals.steps:
-        return "No step was trained: the model was built and initialised."
-    learned = "" if totals.auc is None else f", and ranks held-out samples with an AUC of {totals.auc:.4f}"
-    temporary = ""
-    if totals.temporary_slots:
-        temporary = f", and up to {totals.temporary_slots:,} more while a batch needed them"
-    moved = counters.fetched_bytes + counters.written_back_bytes
-    return (
-        f"The model was trained on {totals.samples:,} samples in {totals.steps:,} steps at {totals.samples_per_s:,.0f} "
-        f"samples/s{learned}. Its tables have {totals.table_rows:,} rows; the device kept at most "
-        f"{totals.cache_slots:,} of them ({share:.2%}){temporary}, and {counters.hit_ratio:.1%} of lookups found their "
-        f"row there. {format_bytes(moved)} of rows moved between device and store, "
-        f"{format_bytes(moved // totals.steps)} a step, and training waited {totals.phase_ms['wait']:.2f} ms a step "
-        "for rows. Results do not depend on the cache: an uncached run gives the same bits."
-    )
 
 
 def _result(totals: RunTotals) -> str:
@@ -285,6 +118,27 @@ def _prediction(totals: RunTotals) -> str:
         "what the described hardware bounds, whatever trains on it."
     )
     return _table(("", "predicted", "measured"), rows) + f"\n\n{note}"
+
+
+def _tables(totals: RunTotals) -> str:
+    """At most `_MOST_TABLES`, with their share of all lookups that missed and of their own rows that were touched."""
+    missed = totals.counters.lookups - totals.counters.hit_lookups
+    if not missed:
+        return "No lookup missed."
+    rows = [
+        (
+            table.name,
+            f"{table.rows:,}",
+            f"{table.lookups:,}",
+            _number(table.hit_ratio, ".2%"),
+            f"{table.missed_lookups / missed:.1%}",
+            f"{table.touched_rows:,}",
+            f"{table.touched_rows / table.rows:.1%}",
+        )
+        for table in most_missed(totals.tables)[:_MOST_TABLES]
+    ]
+    header = ("table", "rows", "lookups", "hit ratio", "share of all misses", "touched rows", "of its rows")
+    return f"{_table(header, rows)}\n\nOf {len(totals.tables):,} tables; all are in report.json."
 
 
 def _memory(totals: RunTotals) -> str:
