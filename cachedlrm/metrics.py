@@ -4,6 +4,7 @@ import json
 import math
 import operator
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
 
@@ -11,6 +12,20 @@ PREPARING_PHASES = ("plan", "evict", "admit")
 """Those that make a batch's rows ready; a prefetch thread spends them beside the others."""
 
 MetricsRow = dict[str, float | int | None]
+
+
+class Span(NamedTuple):
+    """A piece of a thread's work.
+
+    Attributes:
+        name: a phase, or ``read`` for reading samples.
+        start: seconds, of `time.perf_counter`.
+        end: the same.
+    """
+
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)

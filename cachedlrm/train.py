@@ -43,6 +43,7 @@ from cachedlrm.progress import Progress
 from cachedlrm.report import build_report, report_markdown
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
+from cachedlrm.step_trace import TRACE_FILE, StepTrace
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,7 +85,9 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(recorder.interrupted()) from error
-            console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
+            trace = run.path(TRACE_FILE)
+            where = f"\ntrace: {trace}, for https://ui.perfetto.dev" if trace.exists() else ""
+            console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}{where}")
 
 
 class _Recorder:
@@ -156,7 +159,7 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
     def settle() -> None:
         """Does what is due after the last batch trained."""
         if progress.needs_evaluation:
-            with checkpoints.interruptible():
+            with checkpoints.interruptible(), trace.range("evaluate"):
                 _evaluate(job, recorder)
         if progress.due and not progress.needs_evaluation:
             with interrupts.held():  # no line is lost or written twice
@@ -169,9 +172,10 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),
         checkpoints.around(batches),
+        StepTrace(job, progress, recorder.run, console) as trace,
     ):
         settle()  # what an interrupt left undone
-        for batch in batches:
+        for batch in trace.steps(batches):
             with interrupts.held():  # a step that has begun is finished
                 progress.received(batch)
                 progress.trained(batch, trainer.step(batch))
