@@ -255,7 +255,7 @@ _NOT_CARRIED = {
     "print-wall-time": _TIMES,
     "enable-profiling": "--profile-trace N traces N steps with torch's profiler",
     "plot-compute-graph": "it only ends the reference with a message",
-    "tensor-board-filename": "curves are in metrics.jsonl and report.md",
+    "tensor-board-filename": "--tensorboard writes curves for TensorBoard into the run directory",
     "mlperf-logging": "--mlperf-grad-accum-iter works without it",
     "mlperf-acc-threshold": _LOOP,
     "mlperf-auc-threshold": _LOOP,
@@ -334,10 +334,12 @@ def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunO
     quantized = [name for name in (mlp, embeddings) if not name.endswith(" 32")]
     if inference.inference_only and run.steps:
         raise UserError(f"--steps {run.steps} trains and --inference-only does not; drop one of them")
-    if inference.inference_only and run.profile_trace:
-        raise UserError(
-            f"--profile-trace {run.profile_trace} traces training and --inference-only does none; drop one of them"
-        )
+    for option, given in (
+        (f"--profile-trace {run.profile_trace}", run.profile_trace),
+        ("--tensorboard", run.tensorboard),
+    ):
+        if inference.inference_only and given:
+            raise UserError(f"{option} is about training and --inference-only does none; drop one of them")
     if quantized and not inference.inference_only:
         raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
     if quantized and inference.save_onnx:

@@ -266,6 +266,8 @@ class RunOptions:
     """Threads of torch's operators. Default: the processors this process may use; 1 where a step is small."""
     debug_mode: Flag = False
     """Print the architecture before training: layers, interactions, tables and their bytes."""
+    tensorboard: Flag = False
+    """Write the numbers of metrics.jsonl for TensorBoard, too, into tensorboard in the run directory."""
     profile_trace: Count = 0
     """Steps to trace with torch's profiler, with every phase as a range: trace.json in the run directory, for
     https://ui.perfetto.dev. They begin after 5 % of the steps, 100 at most, and are slower. 0: none."""

@@ -43,6 +43,7 @@ from cachedlrm.progress import Progress
 from cachedlrm.report import build_report, report_markdown
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
+from cachedlrm.scalars import Scalars
 from cachedlrm.step_trace import TRACE_FILE, StepTrace
 
 
@@ -70,8 +71,10 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     config = to_toml(options)
     with open_run(options) as run, closing(build_job(options, dataset, run.path("."))) as job:
         progress = Progress(job)
-        with closing(open_console(options.run.ui)) as console:
-            recorder = _Recorder(progress, run, console)
+        with (
+            closing(open_console(options.run.ui)) as console,
+            closing(_Recorder(job, progress, run, console)) as recorder,
+        ):
             try:
                 run.write_text("config.toml", config)
                 console.start(progress.header())
@@ -91,25 +94,29 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
 
 
 class _Recorder:
-    """Where a run's metrics go: the display, ``metrics.jsonl`` and, in the end, the report.
+    """Where a run's metrics go: the display, ``metrics.jsonl``, TensorBoard and, in the end, the report.
 
     Args:
+        job: the run.
         progress: what is measured.
         run: the directory.
         console: the display.
     """
 
-    def __init__(self, progress: Progress, run: RunDirectory, console: Console) -> None:
+    def __init__(self, job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
         self.progress = progress
         self.run = run
         self.console = console
         self.rows = run.read_metrics(progress.steps) if progress.resumes else []
+        self.scalars = Scalars(run, self.rows, progress.steps) if job.options.run.tensorboard else None
 
     def record(self) -> None:
         """Takes a snapshot; the host waits for the device."""
         snapshot = self.progress.snapshot()
         self.rows.append(metrics_row(snapshot))
         self.run.append_metrics(self.rows[-1])
+        if self.scalars is not None:
+            self.scalars.add(self.rows[-1])
         self.console.update(snapshot)
 
     def interrupted(self) -> str:
@@ -127,6 +134,11 @@ class _Recorder:
         elif self.run.has_results:
             kept = f"{self.run.path('metrics.jsonl')} keeps the metrics"
         return f"interrupted {when}; {kept}"
+
+    def close(self) -> None:
+        """Nothing more will be recorded."""
+        if self.scalars is not None:
+            self.scalars.close()
 
 
 def _say_first(job: Job, run: RunDirectory, console: Console) -> None:

@@ -38,7 +38,7 @@ num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
 lookahead prefetch-depth report-min store store-path host-budget init device steps run-dir checkpoint-every resume ui
-save-predictions threads debug-mode profile-trace deterministic profile load-model save-model inference-only
+save-predictions threads debug-mode tensorboard profile-trace deterministic profile load-model save-model inference-only
 quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
@@ -163,6 +163,7 @@ def test_sizes(text, size):
         ("--inference-only --quantize-mlp-with-bit 8 --save-onnx", ["--quantize-mlp-with-bit 8", "--save-onnx"]),
         ("--inference-only --steps 5", ["--steps 5", "--inference-only"]),
         ("--inference-only --profile-trace 5", ["--profile-trace 5", "--inference-only"]),
+        ("--inference-only --tensorboard", ["--tensorboard", "--inference-only"]),
         ("--load-model=", ["--load-model", "empty"]),
         ("--profile nowhere", ["criteo-kaggle"]),
         ("--profile nowhere.toml", ["nowhere.toml"]),
@@ -386,6 +387,7 @@ def all_options(draw):
             save_predictions=st.booleans(),
             threads=maybe(st.integers(1, 1024)),
             debug_mode=st.booleans(),
+            tensorboard=st.just(False) if serves else st.booleans(),
             profile_trace=st.just(0) if serves else count,
             deterministic=st.booleans(),
             profile=st.none(),
