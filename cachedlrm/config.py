@@ -146,8 +146,9 @@ class DataOptions:
     data: str = "zipf"
     """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H), flights (real records, optional package),
     npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped; with the held-out part of prepared data),
-    criteo:PATH (raw files, for a first look), or reference (facebookresearch/dlrm's generators:
-    its numbers from its seed, and its defaults)."""
+    criteo:PATH (raw files, for a first look), parquet:PATH or parquet:PATH:label=L:dense=A,B:sparse=C,D (a file or
+    folder; ids as they are; columns not named follow from their types), or reference (facebookresearch/dlrm's
+    generators: its numbers from its seed, and its defaults)."""
     test_data: str | None = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
 
