@@ -1,9 +1,9 @@
-"""Reading Parquet files beside npy files of the same samples: python benchmarks/parquet_source.py FOLDER [SAMPLES] [ROUNDS]
+"""Parquet files beside npy files of the same samples: python benchmarks/parquet_source.py FOLDER [SAMPLES] [ROUNDS]
 
-Writes SAMPLES (default 2,000,000) samples of 13 dense features and 26 ids into FOLDER, as an npy triple and as a Parquet
-file of Arrow's default row groups (1,048,576), then reads batches of 2,048 from each, ROUNDS (default 3) times in turn, on
-and backwards, from an opened source that has decoded nothing. Prints the medians of the process's time (user and system)
-and the longest read, which is a row group's decoding.
+Writes SAMPLES (default 2,000,000) samples of 13 dense features and 26 ids into FOLDER, as an npy triple and as a
+Parquet file of Arrow's default row groups (1,048,576), then opens each and reads batches of 2,048 from it, on and
+backwards, ROUNDS (default 3) times in turn. Prints the medians of the process's time (user and system) and of the
+longest read, which is a row group's decoding.
 """
 
 import statistics
