@@ -51,6 +51,7 @@ MlpBits = Annotated[Whole, _must_be("8, 16 or 32", lambda bits: bits in (8, 16, 
 EmbeddingBits = Annotated[Whole, _must_be("4, 8 or 32", lambda bits: bits in (4, 8, 32))]
 Threads = Annotated[Whole, _must_be("from 1 to 1024", lambda threads: 1 <= threads <= 1024)]
 Lookups = Annotated[Whole, _must_be("from 1 to 100000", lambda lookups: 1 <= lookups <= 100_000)]
+TracedSteps = Annotated[Whole, _must_be("from 0 to 1000", lambda steps: 0 <= steps <= 1000)]  # 100 KB each
 Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
 Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
 Number = Annotated[float, _must_be("a finite number", math.isfinite)]
@@ -269,9 +270,9 @@ class RunOptions:
     """Print the architecture before training: layers, interactions, tables and their bytes."""
     tensorboard: Flag = False
     """Write the numbers of metrics.jsonl for TensorBoard, too, into tensorboard in the run directory."""
-    profile_trace: Count = 0
+    profile_trace: TracedSteps = 0
     """Steps to trace with torch's profiler, with every phase as a range: trace.json in the run directory, for
-    https://ui.perfetto.dev. They begin after 5 % of the steps, 100 at most, and are slower. 0: none."""
+    https://ui.perfetto.dev. They begin after 5 % of the steps, 100 at most, and are slower. 0: none; at most 1000."""
     deterministic: Flag = False
     """Only deterministic operators, or an error (matters on CUDA)."""
     profile: str | None = None

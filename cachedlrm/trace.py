@@ -97,8 +97,9 @@ class Trace:
         self._profile.export_chrome_trace(str(path))
         try:
             trace = json.loads(path.read_bytes())
-        except ValueError as error:  # the profiler does not say so
-            raise OSError("the file was cut off") from error
+        except (FileNotFoundError, ValueError) as error:  # the profiler keeps it to itself
+            path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
+            raise OSError("the profiler's file is not complete, the disk may be full") from error
         marks = sorted(event["ts"] for event in trace["traceEvents"] if event["name"] == _MARK)
         # What lies between reading the clock and the range's beginning only makes a mark late.
         shift = min(ts - mark * 1e6 for ts, mark in zip(marks, self._marks, strict=True))

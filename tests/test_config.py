@@ -388,7 +388,7 @@ def all_options(draw):
             threads=maybe(st.integers(1, 1024)),
             debug_mode=st.booleans(),
             tensorboard=st.just(False) if serves else st.booleans(),
-            profile_trace=st.just(0) if serves else count,
+            profile_trace=st.just(0) if serves else st.integers(0, 1000),
             deterministic=st.booleans(),
             profile=st.none(),
         ),
