@@ -235,10 +235,13 @@ class CacheOptions:
     profile says there is, or nine tenths of what is free on the GPU; implies --predict."""
     policy: Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"] = "lrfu"
     """Which rows to evict. static and oracle read all ids once before training (for static, prepared data has counts
-    and spares that), lookahead --lookahead batches ahead; oracle moves as few rows as possible, for comparison, and
-    keeps 4 bytes for each row of each batch on disk."""
+    and spares that); lookahead knows --lookahead batches ahead, and beyond them such counts, if there are; oracle moves
+    as few rows as possible, for comparison, and keeps 4 bytes for each row of each batch on disk."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
+    count_rows: Flag = False
+    """Read all ids once before training, so that --policy lookahead knows how often each row is still to be used;
+    prepared data has the counts and needs no pass."""
     prefetch_depth: Depth | None = None
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
     only while the slots hold that many working sets more than one. Default: 2; 0 on the CPU where a step is small."""

@@ -1,4 +1,4 @@
-"""What policies learn of the ids before training: uses for ``static``, next uses for ``oracle``."""
+"""What policies learn of the ids before training: counts for ``static`` and ``lookahead``, next uses for ``oracle``."""
 
 import hashlib
 import json
@@ -9,8 +9,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
-from cachedlrm.cache.policies import Oracle, Policy, Static
+from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
 from cachedlrm.config import Options
 from cachedlrm.data.lookups import Router
@@ -50,7 +52,7 @@ def inform_policies(
         schedule: of the run.
         options: resolved; what the stream depends on.
         run_dir: where next uses go.
-        row_counts: lookups of each row, where the data knows them.
+        row_counts: lookups of each row in an epoch, where the data knows them.
         tell: takes the share of the ids that was read, again and again.
 
     Raises:
@@ -59,12 +61,17 @@ def inform_policies(
     """
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
-    if isinstance(kind, Static) and row_counts is not None and router.is_identity:
-        for policy in by_group[0]:
-            assert isinstance(policy, Static)
-            policy.take_counts(row_counts)
-    elif isinstance(kind, Static):
+    counts = [row_counts] if row_counts is not None and router.is_identity else None
+    if isinstance(kind, Lookahead) and counts is None and options.cache.count_rows:
+        counts = _count_lookups(num_rows, router, schedule, tell)
+    if isinstance(kind, Static) and counts is None:
         _count_uses(by_group, num_rows, router, schedule, tell)
+    elif isinstance(kind, Static | Lookahead) and counts is not None:
+        epochs = -(-schedule.num_batches // schedule.batches_per_epoch)
+        for policies, group_counts in zip(by_group, counts, strict=True):
+            for policy in policies:
+                assert isinstance(policy, Static | Lookahead)
+                policy.take_counts(group_counts * epochs)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
         read_next_uses(num_rows, router, schedule, options, folder, tell=tell)
@@ -77,6 +84,17 @@ def inform_policies(
 def discard_next_uses(run_dir: Path) -> None:
     """Removes what a finished run does not need any more."""
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
+
+
+def _count_lookups(num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell) -> list[Int64s]:
+    """Lookups of each row of each group in an epoch, as far as the run goes."""
+    counts = [np.zeros(rows, np.int64) for rows in num_rows]
+    num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
+    for index, batch in enumerate(schedule.one_epoch()):
+        tell(index / num_batches)
+        for of_group, lookups in zip(counts, router(batch), strict=True):
+            np.add.at(of_group, lookups.rows, 1)
+    return counts
 
 
 def _count_uses(

@@ -38,10 +38,10 @@ numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data tes
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
-lookahead prefetch-depth report-min predict store store-path host-budget init device steps run-dir checkpoint-every
-resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile device-memory
-device-reserved device-bandwidth device-flops link-bandwidth load-model save-model inference-only quantize-mlp-with-bit
-quantize-emb-with-bit save-onnx
+lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps run-dir
+checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
+device-memory device-reserved device-bandwidth device-flops link-bandwidth load-model save-model inference-only
+quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
 
@@ -368,6 +368,7 @@ def all_options(draw):
             gpu_budget=st.just("auto") | maybe(positive),
             policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]),
             lookahead=positive,
+            count_rows=st.just(False),
             prefetch_depth=maybe(st.integers(0, 64)),
             report_min=st.booleans(),
             predict=st.booleans(),
