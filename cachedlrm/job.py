@@ -16,7 +16,7 @@ from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
 from cachedlrm.errors import UserError
-from cachedlrm.foresight import inform_policies
+from cachedlrm.foresight import Tell, inform_policies
 from cachedlrm.initial import initial_parameters
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
@@ -79,6 +79,14 @@ class Job:
         """The first batch to train: not the next planned, the next that was not trained."""
         return 0 if self.checkpoint is None else self.checkpoint.batches
 
+    def inform_policies(self, run_dir: Path, tell: Tell) -> None:
+        """Reads the ids once for a policy that needs to know them; see `cachedlrm.foresight.inform_policies`."""
+        cache = self.trainer.cache
+        policies = [group.policy for group in cache.groups]
+        num_rows = [group.num_rows for group in self.tiers.workload.groups]
+        counts = self.dataset.row_counts
+        inform_policies([policies], num_rows, cache.router, self.schedule, self.options, run_dir, counts, tell)
+
     def close(self) -> None:
         """Lets others open the store."""
         self.trainer.cache.close()
@@ -123,9 +131,6 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
             undo.callback(durability.database.close)
         cache = _build_cache(router, workload, tiers.device, host_limit, initial.rows, settings, device, durability)
-        policies = [group.policy for group in cache.groups]
-        num_rows = [group.num_rows for group in workload.groups]
-        inform_policies([policies], num_rows, router, schedule, options, run_dir, dataset.row_counts)
         trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)

@@ -136,14 +136,17 @@ class Snapshot:
         phase_ms: recent mean per step, by phase.
         device_bytes: the most in use so far, measured on CUDA; on the CPU what a step is accounted for.
         device_limit_bytes: the budget, or the memory that was free at the start.
-        host_bytes: anonymous resident memory now.
-        host_limit_bytes: ``--host-budget``, or the memory that was free at the start.
+        host_bytes: anonymous resident memory of the process now.
+        host_limit_bytes: ``--host-budget``, or the memory that was free at the start: the most that records may take.
         mapped_bytes: mapped pages in memory now.
         cache_slots: rows the cache may keep.
         resident_slots: rows it keeps.
         host_records: records in the host store; None where nobody counted them.
+        host_record_bytes: theirs.
         temporary_slots: beyond ``cache_slots``, for a batch that needs more rows.
         evaluated: whether there has been an evaluation.
+        disk_bytes: of the store's file; None without one.
+        disk_limit_bytes: those and what is free beside it.
     """
 
     step: int
@@ -167,8 +170,11 @@ class Snapshot:
     cache_slots: int
     resident_slots: int
     host_records: int | None = None
+    host_record_bytes: int = 0
     temporary_slots: int = 0
     evaluated: bool = False
+    disk_bytes: int | None = None
+    disk_limit_bytes: int | None = None
 
     @property
     def waited_share(self) -> float:
@@ -208,6 +214,7 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "device_bytes": snapshot.device_bytes,
         "host_bytes": snapshot.host_bytes,
         "mapped_bytes": snapshot.mapped_bytes,
+        "disk_bytes": snapshot.disk_bytes,
         "resident_slots": snapshot.resident_slots,
     }
     return {key: finite(value) for key, value in row.items()}

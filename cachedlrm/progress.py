@@ -259,6 +259,7 @@ class Progress:
         seconds = max(self._seconds - self._seconds_at_snapshot, 1e-9)
         samples = self._samples - self._samples_at_snapshot
         host, mapped = self._sample_memory()
+        disk, disk_limit = job.trainer.cache.disk_bytes()
         snapshot = Snapshot(
             step=self._steps,
             num_steps=self._num_steps,
@@ -281,8 +282,11 @@ class Progress:
             cache_slots=job.tiers.device.quota_slots,
             resident_slots=job.trainer.cache.resident_rows,
             host_records=job.trainer.cache.store_records,
+            host_record_bytes=job.trainer.cache.store_bytes,
             temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
             evaluated=self._evaluated,
+            disk_bytes=disk,
+            disk_limit_bytes=disk_limit,
         )
         self._counters_at_snapshot = self._counters
         self._seconds_at_snapshot, self._samples_at_snapshot = self._seconds, self._samples

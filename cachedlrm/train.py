@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 
 import numpy as np
@@ -29,6 +29,7 @@ from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.command_line import parse_command_line, to_toml
 from cachedlrm.console import Console, aligned, open_console
+from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.open import open_dataset
 from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
@@ -80,6 +81,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 run.write_text("config.toml", config)
                 console.start(progress.header())
                 _say_first(job, run, console)
+                job.inform_policies(run.path("."), lambda share: console.busy(0, "reading the ids", share))
                 _predict(job, progress, console)
                 _train_steps(job, recorder, interrupts)
                 if not job.trainer.is_finite():
@@ -89,8 +91,29 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 _save(arguments, job, recorder, config)
                 discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
-                raise KeyboardInterrupt(recorder.interrupted()) from error
+                raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
             console.finish(f"{progress.summary()}\nreport: {run.path('report.html')}, and report.md as text")
+
+
+class _Watched:
+    """A `Source` that tells how far it was read.
+
+    Args:
+        source: what is read.
+        tell: takes the share of its samples that were read, before the next are.
+    """
+
+    def __init__(self, source: Source, tell: Callable[[float], None]) -> None:
+        self.table_rows = source.table_rows
+        self.num_dense = source.num_dense
+        self.max_lookups_per_bag = source.max_lookups_per_bag
+        self.num_samples = source.num_samples
+        self._source, self._tell = source, tell
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        self._tell(start / self.num_samples)
+        return self._source.read(start, stop)
 
 
 class _Recorder:
@@ -153,6 +176,7 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
 def _predict(job: Job, progress: Progress, console: Console) -> None:
     """What the run will do, for the report to set beside what it did."""
     if job.options.cache.predict and job.schedule.num_steps:
+        console.busy(0, "planning the first batches to predict the others")
         prediction = predict(job.options, job.dataset, job.tiers)
         progress.predicted(prediction)
         console.message(prediction.summary())
@@ -199,9 +223,9 @@ def _evaluate(job: Job, recorder: _Recorder) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
     progress, run = recorder.progress, recorder.run
-    recorder.console.evaluating(progress.steps)
+    test = _Watched(job.dataset.test, lambda share: recorder.console.busy(progress.steps, "evaluating", share))
     with progress.paused():  # synchronises
-        evaluation = job.trainer.evaluate(job.dataset.test, job.options.batches.test_mini_batch_size)
+        evaluation = job.trainer.evaluate(test, job.options.batches.test_mini_batch_size)
         if not np.isfinite(evaluation.predictions).all():
             raise progress.not_finite("predictions of held-out samples")
         if job.options.run.save_predictions:
@@ -211,7 +235,7 @@ def _evaluate(job: Job, recorder: _Recorder) -> None:
 
 def _serve(job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
     """Evaluates the model as it is to be served."""
-    console.evaluating(progress.steps)
+    console.busy(progress.steps, "evaluating")
     report, predictions = run_inference(job)
     progress.served(report)
     if job.options.run.save_predictions:
@@ -226,6 +250,7 @@ def _save(arguments: Sequence[str], job: Job, recorder: _Recorder, config: str) 
     run.write_text("report.md", report_markdown(totals, report, recorder.rows, config))
     shown = Run(str(run.path(".")), parse_report(report), recorder.rows, job.options, config)
     run.write_text("report.html", run_page(shown))
+    recorder.console.busy(recorder.progress.steps, f"writing {FILE_NAME}")
     try:
         save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options)
         save_models(job, totals, run.path("model.onnx"))

@@ -5,6 +5,7 @@
 Nothing flows back: the planner never asks the device, and the model sees positions only.
 """
 
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -149,6 +150,14 @@ class EmbeddingCache:
         """The tier on disk of a cache that has one."""
         assert self._durability is not None
         return self._durability.database
+
+    def disk_bytes(self) -> tuple[int | None, int | None]:
+        """Bytes of the file on disk, and those and what is free beside it; None without one."""
+        if self._durability is None:
+            return None, None
+        database = self._durability.database
+        used = database.file_bytes
+        return used, used + shutil.disk_usage(database.path).free
 
     def close(self) -> None:
         """Writes what is queued for the disk and lets others open the store."""
