@@ -63,6 +63,9 @@ class Nesting(HTMLParser):
         if tag != "meta":
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        raise AssertionError(f"<{tag}/> stays open in HTML")
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
@@ -205,6 +208,12 @@ def test_foreign_values_are_refused_or_shown(key):
     if key not in ("accuracy", "host_limit_bytes", "inference", *RICH, "tables"):
         with pytest.raises(ValueError, match=f"{key} is missing"):
             parse_report({name: value for name, value in report.items() if name != key})
+
+
+@pytest.mark.parametrize(("key", "value"), [("hit_ratio", True), ("steps", 1.0), ("steps", False), ("loss_mean", "1")])
+def test_a_value_of_another_type_is_none(key, value):
+    with pytest.raises(ValueError, match=f"^{key} is not a"):
+        parse_report({**build_report(totals(), []), key: value})
 
 
 def test_a_report_comes_back_with_its_types():
