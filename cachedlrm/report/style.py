@@ -57,6 +57,7 @@ th { font-weight: 400; color: var(--muted); text-align: left; }
 thead th { text-align: right; }
 thead th:first-child { text-align: left; }
 td { white-space: nowrap; }
+.facts thead th { text-align: left; }
 .facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; min-width: 12em; }
 .bar { display: block; width: 100%; min-width: 64px; height: 6px; margin-top: 4px; }
 pre { margin: 0 0 12px; padding: 10px 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
