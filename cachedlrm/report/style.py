@@ -49,7 +49,8 @@ svg .middle { text-anchor: middle; }
 figure .legend svg { display: inline; width: 26px; height: 8px; margin-right: 5px; }
 .scroll { overflow-x: auto; }
 .narrow { max-width: 760px; }
-tbody th { min-width: 6em; }
+tbody th { min-width: 7.5em; }
+th:first-child { position: sticky; left: 0; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 9px; text-align: right; vertical-align: top; border-top: 1px solid var(--line); }
 thead th, tbody:first-child tr:first-child th, tbody:first-child tr:first-child td { border-top: 0; }
