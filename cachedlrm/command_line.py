@@ -296,9 +296,9 @@ _NOT_CARRIED = {
     "dist-backend": _PROCESSES,
     "print-time": _TIMES,
     "print-wall-time": _TIMES,
-    "enable-profiling": _TIMES,
+    "enable-profiling": "--profile-trace N traces N steps with torch's profiler",
     "plot-compute-graph": "it only ends the reference with a message",
-    "tensor-board-filename": "curves are in metrics.jsonl and report.md",
+    "tensor-board-filename": "--tensorboard writes curves for TensorBoard into the run directory",
     "mlperf-logging": "--mlperf-grad-accum-iter works without it",
     "mlperf-acc-threshold": _LOOP,
     "mlperf-auc-threshold": _LOOP,
@@ -344,7 +344,7 @@ def _check(options: Options) -> Options:
         both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
         raise UserError(f"{both} exclude each other; give one of them")
     _check_tricks(model)
-    _check_inference(options.inference, model, options.run.steps)
+    _check_inference(options.inference, model, options.run)
     rate = options.optimisation
     if rate.lr_num_decay_steps and rate.lr_decay_start_step < rate.lr_num_warmup_steps:
         raise UserError(
@@ -376,13 +376,19 @@ def _check_tricks(model: ModelOptions) -> None:
         raise UserError(f"{' and '.join(chosen)} exclude each other; give one of them")
 
 
-def _check_inference(inference: InferenceOptions, model: ModelOptions, steps: int | None) -> None:
+def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions) -> None:
     """What serving rules out, as in facebookresearch/dlrm."""
     mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
     embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
     quantized = [name for name in (mlp, embeddings) if not name.endswith(" 32")]
-    if inference.inference_only and steps:
-        raise UserError(f"--steps {steps} trains and --inference-only does not; drop one of them")
+    if inference.inference_only and run.steps:
+        raise UserError(f"--steps {run.steps} trains and --inference-only does not; drop one of them")
+    for option, given in (
+        (f"--profile-trace {run.profile_trace}", run.profile_trace),
+        ("--tensorboard", run.tensorboard),
+    ):
+        if inference.inference_only and given:
+            raise UserError(f"{option} is about training and --inference-only does none; drop one of them")
     if quantized and not inference.inference_only:
         raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
     if quantized and inference.save_onnx:

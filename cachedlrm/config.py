@@ -68,6 +68,7 @@ MlpBits = Annotated[Whole, _must_be("8, 16 or 32", lambda bits: bits in (8, 16, 
 EmbeddingBits = Annotated[Whole, _must_be("4, 8 or 32", lambda bits: bits in (4, 8, 32))]
 Threads = Annotated[Whole, _must_be("from 1 to 1024", lambda threads: 1 <= threads <= 1024)]
 Lookups = Annotated[Whole, _must_be("from 1 to 100000", lambda lookups: 1 <= lookups <= 100_000)]
+TracedSteps = Annotated[Whole, _must_be("from 0 to 1000", lambda steps: 0 <= steps <= 1000)]  # 100 KB each
 Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
 Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
 Number = Annotated[float, _must_be("a finite number", math.isfinite)]
@@ -164,8 +165,9 @@ class DataOptions:
     data: str = "zipf"
     """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H), flights (real records, optional package),
     npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped; with the held-out part of prepared data),
-    criteo:PATH (raw files, for a first look), or reference (facebookresearch/dlrm's generators:
-    its numbers from its seed, and its defaults)."""
+    criteo:PATH (raw files, for a first look), parquet:PATH or parquet:PATH:label=L:dense=A,B:sparse=C,D (a file or
+    folder; ids as they are; columns not named follow from their types), or reference (facebookresearch/dlrm's
+    generators: its numbers from its seed, and its defaults)."""
     test_data: str | None = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
 
@@ -288,6 +290,11 @@ class RunOptions:
     """Threads of torch's operators. Default: the processors this process may use; 1 where a step is small."""
     debug_mode: Flag = False
     """Print the architecture before training: layers, interactions, tables and their bytes."""
+    tensorboard: Flag = False
+    """Write the numbers of metrics.jsonl for TensorBoard, too, into tensorboard in the run directory."""
+    profile_trace: TracedSteps = 0
+    """Steps to trace with torch's profiler, with every phase as a range: trace.json in the run directory, for
+    https://ui.perfetto.dev. They begin after 5 % of the steps, 100 at most, and are slower. 0: none; at most 1000."""
     deterministic: Flag = False
     """Only deterministic operators, or an error (matters on CUDA)."""
     profile: Names = ()

@@ -4,6 +4,7 @@ import json
 import math
 import operator
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
 
@@ -14,6 +15,20 @@ TABLE_COUNTS = ("lookups", "hit_lookups", "working_set_rows", "first_touch_rows"
 """What is also counted table by table: columns of the arrays [tables, 4] int64, named as in `CacheCounters`."""
 
 MetricsRow = dict[str, float | int | None]
+
+
+class Span(NamedTuple):
+    """A piece of a thread's work.
+
+    Attributes:
+        name: a phase, or ``read`` for reading samples.
+        start: seconds, of `time.perf_counter`.
+        end: the same.
+    """
+
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 
 import numpy as np
@@ -29,7 +29,7 @@ from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.command_line import parse_command_line, to_toml
 from cachedlrm.console import Console, aligned, open_console
-from cachedlrm.data.batch import Batch, Source
+from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
 from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
@@ -48,6 +48,8 @@ from cachedlrm.report.totals import build_report
 from cachedlrm.report.typed_report import parse_report
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
+from cachedlrm.scalars import Scalars
+from cachedlrm.step_trace import TRACE_FILE, StepTrace
 from cachedlrm.units import format_bytes
 
 
@@ -75,8 +77,10 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     config = to_toml(options)
     with open_run(options) as run, closing(build_job(options, dataset, run.path("."))) as job:
         progress = Progress(job)
-        with closing(open_console(options.run.ui)) as console:
-            recorder = _Recorder(progress, run, console)
+        with (
+            closing(open_console(options.run.ui)) as console,
+            closing(_Recorder(job, progress, run, console)) as recorder,
+        ):
             try:
                 run.write_text("config.toml", config)
                 console.start(progress.header())
@@ -92,50 +96,35 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
-            console.finish(f"{progress.summary()}\nreport: {run.path('report.html')}, and report.md as text")
-
-
-class _Watched:
-    """A `Source` that tells how far it was read.
-
-    Args:
-        source: what is read.
-        tell: takes the share of its samples that were read, before the next are.
-    """
-
-    def __init__(self, source: Source, tell: Callable[[float], None]) -> None:
-        self.table_rows = source.table_rows
-        self.num_dense = source.num_dense
-        self.max_lookups_per_bag = source.max_lookups_per_bag
-        self.num_samples = source.num_samples
-        self._source, self._tell = source, tell
-
-    def read(self, start: int, stop: int) -> Batch:
-        """Samples ``start`` to ``stop - 1``."""
-        self._tell(start / self.num_samples)
-        return self._source.read(start, stop)
+            trace = run.path(TRACE_FILE)
+            where = f"\ntrace: {trace}, for https://ui.perfetto.dev" if trace.exists() else ""
+            console.finish(f"{progress.summary()}\nreport: {run.path('report.html')}, and report.md as text{where}")
 
 
 class _Recorder:
-    """Where a run's metrics go: the display, ``metrics.jsonl`` and, in the end, the report.
+    """Where a run's metrics go: the display, ``metrics.jsonl``, TensorBoard and, in the end, the report.
 
     Args:
+        job: the run.
         progress: what is measured.
         run: the directory.
         console: the display.
     """
 
-    def __init__(self, progress: Progress, run: RunDirectory, console: Console) -> None:
+    def __init__(self, job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
         self.progress = progress
         self.run = run
         self.console = console
         self.rows = run.read_metrics(progress.steps) if progress.resumes else []
+        self.scalars = Scalars(run, self.rows, progress.steps) if job.options.run.tensorboard else None
 
     def record(self) -> None:
         """Takes a snapshot; the host waits for the device."""
         snapshot = self.progress.snapshot()
         self.rows.append(metrics_row(snapshot))
         self.run.append_metrics(self.rows[-1])
+        if self.scalars is not None:
+            self.scalars.add(self.rows[-1])
         self.console.update(snapshot)
 
     def interrupted(self) -> str:
@@ -153,6 +142,11 @@ class _Recorder:
         elif self.run.has_results:
             kept = f"{self.run.path('metrics.jsonl')} keeps the metrics"
         return f"interrupted {when}; {kept}"
+
+    def close(self) -> None:
+        """Nothing more will be recorded."""
+        if self.scalars is not None:
+            self.scalars.close()
 
 
 def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
@@ -194,7 +188,7 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
     def settle() -> None:
         """Does what is due after the last batch trained."""
         if progress.needs_evaluation:
-            with checkpoints.interruptible():
+            with checkpoints.interruptible(), trace.range("evaluate"):
                 _evaluate(job, recorder)
         if progress.due and not progress.needs_evaluation:
             with interrupts.held():  # no line is lost or written twice
@@ -207,9 +201,10 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),
         checkpoints.around(batches),
+        StepTrace(job, progress, recorder.run, console) as trace,
     ):
         settle()  # what an interrupt left undone
-        for batch in batches:
+        for batch in trace.steps(batches):
             with interrupts.held():  # a step that has begun is finished
                 progress.received(batch)
                 progress.trained(batch, trainer.step(batch))
@@ -223,7 +218,7 @@ def _evaluate(job: Job, recorder: _Recorder) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
     progress, run = recorder.progress, recorder.run
-    test = _Watched(job.dataset.test, lambda share: recorder.console.busy(progress.steps, "evaluating", share))
+    test = WatchedSource(job.dataset.test, lambda share: recorder.console.busy(progress.steps, "evaluating", share))
     with progress.paused():  # synchronises
         evaluation = job.trainer.evaluate(test, job.options.batches.test_mini_batch_size)
         if not np.isfinite(evaluation.predictions).all():

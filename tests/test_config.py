@@ -39,8 +39,8 @@ num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
 lookahead prefetch-depth report-min predict store store-path host-budget init device steps run-dir checkpoint-every
-resume ui save-predictions threads debug-mode deterministic profile device-memory device-reserved device-bandwidth
-device-flops link-bandwidth load-model save-model inference-only quantize-mlp-with-bit
+resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile device-memory
+device-reserved device-bandwidth device-flops link-bandwidth load-model save-model inference-only quantize-mlp-with-bit
 quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
@@ -164,6 +164,8 @@ def test_sizes(text, size):
         ("--inference-only --quantize-emb-with-bit 8 --md-flag", ["--quantize-emb-with-bit 8", "--md-flag"]),
         ("--inference-only --quantize-mlp-with-bit 8 --save-onnx", ["--quantize-mlp-with-bit 8", "--save-onnx"]),
         ("--inference-only --steps 5", ["--steps 5", "--inference-only"]),
+        ("--inference-only --profile-trace 5", ["--profile-trace 5", "--inference-only"]),
+        ("--inference-only --tensorboard", ["--tensorboard", "--inference-only"]),
         ("--load-model=", ["--load-model", "empty"]),
         ("--profile nowhere", ["criteo-kaggle"]),
         ("--profile nowhere.toml", ["nowhere.toml"]),
@@ -388,6 +390,8 @@ def all_options(draw):
             save_predictions=st.booleans(),
             threads=maybe(st.integers(1, 1024)),
             debug_mode=st.booleans(),
+            tensorboard=st.just(False) if serves else st.booleans(),
+            profile_trace=st.just(0) if serves else st.integers(0, 1000),
             deterministic=st.booleans(),
             profile=st.just(()),
         ),
@@ -435,7 +439,7 @@ def test_config_toml_is_enough_without_a_command_line(tmp_path):
 
 def test_a_used_profile_and_the_directory_are_not_written_again():
     text = to_toml(parse_command_line(["--profile", "criteo-kaggle", "--run-dir", "x"]))
-    assert "profile" not in text
+    assert not re.search("^profile =", text, re.MULTILINE)
     assert "run-dir" not in text
 
 

@@ -18,7 +18,9 @@ from documents import DOCUMENTS, ROOT, Block, all_blocks
 from runs import train
 
 COMMAND = re.compile(r"(python|make|torchrun) ")
-PROGRAMS = ["train", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "report"]
+PROGRAMS = [
+    "train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "report"
+]  # fmt: skip
 OTHERS_OPTIONS = {"--data-sub-sample-rate"}  # of facebookresearch/dlrm, where the text says what is not here
 
 

@@ -21,7 +21,7 @@ from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, T
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router
-from cachedlrm.metrics import CacheCounters, with_bytes
+from cachedlrm.metrics import PREPARING_PHASES, CacheCounters, Span, with_bytes
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
@@ -35,16 +35,25 @@ class PreparedBatch:
         tensors: on the device.
         counters: the cache's work for this batch, all groups together.
         table_counts: [num_tables, 4] int64, the `TABLE_COUNTS` of this batch, group after group.
-        phase_ms: host milliseconds of ``plan``, ``evict`` (until the victims have been trained included) and
-            ``admit``, spent since the batch before.
+        spans: what the host did for it since the batch before: ``read``, ``plan``, ``evict`` (until the victims have
+            been trained included) and ``admit``, in order, some of them several times.
         admitted: event on the copy stream.
     """
 
     tensors: DeviceBatch
     counters: CacheCounters
     table_counts: NDArray[np.int64]
-    phase_ms: dict[str, float]
+    spans: tuple[Span, ...]
     admitted: Event
+
+    @property
+    def phase_ms(self) -> dict[str, float]:
+        """Host milliseconds of ``plan``, ``evict`` and ``admit``."""
+        totals = dict.fromkeys(PREPARING_PHASES, 0.0)
+        for name, start, end in self.spans:
+            if name in totals:
+                totals[name] += (end - start) * 1e3
+        return totals
 
 
 class EmbeddingCache:
@@ -99,38 +108,39 @@ class EmbeddingCache:
         """
         # What a batch needs beyond its announcement; policy ``lookahead`` keeps this much of a window of batches.
         waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
-        announce_ms = 0.0  # since the last batch was handed out
+        spans: list[Span] = []  # since the last batch was handed out
+        asked = time.perf_counter()
         for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
             for group, lookups in zip(self.groups, self.router(batch), strict=True):
                 group.announce(index, lookups.rows, lookups.offsets)
             waiting.append((batch.dense, batch.labels))
-            announce_ms += (time.perf_counter() - started) * 1e3
+            spans += (Span("read", asked, started), Span("plan", started, time.perf_counter()))
             while self.groups[0].planner.ready:  # all know the same batches
-                yield self._prepare_next(*waiting.popleft(), announce_ms)
-                announce_ms = 0.0
+                yield self._prepare_next(*waiting.popleft(), spans)
+                spans = []
+            asked = time.perf_counter()
         while waiting:
-            yield self._prepare_next(*waiting.popleft(), announce_ms)
-            announce_ms = 0.0
+            yield self._prepare_next(*waiting.popleft(), spans)
+            spans = []
 
     def _prepare_next(
-        self, dense: NDArray[np.float32], labels: NDArray[np.float32], announce_ms: float
+        self, dense: NDArray[np.float32], labels: NDArray[np.float32], spans: list[Span]
     ) -> PreparedBatch:
         started = time.perf_counter()
         plans = [group.plan() for group in self.groups]
         index = plans[0][1].index
-        phase_ms = {"plan": (time.perf_counter() - started) * 1e3 + announce_ms, "evict": 0.0, "admit": 0.0}
+        spans.append(Span("plan", started, time.perf_counter()))
         counters = CacheCounters()
         with self._stream():
             tensors = self._upload(index, dense, labels, plans)
             for group, (_, plan), lookups in zip(self.groups, plans, tensors.lookups, strict=True):
                 counters += with_bytes(plan.counters, group.layout.record_bytes)
-                for phase, milliseconds in group.transfer.execute(plan, lookups).items():
-                    phase_ms[phase] += milliseconds
+                spans += group.transfer.execute(plan, lookups)
             admitted = self._admitted[index % self._ring]
             admitted.record()
         table_counts = np.concatenate([plan.table_counts for _, plan in plans])
-        return PreparedBatch(tensors, counters, table_counts, phase_ms, admitted)
+        return PreparedBatch(tensors, counters, table_counts, tuple(spans), admitted)
 
     def gather(self, batch: PreparedBatch) -> list[Tensor]:
         """The records of a batch's working set: [U, width] of each group, in buffers that the next call uses again.
