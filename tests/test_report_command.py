@@ -4,13 +4,14 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cachedlrm.report.__main__ import main
 from cachedlrm.report.comparison import comparison_text, names
-from cachedlrm.report.runs import load_run
+from cachedlrm.report.runs import Run, load_run
 from runs import one_line, train
 from test_report_page import checked
 
@@ -23,6 +24,11 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     assert train(folder / "small", *common, "--gpu-cache-ratio=0.1", "--policy=lru", "--report-min") == 0
     assert train(folder / "whole", *common) == 0
     return folder / "small", folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def loaded(runs) -> list[Run]:
+    return [load_run(run) for run in runs]
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -58,8 +64,8 @@ def test_runs_stand_side_by_side(runs, capsys):
 
 def test_the_page_lays_the_curves_over_each_other(runs, capsys, tmp_path):
     target = tmp_path / "comparison.html"
-    for _ in range(2):  # an earlier page is replaced
-        assert main([*map(str, runs), "--html", str(target)]) == 0
+    target.write_text("an earlier page")
+    assert main([*map(str, runs), "--html", str(target)]) == 0
     assert capsys.readouterr().out.endswith(f"page: {target}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["comparison.html"]
     content = checked(target.read_text(encoding="utf-8"))
@@ -82,17 +88,17 @@ def test_one_run_alone(runs, capsys, tmp_path):
     checked(written)
 
 
-def test_runs_are_called_what_tells_them_apart(runs, tmp_path):
-    for name in ("a/run", "b/run"):
-        shutil.copytree(runs[0], tmp_path / name)
-    others = [load_run(tmp_path / name) for name in ("a/run", "b/run")]
-    assert names(others) == ["a/run", "b/run"]
-    assert names([load_run(runs[0]), others[0]]) == ["small", "run"]
-    assert names([others[0], others[0]]) == ["run", "run"]
+def test_runs_are_called_what_tells_them_apart(loaded):
+    def called(*paths: str) -> list[str]:
+        return names([replace(loaded[0], name=path) for path in paths])
+
+    assert called("/x/a/run", "/x/b/run") == ["a/run", "b/run"]
+    assert called("/x/a", "/x/b") == ["a", "b"]
+    assert called("/x/run", "/x/run") == ["run", "run"]
+    assert called("runs/a", ".") == ["a", Path.cwd().name]
 
 
-def test_what_does_not_fit_a_line_follows_below(runs):
-    loaded = [load_run(run) for run in runs]
+def test_what_does_not_fit_a_line_follows_below(loaded):
     width = max(map(len, comparison_text(loaded, None).splitlines()))
     assert max(map(len, comparison_text(loaded, width).splitlines())) == width
     narrow = comparison_text(loaded, width - 1).split("\n\n")
@@ -102,14 +108,14 @@ def test_what_does_not_fit_a_line_follows_below(runs):
     assert comparison_text(loaded, 1).count("\nsteps ") == 2  # one run a line at least
 
 
-def test_a_report_of_an_earlier_version_is_compared_too(runs, capsys, tmp_path):
+def test_a_report_of_an_earlier_version_is_read_too(runs, capsys, tmp_path):
     shutil.copytree(runs[0], tmp_path / "old")
     path = tmp_path / "old" / "report.json"
     report = json.loads(path.read_text())
     for key in ("tables", "host_limit_bytes"):
         del report[key]
     path.write_text(json.dumps(report))
-    assert main([str(tmp_path / "old"), str(runs[1]), f"--html={tmp_path / 'page.html'}"]) == 0
+    assert main([str(tmp_path / "old"), f"--html={tmp_path / 'page.html'}"]) == 0
 
 
 LINE = b'{"step": 2, "loss": 0.5}\n'
@@ -144,7 +150,7 @@ def test_damage_is_one_line(runs, capsys, tmp_path, name, data, words):
     (run / name).unlink()
     if data is not None:
         (run / name).write_bytes(data)
-    message = one_line(capsys, main([str(runs[1]), str(run), f"--html={tmp_path / 'page.html'}"]))
+    message = one_line(capsys, main([str(run), str(runs[1]), f"--html={tmp_path / 'page.html'}"]))
     assert str(run) in message
     assert words in message
     assert not (tmp_path / "page.html").exists()

@@ -63,6 +63,9 @@ class Nesting(HTMLParser):
         if tag != "meta":
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        raise AssertionError(f"<{tag}/> stays open in HTML")
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
@@ -135,7 +138,8 @@ def test_the_curve_of_sizes_and_the_prediction_are_shown_where_they_are():
 @pytest.mark.parametrize("count", [0, 1, 2, 401])
 def test_a_page_of_few_and_of_many_lines(count):
     content = checked(page(totals(auc=None), count))
-    assert ("Is it learning?" in headings(content)) is (count > 0)
+    assert headings(content) == ALWAYS
+    assert "".join(content.itertext()).count("No value.") == (6 if count == 0 else 0)
     if count == 1:
         circles = [circle for circle in content.iter("circle") if circle.get("class") != "mark"]
         assert len(circles) == 11  # every curve is a point
@@ -207,6 +211,12 @@ def test_foreign_values_are_refused_or_shown(key):
             parse_report({name: value for name, value in report.items() if name != key})
 
 
+@pytest.mark.parametrize(("key", "value"), [("hit_ratio", True), ("steps", 1.0), ("steps", False), ("loss_mean", "1")])
+def test_a_value_of_another_type_is_none(key, value):
+    with pytest.raises(ValueError, match=f"^{key} is not a"):
+        parse_report({**build_report(totals(), []), key: value})
+
+
 def test_a_report_comes_back_with_its_types():
     made = totals(tables=(TableCounters("emb_l.0", 3, 0, 0, 0, 0), *totals().tables[1:]))
     report = parse_report(json.loads(json.dumps(build_report(made, []))))
@@ -232,6 +242,13 @@ def test_several_curves_have_a_legend_and_dashes():
     assert [item[0].tail for item in chart.iter("li")] == ["a: 2 to 3", "b: 2 to 3", "c: 2 to 3"]
     looks = [path.get("class") for path in chart.iter("path") if "curve" in path.get("class")]
     assert looks == [*(f"curve c{n} d{n}" for n in range(3))] * 2
+
+
+def test_a_run_keeps_its_colour_where_another_has_no_values():
+    chart = line_chart("t", [Series("a", []), Series("b", [(1, 2), (2, 3)])], Axis("y"))
+    looks = [path.get("class") for path in chart.iter("path") if "curve" in path.get("class")]
+    assert looks == ["curve c1 d1"] * 2
+    assert [item[0].tail for item in chart.iter("li")] == ["b: 2 to 3"]
 
 
 def test_bars_are_shares_of_the_longest():

@@ -113,7 +113,8 @@ def comparison_page(runs: Sequence[Run]) -> str:
         ("Versions and machines that differ", differing_machines(runs)),
     ):
         if rows:
-            sections.append(section(title, table(["", *called], [[name, *values] for name, values in rows.items()])))
+            cells = [[name, *values] for name, values in rows.items()]
+            sections.append(section(title, table(["", *called], cells, "" if title == "In figures" else "facts")))
     sections.insert(1 if len(sections) > 1 else 0, _curves(runs, called))
     commands = [
         part

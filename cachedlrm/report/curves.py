@@ -1,4 +1,4 @@
-"""Curves of a run from its lines of metrics, whose steps increase; thinned so that a page stays small."""
+"""Curves of a run from its lines of metrics, in order of the steps; thinned so that a page stays small."""
 
 import itertools
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def per_step(rows: Sequence[MetricsRow], *keys: str) -> Points:
     before = 0.0
     for row in rows:
         step = _step(row)
-        points.append((step, sum(row.get(key) or 0 for key in keys) / (step - before)))
+        points.append((step, sum(row.get(key) or 0 for key in keys) / max(1.0, step - before)))
         before = step
     return thin(points)
 

@@ -1,6 +1,7 @@
 """``report.html``: a run for people, as one page that needs nothing else."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from cachedlrm.metrics import PREPARING_PHASES
@@ -20,14 +21,14 @@ _SHOWN_TABLES = 26  # before the others have to be unfolded
 
 def run_page(run: Run) -> str:
     """The page of one run."""
-    report, environment = run.report, run.report.environment
+    report, environment, name = run.report, run.report.environment, Path(run.name).absolute().name
     about = f"{run.options.data.data} on {environment.get('device')}, {_date(environment.get('date'))}. {run.name}"
     if (served := report.served) is not None:
         header, *lines = served.rows()
         result = section("Held-out samples", element("p", served.summary()), table(header, lines))
-        return document("Inference report", about, [result, _memory(report), *_repeat(run)])
-    sections = [section("Summary", element("p", summary(report)), _tiles(report))]
-    if run.rows:
+        return document(f"Inference report: {name}", about, [result, _memory(report), *_repeat(run)])
+    sections = [section("Summary", element("p", summary(report)), *([_tiles(report)] if report.steps else []))]
+    if report.steps:
         sections += [_learning(run), _cache(run), _speed(run)]
     sections.append(_memory(report))
     if report.tables and report.lookups:
@@ -38,7 +39,7 @@ def run_page(run: Run) -> str:
         sections.append(_prediction(report))
     numbers = [(name, words) for name, words in figures(report).items() if words != NONE]
     sections.append(section("In figures", table(("", ""), numbers, "narrow")))
-    return document("Training report", about, [*sections, *_repeat(run)])
+    return document(f"Training report: {name}", about, [*sections, *_repeat(run)])
 
 
 def _date(text: object) -> str:
@@ -54,7 +55,7 @@ def _tiles(report: Report) -> Element:
         element(
             "div", element("span", what, class_="name"), element("b", figure), element("span", words), class_="tile"
         )
-        for what, figure, words in (key_figures(report) if report.steps else [])
+        for what, figure, words in key_figures(report)
     ]
     return element("div", *tiles, class_="tiles")
 

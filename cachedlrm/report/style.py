@@ -49,7 +49,8 @@ svg .middle { text-anchor: middle; }
 figure .legend svg { display: inline; width: 26px; height: 8px; margin-right: 5px; }
 .scroll { overflow-x: auto; }
 .narrow { max-width: 760px; }
-tbody th { min-width: 6em; }
+tbody th { min-width: 7.5em; }
+th:first-child { position: sticky; left: 0; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 9px; text-align: right; vertical-align: top; border-top: 1px solid var(--line); }
 thead th, tbody:first-child tr:first-child th, tbody:first-child tr:first-child td { border-top: 0; }
@@ -57,6 +58,7 @@ th { font-weight: 400; color: var(--muted); text-align: left; }
 thead th { text-align: right; }
 thead th:first-child { text-align: left; }
 td { white-space: nowrap; }
+.facts thead th { text-align: left; }
 .facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; min-width: 12em; }
 .bar { display: block; width: 100%; min-width: 64px; height: 6px; margin-top: 4px; }
 pre { margin: 0 0 12px; padding: 10px 12px; white-space: pre-wrap; overflow-wrap: anywhere; }

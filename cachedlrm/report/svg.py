@@ -62,16 +62,16 @@ def line_chart(
 
     Args:
         title: above it.
-        series: those without a point are left out.
+        series: each keeps its colour where others have no points and are left out.
         y_axis: upwards.
         x_axis: to the right.
         mark: a point to ring.
         dots: show the points too.
     """
-    series = [one for one in series if one.points]
-    if not series:
+    drawn = [(number, one) for number, one in enumerate(series) if one.points]
+    if not drawn:
         return element("figure", element("figcaption", title), element("p", "No value.", class_="note"))
-    points = [point for one in series for point in one.points] + ([mark] if mark else [])
+    points = [point for _, one in drawn for point in one.points] + ([mark] if mark else [])
     x_place = _XPlace([x for x, _ in points], x_axis)
     ys = [y for _, y in points]
     y_ticks = round_ticks(min(0.0, *ys) if y_axis.from_zero else min(ys), max(ys), y_axis.unit, whole=y_axis.whole)
@@ -86,7 +86,7 @@ def line_chart(
         *_horizontal_grid(y_ticks, [y_place(place) for place in y_ticks.places]),
         *_vertical_grid(x_place),
     ]
-    for number, one in enumerate(series):
+    for number, one in drawn:
         places = [(x_place(x), y_place(y)) for x, y in one.points]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         drawing.append(element("path", d=path, class_=f"curve {_look(number)}"))
@@ -94,11 +94,11 @@ def line_chart(
             drawing += [element("circle", cx=x, cy=y, r=2.6, class_=f"f{number % _COLOURS}") for x, y in places]
     if mark:
         drawing.append(element("circle", cx=x_place(mark[0]), cy=y_place(mark[1]), r=5, class_="mark"))
-    said = "; ".join(_said(one, y_axis.unit) for one in series)
-    caption = element("figcaption", title, element("span", said)) if len(series) == 1 else element("figcaption", title)
+    said = "; ".join(_said(one, y_axis.unit) for _, one in drawn)
+    caption = element("figcaption", title, *([element("span", said)] if len(series) == 1 else []))
     figure = element("figure", caption, _drawing(HEIGHT, f"{title}, {y_axis.label} by {x_axis.label}: {said}", drawing))
     if len(series) > 1:
-        figure.append(_legend([_said(one, y_axis.unit) for one in series]))
+        figure.append(_legend([(number, _said(one, y_axis.unit)) for number, one in drawn]))
     return figure
 
 
@@ -112,7 +112,7 @@ def _look(number: int) -> str:
     return f"c{number % _COLOURS} d{number % _DASHES}"
 
 
-def _legend(names: Sequence[str]) -> Element:
+def _legend(names: Sequence[tuple[int, str]]) -> Element:
     """Colours with their names; dashes tell them apart too."""
     return element(
         "ul",
@@ -123,7 +123,7 @@ def _legend(names: Sequence[str]) -> Element:
                         aria_hidden="true"),
                 name,
             )
-            for number, name in enumerate(names)
+            for number, name in names
         ),
         class_="legend",
     )  # fmt: skip
@@ -200,7 +200,7 @@ def bar_chart(title: str, subtitle: str, bars: Sequence[Bar], longest: float | N
             element("rect", x=0, y=top + 18, width=WIDTH, height=9, rx=2, class_="track"),
             element("rect", x=0, y=top + 18, width=share * WIDTH, height=9, rx=2, class_=f"f{bar.colour % _COLOURS}"),
         ]
-    caption = element("figcaption", title, element("span", subtitle)) if subtitle else element("figcaption", title)
+    caption = element("figcaption", title, *([element("span", subtitle)] if subtitle else []))
     said = "; ".join(f"{bar.label}: {bar.words}" for bar in bars)
     return element("figure", caption, _drawing(len(bars) * _BAR_ROW, f"{title}: {said}", drawing))
 
