@@ -154,8 +154,9 @@ def test_columns_that_are_not_named_follow_from_their_types(tmp_path, named, den
     assert (files.names.dense, files.names.sparse) == (dense, sparse)
 
 
-def test_a_column_beside_a_nested_one_of_its_name_is_read(tmp_path):
-    data = table(a=pa.array([{"user": 7}] * COUNT), user=None).append_column("user", pa.array(IDS[:, 0]))
+def test_a_column_beside_others_of_its_name_is_read(tmp_path):
+    others = {"a": pa.array([{"user": 7}] * COUNT), "user.id": LABELS}
+    data = table(user=None, **others).append_column("user", pa.array(IDS[:, 0]))
     path = write(tmp_path / "a.parquet", data)
     source = open_source(f"parquet:{path}:sparse=user")
     assert source.read(0, COUNT).rows.tolist() == IDS[:, 0].tolist()
@@ -189,6 +190,13 @@ def test_values_that_are_none_are_named(tmp_path, capsys, data, words, statistic
     path = write(tmp_path / "a.parquet", data, write_statistics=statistics)
     message = one_line(capsys, train(tmp_path / "run", f"--data=parquet:{path}", "--arch-embedding-size=400-30-900-2"))
     assert words in message
+
+
+@pytest.mark.parametrize(("column", "value"), [("user", -1), ("user", None), ("age", None), ("label", None)])
+def test_what_the_statistics_tell_shows_at_once(tmp_path, column, value):
+    path = write(tmp_path / "a.parquet", put(column, 700, value))
+    with pytest.raises(UserError, match=f"row 701: {column}"):
+        open_source(f"parquet:{path}")  # reads no sample
 
 
 @pytest.mark.parametrize(
