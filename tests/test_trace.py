@@ -163,6 +163,22 @@ def test_an_interrupted_run_leaves_the_steps_it_traced(tmp_path, monkeypatch, ca
         assert result(run) == result(runs / "untraced")
 
 
+@pytest.mark.parametrize("moment", ["start", "stop", "write"])
+def test_a_signal_waits_for_the_profiler(tmp_path, monkeypatch, moment):
+    method = getattr(step_trace.Trace, moment)
+
+    def interrupted(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(step_trace.Trace, moment, interrupted)
+    run = tmp_path / "run"
+    assert train(run, *OPTIONS, "--profile-trace=4") == 130
+    assert (run / "trace.json").exists() == (moment != "start"), "no step was traced"
+    if moment != "start":
+        assert steps(read(run)) == named(2, 5)
+
+
 def test_phases_are_ranges_no_longer_than_the_trace_lasts(tmp_path, monkeypatch):
     entered = []
     monkeypatch.setattr(step_trace.PhaseRanges, "enter", lambda self, phase: entered.append(phase))

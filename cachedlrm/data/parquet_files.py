@@ -101,10 +101,10 @@ class RowGroup:
         return floats
 
     def largest_id(self, name: str, max_ind_range: int) -> int:
-        """The largest id of a column before folding; from the file's statistics where they say enough, else counted.
+        """The largest id of a column: not folded from the file's statistics, where they tell; else counted once folded.
 
         Raises:
-            UserError: an id that `ids` refuses; if statistics are there, those are believed.
+            UserError: an id that `ids` refuses.
         """
         statistics = self._statistics(name)
         if statistics is not None and statistics.has_min_max and statistics.min >= 0:
