@@ -258,11 +258,28 @@ def test_a_file_that_is_cut_off_or_changed_is_named(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
             open_source(f"parquet:{path}")
+    source = open_source(f"parquet:{write(path, table(), write_page_checksum=True)}")
     changed = bytearray(whole)
     changed[len(whole) // 3] ^= 16
     path.write_bytes(changed)
-    with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
-        open_source(f"parquet:{path}").read(0, COUNT)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read: .*crc checksum"):
+        source.read(0, COUNT)
+
+
+def test_damaged_footers_end_in_one_line(tmp_path):
+    path = write(tmp_path / "a.parquet", table())
+    whole, random = path.read_bytes(), np.random.default_rng(2)
+    refused = 0
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[random.integers(len(whole) - 3000, len(whole))] ^= 1 << random.integers(8)
+        path.write_bytes(changed)
+        try:
+            source = open_source(f"parquet:{path}")
+            source.read(0, source.num_samples)
+        except UserError as error:
+            refused += str(error).isprintable()
+    assert refused > 20
 
 
 @pytest.mark.parametrize("changed", ["gone", "shorter"])
