@@ -104,14 +104,16 @@ class RowGroup:
         return floats
 
     def largest_id(self, name: str, max_ind_range: int) -> int:
-        """The largest id of a column: not folded from the file's statistics, where they tell; else counted once folded.
+        """The largest id of a column, once folded; from the file's statistics where they tell, else counted.
 
         Raises:
             UserError: an id that `ids` refuses.
         """
         statistics = self._statistics(name)
         if statistics is not None and statistics.has_min_max and statistics.min >= 0:
-            return int(statistics.max)
+            largest = int(statistics.max)
+            if max_ind_range <= 0 or largest < max_ind_range:
+                return largest
         return int(self.ids(name, max_ind_range).max())
 
     def check_missing(self, names: Sequence[str]) -> None:
@@ -217,9 +219,7 @@ def _check_memory(words: str, names: Columns, groups: Sequence[RowGroup]) -> Non
 
 
 def find_table_rows(folders: Sequence[ParquetFiles], max_ind_range: int, most_rows: int) -> tuple[int, ...]:
-    """Rows that hold every id of files with equal columns: one more than each column's largest.
-
-    Folded ids have ``max_ind_range`` rows, or fewer where the largest is below.
+    """Rows that hold every id of files with equal columns: one more than each column's largest, as with npy files.
 
     Args:
         folders: training samples, and held-out ones where they are Parquet files too.
@@ -231,10 +231,12 @@ def find_table_rows(folders: Sequence[ParquetFiles], max_ind_range: int, most_ro
     """
     rows = []
     for table in range(folders[0].columns[0]):
-        largest = max(
-            group.largest_id(files.names.sparse[table], max_ind_range) for files in folders for group in files.groups
-        )
-        rows.append(min(largest + 1, max_ind_range) if max_ind_range > 0 else largest + 1)
+        largest = -1
+        for files in folders:
+            for group in files.groups:
+                if largest + 1 != max_ind_range:  # there is no larger one
+                    largest = max(largest, group.largest_id(files.names.sparse[table], max_ind_range))
+        rows.append(largest + 1)
     if sum(rows) > most_rows:
         name = folders[0].names.sparse[max(range(len(rows)), key=rows.__getitem__)]
         change = "fold ids with --max-ind-range" if max_ind_range <= 0 else "lower --max-ind-range to"
