@@ -63,7 +63,7 @@ class Scalars:
             file.add_restart(self._steps + 1)
             return file
         for row in self._before:  # the option is new to the run
-            past = (self._before[-1]["elapsed_s"] or 0) - (row["elapsed_s"] or 0)
+            past = (self._before[-1].get("elapsed_s") or 0) - (row.get("elapsed_s") or 0)
             self._write(file, row, time.time() - past)
         return file
 

@@ -12,6 +12,7 @@ from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.console import Console
 from cachedlrm.errors import UserError
 from cachedlrm.job import Job
+from cachedlrm.program import Interrupts
 from cachedlrm.progress import Progress
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.trace import PhaseRanges, Trace
@@ -31,13 +32,17 @@ class StepTrace:
         progress: whose clocks stop for the trace's beginning and end.
         run: where the trace goes.
         console: told of it.
+        interrupts: signals; they wait for the profiler.
     """
 
-    def __init__(self, job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
+    def __init__(
+        self, job: Job, progress: Progress, run: RunDirectory, console: Console, interrupts: Interrupts
+    ) -> None:
         self._job = job
         self._progress = progress
         self._run = run
         self._console = console
+        self._interrupts = interrupts
         left = job.schedule.num_steps - progress.steps
         self._num_steps = min(job.options.run.profile_trace, left)
         warm_up = min(max(1, int(left * _WARM_UP_SHARE)), _LONGEST_WARM_UP, left - self._num_steps)
@@ -63,7 +68,7 @@ class StepTrace:
             if (batch := next(batches, None)) is None:
                 return
             yield batch
-        trace, self._before = self._start(), self._progress.steps
+        trace = self._start()
         while self._progress.steps < self._before + self._num_steps:
             name = f"step {self._progress.steps + 1}"  # its first, if gradients of several are added up
             with record_function(name):
@@ -85,16 +90,17 @@ class StepTrace:
         yield from batches
 
     def _start(self) -> Trace:
-        with self._progress.paused():
+        with self._interrupts.held(), self._progress.paused():
             trace = Trace(self._job.device)
             trace.start()
             self._trace, self._job.trainer.clock.ranges = trace, PhaseRanges()
+            self._before = self._progress.steps
         self._progress.waits()
         return trace
 
     def _stop(self, trace: Trace) -> None:
         clock = self._job.trainer.clock
-        with self._progress.paused():  # the device has finished, too
+        with self._interrupts.held(), self._progress.paused():  # the device has finished, too
             assert clock.ranges is not None
             clock.ranges.enter(None)  # where an error ended a step
             clock.ranges = None
@@ -104,7 +110,7 @@ class StepTrace:
 
     def _write(self, trace: Trace) -> None:
         self._trace = None
-        with self._progress.paused(), self._run.replacing(TRACE_FILE) as path:
+        with self._interrupts.held(), self._progress.paused(), self._run.replacing(TRACE_FILE) as path:
             trace.write(path, self._spans_thread)
         self._progress.waits()
         self._console.message(f"trace of {self._num_traced} steps: {self._run.path(TRACE_FILE)}")
@@ -119,7 +125,9 @@ class StepTrace:
             self._traced.close()  # ends the ranges around a step that did not end
         if self._trace is None:
             return
-        with suppress(UserError) if kind else nullcontext():  # what ends this run matters more
+        # What ends this run matters more than a trace that cannot be written.
+        with self._interrupts.held(), suppress(UserError) if kind else nullcontext():
             if self._trace.lasts:
                 self._stop(self._trace)
-            self._write(self._trace)
+            if self._num_traced:
+                self._write(self._trace)

@@ -100,13 +100,13 @@ class Trace:
         except (FileNotFoundError, ValueError) as error:  # the profiler keeps it to itself
             path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
             raise OSError("the profiler's file is not complete, the disk may be full") from error
-        marks = sorted(event["ts"] for event in trace["traceEvents"] if event["name"] == _MARK)
+        marks = sorted(event["ts"] for event in trace["traceEvents"] if event.get("name") == _MARK)
         # What lies between reading the clock and the range's beginning only makes a mark late.
         shift = min(ts - mark * 1e6 for ts, mark in zip(marks, self._marks, strict=True))
-        events = [event for event in trace["traceEvents"] if event["name"] not in self._dropped]
+        events = [event for event in trace["traceEvents"] if event.get("name") not in self._dropped]
         events += [self._event(span, spans_thread, shift) for span in self._spans]
         names = {spans_thread: "prefetch", self._thread: "training"}  # one thread may be both
-        events = [event for event in events if event["name"] != "thread_name" or event["tid"] not in names]
+        events = [event for event in events if event.get("name") != "thread_name" or event["tid"] not in names]
         events += [_thread_name(thread, name) for thread, name in names.items()]
         path.write_text(json.dumps(trace | {"traceName": "cachedlrm", "traceEvents": events}), encoding="utf-8")
 

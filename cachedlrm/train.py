@@ -201,7 +201,7 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),
         checkpoints.around(batches),
-        StepTrace(job, progress, recorder.run, console) as trace,
+        StepTrace(job, progress, recorder.run, console, interrupts) as trace,
     ):
         settle()  # what an interrupt left undone
         for batch in trace.steps(batches):

@@ -103,13 +103,13 @@ def test_runs_have_the_bits_of_npy_files(folder, tmp_path, policy):
 
 
 @pytest.mark.parametrize("statistics", [True, False, ["user", "item"]])
-@pytest.mark.parametrize(("max_ind_range", "rows"), [(-1, None), (100, (100, 30, 100, 2)), (10**6, None)])
-def test_rows_are_those_of_the_largest_ids(tmp_path, statistics, max_ind_range, rows):
+@pytest.mark.parametrize("max_ind_range", [-1, 100, 394, 10**6])  # folded by 394, no user is 393
+def test_rows_are_those_of_the_largest_ids(tmp_path, statistics, max_ind_range):
     path = write(tmp_path / "a.parquet", table(), write_statistics=statistics)
     source = open_source(f"parquet:{path}", max_ind_range)
-    assert source.table_rows == (rows or tuple(int(largest) + 1 for largest in IDS.max(axis=0)))
-    first_rows = np.cumsum([0, *source.table_rows[:-1]])
     folded = IDS % max_ind_range if max_ind_range > 0 else IDS
+    assert source.table_rows == tuple(int(largest) + 1 for largest in folded.max(axis=0))
+    first_rows = np.cumsum([0, *source.table_rows[:-1]])
     assert source.read(0, COUNT).rows.reshape(-1, 4).tolist() == (folded + first_rows).tolist()
 
 
@@ -154,8 +154,9 @@ def test_columns_that_are_not_named_follow_from_their_types(tmp_path, named, den
     assert (files.names.dense, files.names.sparse) == (dense, sparse)
 
 
-def test_a_column_beside_a_nested_one_of_its_name_is_read(tmp_path):
-    data = table(a=pa.array([{"user": 7}] * COUNT), user=None).append_column("user", pa.array(IDS[:, 0]))
+def test_a_column_beside_others_of_its_name_is_read(tmp_path):
+    others = {"a": pa.array([{"user": 7}] * COUNT), "user.id": LABELS}
+    data = table(user=None, **others).append_column("user", pa.array(IDS[:, 0]))
     path = write(tmp_path / "a.parquet", data)
     source = open_source(f"parquet:{path}:sparse=user")
     assert source.read(0, COUNT).rows.tolist() == IDS[:, 0].tolist()
@@ -189,6 +190,13 @@ def test_values_that_are_none_are_named(tmp_path, capsys, data, words, statistic
     path = write(tmp_path / "a.parquet", data, write_statistics=statistics)
     message = one_line(capsys, train(tmp_path / "run", f"--data=parquet:{path}", "--arch-embedding-size=400-30-900-2"))
     assert words in message
+
+
+@pytest.mark.parametrize(("column", "value"), [("user", -1), ("user", None), ("age", None), ("label", None)])
+def test_what_the_statistics_tell_shows_at_once(tmp_path, column, value):
+    path = write(tmp_path / "a.parquet", put(column, 700, value))
+    with pytest.raises(UserError, match=f"row 701: {column}"):
+        open_source(f"parquet:{path}")  # reads no sample
 
 
 @pytest.mark.parametrize(
@@ -250,11 +258,28 @@ def test_a_file_that_is_cut_off_or_changed_is_named(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
             open_source(f"parquet:{path}")
+    source = open_source(f"parquet:{write(path, table(), write_page_checksum=True)}")
     changed = bytearray(whole)
     changed[len(whole) // 3] ^= 16
     path.write_bytes(changed)
-    with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
-        open_source(f"parquet:{path}").read(0, COUNT)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read: .*crc checksum"):
+        source.read(0, COUNT)
+
+
+def test_damaged_footers_end_in_one_line(tmp_path):
+    path = write(tmp_path / "a.parquet", table())
+    whole, random = path.read_bytes(), np.random.default_rng(2)
+    refused = 0
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[random.integers(len(whole) - 3000, len(whole))] ^= 1 << random.integers(8)
+        path.write_bytes(changed)
+        try:
+            source = open_source(f"parquet:{path}")
+            source.read(0, source.num_samples)
+        except UserError as error:
+            refused += str(error).isprintable()
+    assert refused > 20
 
 
 @pytest.mark.parametrize("changed", ["gone", "shorter"])

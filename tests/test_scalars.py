@@ -153,12 +153,11 @@ def test_tensorboard_reads_the_same(resumed):
         assert [(event.step, event.value) for event in events.Scalars(name)] == wanted
 
 
-def test_a_run_that_goes_on_with_the_option_has_the_lines_before_too(tmp_path):
+def test_a_run_that_goes_on_elsewhere_has_the_lines_before_too(resumed, tmp_path):
     run = tmp_path / "run"
-    assert train(run, *OPTIONS, "--checkpoint-every=6", "--steps=6") == 0
-    assert not (run / "tensorboard").exists()
-    assert main([f"--resume={run}", "--ui=off", "--steps=12", "--tensorboard"]) == 0
+    assert main([f"--resume={resumed}", f"--run-dir={run}", "--ui=off", "--steps=22"]) == 0
     assert without_times(run) == expected(run)
+    assert [line.step for line in lines_of(run)] == [3, 6, 9, 12, 15, 18, 20, 22]
     times = [line.wall_time for line in lines_of(run)]
     assert times == sorted(times)
 

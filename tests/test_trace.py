@@ -1,5 +1,6 @@
 """``--profile-trace``: the file, the ranges in it and their threads, and runs that trace as runs that do not."""
 
+import itertools
 import json
 import resource
 import signal
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from cachedlrm import step_trace
 from cachedlrm import train as train_module
+from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.metrics import PHASES, PREPARING_PHASES
 from cachedlrm.train import main
 from runs import one_line, train
@@ -47,10 +49,20 @@ def result(run: Path) -> tuple[list[float], dict[str, bytes]]:
 def runs(tmp_path_factory):
     """By prefetch depth, and one that traces nothing."""
     folder = tmp_path_factory.mktemp("runs")
-    for depth in (0, 2):
-        options = ["--profile-trace=8", f"--prefetch-depth={depth}"]
-        assert train(folder / str(depth), *OPTIONS, *options) == 0
+    assert train(folder / "0", *OPTIONS, "--profile-trace=8", "--prefetch-depth=0") == 0
     assert train(folder / "untraced", *OPTIONS) == 0
+    spans = []
+
+    def prepared(self, *arguments):
+        batch = prepare(self, *arguments)
+        spans.extend(batch.spans)
+        return batch
+
+    prepare = EmbeddingCache._prepare_next
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmbeddingCache, "_prepare_next", prepared)
+        assert train(folder / "2", *OPTIONS, "--profile-trace=8", "--prefetch-depth=2") == 0
+    (folder / "2" / "spans").write_text(json.dumps(spans))
     return folder
 
 
@@ -73,16 +85,32 @@ def test_every_phase_of_a_step_is_a_range_of_the_thread_that_does_it(runs):
     assert all(prefetch[name] >= 5 for name in prefetch), "it runs up to two batches and a pause ahead"
 
 
-def test_without_a_prefetch_thread_all_phases_lie_within_their_steps(runs):
+def test_all_that_the_prefetch_thread_did_meanwhile_is_there(runs):
+    ranges = read(runs / "2")
+    traced = [(name, end - start) for name, start, end in ranges["prefetch"]]
+    spans = json.loads((runs / "2" / "spans").read_text())
+    first = next(i for i, (name, start, end) in enumerate(spans) if same(traced[0], name, start, end))
+    last = first + len(traced)
+    assert all(same(one, *span) for one, span in zip(traced, spans[first:last], strict=True))
+    shift = ranges["prefetch"][0][1] - spans[first][1] * 1e6
+    assert spans[first - 1][2] * 1e6 + shift < ranges["training"][0][1] + SLACK_US
+    assert spans[last][1] * 1e6 + shift > max(end for _, _, end in ranges["training"]) - SLACK_US
+
+
+def same(traced: tuple[str, float], name: str, start: float, end: float) -> bool:
+    return traced[0] == name and abs(traced[1] - (end - start) * 1e6) < 0.01
+
+
+def test_without_a_prefetch_thread_a_step_does_one_thing_after_the_other(runs):
     ranges = read(runs / "0")
     assert ranges.keys() == {"training"}
     bounds = [(start, end) for name, start, end in ranges["training"] if name.startswith("step ")]
-    for phase in ("read", *PHASES):
-        times = [(start, end) for name, start, end in ranges["training"] if name == phase]
-        if phase == "plan":  # announced, then planned
-            times = [(start, end) for (start, _), (_, end) in zip(times[::2], times[1::2], strict=True)]
-        for (start, end), (begin, finish) in zip(times, bounds, strict=True):
-            assert begin - SLACK_US < start <= end < finish + SLACK_US
+    for begin, finish in bounds:
+        within = [(name, s, e) for name, s, e in ranges["training"] if s > begin - SLACK_US and e < finish + SLACK_US]
+        work = [(name, s, e) for name, s, e in within if name != "evaluate" and not name.startswith("step ")]
+        announced = ["read", "plan"]
+        assert [name for name, _, _ in work] == [*announced, *PREPARING_PHASES, *TRAINING_PHASES]
+        assert all(end < start + SLACK_US for (_, _, end), (_, start, _) in itertools.pairwise(work))
 
 
 def test_operators_are_in_the_trace_with_the_ranges(runs):
@@ -112,7 +140,7 @@ def test_added_up_gradients_have_a_range_of_their_own_for_every_mini_batch(tmp_p
 
 
 @pytest.mark.parametrize("checkpoints", [[], ["--checkpoint-every=1000"]], ids=["without", "with"])
-def test_an_interrupted_run_leaves_the_steps_it_traced(tmp_path, monkeypatch, capsys, checkpoints):
+def test_an_interrupted_run_leaves_the_steps_it_traced(tmp_path, monkeypatch, capsys, runs, checkpoints):
     step_of = train_module.Progress.trained
 
     def trained(self, batch, losses):
@@ -132,15 +160,30 @@ def test_an_interrupted_run_leaves_the_steps_it_traced(tmp_path, monkeypatch, ca
     if checkpoints:  # and the rest of the run traces what is left of it
         assert main([f"--resume={run}", "--ui=off"]) == 0
         assert steps(read(run)) == named(6, 20)
+        assert result(run) == result(runs / "untraced")
 
 
-def test_a_run_that_goes_on_traces_its_own_steps_after_its_own_warm_up(tmp_path, runs):
+@pytest.mark.parametrize("moment", ["start", "stop", "write"])
+def test_a_signal_waits_for_the_profiler(tmp_path, monkeypatch, moment):
+    method = getattr(step_trace.Trace, moment)
+
+    def interrupted(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(step_trace.Trace, moment, interrupted)
     run = tmp_path / "run"
-    assert train(run, *OPTIONS, "--profile-trace=3", "--checkpoint-every=10", "--steps=10") == 0
-    assert steps(read(run)) == named(2, 4)
-    assert main([f"--resume={run}", "--ui=off", "--steps=20"]) == 0
-    assert steps(read(run)) == named(12, 14)
-    assert result(run)[1] == result(runs / "untraced")[1]
+    assert train(run, *OPTIONS, "--profile-trace=4") == 130
+    assert (run / "trace.json").exists() == (moment != "start"), "no step was traced"
+    if moment != "start":
+        assert steps(read(run)) == named(2, 5)
+
+
+def test_phases_are_ranges_no_longer_than_the_trace_lasts(tmp_path, monkeypatch):
+    entered = []
+    monkeypatch.setattr(step_trace.PhaseRanges, "enter", lambda self, phase: entered.append(phase))
+    assert train(tmp_path / "run", *OPTIONS, "--profile-trace=1") == 0
+    assert entered == [*TRAINING_PHASES, None, None]
 
 
 def test_without_the_option_there_is_no_trace(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 Needs the optional package pyarrow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +25,7 @@ from cachedlrm.units import format_bytes
 KEPT_GROUPS = 2
 """Row groups that are decoded at a time: a batch may lie across the boundary of two."""
 
+_PROBE_BYTES = 1 << 16
 _PREPARE = "python -m cachedlrm.prepare parquet"
 
 
@@ -58,7 +59,9 @@ class RowGroup:
         with (
             reading_parquet(self.path),
             # Column by column: the group as the file has it would be in memory beside the group decoded.
-            pyarrow.parquet.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False) as file,
+            pyarrow.parquet.ParquetFile(
+                self.path, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+            ) as file,
         ):
             column = file.read_row_group(self.number, columns=[name], use_threads=False).column(name)
             missing = column.is_null().to_numpy() if column.null_count else None
@@ -101,14 +104,16 @@ class RowGroup:
         return floats
 
     def largest_id(self, name: str, max_ind_range: int) -> int:
-        """The largest id of a column before folding; from the file's statistics where they say enough, else counted.
+        """The largest id of a column, once folded; from the file's statistics where they tell, else counted.
 
         Raises:
-            UserError: an id that `ids` refuses; if statistics are there, those are believed.
+            UserError: an id that `ids` refuses.
         """
         statistics = self._statistics(name)
         if statistics is not None and statistics.has_min_max and statistics.min >= 0:
-            return int(statistics.max)
+            largest = int(statistics.max)
+            if max_ind_range <= 0 or largest < max_ind_range:
+                return largest
         return int(self.ids(name, max_ind_range).max())
 
     def check_missing(self, names: Sequence[str]) -> None:
@@ -153,7 +158,7 @@ class ParquetFiles:
 
 
 def open_parquet(words: str, text: str, like: ParquetFiles | None = None) -> ParquetFiles:
-    """Opens a file, or the files of a folder in natural order; reads no more than their footers.
+    """Opens a file, or the files of a folder in natural order; reads their footers and the first row of each row group.
 
     Args:
         words: option and value that name them, for messages.
@@ -173,22 +178,34 @@ def open_parquet(words: str, text: str, like: ParquetFiles | None = None) -> Par
     names = like.names if like is not None and named == NamedColumns() else None
     groups: list[RowGroup] = []
     for file_path in paths:
-        with reading_parquet(file_path), pyarrow.parquet.ParquetFile(file_path, pre_buffer=False) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-        names = names or choose_columns(words, schema, named)
-        check_columns(file_path, schema, names)
-        leaves = {metadata.schema.column(leaf).path: leaf for leaf in range(metadata.num_columns)}
-        first = 0
-        for number in range(metadata.num_row_groups):
-            group = RowGroup(file_path, metadata, leaves, number, first)
-            first += len(group)
-            if len(group):
-                group.check_missing(names.all)
-                groups.append(group)
+        with (
+            reading_parquet(file_path),
+            pyarrow.parquet.ParquetFile(file_path, pre_buffer=False, buffer_size=_PROBE_BYTES) as file,
+        ):
+            names = names or choose_columns(words, file.schema_arrow, named)
+            check_columns(file_path, file.schema_arrow, names)
+            inside = list(_row_groups(file_path, file.metadata))
+            for group in inside:
+                # Asked for a damaged footer's statistics, Arrow ends the process; reading a row fails as it should.
+                next(file.iter_batches(1, row_groups=[group.number], columns=list(names.all), use_threads=False), None)
+        for group in inside:
+            group.check_missing(names.all)
+        groups += inside
     if names is None or not groups:
         raise UserError(f"{words}: no rows in it; name another file")
     _check_memory(words, names, groups)
     return ParquetFiles(words, names, tuple(groups), tuple(accumulate(map(len, groups), initial=0)))
+
+
+def _row_groups(path: Path, metadata: pyarrow.parquet.FileMetaData) -> Iterator[RowGroup]:
+    """Those of a file that are not empty."""
+    leaves = {metadata.schema.column(leaf).path: leaf for leaf in range(metadata.num_columns)}
+    first = 0
+    for number in range(metadata.num_row_groups):
+        group = RowGroup(path, metadata, leaves, number, first)
+        if len(group):
+            yield group
+        first += len(group)
 
 
 def _check_memory(words: str, names: Columns, groups: Sequence[RowGroup]) -> None:
@@ -202,9 +219,7 @@ def _check_memory(words: str, names: Columns, groups: Sequence[RowGroup]) -> Non
 
 
 def find_table_rows(folders: Sequence[ParquetFiles], max_ind_range: int, most_rows: int) -> tuple[int, ...]:
-    """Rows that hold every id of files with equal columns: one more than each column's largest.
-
-    Folded ids have ``max_ind_range`` rows, or fewer where the largest is below.
+    """Rows that hold every id of files with equal columns: one more than each column's largest, as with npy files.
 
     Args:
         folders: training samples, and held-out ones where they are Parquet files too.
@@ -216,10 +231,12 @@ def find_table_rows(folders: Sequence[ParquetFiles], max_ind_range: int, most_ro
     """
     rows = []
     for table in range(folders[0].columns[0]):
-        largest = max(
-            group.largest_id(files.names.sparse[table], max_ind_range) for files in folders for group in files.groups
-        )
-        rows.append(min(largest + 1, max_ind_range) if max_ind_range > 0 else largest + 1)
+        largest = -1
+        for files in folders:
+            for group in files.groups:
+                if largest + 1 != max_ind_range:  # there is no larger one
+                    largest = max(largest, group.largest_id(files.names.sparse[table], max_ind_range))
+        rows.append(largest + 1)
     if sum(rows) > most_rows:
         name = folders[0].names.sparse[max(range(len(rows)), key=rows.__getitem__)]
         change = "fold ids with --max-ind-range" if max_ind_range <= 0 else "lower --max-ind-range to"
