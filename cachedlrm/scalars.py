@@ -13,7 +13,7 @@ SCALARS_FOLDER = "tensorboard"
 _GROUPS = {
     "learning": ("loss", "auc"),
     "progress": ("epoch", "samples", "elapsed_s", "samples_per_s"),
-    "memory": ("device_bytes", "host_bytes", "mapped_bytes", "resident_slots"),
+    "memory": ("device_bytes", "host_bytes", "mapped_bytes", "disk_bytes", "resident_slots"),
 }
 """Keys of a line by the group TensorBoard shows them in; those that end in ``_ms`` are phases, others the cache's."""
 
