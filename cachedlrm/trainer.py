@@ -132,7 +132,7 @@ class Trainer:
         self.steps_before = 0  # of the run whose state was loaded
         self.clock = PhaseClock(cache.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, batch: PreparedBatch) -> Tensor:
         """Trains one batch; the loss of each mini-batch in it, [M] on the device, not waited for."""
         tensors = batch.tensors

@@ -113,7 +113,6 @@ class DensePass:
         self._gradients = _Gradients()
         self._projections = [(parameter, grads[f"emb_l.{name}"]) for name, parameter in model.emb_l.named_parameters()]
 
-    @torch.no_grad()
     def forward(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Predictions [B] of `Dlrm.forward`, from ``dense`` [B, num_dense] and each group's [B * tables, dim]."""
         model = self._model
@@ -121,8 +120,8 @@ class DensePass:
         if model.emb_l.is_plain:
             vectors = model.emb_l(pooled)  # [B, T, D]
         else:
-            with torch.enable_grad():
-                leaves = [group.detach().requires_grad_() for group in pooled]
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = [group.clone().requires_grad_() for group in pooled]
                 self._features = leaves, model.emb_l(leaves)
             vectors = self._features[1].detach()
         bottom = self._bottom.forward(dense)  # [B, D]
@@ -135,12 +134,10 @@ class DensePass:
         self._prediction = self._top.forward(inputs).squeeze(1)
         return model.bounded(self._prediction)
 
-    @torch.no_grad()
     def loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
         """The scalar loss of a pass."""
         return self._loss(prediction, labels)
 
-    @torch.no_grad()
     def backward(self, prediction: Tensor, labels: Tensor, adds: bool) -> list[Tensor]:
         """The gradient of each group's pooled vectors, [B * tables, dim]; those of parameters go to their places.
 
@@ -177,7 +174,8 @@ class DensePass:
             return [grad.reshape(-1, grad.shape[2])]
         leaves, vectors = self._features
         projections = [parameter for parameter, _ in self._projections]
-        grads = torch.autograd.grad(vectors, [*leaves, *projections], grad)
+        with torch.inference_mode(False):
+            grads = torch.autograd.grad(vectors, [*leaves, *projections], grad)
         for (_, place), projection_grad in zip(self._projections, grads[len(leaves) :], strict=True):
             self._gradients.store(projection_grad, place)
         return list(grads[: len(leaves)])
