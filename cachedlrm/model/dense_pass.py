@@ -107,6 +107,7 @@ class DensePass:
 
     def __init__(self, model: Dlrm, grads: Mapping[str, Tensor], loss: Loss) -> None:
         self._model = model
+        self._embeddings, self._pairs = model.emb_l, model.pairs  # a module looks its parts up by a function of Python
         self._loss = loss
         self._bottom = _Mlp(model.bot_l, grads, "bot_l")
         self._top = _Mlp(model.top_l, grads, "top_l")
@@ -117,12 +118,12 @@ class DensePass:
         """Predictions [B] of `Dlrm.forward`, from ``dense`` [B, num_dense] and each group's [B * tables, dim]."""
         model = self._model
         self._features: tuple[Sequence[Tensor], Tensor] | None = None
-        if model.emb_l.is_plain:
-            vectors = model.emb_l(pooled)  # [B, T, D]
+        if self._embeddings.is_plain:
+            vectors = self._embeddings.forward(pooled)  # [B, T, D]
         else:
             with torch.inference_mode(False), torch.enable_grad():
                 leaves = [group.clone().requires_grad_() for group in pooled]
-                self._features = leaves, model.emb_l(leaves)
+                self._features = leaves, self._embeddings(leaves)
             vectors = self._features[1].detach()
         bottom = self._bottom.forward(dense)  # [B, D]
         self._vectors = torch.cat([bottom.unsqueeze(1), vectors], dim=1)  # [B, T + 1, D]
@@ -130,7 +131,7 @@ class DensePass:
             inputs = self._vectors.flatten(1)
         else:
             products = torch.bmm(self._vectors, self._vectors.transpose(1, 2)).flatten(1)  # [B, (T + 1)^2]
-            inputs = torch.cat([bottom, products.index_select(1, model.pairs)], dim=1)
+            inputs = torch.cat([bottom, products.index_select(1, self._pairs)], dim=1)
         self._prediction = self._top.forward(inputs).squeeze(1)
         return model.bounded(self._prediction)
 
@@ -160,7 +161,7 @@ class DensePass:
             bottom_grad = vectors_grad[:, 0]
         else:
             products_grad = vectors.new_zeros(len(vectors), vectors.shape[1] ** 2)
-            products_grad.index_add_(1, self._model.pairs, inputs_grad[:, dim:])
+            products_grad.index_add_(1, self._pairs, inputs_grad[:, dim:])
             products_grad = products_grad.view(-1, vectors.shape[1], vectors.shape[1])
             vectors_grad = products_grad.bmm(vectors)
             vectors_grad += vectors.transpose(1, 2).bmm(products_grad).transpose(1, 2)
