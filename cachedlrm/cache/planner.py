@@ -102,9 +102,10 @@ class Planner:
     def announce(self, working_set: WorkingSet) -> None:
         """Makes a batch known."""
         if working_set.num_rows:
-            num_addresses = max(self.num_addresses, int(working_set.addresses.max()) + 1)
-            self.slot_of[self.num_addresses : num_addresses] = NEVER
-            self.num_addresses = num_addresses
+            num_addresses = int(working_set.addresses.max()) + 1
+            if num_addresses > self.num_addresses:
+                self.slot_of[self.num_addresses : num_addresses] = NEVER
+                self.num_addresses = num_addresses
         self._policy.announce(working_set, self.slot_of)
         self._announced.append(working_set)
 
@@ -130,29 +131,24 @@ class Planner:
         num_missing, hit_lookups = _look_up(
             addresses, working_set.position_offsets, index, self.slot_of, self._last_use, slots, missing
         )
-        missing = missing[:num_missing]
         evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
         admit_slots = self._free_slots_for(num_missing, evict_slots)
-        admit_addresses = addresses[missing]
-        states = self.slot_of[admit_addresses]
-        created = states == NEVER
-        read_after = int(_EVICTED - states[~created].min()) if not created.all() else -1
-        self.slot_of[admit_addresses] = admit_slots
-        self._address_in[admit_slots] = admit_addresses
-        self._last_use[admit_slots] = index
-        slots[missing] = admit_slots
+        fetch_addresses, fetch_slots, create_rows, create_slots, read_after = _admit(
+            working_set.rows, addresses, index, missing[:num_missing], admit_slots,
+            self.slot_of, self._address_in, self._last_use, slots,
+        )  # fmt: skip
         self._policy.use(working_set, slots)
         self._reserve.used(index, slots)
-        num_created = int(created.sum())
+        num_created = len(create_slots)
         plan = Plan(
             index=index,
             slots=slots,
             evict_addresses=evict_addresses,
             evict_slots=evict_slots,
-            fetch_addresses=admit_addresses[~created],
-            fetch_slots=admit_slots[~created],
-            create_rows=working_set.rows[missing[created]],
-            create_slots=admit_slots[created],
+            fetch_addresses=fetch_addresses,
+            fetch_slots=fetch_slots,
+            create_rows=create_rows,
+            create_slots=create_slots,
             read_after=read_after,
             evict_after=evict_after,
             counters=CacheCounters(
@@ -173,12 +169,16 @@ class Planner:
         """Chooses victims so that residents stay within the quota; (slots, addresses, evict_after)."""
         count = max(0, self.resident_rows + num_missing - max(self._quota_slots, size))
         slots, evict_after = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._in_flight)
+        if not count:
+            return slots, slots, evict_after
         addresses = self._address_in[slots].astype(np.int64)
         self.slot_of[addresses] = _EVICTED - index
         return slots, addresses, evict_after
 
     def _free_slots_for(self, count: int, evicted: Int64s) -> Int64s:
         """``count`` free slots: just evicted ones, then older free ones, then ones never used."""
+        if count == len(evicted):
+            return evicted
         free = np.concatenate([self._free_slots, evicted])
         split = max(0, len(free) - count)
         self._free_slots, taken = free[:split], free[split:]
@@ -215,3 +215,42 @@ def _look_up(
             missing[num_missing] = position
             num_missing += 1
     return num_missing, hit_lookups
+
+
+@numba.njit(cache=True, nogil=True)
+def _admit(
+    rows: Int64s,
+    addresses: Int64s,
+    index: int,
+    missing: Int64s,
+    admit_slots: Int64s,
+    slot_of: Int32s,
+    address_in: Int32s,
+    last_use: Int32s,
+    slots: Int64s,
+) -> tuple[Int64s, Int64s, Int64s, Int64s, int]:
+    """Gives the rows at the ``missing`` positions of batch ``index`` their slots.
+
+    Returns:
+        Addresses and slots of rows to fetch, rows and slots of rows to create, and the latest plan that evicted one of
+        those to fetch, or -1.
+    """
+    fetch_addresses, fetch_slots = np.empty(len(missing), np.int64), np.empty(len(missing), np.int64)
+    create_rows, create_slots = np.empty(len(missing), np.int64), np.empty(len(missing), np.int64)
+    num_fetched, num_created, read_after = 0, 0, -1
+    for number in range(len(missing)):
+        position, slot = missing[number], admit_slots[number]
+        address = addresses[position]
+        state = slot_of[address]
+        if state == NEVER:
+            create_rows[num_created], create_slots[num_created] = rows[position], slot
+            num_created += 1
+        else:
+            fetch_addresses[num_fetched], fetch_slots[num_fetched] = address, slot
+            num_fetched += 1
+            read_after = max(read_after, _EVICTED - state)
+        slot_of[address], address_in[slot], last_use[slot], slots[position] = slot, address, index, slot
+    return (
+        fetch_addresses[:num_fetched], fetch_slots[:num_fetched],
+        create_rows[:num_created], create_slots[:num_created], read_after,
+    )  # fmt: skip
