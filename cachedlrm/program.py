@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn, TextIO, cast
 
 from cachedlrm.errors import UserError
@@ -42,26 +42,17 @@ class Interrupts:
         """Whether there was a signal."""
         return self._came
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> "_Held":
         """What is inside is finished first; a second signal interrupts it all the same."""
-        with self._holding(True):
-            yield
-        if self._came and not self._held:
-            raise KeyboardInterrupt
+        return _Held(self)
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
         """What is inside, though inside `held`, is interrupted."""
-        with self._holding(False):
+        before, self._held = self._held, False
+        try:
             if self._came:
                 raise KeyboardInterrupt
-            yield
-
-    @contextmanager
-    def _holding(self, held: bool) -> Iterator[None]:
-        before, self._held = self._held, held
-        try:
             yield
         finally:
             self._held = before
@@ -69,6 +60,23 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_first, self._came = not self._came, True
         if not (self._held and is_first):
+            raise KeyboardInterrupt
+
+
+class _Held:
+    """See `Interrupts.held`; not a generator, as every step enters one."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+
+    def __enter__(self) -> None:
+        self._before, self._interrupts._held = self._interrupts._held, True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._interrupts._held = self._before
+        if kind is None and self._interrupts.came and not self._before:
             raise KeyboardInterrupt
 
 

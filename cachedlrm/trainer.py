@@ -164,12 +164,14 @@ class Trainer:
         """
         losses: list[Tensor] = []
         grads: list[list[Tensor]] = []
-        bags_per_sample = [len(group) // batch.num_samples for group in pooled]
+        bags_per_sample = [group.shape[0] // batch.num_samples for group in pooled]
         for first in range(0, batch.num_samples, self._mini_batch_size):
             last = min(first + self._mini_batch_size, batch.num_samples)
-            parts = [group[first * bags : last * bags] for group, bags in zip(pooled, bags_per_sample, strict=True)]
-            labels = batch.labels[first:last]
-            prediction = self._dense_pass.forward(batch.dense[first:last], parts)  # [B]
+            dense, parts, labels = batch.dense, pooled, batch.labels
+            if last - first < batch.num_samples:
+                dense, labels = dense[first:last], labels[first:last]
+                parts = [group[first * bags : last * bags] for group, bags in zip(pooled, bags_per_sample, strict=True)]
+            prediction = self._dense_pass.forward(dense, parts)  # [B]
             losses.append(self._dense_pass.loss(prediction, labels))
             self.clock.lap("forward")
             grads.append(self._dense_pass.backward(prediction, labels, adds=first > 0))

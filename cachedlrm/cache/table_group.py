@@ -155,9 +155,10 @@ class TableGroup:
 
     def gather(self, slots: Tensor) -> Tensor:
         """The records in ``slots`` [U]: [U, width], in a buffer that the next call uses again."""
-        if len(slots) > len(self._records):
-            self._records = torch.empty(len(slots) + len(slots) // 4, self.layout.width, device=self._device)
-        records = self._records[: len(slots)]
+        count = slots.shape[0]  # `len` is a function of Python
+        if count > self._records.shape[0]:
+            self._records = torch.empty(count + count // 4, self.layout.width, device=self._device)
+        records = self._records[:count]
         torch.index_select(self.slab, 0, slots, out=records)
         return records
 

@@ -97,10 +97,11 @@ class Upload:
             self._trained.wait(index - len(self._ring))
             tensors = self._ring[index % len(self._ring)].copy(arrays)
         else:
-            tensors = [torch.from_numpy(array) for array in arrays]
+            tensors = list(map(torch.from_numpy, arrays))
             tensors[0] = tensors[0].clone()  # torch's memory is aligned, numpy's not always
-        parts = [tensors[first : first + _NUM_ARRAYS] for first in range(2, len(tensors), _NUM_ARRAYS)]
-        return DeviceBatch(index, tensors[0], tensors[1], tuple(DeviceLookups(*part) for part in parts))
+        parts = range(2, len(tensors), _NUM_ARRAYS)
+        lookups = tuple([DeviceLookups(*tensors[first : first + _NUM_ARRAYS]) for first in parts])
+        return DeviceBatch(index, tensors[0], tensors[1], lookups)
 
 
 def _arrays(working_set: WorkingSet, plan: Plan) -> list[NDArray[np.generic]]:

@@ -160,7 +160,7 @@ class DensePass:
             vectors_grad = inputs_grad.view(vectors.shape)
             bottom_grad = vectors_grad[:, 0]
         else:
-            products_grad = vectors.new_zeros(len(vectors), vectors.shape[1] ** 2)
+            products_grad = vectors.new_zeros(vectors.shape[0], vectors.shape[1] ** 2)
             products_grad.index_add_(1, self._pairs, inputs_grad[:, dim:])
             products_grad = products_grad.view(-1, vectors.shape[1], vectors.shape[1])
             vectors_grad = products_grad.bmm(vectors)
