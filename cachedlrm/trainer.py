@@ -92,7 +92,8 @@ class RowUpdate:
         self._layout = layout
         self._records = records
         self._lookups = lookups
-        vectors = weigh(records[:, : layout.parameter_width], layout.dim)
+        parameters = records[:, : layout.parameter_width] if layout.state_width else records
+        vectors = weigh(parameters, layout.dim)
         self.pooled = pool(vectors, lookups.positions, lookups.offsets)  # [B * T, D]
 
     def step(self, grad: Tensor, learning_rate: float, step: int) -> None:

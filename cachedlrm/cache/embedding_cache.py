@@ -5,10 +5,12 @@
 Nothing flows back: the planner never asks the device, and the model sees positions only.
 """
 
+import operator
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -117,16 +119,18 @@ class EmbeddingCache:
         plans = [group.plan() for group in self.groups]
         index = plans[0][1].index
         phase_ms = {"plan": (time.perf_counter() - started) * 1e3 + announce_ms, "evict": 0.0, "admit": 0.0}
-        counters = CacheCounters()
+        counted = [
+            with_bytes(plan.counters, group.layout.record_bytes)
+            for group, (_, plan) in zip(self.groups, plans, strict=True)
+        ]
         with self._stream():
             tensors = self._upload(index, dense, labels, plans)
             for group, (_, plan), lookups in zip(self.groups, plans, tensors.lookups, strict=True):
-                counters += with_bytes(plan.counters, group.layout.record_bytes)
                 for phase, milliseconds in group.transfer.execute(plan, lookups).items():
                     phase_ms[phase] += milliseconds
             admitted = self._admitted[index % self._ring]
             admitted.record()
-        return PreparedBatch(tensors, counters, phase_ms, admitted)
+        return PreparedBatch(tensors, reduce(operator.add, counted), phase_ms, admitted)
 
     def gather(self, batch: PreparedBatch) -> list[Tensor]:
         """The records of a batch's working set: [U, width] of each group, in buffers that the next call uses again.

@@ -160,12 +160,13 @@ class DensePass:
             vectors_grad = inputs_grad.view(vectors.shape)
             bottom_grad = vectors_grad[:, 0]
         else:
+            bottom_grad, pairs_grad = inputs_grad.split_with_sizes([dim, inputs_grad.shape[1] - dim], 1)
             products_grad = vectors.new_zeros(vectors.shape[0], vectors.shape[1] ** 2)
-            products_grad.index_add_(1, self._pairs, inputs_grad[:, dim:])
+            products_grad.index_add_(1, self._pairs, pairs_grad)
             products_grad = products_grad.view(-1, vectors.shape[1], vectors.shape[1])
             vectors_grad = products_grad.bmm(vectors)
             vectors_grad += vectors.transpose(1, 2).bmm(products_grad).transpose(1, 2)
-            bottom_grad = inputs_grad[:, :dim] + vectors_grad[:, 0]
+            bottom_grad = bottom_grad + vectors_grad[:, 0]
         self._bottom.backward(bottom_grad, self._gradients, wants_inputs=False)
         return self._features_backward(vectors_grad[:, 1:])
 
