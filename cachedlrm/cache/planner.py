@@ -205,10 +205,12 @@ def _look_up(
     """Marks resident rows as used by batch ``index``; (number of missing positions, lookups that hit)."""
     num_missing = 0
     hit_lookups = 0
+    # In loops of their own, without branches, lines are loaded side by side (see `working_set._deduplicate`).
     for position in range(len(addresses)):
-        slot = slot_of[addresses[position]]
+        slots[position] = slot_of[addresses[position]]
+    for position in range(len(addresses)):
+        slot = slots[position]
         if slot >= 0:
-            slots[position] = slot
             last_use[slot] = index
             hit_lookups += position_offsets[position + 1] - position_offsets[position]
         else:

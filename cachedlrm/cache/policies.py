@@ -179,8 +179,12 @@ def _score_uses(
     keys: Int32s,
 ) -> None:
     """score = log2(2^score + 2^now) in fixed point; positions beyond ``next_uses`` have none known."""
+    before = np.empty(len(addresses), np.int32)
+    # In a loop of its own, without branches, lines are loaded side by side (see `working_set._deduplicate`).
     for index in range(len(addresses)):
-        score = int(scores[addresses[index]]) - 1
+        before[index] = scores[addresses[index]]
+    for index in range(len(addresses)):
+        score = int(before[index]) - 1
         if score < 0:
             score = now
         else:
