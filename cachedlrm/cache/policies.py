@@ -212,10 +212,12 @@ def _announce_uses(
     A row last used in a batch not yet planned learns it there; one that is only resident any more, at its slot.
     """
     ring = len(next_uses)
-    next_uses[index % ring, :] = NEVER
+    place = index % ring
+    next_uses[place, :] = NEVER
     for position in range(len(addresses)):
         batch = previous[position] >> 32
         if previous[position] != NEVER and batch >= next_planned:
-            next_uses[batch % ring, previous[position] & 0xFFFFFFFF] = index
+            before = place - (index - batch)  # no remainder: the window is shorter than the ring
+            next_uses[before if before >= 0 else before + ring, previous[position] & 0xFFFFFFFF] = index
         elif slot_of[addresses[position]] >= 0:
             keys[slot_of[addresses[position]]] = _KNOWN_USE - index
