@@ -99,12 +99,13 @@ class RowUpdate:
     def step(self, grad: Tensor, learning_rate: float, step: int) -> None:
         """Moves the rows by the gradient of `pooled`, [B * T, D]; ``step`` counts from 1."""
         layout, records, lookups = self._layout, self._records, self._lookups
+        transposed = lookups.bags_by_position, lookups.position_offsets
         # Plain stochastic gradient descent takes the gradients of bags as they are.
         if layout.optimizer == "sgd" and not layout.weighted:
-            sgd_by_lookups(records, grad, lookups.bags_by_position, lookups.position_offsets, learning_rate)
+            sgd_by_lookups(records, grad, (lookups.positions, lookups.offsets), transposed, learning_rate)
             return
         # A position's gradient is the sum of its bags': pooling of the transposed lookups.
-        vectors_grad = pool(grad.contiguous(), lookups.bags_by_position, lookups.position_offsets)  # [U, D]
+        vectors_grad = pool(grad.contiguous(), *transposed)  # [U, D]
         parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
         row_step(layout, records, parameters_grad, learning_rate, step)
 

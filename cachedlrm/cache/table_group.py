@@ -10,6 +10,7 @@ from torch import Tensor
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import make_policy
+from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import CopyStream, TrainedBatches
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
@@ -164,7 +165,7 @@ class TableGroup:
 
     def scatter(self, slots: Tensor, records: Tensor) -> None:
         """Stores updated ``records`` [U, width]."""
-        self.slab.index_copy_(0, slots, records)
+        scatter(self.slab, slots, records)
 
     def read(self, rows: Int64s) -> Tensor:
         """Current parameters of ``rows`` [n] wherever they are: [n, parameter_width] on the device. Changes nothing.

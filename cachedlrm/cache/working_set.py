@@ -125,6 +125,7 @@ class AddressBook:
         self._address_of = np.zeros(num_rows, np.int32)
         self._row_of = np.empty(num_rows, np.int64)
         self._last_seen = np.empty(num_rows, np.int64)
+        self._room = np.empty((2, 0), np.int64)  # for addresses and last uses of a batch
         self.num_addresses = 0
 
     def working_set(self, index: int, rows: Int64s, offsets: Int64s) -> WorkingSet:
@@ -136,7 +137,9 @@ class AddressBook:
             offsets: [num_bags + 1] bag boundaries.
         """
         num_lookups = len(rows)
-        addresses, previous = np.empty(num_lookups, np.int64), np.empty(num_lookups, np.int64)
+        if num_lookups > self._room.shape[1]:
+            self._room = np.empty((2, num_lookups + num_lookups // 4), np.int64)
+        addresses, previous = self._room
         counts = np.empty(num_lookups + 1, np.int32)
         positions, bags_by_position = np.empty(num_lookups, np.int32), np.empty(num_lookups, np.int32)
         size, self.num_addresses = _deduplicate(
