@@ -18,6 +18,9 @@ from cachedlrm.metrics import CacheCounters
 # slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
 _EVICTED = -2
 
+NO_ROWS: Int64s = np.empty(0, np.int64)
+"""Of all plans that move none in some way."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -133,10 +136,13 @@ class Planner:
         )
         evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
         admit_slots = self._free_slots_for(num_missing, evict_slots)
-        fetch_addresses, fetch_slots, create_rows, create_slots, read_after = _admit(
-            working_set.rows, addresses, index, missing[:num_missing], admit_slots,
-            self.slot_of, self._address_in, self._last_use, slots,
-        )  # fmt: skip
+        fetch_addresses = fetch_slots = create_rows = create_slots = NO_ROWS
+        read_after = -1
+        if num_missing:
+            fetch_addresses, fetch_slots, create_rows, create_slots, read_after = _admit(
+                working_set.rows, addresses, index, missing[:num_missing], admit_slots,
+                self.slot_of, self._address_in, self._last_use, slots,
+            )  # fmt: skip
         self._policy.use(working_set, slots)
         self._reserve.used(index, slots)
         num_created = len(create_slots)
@@ -170,7 +176,7 @@ class Planner:
         count = max(0, self.resident_rows + num_missing - max(self._quota_slots, size))
         slots, evict_after = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._in_flight)
         if not count:
-            return slots, slots, evict_after
+            return NO_ROWS, NO_ROWS, evict_after
         addresses = self._address_in[slots].astype(np.int64)
         self.slot_of[addresses] = _EVICTED - index
         return slots, addresses, evict_after
