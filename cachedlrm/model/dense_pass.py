@@ -49,9 +49,9 @@ class _Gradients:
     def product(self, grad: Tensor, inputs: Tensor, out: Tensor) -> None:
         """The product [n, m] of ``grad`` [B, n], transposed, and ``inputs`` [B, m]."""
         if self.adds:
-            out.add_(grad.t().mm(inputs))
+            out.add_(grad.mT.mm(inputs))
         else:
-            torch.mm(grad.t(), inputs, out=out)
+            torch.mm(grad.mT, inputs, out=out)
 
     def store(self, grad: Tensor, out: Tensor) -> None:
         """The gradient itself."""
@@ -130,7 +130,7 @@ class DensePass:
         if model.interaction_op == "cat":
             inputs = self._vectors.flatten(1)
         else:
-            products = torch.bmm(self._vectors, self._vectors.transpose(1, 2)).flatten(1)  # [B, (T + 1)^2]
+            products = torch.bmm(self._vectors, self._vectors.mT).flatten(1)  # [B, (T + 1)^2]
             inputs = torch.cat([bottom, products.index_select(1, self._pairs)], dim=1)
         self._prediction = self._top.forward(inputs).squeeze(1)
         return model.bounded(self._prediction)
@@ -165,7 +165,7 @@ class DensePass:
             products_grad.index_add_(1, self._pairs, pairs_grad)
             products_grad = products_grad.view(-1, vectors.shape[1], vectors.shape[1])
             vectors_grad = products_grad.bmm(vectors)
-            vectors_grad += vectors.transpose(1, 2).bmm(products_grad).transpose(1, 2)
+            vectors_grad += vectors.mT.bmm(products_grad).mT
             bottom_grad = bottom_grad + vectors_grad[:, 0]
         self._bottom.backward(bottom_grad, self._gradients, wants_inputs=False)
         return self._features_backward(vectors_grad[:, 1:])
