@@ -31,7 +31,7 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
-from cachedlrm.report import cpu_model
+from cachedlrm.report.environment import cpu_model
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 from cachedlrm.trainer import RowUpdate

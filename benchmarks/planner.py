@@ -19,7 +19,7 @@ from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
 from cachedlrm.memory import host_memory
-from cachedlrm.report import _commit, cpu_model
+from cachedlrm.report.environment import commit, cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ("lru", "lfu", "lrfu", "static", "lookahead", "oracle")
@@ -96,7 +96,7 @@ def main() -> None:
     date = time.strftime("%Y-%m-%d")
     lines = [
         "# The planner",
-        f"`python benchmarks/planner.py {count}` on {date}, commit {_commit()}, {cpu_model()}. {count} batches of the "
+        f"`python benchmarks/planner.py {count}` on {date}, commit {commit()}, {cpu_model()}. {count} batches of the "
         "default stream, 53,248 lookups each; those that evict, in one thread, processor time in milliseconds: median "
         f"(p10-p90), p99. Window of lookahead {WINDOW}, prefetch depth {PREFETCH_DEPTH}.",
         f"Host memory: {untouched:.1f} bytes a table row (the map from row to address), and {touched:.1f} more for "

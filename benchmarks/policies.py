@@ -16,7 +16,7 @@ import numpy as np
 
 from cachedlrm.command_line import parse_simulation
 from cachedlrm.data.open import open_dataset
-from cachedlrm.report import _commit, cpu_model
+from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.schedule import Schedule
 from cachedlrm.simulation import Curve, miss_ratio_curve
@@ -27,16 +27,25 @@ STREAMS = {
     "zipf, 1,000 batches of 2,048: an epoch": ["--data=zipf", "--steps=1000", "--cache-ratios=0.01,0.02,0.05"],
     "flights, an epoch": ["--data=flights", "--cache-ratios=0.01,0.02,0.05"],
 }
-POLICIES = ("oracle", "lookahead", "lookahead 400", "lookahead 800", "static", "lrfu", "lfu", "lru")
+POLICIES = {
+    "oracle": [],
+    "lookahead 200, rows counted": ["--count-rows"],
+    "lookahead 200": [],
+    "lookahead 400": ["--lookahead=400"],
+    "lookahead 800": ["--lookahead=800"],
+    "static": [],
+    "lrfu": [],
+    "lfu": [],
+    "lru": [],
+}
 ONLINE = ("LRU", "LFU", "ARC", "LIRS", "S3FIFO", "Sieve", "WTinyLFU")
 REQUEST = np.dtype([("time", "<u4"), ("id", "<u8"), ("size", "<u4"), ("next", "<i8")])
 
 
 def simulate(arguments: list[str], policy: str) -> tuple[Curve, float]:
-    """The curve of a policy, ``lookahead N`` with its window, and the seconds it took."""
-    name, _, window = policy.partition(" ")
+    """The curve of one of `POLICIES`, and the seconds it took."""
     options, simulation = parse_simulation(
-        [*arguments, "--report-min", f"--policy={name}", *([f"--lookahead={window}"] if window else [])]
+        [*arguments, "--report-min", f"--policy={policy.split(maxsplit=1)[0]}", *POLICIES[policy]]
     )
     dataset = open_dataset(options.data.data, None, data_request(options))
     started = time.perf_counter()
@@ -95,7 +104,7 @@ def section(title: str, arguments: list[str], with_online: bool) -> str:
     text += "\n|---|" + "---:|" * len(points)
     text += "\n| MIN: rows moved |" + "".join(f" {p.counters.moved_rows_min:,} |" for p in points)
     for policy in POLICIES:
-        text += f"\n| {policy + ' 200' * (policy == 'lookahead')} |"
+        text += f"\n| {policy} |"
         text += "".join(
             f" {p.counters.moved_of_min:.4f} ({p.counters.evicted_rows:,}) |" for p in curves[policy].points
         )
@@ -115,7 +124,7 @@ def main() -> None:
     date = time.strftime("%Y-%m-%d")
     parts = [
         "# Policies and the physical limit",
-        f"`python benchmarks/policies.py{' LIBCACHESIM_DIRECTORY' * with_online}` on {date}, commit {_commit()}, "
+        f"`python benchmarks/policies.py{' LIBCACHESIM_DIRECTORY' * with_online}` on {date}, commit {commit()}, "
         f"{cpu_model()}. Prefetch depth 2. MIN: Belady's, with all rows of a batch resident together, from an empty "
         "cache. libcachesim's policies get the unique rows of each batch one by one.",
     ]

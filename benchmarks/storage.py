@@ -27,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cachedlrm.budget import format_bytes
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.report import _commit, cpu_model
+from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.record_log import RecordLog
+from cachedlrm.units import format_bytes
 
 ROOT = Path(__file__).parents[1]
 PLACE = Path(os.environ.get("STORAGE_BENCHMARK_DIR", tempfile.gettempdir()))
@@ -229,7 +229,7 @@ if __name__ == "__main__":
     for name in chosen:
         measured = PARTS[name]()
         command = f"python benchmarks/storage.py {name}"
-        text += f"\n## {name}\n`{command}`, {cpu_model()}, {os.cpu_count()} cores, commit {_commit()}\n\n"
+        text += f"\n## {name}\n`{command}`, {cpu_model()}, {os.cpu_count()} cores, commit {commit()}\n\n"
         text += "\n".join(measured) + "\n"
         print("\n".join(measured), flush=True)
         out.write_text(text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from cachedlrm.errors import UserError
 from cachedlrm.store.init import DEVICE_TURN_ROWS
 from cachedlrm.store.records import RecordLayout
+from cachedlrm.units import format_bytes
 
 _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
 _ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
@@ -372,11 +373,3 @@ def largest_batch(workload: Workload, request: CacheRequest, limit_bytes: int) -
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def format_bytes(num_bytes: int) -> str:
-    """Bytes in binary units, rounded up so that the text, read as an option, is enough: 3.1 MiB."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if num_bytes >= size:
-            return f"{-(-num_bytes * 10 // size) / 10:.1f} {unit}"
-    return f"{num_bytes} B"

@@ -20,7 +20,18 @@ import tomli_w
 from cyclopts import Parameter
 
 from cachedlrm import __version__
-from cachedlrm.config import Bytes, InferenceOptions, ModelOptions, Options, RunOptions, Simulation, SimulationCommand
+from cachedlrm.config import (
+    Budget,
+    Bytes,
+    InferenceOptions,
+    ModelOptions,
+    Options,
+    PlanCommand,
+    Planning,
+    RunOptions,
+    Simulation,
+    SimulationCommand,
+)
 from cachedlrm.errors import UserError
 from cachedlrm.output import Output
 from cachedlrm.text import as_argument, as_utf8
@@ -45,15 +56,47 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    options = _parse(arguments)
-    tokens = list(arguments)
-    if options.run.profile is not None:
-        path = _find_profile(options.run.profile)
-        tokens = [*_not_given(_profile_arguments(path), tokens, _EITHER), *tokens]
+    options, tokens = _parse(arguments), list(arguments)
+    if options.run.profile:
+        tokens = _with_profiles(options.run.profile, arguments)
         options = _parse(tokens)
     if options.run.resume is not None:
         return _resumed(options.run.resume, tokens)
     return _check(options)
+
+
+def _with_profiles(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The arguments with the values of profiles below them; a later profile goes before an earlier one."""
+    tokens = list(arguments)
+    for name in reversed(names):
+        tokens = [*_not_given(_profile_arguments(_find_profile(name)), tokens, _EITHER), *tokens]
+    return tokens
+
+
+_PLAN_HELP = """What fits where: the bytes of each tier, and the hits, rows moved and speed to expect. Trains nothing.
+
+Takes the options of a run. Example: python -m cachedlrm.plan --profile criteo-kaggle --profile rtx3050-4gb
+"""
+
+
+def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
+    """Options of the run to plan, and those of the plan.
+
+    Raises:
+        UserError: an option or value is wrong; names it and what is allowed.
+        SystemExit: after ``--help`` or ``--version``.
+    """
+    command = _parse_plan(arguments)
+    if command.options.run.profile:
+        command = _parse_plan(_with_profiles(command.options.run.profile, arguments))
+    if command.options.run.resume is not None:
+        run = command.options.run.resume
+        raise UserError(f"--resume {run} is for training; plan the run by --profile {run / 'config.toml'}")
+    return _check(command.options), command.plan
+
+
+def _parse_plan(arguments: Sequence[str]) -> PlanCommand:
+    return _parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
 
 
 def _not_given(lower: Sequence[str], tokens: Sequence[str], either: set[str]) -> list[str]:
@@ -113,10 +156,10 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
         SystemExit: after ``--help`` or ``--version``.
     """
     command = _parse_simulation(arguments)
-    if command.simulation.profile is not None:
+    if command.simulation.profile:
         known = {f"--{name}" for names in _option_names(SimulationCommand).values() for name in names}
-        profile = _profile_arguments(_find_profile(command.simulation.profile))
-        lower = [token for token in profile if token.split("=")[0] in known - _SIZES]
+        profiles = _with_profiles(command.simulation.profile, [])
+        lower = [token for token in profiles if token.split("=")[0] in known - _SIZES]
         command = _parse_simulation([*_not_given(lower, arguments, set()), *arguments])
     cache = command.cache
     for name in sorted(_SIZES):
@@ -178,7 +221,7 @@ def _parse(arguments: Sequence[str]) -> Options:
     return _parse_as(Options(), arguments, "python -m cachedlrm.train", _HELP)
 
 
-_Command = TypeVar("_Command", Options, SimulationCommand)
+_Command = TypeVar("_Command", Options, PlanCommand, SimulationCommand)
 
 
 def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_text: str) -> _Command:
@@ -253,9 +296,9 @@ _NOT_CARRIED = {
     "dist-backend": _PROCESSES,
     "print-time": _TIMES,
     "print-wall-time": _TIMES,
-    "enable-profiling": _TIMES,
+    "enable-profiling": "--profile-trace N traces N steps with torch's profiler",
     "plot-compute-graph": "it only ends the reference with a message",
-    "tensor-board-filename": "curves are in metrics.jsonl and report.md",
+    "tensor-board-filename": "--tensorboard writes curves for TensorBoard into the run directory",
     "mlperf-logging": "--mlperf-grad-accum-iter works without it",
     "mlperf-acc-threshold": _LOOP,
     "mlperf-auc-threshold": _LOOP,
@@ -265,9 +308,15 @@ _NOT_CARRIED = {
 """Options of facebookresearch/dlrm that are refused, and why."""
 
 
-def _option_names(kind: type[Options] | type[SimulationCommand]) -> dict[str, list[str]]:
+def _option_names(kind: type[_Command]) -> dict[str, list[str]]:
     """The options of each group, spelled with dashes."""
-    return {group.name: list(_annotations(group)) for group in dataclasses.fields(kind)}
+    names: dict[str, list[str]] = {}
+    for group in dataclasses.fields(kind):
+        if group.default_factory is Options:  # those of a run, beside a command's own
+            names |= _option_names(Options)
+        else:
+            names[group.name] = list(_annotations(group))
+    return names
 
 
 def _annotations(group: dataclasses.Field[Any]) -> dict[str, Any]:
@@ -294,8 +343,10 @@ def _check(options: Options) -> Options:
     if cache.gpu_cache_ratio is not None and cache.gpu_cache_rows is not None:
         both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
         raise UserError(f"{both} exclude each other; give one of them")
+    if cache.count_rows and cache.policy != "lookahead":
+        raise UserError(f"--count-rows is for --policy lookahead and the policy is {cache.policy}; drop it")
     _check_tricks(model)
-    _check_inference(options.inference, model, options.run.steps)
+    _check_inference(options.inference, model, options.run)
     rate = options.optimisation
     if rate.lr_num_decay_steps and rate.lr_decay_start_step < rate.lr_num_warmup_steps:
         raise UserError(
@@ -327,13 +378,19 @@ def _check_tricks(model: ModelOptions) -> None:
         raise UserError(f"{' and '.join(chosen)} exclude each other; give one of them")
 
 
-def _check_inference(inference: InferenceOptions, model: ModelOptions, steps: int | None) -> None:
+def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions) -> None:
     """What serving rules out, as in facebookresearch/dlrm."""
     mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
     embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
     quantized = [name for name in (mlp, embeddings) if not name.endswith(" 32")]
-    if inference.inference_only and steps:
-        raise UserError(f"--steps {steps} trains and --inference-only does not; drop one of them")
+    if inference.inference_only and run.steps:
+        raise UserError(f"--steps {run.steps} trains and --inference-only does not; drop one of them")
+    for option, given in (
+        (f"--profile-trace {run.profile_trace}", run.profile_trace),
+        ("--tensorboard", run.tensorboard),
+    ):
+        if inference.inference_only and given:
+            raise UserError(f"{option} is about training and --inference-only does none; drop one of them")
     if quantized and not inference.inference_only:
         raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
     if quantized and inference.save_onnx:
@@ -383,6 +440,8 @@ def _toml_types(annotation: Any) -> tuple[tuple[type, ...], str]:
     """The types a profile may give an option, and what to call them."""
     if annotation == Bytes:
         return (int, str), "a whole number or a string such as 2GiB"
+    if annotation == Budget:
+        return (int, str), "a whole number, a string such as 2GiB, or auto"
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = get_args(annotation)[0]
     return _TOML_TYPES.get(annotation, ((str,), "a string"))

@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Group, Parameter
 
-from cachedlrm.units import parse_bytes, parse_ratios, parse_sizes, parse_switch, parse_weights, parse_whole
+from cachedlrm.units import (
+    parse_budget,
+    parse_bytes,
+    parse_ratios,
+    parse_sizes,
+    parse_switch,
+    parse_weights,
+    parse_whole,
+)
 
 
 def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts.Token]], Any]:
@@ -34,6 +42,15 @@ Sizes = Annotated[
     Parameter(converter=_converter(parse_sizes), n_tokens=1, negative=(), metavar="N-N-..."),
 ]
 Bytes = Annotated[int | None, Parameter(converter=_converter(parse_bytes), n_tokens=1, metavar="BYTES")]
+Budget = Annotated[
+    int | Literal["auto"] | None, Parameter(converter=_converter(parse_budget), n_tokens=1, metavar="BYTES|auto")
+]
+Names = Annotated[
+    tuple[str, ...],
+    Parameter(
+        converter=lambda _, tokens: tuple(token.value for token in tokens), n_tokens=1, negative=(), metavar="NAME"
+    ),
+]
 Weights = Annotated[
     tuple[float, ...],
     Parameter(converter=_converter(parse_weights), n_tokens=1, negative=(), metavar="W-W-..."),
@@ -51,10 +68,12 @@ MlpBits = Annotated[Whole, _must_be("8, 16 or 32", lambda bits: bits in (8, 16, 
 EmbeddingBits = Annotated[Whole, _must_be("4, 8 or 32", lambda bits: bits in (4, 8, 32))]
 Threads = Annotated[Whole, _must_be("from 1 to 1024", lambda threads: 1 <= threads <= 1024)]
 Lookups = Annotated[Whole, _must_be("from 1 to 100000", lambda lookups: 1 <= lookups <= 100_000)]
+TracedSteps = Annotated[Whole, _must_be("from 0 to 1000", lambda steps: 0 <= steps <= 1000)]  # 100 KB each
 Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
 Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
 Number = Annotated[float, _must_be("a finite number", math.isfinite)]
 Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0 <= threshold < 0.5)]
+Flops = Annotated[float | None, _must_be("above 0, and finite", lambda flops: 0 < flops < math.inf)]
 Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
 
 
@@ -146,8 +165,9 @@ class DataOptions:
     data: str = "zipf"
     """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H), flights (real records, optional package),
     npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy; memory-mapped; with the held-out part of prepared data),
-    criteo:PATH (raw files, for a first look), or reference (facebookresearch/dlrm's generators:
-    its numbers from its seed, and its defaults)."""
+    criteo:PATH (raw files, for a first look), parquet:PATH or parquet:PATH:label=L:dense=A,B:sparse=C,D (a file or
+    folder; ids as they are; columns not named follow from their types), or reference (facebookresearch/dlrm's
+    generators: its numbers from its seed, and its defaults)."""
     test_data: str | None = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
 
@@ -210,19 +230,26 @@ class CacheOptions:
     """Rows kept on the device, as a share of all rows. Default: 1 without --gpu-cache-rows and --gpu-budget."""
     gpu_cache_rows: Positive | None = None
     """Rows kept on the device."""
-    gpu_budget: Bytes = None
-    """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept."""
+    gpu_budget: Budget = None
+    """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept. auto: what a device
+    profile says there is, or nine tenths of what is free on the GPU; implies --predict."""
     policy: Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"] = "lrfu"
     """Which rows to evict. static and oracle read all ids once before training (for static, prepared data has counts
-    and spares that), lookahead --lookahead batches ahead; oracle moves as few rows as possible, for comparison, and
-    keeps 4 bytes for each row of each batch on disk."""
+    and spares that); lookahead knows --lookahead batches ahead, and beyond them such counts, if there are; oracle moves
+    as few rows as possible, for comparison, and keeps 4 bytes for each row of each batch on disk."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
+    count_rows: Flag = False
+    """Read all ids once before training, so that --policy lookahead knows how often each row is still to be used;
+    prepared data has the counts and needs no pass."""
     prefetch_depth: Depth | None = None
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
     only while the slots hold that many working sets more than one. Default: 2; 0 on the CPU where a step is small."""
     report_min: Flag = False
     """Count how few rows any policy could have moved (Belady's MIN) and report it; always with --policy oracle."""
+    predict: Flag = False
+    """Before training, predict hits, rows moved and the highest speed from the ids of the first batches, and report
+    them beside what was measured."""
 
 
 @_group("Store", 7)
@@ -266,13 +293,36 @@ class RunOptions:
     """Threads of torch's operators. Default: the processors this process may use; 1 where a step is small."""
     debug_mode: Flag = False
     """Print the architecture before training: layers, interactions, tables and their bytes."""
+    tensorboard: Flag = False
+    """Write the numbers of metrics.jsonl for TensorBoard, too, into tensorboard in the run directory."""
+    profile_trace: TracedSteps = 0
+    """Steps to trace with torch's profiler, with every phase as a range: trace.json in the run directory, for
+    https://ui.perfetto.dev. They begin after 5 % of the steps, 100 at most, and are slower. 0: none; at most 1000."""
     deterministic: Flag = False
     """Only deterministic operators, or an error (matters on CUDA)."""
-    profile: str | None = None
-    """Values from a TOML file, or from a packaged one by name; the command line overrides them."""
+    profile: Names = ()
+    """Values from a TOML file, or from a packaged one by name: of a workload (criteo-kaggle) or a device (rtx3050-4gb).
+    May be given more than once; a later one overrides an earlier one, the command line all of them."""
 
 
-@_group("Inference", 9)
+@_group("Hardware", 9)
+@dataclass(frozen=True)
+class HardwareOptions:
+    """The machine trained on, for --gpu-budget auto and for predictions. Device profiles say it."""
+
+    device_memory: Bytes = None
+    """Memory of the device (4GiB)."""
+    device_reserved: Bytes = None
+    """What driver, display and libraries keep of it. Default: nothing."""
+    device_bandwidth: Bytes = None
+    """Bytes a second between the device and its memory (192GB)."""
+    device_flops: Flops = None
+    """Floating-point operations a second of the device in 32 bits (7e12)."""
+    link_bandwidth: Bytes = None
+    """Bytes a second between host and device, one way (15.75GB)."""
+
+
+@_group("Inference", 10)
 @dataclass(frozen=True)
 class InferenceOptions:
     """Options of facebookresearch/dlrm for models in files and for serving them."""
@@ -305,6 +355,7 @@ class Options:
     cache: CacheOptions = field(default_factory=CacheOptions)
     store: StoreOptions = field(default_factory=StoreOptions)
     run: RunOptions = field(default_factory=RunOptions)
+    hardware: HardwareOptions = field(default_factory=HardwareOptions)
     inference: InferenceOptions = field(default_factory=InferenceOptions)
 
 
@@ -321,9 +372,9 @@ class Simulation:
     """Bytes a second between device and store (25GB), for the time that moving rows takes. Default: 12GB."""
     json: Flag = False
     """Print JSON instead of a table."""
-    profile: str | None = None
-    """Values from a run's TOML file, or from a packaged one by name; the command line overrides them. The tables store,
-    run and inference and the size of the cache are left out."""
+    profile: Names = ()
+    """Values from a run's TOML file, or from a packaged one by name, as for training; the command line overrides them.
+    The tables store, run and inference and the size of the cache are left out."""
 
 
 @Parameter(name="*")
@@ -338,3 +389,23 @@ class SimulationCommand:
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
+
+
+@_group("Plan", 0)
+@dataclass(frozen=True)
+class Planning:
+    """What ``python -m cachedlrm.plan`` has beside a run's options."""
+
+    sample: Positive = 200
+    """Batches whose ids are read for the prediction, from the first on."""
+    json: Flag = False
+    """Print JSON instead of tables."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PlanCommand:
+    """All of ``python -m cachedlrm.plan``: the options of the run to plan, and `Planning`."""
+
+    plan: Planning = field(default_factory=Planning)
+    options: Options = field(default_factory=Options)

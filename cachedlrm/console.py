@@ -17,6 +17,7 @@ from cachedlrm.output import Output
 from cachedlrm.text import printable
 
 _REDRAW_S = 0.25
+_REPEAT_S = 10.0  # between plain lines of something that takes long
 
 
 class Console(Protocol):
@@ -31,8 +32,14 @@ class Console(Protocol):
     def advance(self, step: int) -> None:
         """A step has been issued; its figures come with the next `update`."""
 
-    def evaluating(self, step: int) -> None:
-        """An evaluation begins after this step; it lasts until the next `update` or `advance`."""
+    def busy(self, step: int, what: str, share: float | None = None) -> None:
+        """Something else than training goes on after this step, until the next `update` or `advance`.
+
+        Args:
+            step: steps trained.
+            what: goes on, in a word or two: ``evaluating``.
+            share: how far it is, from 0 to 1, if that is known.
+        """
 
     def message(self, text: str) -> None:
         """Something happened that the user should know."""
@@ -89,7 +96,7 @@ class SilentConsole:
     def advance(self, step: int) -> None:
         """Nothing."""
 
-    def evaluating(self, step: int) -> None:
+    def busy(self, step: int, what: str, share: float | None = None) -> None:
         """Nothing."""
 
     def message(self, text: str) -> None:
@@ -115,10 +122,13 @@ class PlainConsole(SilentConsole):
 
     Args:
         stream: where to.
+        clock: seconds; a test brings its own.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
+        self._clock = clock
+        self._doing, self._said = "", 0.0
 
     def _print(self, text: str) -> None:
         print(printable(text), file=self._stream, flush=True)
@@ -131,12 +141,25 @@ class PlainConsole(SilentConsole):
 
     def update(self, snapshot: Snapshot) -> None:
         """Prints one line."""
+        self._doing = ""
         auc = "" if snapshot.auc is None else f"  auc {snapshot.auc:.4f}"
         self._print(
             f"step {snapshot.step}/{snapshot.num_steps}  loss {snapshot.loss:.5f}{auc}  "
             f"{snapshot.samples_per_s:,.0f} samples/s  hit {snapshot.recent.hit_ratio:.2%}  "
             f"wait {snapshot.phase_ms.get('wait', 0.0):.2f} ms  eta {format_seconds(snapshot.eta_s)}"
         )
+
+    def busy(self, step: int, what: str, share: float | None = None) -> None:
+        """Prints a line when it begins, and one every ten seconds of how far it is."""
+        begins = what != self._doing
+        if begins or (share is not None and self._clock() - self._said >= _REPEAT_S):
+            self._doing, self._said = what, self._clock()
+            where = f"after step {step}: " if step else ""
+            self._print(f"{where}{what}" + (f" {share:.0%}" if share and not begins else ""))
+
+    def advance(self, step: int) -> None:
+        """What went on has ended."""
+        self._doing = ""
 
     def message(self, text: str) -> None:
         """Prints its lines."""
@@ -184,14 +207,20 @@ class LiveConsole(SilentConsole):
     def advance(self, step: int) -> None:
         """Moves the progress bar, between snapshots."""
         if self._view is not None:
-            self._view = dataclasses.replace(self._view, step=step, evaluating=False)
+            self._view = dataclasses.replace(self._view, step=step, doing="")
             self._redraw()
 
-    def evaluating(self, step: int) -> None:
-        """Says so at once, for until the evaluation ends nothing is drawn."""
-        if self._view is not None:
-            self._view = dataclasses.replace(self._view, step=step, evaluating=True)
+    def busy(self, step: int, what: str, share: float | None = None) -> None:
+        """Says so at once when it begins, for it may be long until the next call."""
+        if self._view is None:
+            return
+        begins = not self._view.doing.startswith(what)
+        doing = what if share is None else f"{what} {share:.0%}"
+        self._view = dataclasses.replace(self._view, step=step, doing=doing)
+        if begins:
             self._draw()
+        else:
+            self._redraw()
 
     def message(self, text: str) -> None:
         """Prints it above the screen."""
@@ -216,7 +245,7 @@ class LiveConsole(SilentConsole):
         """Leaves the newest view standing and restores the terminal."""
         if self._live is not None:
             if self._view is not None:
-                self._view = dataclasses.replace(self._view, evaluating=False)  # an interrupt may have ended it
+                self._view = dataclasses.replace(self._view, doing="")  # an interrupt may have ended it
             try:
                 self._draw()
             finally:

@@ -19,7 +19,6 @@ from cachedlrm.program import end_program, run_program, start_program
 if __name__ == "__main__":
     start_program()
 
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from cachedlrm.final_state import FinalState, load_final_state
 from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
 from cachedlrm.formats.torchrec_folder import check_torchrec, write_torchrec
-from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.formats.whole_file import cannot_write, writable_file
 from cachedlrm.full_tables import FullTable, TouchedRecords, full_tables
 from cachedlrm.initial import initial_parameters
 from cachedlrm.output import Output
@@ -59,7 +58,7 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torc
     Raises:
         UserError: the run did not end, its files are damaged, or ``out`` cannot be written.
     """
-    target = _folder(out) if to_torchrec else _target(out, run_dir)
+    target = _folder(out) if to_torchrec else writable_file(out, "OUT", [run_dir], (*RUN_FILES, LOCK_FILE))
     options = load_options(run_dir / "config.toml")
     architecture = _architecture(options, run_dir / "config.toml")
     if to_torchrec:
@@ -90,29 +89,6 @@ def _write_reference(target: Path, tables: Sequence[FullTable], state: FinalStat
         yield from state.dense.values()
 
     write_tensors(target, specs, chunks())
-
-
-def _target(out: Path, run_dir: Path) -> Path:
-    """Where ``out`` leads through symbolic links, if a file may be written there.
-
-    Writing replaces what is there: a device, or the very run that is exported, would be lost.
-    """
-    try:
-        target, own = out.resolve(), run_dir.resolve()
-        mode = target.stat().st_mode if target.exists() else stat.S_IFREG
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    except RuntimeError as error:  # a loop of symbolic links
-        raise UserError(f"OUT {out} is a symbolic link that leads to itself; name another file") from error
-    if stat.S_ISDIR(mode):
-        raise UserError(f"OUT {out} is a directory; name a file")
-    if not stat.S_ISREG(mode):
-        raise UserError(f"OUT {out} is not a regular file; name another one")
-    if target.parent == own and target.name in (*RUN_FILES, LOCK_FILE):
-        raise UserError(f"OUT {out} is {target.name} of the run itself; name another file")
-    if not target.parent.is_dir():
-        raise UserError(f"OUT {out}: {target.parent} is not a folder; make it or name another file")
-    return target
 
 
 def _folder(out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What policies learn of the ids before training: uses for ``static``, next uses for ``oracle``."""
+"""What policies learn of the ids before training: counts for ``static`` and ``lookahead``, next uses for ``oracle``."""
 
 import hashlib
 import json
@@ -9,8 +9,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
-from cachedlrm.cache.policies import Oracle, Policy, Static
+from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
 from cachedlrm.config import Options
 from cachedlrm.data.lookups import Router
@@ -24,6 +26,12 @@ NEXT_USES_FOLDER = "next_uses"
 _SAVE_EVERY_S = 60.0
 _NUM_SAMPLED_BATCHES = 8  # of which the fingerprint has the ids
 
+Tell = Callable[[float], None]
+
+
+def _tell_nobody(share: float) -> None:
+    """For callers without a display."""
+
 
 def inform_policies(
     caches: Sequence[Sequence[Policy]],
@@ -33,6 +41,7 @@ def inform_policies(
     options: Options,
     run_dir: Path,
     row_counts: Int64s | None = None,
+    tell: Tell = _tell_nobody,
 ) -> None:
     """Gives policies what they need of the stream; one pass over the ids if they need anything.
 
@@ -43,7 +52,8 @@ def inform_policies(
         schedule: of the run.
         options: resolved; what the stream depends on.
         run_dir: where next uses go.
-        row_counts: lookups of each row, where the data knows them.
+        row_counts: lookups of each row in an epoch, where the data knows them.
+        tell: takes the share of the ids that was read, again and again.
 
     Raises:
         UserError: ids are wrong, or the disk is full.
@@ -51,15 +61,20 @@ def inform_policies(
     """
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
-    if isinstance(kind, Static) and row_counts is not None and router.is_identity:
-        for policy in by_group[0]:
-            assert isinstance(policy, Static)
-            policy.take_counts(row_counts)
-    elif isinstance(kind, Static):
-        _count_uses(by_group, num_rows, router, schedule)
+    counts = [row_counts] if row_counts is not None and router.is_identity else None
+    if isinstance(kind, Lookahead) and counts is None and options.cache.count_rows:
+        counts = _count_lookups(num_rows, router, schedule, tell)
+    if isinstance(kind, Static) and counts is None:
+        _count_uses(by_group, num_rows, router, schedule, tell)
+    elif isinstance(kind, Static | Lookahead) and counts is not None:
+        epochs = -(-schedule.num_batches // schedule.batches_per_epoch)
+        for policies, group_counts in zip(by_group, counts, strict=True):
+            for policy in policies:
+                assert isinstance(policy, Static | Lookahead)
+                policy.take_counts(group_counts * epochs)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
-        read_next_uses(num_rows, router, schedule, options, folder)
+        read_next_uses(num_rows, router, schedule, options, folder, tell=tell)
         for number, policies in enumerate(by_group):
             for policy in policies:
                 assert isinstance(policy, Oracle)
@@ -71,12 +86,25 @@ def discard_next_uses(run_dir: Path) -> None:
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
 
 
+def _count_lookups(num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell) -> list[Int64s]:
+    """Lookups of each row of each group in an epoch, as far as the run goes."""
+    counts = [np.zeros(rows, np.int64) for rows in num_rows]
+    num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
+    for index, batch in enumerate(schedule.one_epoch()):
+        tell(index / num_batches)
+        for of_group, lookups in zip(counts, router(batch), strict=True):
+            np.add.at(of_group, lookups.rows, 1)
+    return counts
+
+
 def _count_uses(
-    by_group: Sequence[Sequence[Policy]], num_rows: Sequence[int], router: Router, schedule: Schedule
+    by_group: Sequence[Sequence[Policy]], num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell
 ) -> None:
     """Policy ``static`` ranks rows by the batches of an epoch that use them."""
     books = [AddressBook(rows) for rows in num_rows]
+    num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
     for index, batch in enumerate(schedule.one_epoch()):
+        tell(index / num_batches)
         for policies, book, lookups in zip(by_group, books, router(batch), strict=True):
             working_set = book.working_set(index, lookups.rows, lookups.offsets)
             for policy in policies:
@@ -91,6 +119,7 @@ def read_next_uses(
     options: Options,
     folder: Path,
     clock: Callable[[], float] = time.monotonic,
+    tell: Tell = _tell_nobody,
 ) -> None:
     """Writes the next uses of the run's ids into ``folder``, a subfolder for each group.
 
@@ -104,6 +133,7 @@ def read_next_uses(
         options: resolved.
         folder: where.
         clock: seconds, for tests.
+        tell: as `inform_policies` has it.
 
     Raises:
         UserError: ids are wrong, or the disk is full.
@@ -118,7 +148,7 @@ def read_next_uses(
             ]
             for writer in writers:
                 files.callback(writer.close)
-            _read_backwards(writers, router, schedule, clock)
+            _read_backwards(writers, router, schedule, clock, tell)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise cannot_write(folder, error, "choose another --run-dir, or another --policy") from error
@@ -128,11 +158,12 @@ def read_next_uses(
 
 
 def _read_backwards(
-    writers: Sequence[NextUseWriter], router: Router, schedule: Schedule, clock: Callable[[], float]
+    writers: Sequence[NextUseWriter], router: Router, schedule: Schedule, clock: Callable[[], float], tell: Tell
 ) -> None:
     saved = clock()
     try:
         while (index := max(writer.next_batch for writer in writers)) >= 0:
+            tell(1 - (index + 1) / schedule.num_batches)
             lookups = router(schedule.read(index))
             for writer, part in zip(writers, lookups, strict=True):
                 if writer.next_batch == index:  # groups may have been saved at different batches

@@ -2,13 +2,13 @@
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from cachedlrm.architecture import Architecture, build_architecture
-from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, format_bytes, size_device
+from cachedlrm.budget import DeviceSizes, Workload
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
@@ -16,17 +16,16 @@ from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
 from cachedlrm.errors import UserError
-from cachedlrm.foresight import inform_policies
+from cachedlrm.foresight import Tell, inform_policies
 from cachedlrm.initial import initial_parameters
-from cachedlrm.memory import free_device_bytes, free_host_bytes
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.schedule import Schedule
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import frames_for
+from cachedlrm.tiers import STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.trainer import Trainer
-
-_STAGING_ROWS = 16384
+from cachedlrm.units import format_bytes
 
 
 def choose_device(name: str) -> torch.device:
@@ -59,9 +58,7 @@ class Job:
         dataset: training and held-out samples.
         schedule: steps and evaluations.
         device: where training happens.
-        sizes: of the device tier.
-        host_limit_bytes: ``--host-budget``, or the memory that was free.
-        device_limit_bytes: the budget, or the memory that was free; what ``sizes`` had to fit.
+        tiers: sizes of the tiers.
         trainer: cache, model and optimizers.
         note: what a user should know of a loaded model; else None.
         checkpoint: from which ``--resume`` goes on; None: from the beginning.
@@ -72,9 +69,7 @@ class Job:
     dataset: Dataset
     schedule: Schedule
     device: torch.device
-    sizes: DeviceSizes
-    device_limit_bytes: int
-    host_limit_bytes: int
+    tiers: Tiers
     trainer: Trainer
     note: str | None
     checkpoint: Checkpoint | None = None
@@ -84,15 +79,17 @@ class Job:
         """The first batch to train: not the next planned, the next that was not trained."""
         return 0 if self.checkpoint is None else self.checkpoint.batches
 
+    def inform_policies(self, run_dir: Path, tell: Tell) -> None:
+        """Reads the ids once for a policy that needs to know them; see `cachedlrm.foresight.inform_policies`."""
+        cache = self.trainer.cache
+        policies = [group.policy for group in cache.groups]
+        num_rows = [group.num_rows for group in self.tiers.workload.groups]
+        counts = self.dataset.row_counts
+        inform_policies([policies], num_rows, cache.router, self.schedule, self.options, run_dir, counts, tell)
+
     def close(self) -> None:
         """Lets others open the store."""
         self.trainer.cache.close()
-
-    @property
-    def table_bytes(self) -> int:
-        """Bytes of all records, those of untouched rows included."""
-        pairs = zip(self.architecture.groups, self.architecture.layouts, strict=True)
-        return sum(table.num_rows * layout.record_bytes for group, layout in pairs for table in group)
 
 
 def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
@@ -118,23 +115,14 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, optimisation.optimizer)
     router = architecture.router()
-    workload = build_workload(options, architecture, dataset, device)
-    if workload.batch_host_bytes > free_host_bytes():
-        raise UserError(
-            f"a batch takes up to {format_bytes(workload.batch_host_bytes)} of host memory and "
-            f"{format_bytes(free_host_bytes())} are free; lower --mini-batch-size, the ids of a bag, or the "
-            "first size of --arch-mlp-bot"
-        )
-    request, device_limit = _request(options, device)
-    sizes = size_device(workload, request, device_limit, lambda: schedule.largest_working_sets(router))
-    window = min(options.cache.lookahead, schedule.num_batches)
-    host_limit = _host_limit(options, workload, sizes, window, device)
+    tiers = size_tiers(options, architecture, dataset, device)
+    workload, host_limit = tiers.workload, tiers.host.records
     initial = initial_parameters(options, architecture, device)
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
         dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
     settings = CacheSettings(
-        options.cache.policy, window, options.cache.prefetch_depth, _STAGING_ROWS, options.cache.report_min
+        options.cache.policy, tiers.window, options.cache.prefetch_depth, STAGING_ROWS, options.cache.report_min
     )
     loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
     durability = checkpoint = None
@@ -142,10 +130,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
         if keeps_log(options):
             durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
             undo.callback(durability.database.close)
-        cache = _build_cache(router, workload, sizes, host_limit, initial.rows, settings, device, durability)
-        policies = [group.policy for group in cache.groups]
-        num_rows = [group.num_rows for group in workload.groups]
-        inform_policies([policies], num_rows, router, schedule, options, run_dir, dataset.row_counts)
+        cache = _build_cache(router, workload, tiers.device, host_limit, initial.rows, settings, device, durability)
         trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)
@@ -154,79 +139,8 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             trainer.load_optimizer_state(initial.dense_state)
         undo.pop_all()
     return Job(
-        options, architecture, dataset, schedule, device, sizes, device_limit, host_limit, trainer, initial.note,
-        checkpoint,
+        options, architecture, dataset, schedule, device, tiers, trainer, initial.note, checkpoint
     )  # fmt: skip
-
-
-def build_workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
-    """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
-    batches, inference = options.batches, options.inference.inference_only
-    assert batches.mini_batch_size is not None
-    assert options.cache.prefetch_depth is not None
-    return Workload(
-        groups=tuple(
-            GroupShape(tuple(table.num_rows for table in group), layout)
-            for group, layout in zip(architecture.groups, architecture.layouts, strict=True)
-        ),
-        num_features=len(architecture.embeddings),
-        lookups_per_bag=dataset.train.max_lookups_per_bag,
-        mini_batch_size=1 if inference else min(batches.mini_batch_size, dataset.train.num_samples),
-        mlp_bot=architecture.mlp_bot,
-        mlp_top=architecture.mlp_top,
-        prefetch_depth=options.cache.prefetch_depth,
-        staging_rows=_STAGING_ROWS if device.type == "cuda" else 0,
-        num_mini_batches=1 if inference else options.optimisation.mlperf_grad_accum_iter,
-        test_batch_size=_test_batch_size(options, dataset),
-        dot=options.model.arch_interaction_op == "dot",
-        keeps_inputs=options.model.activation_function in ("gelu", "silu"),
-    )
-
-
-def _test_batch_size(options: Options, dataset: Dataset) -> int:
-    """Samples of an evaluation step; 0 if the run has none."""
-    evaluates = (options.batches.test_freq or 0) > 0 or options.inference.inference_only
-    if dataset.test is None or not evaluates:
-        return 0
-    return min(options.batches.test_mini_batch_size, dataset.test.num_samples)
-
-
-def _request(options: Options, device: torch.device) -> tuple[CacheRequest, int]:
-    """The slots that are asked for, and the bytes the device may hold."""
-    cache = options.cache
-    if options.inference.inference_only:
-        return CacheRequest(None, 1, None), free_device_bytes(device)
-    request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget)
-    if request == CacheRequest(None, None, None):
-        request = replace(request, ratio=1.0)
-    return request, cache.gpu_budget or free_device_bytes(device)
-
-
-def _host_limit(options: Options, workload: Workload, sizes: DeviceSizes, window: int, device: torch.device) -> int:
-    """Bytes of records the host store may hold: ``--host-budget``, or what is left of the free memory.
-
-    Raises:
-        UserError: maps of the rows or the batches of policy ``lookahead`` alone do not fit.
-    """
-    free = free_host_bytes()
-    maps = 4 * workload.num_rows  # from row to address; the only thing that grows with the tables
-    if maps > free:
-        raise UserError(
-            f"{workload.num_rows:,} rows need {format_bytes(maps)} of host memory for their map and "
-            f"{format_bytes(free)} are free; fold ids with --max-ind-range or lower --arch-embedding-size"
-        )
-    ahead = window * workload.batch_host_bytes if options.cache.policy == "lookahead" else 0
-    if ahead > free - maps:
-        most = (free - maps) // workload.batch_host_bytes
-        raise UserError(
-            f"--lookahead {options.cache.lookahead} keeps {window:,} batches, up to {format_bytes(ahead)} of host "
-            f"memory, and {format_bytes(free - maps)} are free; use --lookahead {most} or less"
-        )
-    if options.store.host_budget is not None:
-        return options.store.host_budget
-    shared = sizes.total_bytes if device.type == "cpu" else 0
-    left = max(1, free - maps - ahead - shared)
-    return left // 2 if options.store.store == "lmdb" else left  # the system keeps pages of the store in the other
 
 
 def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Options) -> None:

@@ -12,9 +12,11 @@ from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
 from cachedlrm.text import printable
 
 _WIDE = 132  # from this width on, sections stand in two columns
+_NARROW = 70  # below it there is no room for the time that has passed
 _WIDEST = 160  # beyond it lines would be too long to follow
 _RIGHT_WIDTH = 75  # of the column with the longest lines
-_SHORT = 24  # below this height there is no room for headings, from 4 lines more on there is for blank lines
+_SHORT = 24  # below this height there is no room for headings, from 5 lines more on there is for blank lines
+_TINY = 21  # below it only the most important lines fit
 _LABEL_WIDTH = 11
 _GAP = 3
 _CURVE_HEIGHT = 4  # of the losses, beside the longer right column
@@ -86,7 +88,7 @@ class LiveView:
         losses: losses of the run, oldest first.
         hit_ratios: hit ratios of the run, oldest first.
         step: steps issued, if more than the snapshot knows.
-        evaluating: whether an evaluation runs.
+        doing: what goes on beside training, such as an evaluation; empty for nothing.
     """
 
     header: RunHeader
@@ -94,38 +96,47 @@ class LiveView:
     losses: tuple[float, ...] = ()
     hit_ratios: tuple[float, ...] = ()
     step: int = 0
-    evaluating: bool = False
+    doing: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = min(options.max_width, _WIDEST), console.size.height
-        yield from self._header_lines()
-        yield Text()
+        is_tiny = height < _TINY
+        yield from self._header_lines()[: 1 if is_tiny else 3]
         snapshot = self.snapshot
         if snapshot is None:
+            yield Text()
             yield Text(self._before_first_snapshot(), "dim")
             return
-        pen = _Pen(options.ascii_only)
-        wide = width >= _WIDE
-        left = width - _GAP - _RIGHT_WIDTH if wide else width
-        right = _RIGHT_WIDTH if wide else width
-        learning, memory = (
-            self._learning(snapshot, pen, left, _CURVE_HEIGHT if wide else 1),
-            _memory(snapshot, pen, left),
-        )
-        cache, phases = self._cache(snapshot, pen, right), _phases(snapshot, pen, right)
-        yield _progress(snapshot, max(self.step, snapshot.step), pen, width)
-        if wide:
+        if not is_tiny and (height != _SHORT or snapshot.disk_bytes is None):
             yield Text()
-            yield from _side_by_side([*learning, Text(), *memory], [*cache, Text(), *phases], left)
-            return
-        for section in (learning, cache, phases, memory):
-            if height >= _SHORT + 4:
-                yield Text()
-            yield from section if height >= _SHORT else section[1:]
+        pen = _Pen(options.ascii_only)
+        yield self._progress(snapshot, pen, width)
+        if width >= _WIDE and not is_tiny:
+            yield from self._two_columns(snapshot, pen, width)
+        elif is_tiny:
+            learning, cache = self._learning(snapshot, pen, width, 1), self._cache(snapshot, pen, width)
+            yield from (*learning[1:], *(cache[i] for i in (1, 3, 4)), _slowest(snapshot))
+            yield from _memory(snapshot, pen, width)[1:]
+        else:
+            sections = (self._learning(snapshot, pen, width, 1), self._cache(snapshot, pen, width),
+                        _phases(snapshot, pen, width), _memory(snapshot, pen, width))  # fmt: skip
+            for section in sections:
+                if height >= _SHORT + 5:
+                    yield Text()
+                yield from section if height >= _SHORT else section[1:]
+
+    def _two_columns(self, snapshot: Snapshot, pen: "_Pen", width: int) -> Iterator[Text]:
+        left = width - _GAP - _RIGHT_WIDTH
+        learning = self._learning(snapshot, pen, left, _CURVE_HEIGHT)
+        cache, phases = self._cache(snapshot, pen, _RIGHT_WIDTH), _phases(snapshot, pen, _RIGHT_WIDTH)
+        yield Text()
+        yield from _side_by_side(
+            [*learning, Text(), *_memory(snapshot, pen, left, process_apart=True)], [*cache, Text(), *phases], left
+        )
 
     def _before_first_snapshot(self) -> str:
-        if self.evaluating:
-            return "evaluating"
+        if self.doing:
+            return self.doing
         if not self.header.trains:
             return "no step to train"
         return f"step {self.step:,}" if self.step else "preparing the first batches"
@@ -142,6 +153,20 @@ class LiveView:
         for line in lines:
             line.no_wrap, line.overflow = True, "crop"
         return lines
+
+    def _progress(self, snapshot: Snapshot, pen: "_Pen", width: int) -> Text:
+        step, left = max(self.step, snapshot.step), snapshot.num_steps - snapshot.step
+        eta_s = snapshot.eta_s * (snapshot.num_steps - step) / left if left else 0.0
+        share = step / snapshot.num_steps if snapshot.num_steps else 1.0
+        words = f"  step {step:,}/{snapshot.num_steps:,}  "
+        clock = f"{format_seconds(snapshot.elapsed_s)}, ETA {format_seconds(eta_s)}"
+        room = len(clock) if width >= _NARROW else 0
+        happens = self.doing or (clock if room else f"ETA {format_seconds(eta_s)}")
+        bar_width = max(10, width - len(words) - max(room, len(happens)) - 6)
+        line = pen.bar(share, bar_width).append(f"  {share:4.0%}", "bold").append(words)
+        line.append(happens, _ACCENT if self.doing else "")
+        line.no_wrap, line.overflow = True, "crop"
+        return line
 
     def _learning(self, snapshot: Snapshot, pen: "_Pen", width: int, curve_height: int) -> list[Text]:
         value = f"{snapshot.loss:.5f}  "
@@ -161,11 +186,13 @@ class LiveView:
             words = Text("- held-out labels are not 0 and 1, both", "dim")
         else:
             words = Text("no evaluation yet" if self.header.evaluates else "-", "dim")
-        return words.append("  evaluating", _ACCENT) if self.evaluating else words
+        return words
 
     def _cache(self, snapshot: Snapshot, pen: "_Pen", width: int) -> list[Text]:
         recent, total, steps = snapshot.recent, snapshot.cache, max(1, snapshot.recent_steps)
         hits = Text.assemble((f"{recent.hit_ratio:.2%} now", "bold"), f", {total.hit_ratio:.2%} over the run  ")
+        if total.moved_of_min is not None:
+            hits = hits[:-2].append(f", rows moved {total.moved_of_min:.3f} x MIN  ")
         hits.append(sparkline(self.hit_ratios, width - _LABEL_WIDTH - len(hits.plain), pen.ascii_only), _ACCENT)
         rows = (
             f"{recent.fetched_rows / steps:,.0f} fetched, {recent.first_touch_rows / steps:,.0f} created, "
@@ -222,14 +249,13 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], left_width: int) 
         yield line.append(" " * _GAP).append_text(other)
 
 
-def _progress(snapshot: Snapshot, step: int, pen: _Pen, width: int) -> Text:
-    left = snapshot.num_steps - snapshot.step
-    eta_s = snapshot.eta_s * (snapshot.num_steps - step) / left if left else 0.0
-    share = step / snapshot.num_steps if snapshot.num_steps else 1.0
-    words = f"  step {step:,}/{snapshot.num_steps:,}  ETA {format_seconds(eta_s)}"
-    line = pen.bar(share, max(10, width - len(words) - 6)).append(f"  {share:4.0%}", "bold").append(words)
-    line.no_wrap, line.overflow = True, "crop"
-    return line
+def _slowest(snapshot: Snapshot) -> Text:
+    """What the training thread spends its time on, the most first, in one line."""
+    spent = {phase: snapshot.phase_ms.get(phase, 0.0) for phase in _TRAINING_PHASES}
+    total = sum(spent.values())
+    order = sorted(spent, key=spent.__getitem__, reverse=True)
+    shares = (f"{phase.replace('_', ' ')} {spent[phase] / total:.0%}" for phase in order if spent[phase] > 0)
+    return _line("step", Text(f"{total:.1f} ms  " + ", ".join(shares)))
 
 
 def _phases(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
@@ -254,21 +280,28 @@ def _phases(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
     return lines
 
 
-def _memory(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
+def _memory(snapshot: Snapshot, pen: _Pen, width: int, process_apart: bool = False) -> list[Text]:
+    """A bar for each tier. The process's own memory is behind the host's, or on a line of its own."""
+    process = _size(snapshot.host_bytes)
+    if snapshot.mapped_bytes:
+        process += f", {_size(snapshot.mapped_bytes)} mapped"
+    tiers = [
+        ("device", snapshot.device_bytes, snapshot.device_limit_bytes),
+        ("host", snapshot.host_record_bytes, snapshot.host_limit_bytes),
+    ]
+    if snapshot.disk_bytes is not None:
+        tiers.append(("disk", snapshot.disk_bytes, snapshot.disk_limit_bytes or 0))
+    words = [f" {_size(used)} of {_size(limit)}" for _, used, limit in tiers]
+    longest = 20 if process_apart or width >= 92 else 8
+    bar_width = min(longest, max(0, width - _LABEL_WIDTH - max(map(len, words))))
     lines = [pen.rule("memory", width)]
-    mapped = f"  {_size(snapshot.mapped_bytes)} mapped" if snapshot.mapped_bytes else ""
-    tiers = (
-        ("device", snapshot.device_bytes, snapshot.device_limit_bytes, ""),
-        ("host", snapshot.host_bytes, snapshot.host_limit_bytes, mapped),
-    )
-    words = [f" {_size(used)} of {_size(limit)}" for _, used, limit, _ in tiers]
-    most = max(len(text) + len(more) for text, (*_, more) in zip(words, tiers, strict=True))
-    bar_width = min(20, max(0, width - _LABEL_WIDTH - most))
-    for text, (label, used, limit, more) in zip(words, tiers, strict=True):
+    for text, (label, used, limit) in zip(words, tiers, strict=True):
         share = used / limit if limit else 0.0
-        bar = pen.bar(share, bar_width, _ALERT if share > 0.9 else _ACCENT)
-        lines.append(_line(label, bar.append(text).append(more, "dim")))
-    return lines
+        bar = pen.bar(share, bar_width, _ALERT if share > 0.9 else _ACCENT).append(text)
+        if label == "host" and not process_apart:
+            bar.append(f"  process {process}", "dim")
+        lines.append(_line(label, bar))
+    return [*lines, _line("process", Text(process))] if process_apart else lines
 
 
 def curve(values: Sequence[float], width: int, height: int = 1, ascii_only: bool = False) -> list[str]:

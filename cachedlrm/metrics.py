@@ -4,13 +4,31 @@ import json
 import math
 import operator
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
 
 PREPARING_PHASES = ("plan", "evict", "admit")
 """Those that make a batch's rows ready; a prefetch thread spends them beside the others."""
 
+TABLE_COUNTS = ("lookups", "hit_lookups", "working_set_rows", "first_touch_rows")
+"""What is also counted table by table: columns of the arrays [tables, 4] int64, named as in `CacheCounters`."""
+
 MetricsRow = dict[str, float | int | None]
+
+
+class Span(NamedTuple):
+    """A piece of a thread's work.
+
+    Attributes:
+        name: a phase, or ``read`` for reading samples.
+        start: seconds, of `time.perf_counter`.
+        end: the same.
+    """
+
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,35 @@ def with_bytes(counters: CacheCounters, record_bytes: int) -> CacheCounters:
 
 
 @dataclass(frozen=True)
+class TableCounters:
+    """The cache's work for one table, over a run.
+
+    Attributes:
+        name: in the reference's state dict, without ``.weight``.
+        rows: rows of the table.
+        lookups, hit_lookups, working_set_rows: see `CacheCounters`.
+        touched_rows: rows that were brought in at least once; their first touches.
+    """
+
+    name: str
+    rows: int
+    lookups: int
+    hit_lookups: int
+    working_set_rows: int
+    touched_rows: int
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Share of lookups that hit; None without lookups."""
+        return self.hit_lookups / self.lookups if self.lookups else None
+
+    @property
+    def missed_lookups(self) -> int:
+        """Lookups that did not hit."""
+        return self.lookups - self.hit_lookups
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A run at one moment: all that a display or a line of metrics needs. "Recent" is since the last snapshot.
 
@@ -103,14 +150,17 @@ class Snapshot:
         phase_ms: recent mean per step, by phase.
         device_bytes: the most in use so far, measured on CUDA; on the CPU what a step is accounted for.
         device_limit_bytes: the budget, or the memory that was free at the start.
-        host_bytes: anonymous resident memory now.
-        host_limit_bytes: ``--host-budget``, or the memory that was free at the start.
+        host_bytes: anonymous resident memory of the process now.
+        host_limit_bytes: ``--host-budget``, or the memory that was free at the start: the most that records may take.
         mapped_bytes: mapped pages in memory now.
         cache_slots: rows the cache may keep.
         resident_slots: rows it keeps.
         host_records: records in the host store; None where nobody counted them.
+        host_record_bytes: theirs.
         temporary_slots: beyond ``cache_slots``, for a batch that needs more rows.
         evaluated: whether there has been an evaluation.
+        disk_bytes: of the store's file; None without one.
+        disk_limit_bytes: those and what is free beside it.
     """
 
     step: int
@@ -134,8 +184,11 @@ class Snapshot:
     cache_slots: int
     resident_slots: int
     host_records: int | None = None
+    host_record_bytes: int = 0
     temporary_slots: int = 0
     evaluated: bool = False
+    disk_bytes: int | None = None
+    disk_limit_bytes: int | None = None
 
     @property
     def waited_share(self) -> float:
@@ -175,6 +228,7 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "device_bytes": snapshot.device_bytes,
         "host_bytes": snapshot.host_bytes,
         "mapped_bytes": snapshot.mapped_bytes,
+        "disk_bytes": snapshot.disk_bytes,
         "resident_slots": snapshot.resident_slots,
     }
     return {key: finite(value) for key, value in row.items()}

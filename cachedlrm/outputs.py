@@ -9,7 +9,7 @@ from cachedlrm.errors import UserError
 from cachedlrm.formats.model_file import Training, save_model
 from cachedlrm.full_tables import current_records, full_tables
 from cachedlrm.job import Job
-from cachedlrm.report import RunTotals
+from cachedlrm.report.totals import RunTotals
 
 
 def check_outputs(options: Options) -> None:

@@ -6,24 +6,28 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.budget import format_bytes
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.errors import UserError
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.job import Job
 from cachedlrm.live_view import RunHeader
 from cachedlrm.memory import host_memory
-from cachedlrm.metrics import PHASES, CacheCounters, Snapshot
-from cachedlrm.report import RunTotals
+from cachedlrm.metrics import PHASES, TABLE_COUNTS, CacheCounters, Snapshot
+from cachedlrm.prediction import Prediction
+from cachedlrm.report.totals import RunTotals, by_table
+from cachedlrm.units import format_bytes
 
 _SAVED = (
     "steps",
     "samples",
     "counters",
     "counters_at_snapshot",
+    "table_counts",
     "losses",
     "loss_sum",
     "last_loss",
@@ -69,10 +73,13 @@ class Progress:
         self._last_loss: float | None = None
         self._steps = self._samples = 0
         self._counters = self._counters_at_snapshot = CacheCounters()
+        num_tables = sum(map(len, job.architecture.groups))
+        self._table_counts = np.zeros((num_tables, len(TABLE_COUNTS)), np.int64)
         self._evaluated = False
         self._auc: float | None = None
         self._accuracy: float | None = None
         self._inference: InferenceReport | None = None
+        self._prediction: Prediction | None = None
         self._phase_totals = dict.fromkeys(PHASES, 0.0)
         self._seconds = 0.0  # of training, without evaluation
         self._resumed_at = 0.0
@@ -105,6 +112,8 @@ class Progress:
                 value = saved[name]
                 if name.startswith("counters"):
                     value = CacheCounters(**{key: int(count) for key, count in value.items()})
+                if name == "table_counts":
+                    value = self._read_table_counts(value)
                 if name in _NUMBERS and not (isinstance(value, int | float) and value >= 0):
                     raise ValueError(f"{name} is {value}")
                 setattr(self, f"_{name}", value)
@@ -112,6 +121,12 @@ class Progress:
                 self._warm = (self._samples, self._seconds)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"the checkpoint's progress does not read: {error!r}; start the run again") from error
+
+    def _read_table_counts(self, value: object) -> NDArray[np.int64]:
+        counts = np.array(value)
+        if counts.shape != self._table_counts.shape or counts.dtype != np.int64 or counts.min() < 0:
+            raise ValueError(f"table_counts are not those of {len(self._table_counts)} tables")
+        return counts
 
     @property
     def resumes(self) -> bool:
@@ -127,13 +142,13 @@ class Progress:
     def header(self) -> RunHeader:
         """What the display says once."""
         job, options = self._job, self._job.options
-        rows, slots = job.sizes.table_rows, job.sizes.quota_slots
+        rows, slots = job.tiers.device.table_rows, job.tiers.device.quota_slots
         lookahead = f" {options.cache.lookahead}" if options.cache.policy == "lookahead" else ""
-        extra = job.sizes.num_slots - slots
+        extra = job.tiers.device.num_slots - slots
         cache = (
             f"{slots:,} slots ({slots / rows:.2%})"
             + (f" and {extra:,} temporary ones" if extra else "")
-            + f", {options.cache.policy}{lookahead}, {format_bytes(job.sizes.total_bytes)} on the device"
+            + f", {options.cache.policy}{lookahead}, {format_bytes(job.tiers.device.total_bytes)} on the device"
         )
         return RunHeader(
             data=options.data.data,
@@ -199,6 +214,7 @@ class Progress:
         self._last_batch = batch.tensors.index
         self._samples += batch.tensors.num_samples
         self._counters += batch.counters
+        self._table_counts += batch.table_counts
         if self._warm is None and self._steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
             self._stop_clock()
             self._warm = (self._samples, self._seconds)
@@ -207,6 +223,10 @@ class Progress:
         """The model has been evaluated."""
         self._evaluated, self._auc, self._accuracy = True, auc, accuracy
         self._evaluated_at = self._steps
+
+    def predicted(self, prediction: Prediction) -> None:
+        """Before training, this was expected of the run."""
+        self._prediction = prediction
 
     def served(self, report: InferenceReport) -> None:
         """The model has been evaluated instead of trained."""
@@ -239,6 +259,7 @@ class Progress:
         seconds = max(self._seconds - self._seconds_at_snapshot, 1e-9)
         samples = self._samples - self._samples_at_snapshot
         host, mapped = self._sample_memory()
+        disk, disk_limit = job.trainer.cache.disk_bytes()
         snapshot = Snapshot(
             step=self._steps,
             num_steps=self._num_steps,
@@ -254,15 +275,18 @@ class Progress:
             recent_steps=steps,
             phase_ms={phase: phases[phase] / steps for phase in PHASES},
             device_bytes=self._device_peak(),
-            device_limit_bytes=job.device_limit_bytes,
+            device_limit_bytes=job.tiers.device_limit,
             host_bytes=host,
-            host_limit_bytes=job.host_limit_bytes,
+            host_limit_bytes=job.tiers.host.records,
             mapped_bytes=mapped,
-            cache_slots=job.sizes.quota_slots,
+            cache_slots=job.tiers.device.quota_slots,
             resident_slots=job.trainer.cache.resident_rows,
             host_records=job.trainer.cache.store_records,
-            temporary_slots=job.sizes.num_slots - job.sizes.quota_slots,
+            host_record_bytes=job.trainer.cache.store_bytes,
+            temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
             evaluated=self._evaluated,
+            disk_bytes=disk,
+            disk_limit_bytes=disk_limit,
         )
         self._counters_at_snapshot = self._counters
         self._seconds_at_snapshot, self._samples_at_snapshot = self._seconds, self._samples
@@ -296,7 +320,7 @@ class Progress:
         """Measured on CUDA; on the CPU what the step's tensors add up to."""
         if self._job.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._job.device))
-        return self._job.sizes.total_bytes
+        return self._job.tiers.device.total_bytes
 
     def _sample_memory(self) -> tuple[int, int]:
         host, mapped = host_memory()
@@ -321,23 +345,26 @@ class Progress:
             loss_mean=self._loss_sum / self._steps if self._steps else None,
             auc=self._auc,
             losses=self._losses if self._print_freq == 1 else None,
-            table_rows=job.sizes.table_rows,
-            cache_slots=job.sizes.quota_slots,
-            temporary_slots=job.sizes.num_slots - job.sizes.quota_slots,
+            table_rows=job.tiers.device.table_rows,
+            cache_slots=job.tiers.device.quota_slots,
+            temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
             record_bytes=max(layout.record_bytes for layout in job.architecture.layouts),
-            table_bytes=job.table_bytes,
+            table_bytes=job.tiers.table_bytes,
             counters=self._counters,
+            tables=by_table(job.architecture, self._table_counts.tolist()),
             device_name=self._device_name(),
             threads=torch.get_num_threads(),
             device_peak_bytes=self._device_peak(),
-            device_limit_bytes=job.device_limit_bytes,
-            device_bytes_breakdown=job.sizes.breakdown,
+            device_limit_bytes=job.tiers.device_limit,
+            device_bytes_breakdown=job.tiers.device.breakdown,
             host_peak_bytes=self._host_peak,
+            host_limit_bytes=job.tiers.host.records,
             host_store_bytes=job.trainer.cache.store_bytes,
             mapped_peak_bytes=self._mapped_peak,
             phase_ms={phase: total / max(1, self._steps) for phase, total in self._phase_totals.items()},
             accuracy=self._accuracy,
             inference=self._inference,
+            prediction=self._prediction,
         )
 
     def summary(self) -> str:
@@ -358,4 +385,6 @@ class Progress:
 
 
 def _as_json(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return asdict(value) if isinstance(value, CacheCounters) else value

@@ -4,14 +4,18 @@ import itertools
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+import torch
+
 from cachedlrm.architecture import build_architecture
-from cachedlrm.config import CacheOptions, ModelOptions, Options, RunOptions, StoreOptions
+from cachedlrm.config import CacheOptions, HardwareOptions, ModelOptions, Options, RunOptions, StoreOptions
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.open import DataRequest
 from cachedlrm.data.reference import ReferenceStream
 from cachedlrm.errors import UserError
 from cachedlrm.job import choose_device, usable_processors
+from cachedlrm.memory import free_device_bytes
 from cachedlrm.schedule import Schedule
+from cachedlrm.units import format_bytes
 
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _MOST_THREADS = 1024  # of --threads
@@ -19,6 +23,7 @@ _MOST_THREADS = 1024  # of --threads
 _WORTH_THREADS = 10**8
 _WORTH_PREFETCHING = 10**7
 _PREFETCH_DEPTH = 2
+_SHARE_OF_FREE = 0.9  # of the GPU's memory, for --gpu-budget auto without a device profile
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,18 @@ def _reference_stream(options: Options) -> ReferenceStream:
     return replace(defaults, generation=generation, **given)
 
 
-def resolve(options: Options, dataset: Dataset) -> Options:
+def resolve(options: Options, dataset: Dataset, device: torch.device | None = None) -> Options:
     """Fills every option that was left open; the result repeats the run whatever the defaults become.
+
+    Args:
+        options: as the user gave them.
+        dataset: what they name.
+        device: where training is to happen, there or not; None: on this machine.
 
     Raises:
         UserError: sizes that do not fit each other, a device that is not there, or evaluations that cannot be.
     """
+    device = device or choose_device(options.run.device)
     defaults = _DEFAULTS.get(options.data.data, _SourceDefaults())
     batch_size = options.batches.mini_batch_size or defaults.mini_batch_size
     test_batch_size = options.batches.test_mini_batch_size
@@ -129,9 +140,9 @@ def resolve(options: Options, dataset: Dataset) -> Options:
             optimizer=options.optimisation.optimizer or defaults.optimizer,
             learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
         ),
-        cache=_resolve_cache(options.cache),
+        cache=_resolve_cache(options.cache, options.hardware, device),
         store=_resolve_store(options, defaults),
-        run=_resolve_run(options.run, trains=not options.inference.inference_only),
+        run=_resolve_run(options.run, device, trains=not options.inference.inference_only),
     )
     multiplications = _multiplications(resolved)
     depth = options.cache.prefetch_depth
@@ -150,20 +161,36 @@ def resolve(options: Options, dataset: Dataset) -> Options:
     return replace(resolved, batches=replace(resolved.batches, test_freq=test_freq))
 
 
-def _resolve_cache(cache: CacheOptions) -> CacheOptions:
+def _resolve_cache(cache: CacheOptions, hardware: HardwareOptions, device: torch.device) -> CacheOptions:
     """Without any size all rows are kept. Said, so that a repeated run says too if they do not fit any more."""
     cache = replace(cache, report_min=cache.report_min or cache.policy == "oracle")
+    if cache.gpu_budget == "auto":
+        cache = replace(cache, gpu_budget=_automatic_budget(hardware, device), predict=True)
     if (cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget) == (None, None, None):
         return replace(cache, gpu_cache_ratio=1.0)
     return cache
 
 
-def _resolve_run(run: RunOptions, trains: bool) -> RunOptions:
-    return replace(
-        run,
-        steps=run.steps if trains else 0,
-        device="cuda" if choose_device(run.device).type == "cuda" else "cpu",
+def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
+    """What a device profile leaves for a run, or most of what is free; the rest is for the allocator's fragments."""
+    memory, reserved = hardware.device_memory, hardware.device_reserved or 0
+    if memory is not None and memory <= reserved:
+        raise UserError(
+            f"--device-reserved {format_bytes(reserved)} leaves nothing of --device-memory {format_bytes(memory)}; "
+            "lower it"
+        )
+    if memory is not None:
+        return memory - reserved
+    if device.type == "cuda" and torch.cuda.is_available():
+        return int(_SHARE_OF_FREE * free_device_bytes(device))
+    raise UserError(
+        "--gpu-budget auto: there is no CUDA device whose free memory to take; name a device by --profile (such as "
+        "rtx3050-4gb), or give its --device-memory or a --gpu-budget in bytes"
     )
+
+
+def _resolve_run(run: RunOptions, device: torch.device, trains: bool) -> RunOptions:
+    return replace(run, steps=run.steps if trains else 0, device="cuda" if device.type == "cuda" else "cpu")
 
 
 def _multiplications(options: Options) -> int:

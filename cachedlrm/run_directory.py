@@ -22,10 +22,12 @@ RUN_FILES = (
     "metrics.jsonl",
     "report.json",
     "report.md",
+    "report.html",
     "final.safetensors",
     "predictions.npy",
     "model.onnx",
     "model.onnx.data",
+    "trace.json",
 )
 """All that a run writes under names of its own."""
 
@@ -100,7 +102,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file that appears only when complete."""
-        with self._replacing(name) as partial:
+        with self.replacing(name) as partial:
             partial.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
@@ -109,7 +111,7 @@ class RunDirectory:
 
     def write_array(self, name: str, array: NDArray[np.generic]) -> None:
         """The same as a ``.npy`` file."""
-        with self._replacing(name) as partial, partial.open("wb") as file:
+        with self.replacing(name) as partial, partial.open("wb") as file:
             np.save(file, array, allow_pickle=False)
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
@@ -162,7 +164,12 @@ class RunDirectory:
         self._keeps = True
 
     @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
+    def replacing(self, name: str) -> Iterator[Path]:
+        """Where to write a file that takes its name when the block ends without an error.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         path = self.path(name)
         partial = path.with_name(f".{name}.partial")
         with _explained(path):

@@ -37,11 +37,15 @@ class Schedule:
         self.num_steps = batches.nepochs * self.steps_per_epoch if steps is None else steps
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch: as many as steps, unless gradients are accumulated."""
+        return -(-self.steps_per_epoch // self._steps_per_batch)
+
+    @property
     def num_batches(self) -> int:
-        """Batches of the run: as many as steps, unless gradients are accumulated."""
+        """Batches of the run."""
         epochs, rest = divmod(self.num_steps, self.steps_per_epoch)
-        size = self._steps_per_batch
-        return epochs * -(-self.steps_per_epoch // size) + -(-rest // size)
+        return epochs * self.batches_per_epoch + -(-rest // self._steps_per_batch)
 
     def epoch(self, step: int) -> int:
         """Epoch of step ``step``, both from 0."""
@@ -49,8 +53,7 @@ class Schedule:
 
     def steps(self, batch: int) -> tuple[int, int]:
         """First step of batch ``batch`` and the one behind its last, all from 0."""
-        batches_per_epoch = -(-self.steps_per_epoch // self._steps_per_batch)
-        epoch, number = divmod(batch, batches_per_epoch)
+        epoch, number = divmod(batch, self.batches_per_epoch)
         first = epoch * self.steps_per_epoch + number * self._steps_per_batch
         last = min(first + self._steps_per_batch, (epoch + 1) * self.steps_per_epoch, self.num_steps)
         return first, last
@@ -68,7 +71,7 @@ class Schedule:
 
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, as far as the run goes."""
-        return itertools.islice(self.batches(), -(-self.steps_per_epoch // self._steps_per_batch))
+        return itertools.islice(self.batches(), self.batches_per_epoch)
 
     def evaluates_after(self, batch: int) -> bool:
         """Whether the model is evaluated after batch ``batch`` (from 0), as one of its steps is due for it."""

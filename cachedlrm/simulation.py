@@ -1,9 +1,11 @@
 """The planner without training: what caches of several sizes would do on a stream of ids, in one pass over it."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from cachedlrm.architecture import build_architecture
 from cachedlrm.budget import CacheRequest, GroupSlots, size_device
@@ -14,9 +16,9 @@ from cachedlrm.cache.working_set import AddressBook, WorkingSet
 from cachedlrm.config import CacheOptions, Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.foresight import inform_policies
-from cachedlrm.job import build_workload, choose_device
 from cachedlrm.metrics import CacheCounters, with_bytes
 from cachedlrm.schedule import Schedule
+from cachedlrm.tiers import build_workload
 
 _NO_LIMIT = 2**62  # bytes: sizes are asked for, and nothing is allocated
 
@@ -66,77 +68,107 @@ def miss_ratio_curve(options: Options, dataset: Dataset, ratios: Sequence[float]
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
     assert options.optimisation.optimizer is not None
-    schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, options.optimisation.optimizer)
-    router = architecture.router()
-    workload = build_workload(options, architecture, dataset, choose_device("cpu"))
-    num_rows = [group.num_rows for group in workload.groups]
+    workload = build_workload(options, architecture, dataset, torch.device("cpu"))
     sizes = [
         size_device(workload, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: workload.working_set_bounds)
         for ratio in ratios
     ]
-    window = min(options.cache.lookahead, schedule.num_batches)
-    caches = [_PlannedCache(num_rows, size.groups, options.cache, window) for size in sizes]
+    totals = [CacheCounters()] * len(sizes)
+    for counters in planned_batches(options, dataset, [size.groups for size in sizes]):
+        totals = [total + one for total, one in zip(totals, counters, strict=True)]
+    points = zip(ratios, sizes, totals, strict=True)
+    return Curve(
+        workload.num_rows,
+        Schedule(options, dataset.train).num_steps,
+        tuple(CurvePoint(ratio, size.quota_slots, counters) for ratio, size, counters in points),
+    )
+
+
+def planned_batches(
+    options: Options, dataset: Dataset, caches: Sequence[Sequence[GroupSlots]]
+) -> Iterator[list[CacheCounters]]:
+    """What caches do on the ids of a run, batch by batch: the counters of each cache.
+
+    Args:
+        options: resolved.
+        dataset: what they were resolved with.
+        caches: slots of each group of each cache.
+
+    Raises:
+        UserError: ids are wrong, or next uses do not fit the temporary folder.
+    """
+    assert options.optimisation.optimizer is not None
+    schedule = Schedule(options, dataset.train)
+    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    router = architecture.router()
+    num_rows = [sum(table.num_rows for table in group) for group in architecture.groups]
     record_bytes = [layout.record_bytes for layout in architecture.layouts]
+    window = min(options.cache.lookahead, schedule.num_batches)
+    planned = [_PlannedCache(num_rows, record_bytes, slots, options.cache, window) for slots in caches]
     books = [AddressBook(rows) for rows in num_rows]
     with tempfile.TemporaryDirectory(prefix="cachedlrm-") as folder:
-        policies = [cache.policies for cache in caches]
-        inform_policies(policies, num_rows, router, schedule, options, Path(folder))
+        policies = [cache.policies for cache in planned]
+        inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
+        waiting = 0
         for index, batch in enumerate(schedule.batches()):
             lookups = router(batch)
             working_sets = [
                 book.working_set(index, part.rows, part.offsets) for book, part in zip(books, lookups, strict=True)
             ]
-            for cache in caches:
+            for cache in planned:
                 cache.announce(working_sets)
-        points = tuple(
-            CurvePoint(ratio, size.quota_slots, cache.finish(record_bytes))
-            for ratio, size, cache in zip(ratios, sizes, caches, strict=True)
-        )
-    return Curve(workload.num_rows, schedule.num_steps, points)
+            waiting += 1
+            while planned[0].ready:
+                yield [cache.plan() for cache in planned]
+                waiting -= 1
+        for _ in range(waiting):
+            yield [cache.plan() for cache in planned]
 
 
 class _PlannedCache:
-    """The planners of all groups for one size, and what they counted.
+    """The planners of all groups for one size.
 
     Args:
         num_rows: rows of each group.
+        record_bytes: bytes of a record of each group.
         slots: of each group.
         options: policy, prefetch depth, and whether MIN is counted.
         window: batches known ahead.
     """
 
     def __init__(
-        self, num_rows: Sequence[int], slots: Sequence[GroupSlots], options: CacheOptions, window: int
+        self,
+        num_rows: Sequence[int],
+        record_bytes: Sequence[int],
+        slots: Sequence[GroupSlots],
+        options: CacheOptions,
+        window: int,
     ) -> None:
         assert options.prefetch_depth is not None  # resolved
         self.policies: list[Policy] = []
         self._planners = []
+        self._record_bytes = record_bytes
         for rows, group in zip(num_rows, slots, strict=True):
             policy = make_policy(options.policy, group.total, rows, window)
             minimum = MinimumMoves(group.quota) if options.report_min else None
             self.policies.append(policy)
             self._planners.append(Planner(rows, group.quota, group.total, policy, options.prefetch_depth, minimum))
-        self._waiting = 0
-        self._counters = [CacheCounters()] * len(self._planners)
 
     def announce(self, working_sets: Sequence[WorkingSet]) -> None:
-        """Takes the next batch; plans what can be planned."""
+        """Takes the next batch."""
         for planner, working_set in zip(self._planners, working_sets, strict=True):
             planner.announce(working_set)
-        self._waiting += 1
-        while self._planners[0].ready:
-            self._plan()
 
-    def _plan(self) -> None:
-        for group, planner in enumerate(self._planners):
+    @property
+    def ready(self) -> bool:
+        """Whether enough batches are known to plan the next; as it is for caches of other sizes."""
+        return self._planners[0].ready
+
+    def plan(self) -> CacheCounters:
+        """Plans the next batch; the counters of all groups together."""
+        total = CacheCounters()
+        for planner, record_bytes in zip(self._planners, self._record_bytes, strict=True):
             _, plan = planner.plan()
-            self._counters[group] += plan.counters
-        self._waiting -= 1
-
-    def finish(self, record_bytes: Sequence[int]) -> CacheCounters:
-        """Plans the rest; the counters of all groups together."""
-        while self._waiting:
-            self._plan()
-        pairs = zip(self._counters, record_bytes, strict=True)
-        return sum((with_bytes(counters, size) for counters, size in pairs), CacheCounters())
+            total += with_bytes(plan.counters, record_bytes)
+        return total

@@ -25,11 +25,11 @@ from contextlib import closing, suppress
 import numpy as np
 
 from cachedlrm.architecture import describe
-from cachedlrm.budget import format_bytes
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.command_line import parse_command_line, to_toml
 from cachedlrm.console import Console, aligned, open_console
+from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
 from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
@@ -38,11 +38,19 @@ from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
 from cachedlrm.outputs import check_outputs, save_models
+from cachedlrm.prediction import predict
 from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
-from cachedlrm.report import build_report, report_markdown
+from cachedlrm.report.markdown import report_markdown
+from cachedlrm.report.page import run_page
+from cachedlrm.report.runs import Run
+from cachedlrm.report.totals import build_report
+from cachedlrm.report.typed_report import parse_report
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
+from cachedlrm.scalars import Scalars
+from cachedlrm.step_trace import TRACE_FILE, StepTrace
+from cachedlrm.units import format_bytes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,12 +77,16 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     config = to_toml(options)
     with open_run(options) as run, closing(build_job(options, dataset, run.path("."))) as job:
         progress = Progress(job)
-        with closing(open_console(options.run.ui)) as console:
-            recorder = _Recorder(progress, run, console)
+        with (
+            closing(open_console(options.run.ui)) as console,
+            closing(_Recorder(job, progress, run, console)) as recorder,
+        ):
             try:
                 run.write_text("config.toml", config)
                 console.start(progress.header())
                 _say_first(job, run, console)
+                job.inform_policies(run.path("."), lambda share: console.busy(0, "reading the ids", share))
+                _predict(job, progress, console)
                 _train_steps(job, recorder, interrupts)
                 if not job.trainer.is_finite():
                     raise progress.not_finite("parameters")
@@ -83,30 +95,36 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 _save(arguments, job, recorder, config)
                 discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
-                raise KeyboardInterrupt(recorder.interrupted()) from error
-            console.finish(f"{progress.summary()}\nreport: {run.path('report.md')}")
+                raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
+            trace = run.path(TRACE_FILE)
+            where = f"\ntrace: {trace}, for https://ui.perfetto.dev" if trace.exists() else ""
+            console.finish(f"{progress.summary()}\nreport: {run.path('report.html')}, and report.md as text{where}")
 
 
 class _Recorder:
-    """Where a run's metrics go: the display, ``metrics.jsonl`` and, in the end, the report.
+    """Where a run's metrics go: the display, ``metrics.jsonl``, TensorBoard and, in the end, the report.
 
     Args:
+        job: the run.
         progress: what is measured.
         run: the directory.
         console: the display.
     """
 
-    def __init__(self, progress: Progress, run: RunDirectory, console: Console) -> None:
+    def __init__(self, job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
         self.progress = progress
         self.run = run
         self.console = console
         self.rows = run.read_metrics(progress.steps) if progress.resumes else []
+        self.scalars = Scalars(run, self.rows, progress.steps) if job.options.run.tensorboard else None
 
     def record(self) -> None:
         """Takes a snapshot; the host waits for the device."""
         snapshot = self.progress.snapshot()
         self.rows.append(metrics_row(snapshot))
         self.run.append_metrics(self.rows[-1])
+        if self.scalars is not None:
+            self.scalars.add(self.rows[-1])
         self.console.update(snapshot)
 
     def interrupted(self) -> str:
@@ -124,6 +142,11 @@ class _Recorder:
         elif self.run.has_results:
             kept = f"{self.run.path('metrics.jsonl')} keeps the metrics"
         return f"interrupted {when}; {kept}"
+
+    def close(self) -> None:
+        """Nothing more will be recorded."""
+        if self.scalars is not None:
+            self.scalars.close()
 
 
 def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
@@ -144,6 +167,15 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
         )
 
 
+def _predict(job: Job, progress: Progress, console: Console) -> None:
+    """What the run will do, for the report to set beside what it did."""
+    if job.options.cache.predict and job.schedule.num_steps:
+        console.busy(0, "planning the first batches to predict the others")
+        prediction = predict(job.options, job.dataset, job.tiers)
+        progress.predicted(prediction)
+        console.message(prediction.summary())
+
+
 def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
     """The loop. The host waits for the device only to log, to evaluate and to save."""
     trainer, schedule, test = job.trainer, job.schedule, job.dataset.test
@@ -156,7 +188,7 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
     def settle() -> None:
         """Does what is due after the last batch trained."""
         if progress.needs_evaluation:
-            with checkpoints.interruptible():
+            with checkpoints.interruptible(), trace.range("evaluate"):
                 _evaluate(job, recorder)
         if progress.due and not progress.needs_evaluation:
             with interrupts.held():  # no line is lost or written twice
@@ -169,9 +201,10 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),
         checkpoints.around(batches),
+        StepTrace(job, progress, recorder.run, console, interrupts) as trace,
     ):
         settle()  # what an interrupt left undone
-        for batch in batches:
+        for batch in trace.steps(batches):
             with interrupts.held():  # a step that has begun is finished
                 progress.received(batch)
                 progress.trained(batch, trainer.step(batch))
@@ -185,9 +218,9 @@ def _evaluate(job: Job, recorder: _Recorder) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
     progress, run = recorder.progress, recorder.run
-    recorder.console.evaluating(progress.steps)
+    test = WatchedSource(job.dataset.test, lambda share: recorder.console.busy(progress.steps, "evaluating", share))
     with progress.paused():  # synchronises
-        evaluation = job.trainer.evaluate(job.dataset.test, job.options.batches.test_mini_batch_size)
+        evaluation = job.trainer.evaluate(test, job.options.batches.test_mini_batch_size)
         if not np.isfinite(evaluation.predictions).all():
             raise progress.not_finite("predictions of held-out samples")
         if job.options.run.save_predictions:
@@ -197,7 +230,7 @@ def _evaluate(job: Job, recorder: _Recorder) -> None:
 
 def _serve(job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
     """Evaluates the model as it is to be served."""
-    console.evaluating(progress.steps)
+    console.busy(progress.steps, "evaluating")
     report, predictions = run_inference(job)
     progress.served(report)
     if job.options.run.save_predictions:
@@ -210,6 +243,9 @@ def _save(arguments: Sequence[str], job: Job, recorder: _Recorder, config: str) 
     report = build_report(totals, arguments)
     run.write_json("report.json", report)
     run.write_text("report.md", report_markdown(totals, report, recorder.rows, config))
+    shown = Run(str(run.path(".")), parse_report(report), recorder.rows, job.options, config)
+    run.write_text("report.html", run_page(shown))
+    recorder.console.busy(recorder.progress.steps, f"writing {FILE_NAME}")
     try:
         save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options)
         save_models(job, totals, run.path("model.onnx"))

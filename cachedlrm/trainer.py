@@ -21,6 +21,7 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
 from cachedlrm.model.row_optimizers import row_step, sgd_by_lookups
 from cachedlrm.store.records import RecordLayout
+from cachedlrm.trace import PhaseRanges
 
 
 class PhaseClock:
@@ -28,6 +29,9 @@ class PhaseClock:
 
     On CUDA a phase lies between two events on the training stream; their distance is read in `collect`, when the host
     waits for the device anyway.
+
+    Attributes:
+        ranges: of a trace, while there is one; they follow the phases.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,6 +41,8 @@ class PhaseClock:
         self._starts: list[torch.cuda.Event] = []
         self._spare: list[torch.cuda.Event] = []
         self._last = self._now()
+        self._phase: str | None = None
+        self.ranges: PhaseRanges | None = None
 
     def _now(self) -> "float | torch.cuda.Event":
         if not self._on_cuda:
@@ -45,22 +51,21 @@ class PhaseClock:
         event.record()
         return event
 
-    def start(self) -> None:
-        """The first phase of a step begins."""
-        self._last = self._now()
-        if not isinstance(self._last, float):
-            self._starts.append(self._last)
-
-    def lap(self, phase: str) -> None:
-        """``phase`` ends and the next begins."""
+    def enter(self, phase: str | None) -> None:
+        """The phase before ends and ``phase`` begins; None: the step ends."""
         now = self._now()
-        if isinstance(now, float):
+        if self._phase is None:
+            if not isinstance(now, float):
+                self._starts.append(now)
+        elif isinstance(now, float):
             assert isinstance(self._last, float)
-            self._totals[phase] += (now - self._last) * 1e3
+            self._totals[self._phase] += (now - self._last) * 1e3
         else:
             assert isinstance(self._last, torch.cuda.Event)
-            self._pending.append((phase, self._last, now))
-        self._last = now
+            self._pending.append((self._phase, self._last, now))
+        self._phase, self._last = phase, now
+        if self.ranges is not None:
+            self.ranges.enter(phase)
 
     def add(self, milliseconds: dict[str, float]) -> None:
         """Adds phases measured elsewhere."""
@@ -139,22 +144,23 @@ class Trainer:
         """Trains one batch; the loss of each mini-batch in it, [M] on the device, not waited for."""
         tensors = batch.tensors
         self.clock.add(batch.phase_ms)
-        self.clock.start()
+        self.clock.enter("wait")  # on CUDA what the training stream waits for the copy stream
         batch.admitted.wait()
-        self.clock.lap("wait")  # on CUDA what the training stream waited for the copy stream
+        self.clock.enter("forward")
         records = self.cache.gather(batch)  # [U, width] of each group
         updates = [
             RowUpdate(group.layout, part, lookups)
             for group, part, lookups in zip(self.cache.groups, records, tensors.lookups, strict=True)
         ]
         losses, grads = self._dense_passes(tensors, [update.pooled for update in updates])
+        self.clock.enter("dense_step")
         learning_rate = self.learning_rate(tensors.index + 1)
         self._optimizer.step(learning_rate)
-        self.clock.lap("dense_step")
+        self.clock.enter("row_step")
         for update, grad in zip(updates, grads, strict=True):
             update.step(grad, learning_rate, self.steps_before + tensors.index + 1)
         self.cache.scatter(batch, records)
-        self.clock.lap("row_step")
+        self.clock.enter(None)
         return losses
 
     def _dense_passes(self, batch: DeviceBatch, pooled: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -169,15 +175,16 @@ class Trainer:
         bags_per_sample = [group.shape[0] // batch.num_samples for group in pooled]
         for first in range(0, batch.num_samples, self._mini_batch_size):
             last = min(first + self._mini_batch_size, batch.num_samples)
+            if first:
+                self.clock.enter("forward")
             dense, parts, labels = batch.dense, pooled, batch.labels
             if last - first < batch.num_samples:
                 dense, labels = dense[first:last], labels[first:last]
                 parts = [group[first * bags : last * bags] for group, bags in zip(pooled, bags_per_sample, strict=True)]
             prediction = self._dense_pass.forward(dense, parts)  # [B]
             losses.append(self._dense_pass.loss(prediction, labels))
-            self.clock.lap("forward")
+            self.clock.enter("backward")
             grads.append(self._dense_pass.backward(prediction, labels, adds=first > 0))
-            self.clock.lap("backward")
         if len(losses) == 1:
             return losses[0].view(1), grads[0]
         return torch.stack(losses), [torch.cat(parts) for parts in zip(*grads, strict=True)]

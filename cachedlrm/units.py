@@ -1,7 +1,8 @@
-"""Values as people write them on a command line: bytes, lists of numbers, whole numbers, yes and no."""
+"""Values as people write them on a command line, bytes, lists of numbers, whole numbers, yes and no; and bytes back."""
 
 import re
 from fractions import Fraction
+from typing import Literal
 
 LARGEST = 2**63 - 1
 """The largest whole number of any option: what an int64 holds."""
@@ -22,6 +23,28 @@ def parse_bytes(text: str) -> int:
         if 1 <= size <= LARGEST and (match[2] or "." not in match[1]):
             return size
     raise ValueError(f'"{text}" is not a size such as 2GiB, 512MiB, 1GB or 1000000')
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Bytes in binary units, rounded up so that the text, read as an option, is enough: 3.1 MiB."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{-(-num_bytes * 10 // size) / 10:.1f} {unit}"
+    return f"{num_bytes} B"
+
+
+def parse_budget(text: str) -> int | Literal["auto"]:
+    """A size as `parse_bytes` takes it, or ``auto``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text.strip().lower() == "auto":
+        return "auto"
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor is it auto") from error
 
 
 def parse_whole(text: str) -> int:

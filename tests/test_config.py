@@ -18,6 +18,7 @@ from cachedlrm.config import (
     BatchOptions,
     CacheOptions,
     DataOptions,
+    HardwareOptions,
     InferenceOptions,
     ModelOptions,
     OptimisationOptions,
@@ -37,9 +38,10 @@ numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data tes
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
-lookahead prefetch-depth report-min store store-path host-budget init device steps run-dir checkpoint-every resume ui
-save-predictions threads debug-mode deterministic profile load-model save-model inference-only quantize-mlp-with-bit
-quantize-emb-with-bit save-onnx
+lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps run-dir
+checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
+device-memory device-reserved device-bandwidth device-flops link-bandwidth load-model save-model inference-only
+quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
 
@@ -162,6 +164,8 @@ def test_sizes(text, size):
         ("--inference-only --quantize-emb-with-bit 8 --md-flag", ["--quantize-emb-with-bit 8", "--md-flag"]),
         ("--inference-only --quantize-mlp-with-bit 8 --save-onnx", ["--quantize-mlp-with-bit 8", "--save-onnx"]),
         ("--inference-only --steps 5", ["--steps 5", "--inference-only"]),
+        ("--inference-only --profile-trace 5", ["--profile-trace 5", "--inference-only"]),
+        ("--inference-only --tensorboard", ["--tensorboard", "--inference-only"]),
         ("--load-model=", ["--load-model", "empty"]),
         ("--profile nowhere", ["criteo-kaggle"]),
         ("--profile nowhere.toml", ["nowhere.toml"]),
@@ -361,11 +365,13 @@ def all_options(draw):
             CacheOptions,
             gpu_cache_ratio=st.floats(0, 1, exclude_min=True) if ratio_or_rows == "ratio" else st.none(),
             gpu_cache_rows=positive if ratio_or_rows == "rows" else st.none(),
-            gpu_budget=maybe(positive),
+            gpu_budget=st.just("auto") | maybe(positive),
             policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]),
             lookahead=positive,
+            count_rows=st.just(False),
             prefetch_depth=maybe(st.integers(0, 64)),
             report_min=st.booleans(),
+            predict=st.booleans(),
         ),
         store=every_field(
             StoreOptions,
@@ -385,8 +391,18 @@ def all_options(draw):
             save_predictions=st.booleans(),
             threads=maybe(st.integers(1, 1024)),
             debug_mode=st.booleans(),
+            tensorboard=st.just(False) if serves else st.booleans(),
+            profile_trace=st.just(0) if serves else st.integers(0, 1000),
             deterministic=st.booleans(),
-            profile=st.none(),
+            profile=st.just(()),
+        ),
+        hardware=every_field(
+            HardwareOptions,
+            device_memory=maybe(positive),
+            device_reserved=maybe(positive),
+            device_bandwidth=maybe(positive),
+            device_flops=maybe(st.floats(0, allow_infinity=False, exclude_min=True)),
+            link_bandwidth=maybe(positive),
         ),
         inference=every_field(
             InferenceOptions,
@@ -403,7 +419,7 @@ def all_options(draw):
 
 def placeless(options: Options) -> Options:
     """Without what config.toml leaves out: a repeated run needs a directory of its own."""
-    return dataclasses.replace(options, run=dataclasses.replace(options.run, profile=None, run_dir=None))
+    return dataclasses.replace(options, run=dataclasses.replace(options.run, profile=(), run_dir=None))
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -424,7 +440,7 @@ def test_config_toml_is_enough_without_a_command_line(tmp_path):
 
 def test_a_used_profile_and_the_directory_are_not_written_again():
     text = to_toml(parse_command_line(["--profile", "criteo-kaggle", "--run-dir", "x"]))
-    assert "profile" not in text
+    assert not re.search("^profile =", text, re.MULTILINE)
     assert "run-dir" not in text
 
 
@@ -433,4 +449,20 @@ def test_a_used_profile_and_the_directory_are_not_written_again():
 )
 def test_every_packaged_profile_loads_by_name(path):
     options = parse_command_line(["--profile", path.stem])
-    assert options.model.arch_embedding_size is not None
+    if path.parent.name == "devices":
+        hardware = dataclasses.asdict(options.hardware)
+        assert [name for name, value in hardware.items() if value is None] in ([], ["device_reserved"])
+        assert options.cache.gpu_budget == "auto"
+    else:
+        assert options.model.arch_sparse_feature_size is not None
+
+
+def test_a_later_profile_overrides_an_earlier_one(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[store]\nhost-budget = '1GiB'\n[batches]\nmini-batch-size = 7\n")
+    options = parse_command_line(["--profile", "criteo-kaggle", "--profile=rtx3050-4gb", "--profile", str(path)])
+    assert (options.batches.mini_batch_size, options.store.host_budget) == (7, 1 << 30)
+    assert (options.model.arch_sparse_feature_size, options.hardware.device_memory) == (16, 4 << 30)
+    options = parse_command_line(["--profile", str(path), "--profile=criteo-kaggle", "--mini-batch-size=9"])
+    assert (options.batches.mini_batch_size, options.store.host_budget) == (9, 1 << 30)
+    assert parse_command_line(["--profile", str(path), "--profile=criteo-kaggle"]).batches.mini_batch_size == 2048

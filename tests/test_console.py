@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import rich.console
@@ -74,7 +75,7 @@ def test_the_screen_says_everything(width, height):
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_large_numbers_keep_their_words(width, height):
     lines = screen(width, height, recent=LARGE, recent_steps=1, cache=LARGE,
-                   host_bytes=1023 << 30, host_limit_bytes=1023 << 30,
+                   host_record_bytes=1023 << 30, host_limit_bytes=1023 << 30,
                    phase_ms=dict.fromkeys(PHASES, 99_999.99))  # fmt: skip
     text = "\n".join(lines)
     assert len(lines) < height
@@ -94,11 +95,42 @@ def test_columns_align(width, height):
         )
 
 
-@pytest.mark.parametrize("height", [5, 10, 23, 24, 28, 60])
-def test_a_taller_terminal_gets_air_and_a_short_one_loses_headings(height):
-    lines = screen(80, height)
-    assert ("memory" in "\n".join(lines)) == (height >= 24)
-    assert (len(lines) <= height) or height < 19
+@pytest.mark.parametrize("disk_bytes", [None, 3 << 30])
+@pytest.mark.parametrize("height", [*range(13, 34), 60])
+def test_a_taller_terminal_gets_air_and_a_short_one_loses_headings(height, disk_bytes):
+    lines = screen(80, height, disk_bytes=disk_bytes, disk_limit_bytes=9 << 30)
+    assert len(lines) < height  # the last line is the cursor's
+    text = "\n".join(lines)
+    assert ("memory" in text) == (height >= 24)
+    assert ("\n\n" in text.partition("ETA")[2]) == (height >= 29)
+    for label in ("loss", "AUC", "speed", "hit ratio", "traffic", "slots", "device", "host"):
+        assert f"\n{label:<11}" in text, label
+    assert ("3.0 GiB of 9.0 GiB" in text) == (disk_bytes is not None)
+
+
+def test_a_tiny_terminal_has_the_step_in_one_line():
+    text = "\n".join(screen(50, 15))
+    assert "\nstep       50.0 ms  backward 50%, forward 40%, " in text
+    assert "ETA 0:00:17" in text
+
+
+def test_the_distance_to_min_is_shown_where_it_is_known():
+    known = screen(80, 24, cache=replace(snapshot().cache, moved_rows_min=80))
+    assert "90.00% over the run, rows moved 1.250 x MIN  " in "\n".join(known)
+    assert len(known) == len(screen(80, 24))
+    assert "MIN" not in "\n".join(screen(80, 24))
+
+
+def test_time_that_has_passed_gives_way_to_what_goes_on():
+    def progress(width: int, doing: str) -> str:
+        stream = io.StringIO()
+        rich.console.Console(file=stream, width=width, height=24).print(LiveView(HEADER, snapshot(), doing=doing))
+        return next(line for line in stream.getvalue().splitlines() if "step " in line)
+
+    assert progress(80, "").endswith(" 61%  step 610/1,000  0:00:28, ETA 0:00:17")
+    assert progress(60, "").endswith(" 61%  step 610/1,000  ETA 0:00:17")
+    assert progress(80, "evaluating 34%").rstrip().endswith("step 610/1,000  evaluating 34%")
+    assert progress(80, "writing").index("step") == progress(80, "").index("step")
 
 
 def test_a_data_path_cannot_break_the_screen():
@@ -204,10 +236,12 @@ def test_an_evaluation_is_shown_at_once_and_until_it_ends():
     console = live(stream, [0.0])
     console.start(HEADER)
     console.update(snapshot())
-    console.evaluating(611)
+    console.busy(611, "evaluating")
     assert "step 611/1,000" in stream.getvalue()
-    assert "held out  evaluating" in without_colours(stream.getvalue())
+    assert "step 611/1,000  evaluating" in without_colours(stream.getvalue())
     size = len(stream.getvalue())
+    console.busy(611, "evaluating", 0.5)  # not drawn: no time has passed
+    assert len(stream.getvalue()) == size
     console.advance(611)
     console.close()
     assert "evaluating" not in stream.getvalue()[size:]
@@ -223,7 +257,7 @@ def test_the_newest_view_is_left_standing(error):
             console.start(HEADER)
             console.update(snapshot())
             console.update(snapshot(step=999, auc=0.1234))  # not drawn: no time has passed
-            console.evaluating(1000)
+            console.busy(1000, "evaluating", 0.5)
             raise error
 
     with pytest.raises(error):
@@ -293,6 +327,20 @@ def test_plain_prints_lines_without_control_characters():
     assert "\x1b" not in stream.getvalue()
 
 
+def test_plain_says_what_takes_long():
+    stream, now = io.StringIO(), [0.0]
+    console = PlainConsole(stream, clock=lambda: now[0])
+    for share in (0.0, 0.1, 0.2, 0.3):
+        console.busy(7, "evaluating", share)
+        now[0] += 6
+    console.advance(8)
+    console.busy(8, "evaluating", 0.0)
+    console.busy(0, "reading")
+    assert stream.getvalue().splitlines() == [
+        "after step 7: evaluating", "after step 7: evaluating 20%", "after step 8: evaluating", "reading"
+    ]  # fmt: skip
+
+
 def test_off_prints_nothing_and_touches_no_stream():
     with open_console("off", Broken()) as console:
         console.start(HEADER)
@@ -307,7 +355,7 @@ def test_a_closed_stdout_is_silence(ui, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with open_console(ui) as console:
         console.start(HEADER)
-        console.evaluating(1)
+        console.busy(1, "evaluating")
         console.finish("done")
 
 

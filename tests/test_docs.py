@@ -1,6 +1,7 @@
 """What README.md and docs/ say works: every block of Python runs, and every command, with few steps where it trains."""
 
 import functools
+import importlib
 import importlib.util
 import os
 import re
@@ -18,7 +19,9 @@ from documents import DOCUMENTS, ROOT, Block, all_blocks
 from runs import train
 
 COMMAND = re.compile(r"(python|make|torchrun) ")
-PROGRAMS = ["train", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet"]
+PROGRAMS = [
+    "train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "report"
+]  # fmt: skip
 OTHERS_OPTIONS = {"--data-sub-sample-rate"}  # of facebookresearch/dlrm, where the text says what is not here
 
 
@@ -47,6 +50,16 @@ def run(command: list[str], directory: Path) -> subprocess.CompletedProcess:
         [sys.executable, *command], cwd=directory, env=environment, capture_output=True, text=True, timeout=280,
         check=False,
     )  # fmt: skip
+
+
+def run_here(words: list[str], directory: Path, monkeypatch) -> int:
+    """The exit status of ``python -m cachedlrm.NAME ...``, without a process that would load torch again."""
+    flag, module, *arguments = words
+    assert flag == "-m"
+    if importlib.util.find_spec(module).submodule_search_locations:  # a package
+        module += ".__main__"
+    monkeypatch.chdir(directory)
+    return importlib.import_module(module).main(arguments)
 
 
 @functools.cache
@@ -121,7 +134,7 @@ def test_commands_are_those_of_the_programs(where, command):
 
 
 @pytest.mark.parametrize(("where", "command"), [(w, c) for w, c in commands() if "-m cachedlrm.train" in c])
-def test_commands_that_train_run(where, command, tmp_path):
+def test_commands_that_train_run(where, command, tmp_path, monkeypatch):
     write_triple(tmp_path / "DIR")
     for copy in ("DIR2", "DATA"):
         shutil.copytree(tmp_path / "DIR", tmp_path / copy)
@@ -135,18 +148,37 @@ def test_commands_that_train_run(where, command, tmp_path):
     if "--resume" in words:
         directory, where_to = tmp_path / words[words.index("--resume") + 1], []
         assert train(directory, "--steps=1", "--checkpoint-every=1") == 0
-    result = run([*words, "--steps=2", "--test-freq=-1", "--ui=off", *where_to], tmp_path)
-    assert result.returncode == 0, result.stderr
+    short = ["--steps=2", "--test-freq=-1", "--ui=off", "--threads=1"]
+    assert run_here([*words, *short, *where_to], tmp_path, monkeypatch) == 0
     assert (directory / "report.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "command"), [(w, c) for w, c in commands() if re.search("-m cachedlrm.(plan|simulate) ", c)]
+)
+def test_commands_that_look_ahead_run(where, command, tmp_path, monkeypatch, capsys):
+    write_triple(tmp_path / "DIR")
+    sample = "--sample=2" if "cachedlrm.plan" in command else "--steps=2"
+    assert run_here([*shlex.split(command)[1:], sample], tmp_path, monkeypatch) == 0
+    assert capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("where", "command"), [(w, c) for w, c in commands() if "-m cachedlrm.export" in c])
-def test_commands_that_export_run(where, command, tmp_path):
+def test_commands_that_export_run(where, command, tmp_path, monkeypatch):
     words = shlex.split(command)[1:]
     assert train(tmp_path / words[2], "--steps=2") == 0
-    result = run(words, tmp_path)
-    assert result.returncode == 0, result.stderr
+    assert run_here(words, tmp_path, monkeypatch) == 0
     assert (tmp_path / words[3]).exists()
+
+
+@pytest.mark.parametrize(("where", "command"), [(w, c) for w, c in commands() if "-m cachedlrm.report" in c])
+def test_commands_that_report_run(where, command, tmp_path, monkeypatch):
+    words = shlex.split(command)[1:]
+    page = words.index("--html") + 1 if "--html" in words else len(words)
+    for directory in words[2 : page - 1]:
+        assert train(tmp_path / directory, "--steps=2") == 0
+    assert run_here(words, tmp_path, monkeypatch) == 0
+    assert all((tmp_path / written).exists() for written in words[page:])
 
 
 # --- names

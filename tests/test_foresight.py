@@ -44,6 +44,23 @@ def test_the_oracle_moves_as_many_rows_as_min(tmp_path, trick, prefetch_depth):
     assert not (tmp_path / "oracle" / NEXT_USES_FOLDER).exists()
 
 
+@pytest.mark.parametrize("trick", TRICKS, ids=" ".join)
+def test_lookahead_that_counts_first_moves_fewer_rows(tmp_path, trick):
+    options = [*ROWS, *trick, "--policy=lookahead", "--lookahead=2", "--report-min"]
+    assert train(tmp_path / "counts", *options, "--count-rows") == 0
+    assert train(tmp_path / "not", *options) == 0
+    counts, without = report(tmp_path / "counts"), report(tmp_path / "not")
+    assert counts["moved_rows_min"] <= moved(counts) <= moved(without)
+    assert (moved(counts) < moved(without)) == (counts["steps"] > 14)  # fewer leave nothing to choose
+    assert counts["evicted_rows"] > 0
+    assert counts["loss_mean"] == without["loss_mean"]
+
+
+def test_counting_is_for_lookahead(tmp_path, capsys):
+    message = one_line(capsys, train(tmp_path / "run", "--count-rows", "--policy=static"))
+    assert "--count-rows is for --policy lookahead and the policy is static" in message
+
+
 def test_min_is_reported_where_it_was_asked_for(tmp_path, capsys):
     assert train(tmp_path / "asked", *ROWS, "--report-min", "--ui=plain") == 0
     run = report(tmp_path / "asked")

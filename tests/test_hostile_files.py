@@ -22,7 +22,7 @@ from cachedlrm.checkpoint import Checkpoint, decode_checkpoint
 from cachedlrm.command_line import load_options
 from cachedlrm.config import Options
 from cachedlrm.errors import UserError
-from cachedlrm.report import _course
+from cachedlrm.report.markdown import _course
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.store.database import parse_identity
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder, parse_segment, xxh32
@@ -335,7 +335,7 @@ def test_files_have_the_users_umask(mask, tmp_path):
     assert done.returncode == 0, done.stderr
     made = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
     of_store, of_run = {"store", "data.mdb", "lock.mdb", "store.lock"}, {"run", "run.lock", "config.toml"}
-    results = {"metrics.jsonl", "report.json", "report.md", "final.safetensors", "predictions.npy"}
+    results = {"metrics.jsonl", "report.json", "report.md", "report.html", "final.safetensors", "predictions.npy"}
     assert of_store | of_run | results == {path.name for path in made}
     for path in made:
         whole = 0o777 if path.is_dir() else 0o666

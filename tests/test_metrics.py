@@ -29,7 +29,7 @@ def snapshot(**changes: object) -> Snapshot:
             recent=CacheCounters(100, 95, 40, 36, 2, 2, 10, 10, 256, 1280), recent_steps=2,
             phase_ms=dict(zip(PHASES, (3.1, 0.5, 0.4, 0.7, 20.0, 25.0, 3.5, 1.0), strict=True)),
             device_bytes=300 << 20, device_limit_bytes=4 << 30, host_bytes=900 << 20, host_limit_bytes=16 << 30,
-            mapped_bytes=0, cache_slots=1_688_128, resident_slots=844_064,
+            host_record_bytes=600 << 20, mapped_bytes=0, cache_slots=1_688_128, resident_slots=844_064,
         ),
         **changes,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, make_policy
+from cachedlrm.cache.working_set import NEVER
 from cachedlrm.metrics import CacheCounters
 from models import (
     NUM_ROWS,
@@ -216,6 +217,34 @@ def test_lrfu_keys_are_logarithms_of_decayed_counts(stream, quota, half_life):
         assert all(abs(key / 1024 - math.log2(values[row])) <= 40 / 1024 for row, key in keys.items())
         for row in set(stream[index]):
             values[row] = values.get(row, 0.0) + 2.0 ** (index / half_life)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(stream=streams, quota=st.integers(1, 20), window=st.integers(0, 6))
+def test_lookahead_with_counts_ranks_rows_beyond_the_window_by_lookups_left(stream, quota, window):
+    policy = Lookahead(quota + 14, NUM_ROWS, window)
+    left = Counter(row for batch in stream for row in batch)
+    policy.take_counts(np.array([left[row] for row in range(NUM_ROWS)], np.int64))
+    for index, keys in enumerate(resident_keys(policy, stream, quota + 14, quota)):
+        for row, key in keys.items():
+            uses = [batch for batch in range(index, len(stream)) if row in stream[batch]]
+            if uses and uses[0] <= index + window:
+                assert key == 2**31 - 1 - uses[0]
+            else:
+                assert key == left[row] < policy.known_from
+        left.subtract(stream[index])
+
+
+def test_lookups_left_are_those_of_the_run_and_never_negative():
+    policy = Lookahead(4, NUM_ROWS, 0)
+    policy.take_counts(np.full(NUM_ROWS, 2**40))
+    (batch,) = working_sets([[1, 1, 2]])
+    policy.announce(batch, np.full(2, NEVER, np.int32))
+    policy.use(batch, np.array([0, 1]))
+    assert policy.keys[:2].tolist() == [2**30 - 3, 2**30 - 2]
+    policy.take_counts(np.ones(NUM_ROWS, np.int64))
+    policy.use(batch, np.array([0, 1]))
+    assert policy.keys[:2].tolist() == [0, 0]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

@@ -192,16 +192,22 @@ def test_prepared_files_train_and_evaluate(tmp_path, monkeypatch):
     arguments = [f"--data=npy:{tmp_path / 'out'}", "--steps=20"]
     monkeypatch.setattr(Static, "count", None)  # it has the counts and reads no ids for them
     losses = {}
-    for policy in ("static", "lru"):
+    for policy in ("static", "lookahead", "lru"):
         run = tmp_path / policy
-        options = [f"--policy={policy}", "--mini-batch-size=30", "--gpu-cache-ratio=0.3", "--print-freq=1"]
+        options = [
+            f"--policy={policy}",
+            "--mini-batch-size=30",
+            "--gpu-cache-ratio=0.3",
+            "--print-freq=1",
+            "--lookahead=3",
+        ]
         assert train_prepared(run, *arguments, *options) == 0
         report = json.loads((run / "report.json").read_text())
         assert report["steps"] == 20
         assert report["auc"] is not None
         assert report["evicted_rows"] > 0
         losses[policy] = report["losses"]
-    assert losses["static"] == losses["lru"]
+    assert losses["static"] == losses["lookahead"] == losses["lru"]
 
 
 def train_prepared(run: Path, *arguments: str) -> int:

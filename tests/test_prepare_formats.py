@@ -249,7 +249,6 @@ def test_raw_files_train_and_evaluate(raw, tmp_path):
         ("criteo:{}", {"max_ind_range": 2**31}, "--max-ind-range 2147483648 makes .* lower it to 82595524"),
         ("criteo:{}", {"table_rows": (4, 3)}, "--arch-embedding-size has 2 tables but .* has 26"),
         ("criteo:{}", {"num_dense": 4}, "--arch-mlp-bot starts with 4 but .* has 13"),
-        ("parquet:x", {}, "python -m cachedlrm.prepare parquet, .* then use --data npy:DIR"),
     ],
 )
 def test_raw_files_that_do_not_fit_are_refused(raw, spec, fields, words):

@@ -171,7 +171,7 @@ def test_a_signal_while_saving_leaves_the_report_and_no_part_of_a_file(tmp_path,
     words = f"interrupted after step 3; {tmp_path / 'run' / 'report.md'} is written, final.safetensors is not\n"
     assert capsys.readouterr().err == words
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.toml", "metrics.jsonl", "report.json", "report.md", "run.lock"}
+    assert names == {"config.toml", "metrics.jsonl", "report.json", "report.md", "report.html", "run.lock"}
 
 
 @needs_proc

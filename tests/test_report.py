@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cachedlrm import report as report_module
 from cachedlrm.config import Options
-from cachedlrm.metrics import CacheCounters, metrics_row
-from cachedlrm.report import RunTotals, build_report, report_markdown
+from cachedlrm.metrics import CacheCounters, TableCounters, metrics_row
+from cachedlrm.report import environment as environment_module
+from cachedlrm.report.markdown import report_markdown
+from cachedlrm.report.totals import RunTotals, build_report
 from test_metrics import snapshot
 
 # As docs/contract lists them; a key that leaves breaks somebody's script.
@@ -20,9 +21,16 @@ CONTRACT_KEYS = {
     "steps", "samples", "samples_per_s", "loss_last", "loss_mean", "auc", "table_rows", "cache_slots", "record_bytes",
     "lookups", "hit_ratio", "working_set_rows", "unique_hit_ratio", "first_touch_rows", "fetched_rows", "evicted_rows",
     "written_back_rows", "moved_rows_min", "device_peak_bytes", "device_bytes_breakdown", "host_peak_bytes",
-    "mapped_peak_bytes", "phase_ms",
+    "mapped_peak_bytes", "phase_ms", "tables",
 }  # fmt: skip
 ENVIRONMENT_KEYS = {"command", "date", "commit", "torch", "numpy", "python", "device", "cpu", "cores", "threads"}
+
+TABLES = (
+    TableCounters("emb_l.0", 700, 500, 480, 200, 20),
+    TableCounters("emb_l.1.weight_q", 290, 400, 325, 150, 38),
+    TableCounters("emb_l.1.weight_r", 10, 100, 95, 50, 2),
+)
+"""Those of a run with the counters of `totals`."""
 
 
 def totals(**changes: object) -> RunTotals:
@@ -32,10 +40,11 @@ def totals(**changes: object) -> RunTotals:
             options=Options(), steps=10, samples=1000, samples_per_s=500.0, training_s=2.0, loss_last=0.4,
             loss_mean=0.5, auc=0.75, losses=None, table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128,
             table_bytes=128_000,
-            counters=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960), device_name="cpu", threads=2,
-            device_peak_bytes=1000, device_limit_bytes=2000,
+            counters=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960), tables=TABLES, device_name="cpu",
+            threads=2, device_peak_bytes=1000, device_limit_bytes=2000,
             device_bytes_breakdown={"slab": 600, "staging": 0, "working_set": 100, "dense": 100, "activations": 200},
-            host_peak_bytes=10, host_store_bytes=5, mapped_peak_bytes=1, phase_ms=snapshot().phase_ms,
+            host_peak_bytes=10, host_limit_bytes=40, host_store_bytes=5, mapped_peak_bytes=1,
+            phase_ms=snapshot().phase_ms,
         ),
         **changes,
     )  # fmt: skip
@@ -80,22 +89,22 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_that_of_the_package_and_of_no_project_around_it(tmp_path, monkeypatch):
-    package = tmp_path / "report.py"
+    package = tmp_path / "environment.py"
     package.write_text("1")
-    monkeypatch.setattr(report_module, "__file__", str(package))
+    monkeypatch.setattr(environment_module, "__file__", str(package))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert report_module._commit() is None  # no checkout
+    assert environment_module.commit() is None  # no checkout
     git(tmp_path, "init")
     (tmp_path / "project.txt").write_text("1")
     git(tmp_path, "add", "project.txt")
     git(tmp_path, "commit", "-m", "a project with the package installed in it")
-    assert report_module._commit() is None
-    git(tmp_path, "add", "report.py")
+    assert environment_module.commit() is None
+    git(tmp_path, "add", "environment.py")
     git(tmp_path, "commit", "-m", "the package's own checkout")
-    commit = report_module._commit()
+    commit = environment_module.commit()
     assert len(commit) == 12
     package.write_text("2")
-    assert report_module._commit() == f"{commit}-dirty"
+    assert environment_module.commit() == f"{commit}-dirty"
 
 
 def test_a_machine_without_git_has_no_commit(monkeypatch):
@@ -107,13 +116,35 @@ def test_the_text_for_people():
     text = markdown(totals())
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
-        "Result", "Cache traffic", "Memory", "Where a step's time goes", "Course of the run", "To repeat it"
+        "Result", "Cache traffic", "Tables that miss most", "Memory", "Where a step's time goes", "Course of the run",
+        "To repeat it",
     ]  # fmt: skip
     for words in ("trained on 1,000 samples in 10 steps at 500 samples/s", "AUC of 0.7500",
                   "| loss, mean over the run | 0.50000 |", "| hit ratio over working-set rows | 75.00% |",
                   "| device: slab | 600 B |", "| forward | 20.000 | 10.0% | ████ |", "A step took 200.000 ms.",
                   "```toml\n[run]\nsteps = 10\n```"):  # fmt: skip
         assert words in text, words
+
+
+def test_the_tables_that_miss_most_come_first():
+    run = totals()
+    assert sum(table.lookups for table in TABLES) == run.counters.lookups
+    assert sum(table.hit_lookups for table in TABLES) == run.counters.hit_lookups
+    section = markdown(run).partition("## Tables that miss most\n\n")[2].partition("\n\n## ")[0].splitlines()
+    assert section[2:5] == [
+        "| emb_l.1.weight_q | 290 | 400 | 81.25% | 75.0% | 38 | 13.1% |",
+        "| emb_l.0 | 700 | 500 | 96.00% | 20.0% | 20 | 2.9% |",
+        "| emb_l.1.weight_r | 10 | 100 | 95.00% | 5.0% | 2 | 20.0% |",
+    ]
+    many = [TableCounters(f"emb_l.{number}", 9, 10, 9, 1, 1) for number in range(100)]
+    text = markdown(totals(tables=tuple(many)))
+    assert "| emb_l.9 |" in text
+    assert "| emb_l.10 |" not in text
+    assert build_report(run, [])["tables"][1] == {
+        "name": "emb_l.1.weight_q", "rows": 290, "lookups": 400, "hit_ratio": 0.8125, "working_set_rows": 150,
+        "touched_rows": 38,
+    }  # fmt: skip
+    assert "No lookup missed." in markdown(totals(counters=CacheCounters()))
 
 
 def test_temporary_slots_are_named():
@@ -126,7 +157,7 @@ def test_temporary_slots_are_named():
 
 def test_every_table_is_rectangular():
     blocks = [block.splitlines() for block in markdown(totals()).split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         assert len({line.count("|") for line in block}) == 1, block
 

@@ -108,6 +108,8 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path, monkeypatch, capsys, who
     assert report["auc"] == whole[2]["auc"]
     assert report["lookups"] == whole[2]["lookups"]
     assert report["first_touch_rows"] == whole[2]["first_touch_rows"]
+    for key in ("lookups", "working_set_rows", "touched_rows"):  # of each table, before and after the interrupt
+        assert [table[key] for table in report["tables"]] == [table[key] for table in whole[2]["tables"]]
     assert report["evicted_rows"] > 0
     assert report["fetched_rows"] > 0
 

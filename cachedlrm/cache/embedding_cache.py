@@ -6,6 +6,7 @@ Nothing flows back: the planner never asks the device, and the model sees positi
 """
 
 import operator
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, T
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router
-from cachedlrm.metrics import CacheCounters, with_bytes
+from cachedlrm.metrics import PREPARING_PHASES, CacheCounters, Span, with_bytes
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
@@ -35,15 +36,26 @@ class PreparedBatch:
     Attributes:
         tensors: on the device.
         counters: the cache's work for this batch, all groups together.
-        phase_ms: host milliseconds of ``plan``, ``evict`` (until the victims have been trained included) and
-            ``admit``, spent since the batch before.
+        table_counts: [num_tables, 4] int64, the `TABLE_COUNTS` of this batch, group after group.
+        spans: what the host did for it since the batch before: ``read``, ``plan``, ``evict`` (until the victims have
+            been trained included) and ``admit``, in order, some of them several times.
         admitted: event on the copy stream.
     """
 
     tensors: DeviceBatch
     counters: CacheCounters
-    phase_ms: dict[str, float]
+    table_counts: NDArray[np.int64]
+    spans: tuple[Span, ...]
     admitted: Event
+
+    @property
+    def phase_ms(self) -> dict[str, float]:
+        """Host milliseconds of ``plan``, ``evict`` and ``admit``."""
+        totals = dict.fromkeys(PREPARING_PHASES, 0.0)
+        for name, start, end in self.spans:
+            if name in totals:
+                totals[name] += (end - start) * 1e3
+        return totals
 
 
 class EmbeddingCache:
@@ -98,27 +110,29 @@ class EmbeddingCache:
         """
         # What a batch needs beyond its announcement; policy ``lookahead`` keeps this much of a window of batches.
         waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
-        announce_ms = 0.0  # since the last batch was handed out
+        spans: list[Span] = []  # since the last batch was handed out
+        asked = time.perf_counter()
         for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
             for group, lookups in zip(self.groups, self.router(batch), strict=True):
                 group.announce(index, lookups.rows, lookups.offsets)
             waiting.append((batch.dense, batch.labels))
-            announce_ms += (time.perf_counter() - started) * 1e3
+            spans += (Span("read", asked, started), Span("plan", started, time.perf_counter()))
             while self.groups[0].planner.ready:  # all know the same batches
-                yield self._prepare_next(*waiting.popleft(), announce_ms)
-                announce_ms = 0.0
+                yield self._prepare_next(*waiting.popleft(), spans)
+                spans = []
+            asked = time.perf_counter()
         while waiting:
-            yield self._prepare_next(*waiting.popleft(), announce_ms)
-            announce_ms = 0.0
+            yield self._prepare_next(*waiting.popleft(), spans)
+            spans = []
 
     def _prepare_next(
-        self, dense: NDArray[np.float32], labels: NDArray[np.float32], announce_ms: float
+        self, dense: NDArray[np.float32], labels: NDArray[np.float32], spans: list[Span]
     ) -> PreparedBatch:
         started = time.perf_counter()
         plans = [group.plan() for group in self.groups]
         index = plans[0][1].index
-        phase_ms = {"plan": (time.perf_counter() - started) * 1e3 + announce_ms, "evict": 0.0, "admit": 0.0}
+        spans.append(Span("plan", started, time.perf_counter()))
         counted = [
             with_bytes(plan.counters, group.layout.record_bytes)
             for group, (_, plan) in zip(self.groups, plans, strict=True)
@@ -126,11 +140,11 @@ class EmbeddingCache:
         with self._stream():
             tensors = self._upload(index, dense, labels, plans)
             for group, (_, plan), lookups in zip(self.groups, plans, tensors.lookups, strict=True):
-                for phase, milliseconds in group.transfer.execute(plan, lookups).items():
-                    phase_ms[phase] += milliseconds
+                spans += group.transfer.execute(plan, lookups)
             admitted = self._admitted[index % self._ring]
             admitted.record()
-        return PreparedBatch(tensors, reduce(operator.add, counted), phase_ms, admitted)
+        table_counts = np.concatenate([plan.table_counts for _, plan in plans])
+        return PreparedBatch(tensors, reduce(operator.add, counted), table_counts, tuple(spans), admitted)
 
     def gather(self, batch: PreparedBatch) -> list[Tensor]:
         """The records of a batch's working set: [U, width] of each group, in buffers that the next call uses again.
@@ -150,6 +164,14 @@ class EmbeddingCache:
         """The tier on disk of a cache that has one."""
         assert self._durability is not None
         return self._durability.database
+
+    def disk_bytes(self) -> tuple[int | None, int | None]:
+        """Bytes of the file on disk, and those and what is free beside it; None without one."""
+        if self._durability is None:
+            return None, None
+        database = self._durability.database
+        used = database.file_bytes
+        return used, used + shutil.disk_usage(database.path).free
 
     def close(self) -> None:
         """Writes what is queued for the disk and lets others open the store."""

@@ -13,7 +13,7 @@ from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.policies import Policy
 from cachedlrm.cache.victims import VictimReserve
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
-from cachedlrm.metrics import CacheCounters
+from cachedlrm.metrics import TABLE_COUNTS, CacheCounters
 
 # slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
 _EVICTED = -2
@@ -37,6 +37,7 @@ class Plan:
         read_after: the plan whose write-backs (and all before) must be in the store before fetching; -1 for none.
         evict_after: the batch that must be trained before the victims' records are final; -1 for none.
         counters: this batch alone.
+        table_counts: [num_tables, 4] int64, the `TABLE_COUNTS` of this batch alone.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Plan:
     read_after: int
     evict_after: int
     counters: CacheCounters
+    table_counts: Int64s
 
 
 class Planner:
@@ -68,6 +70,7 @@ class Planner:
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
             as evicting one means waiting for its training, but not where that costs a row of which a use is known.
         minimum: counts what MIN would move; None: nobody asked.
+        num_tables: T; a batch's bags are those of T tables, sample after sample. 1 where nobody counts by table.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class Planner:
         policy: Policy,
         in_flight: int,
         minimum: MinimumMoves | None = None,
+        num_tables: int = 1,
     ) -> None:
+        self._num_tables = num_tables
         self._quota_slots = quota_slots
         self._num_slots = num_slots
         self._policy = policy
@@ -131,9 +136,9 @@ class Planner:
             raise AssertionError(f"batch {index} needs {size} slots of {self._num_slots}")
         slots = np.empty(size, np.int64)
         missing = np.empty(size, np.int64)
-        num_missing, hit_lookups = _look_up(
-            addresses, working_set.position_offsets, index, self.slot_of, self._last_use, slots, missing
-        )
+        num_missing = _look_up(addresses, index, self.slot_of, self._last_use, slots, missing)
+        table_counts = np.zeros((self._num_tables, len(TABLE_COUNTS)), np.int64)
+        hit_lookups = _count_by_table(slots, working_set.bags_by_position, working_set.position_offsets, table_counts)
         evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
         admit_slots = self._free_slots_for(num_missing, evict_slots)
         fetch_addresses = fetch_slots = create_rows = create_slots = NO_ROWS
@@ -168,6 +173,7 @@ class Planner:
                 written_back_rows=len(evict_slots),
                 moved_rows_min=0 if self._minimum is None else self._minimum.add(working_set),
             ),
+            table_counts=table_counts,
         )
         return working_set, plan
 
@@ -199,18 +205,10 @@ class Planner:
 
 
 @numba.njit(cache=True, nogil=True)
-def _look_up(
-    addresses: Int64s,
-    position_offsets: Int32s,
-    index: int,
-    slot_of: Int32s,
-    last_use: Int32s,
-    slots: Int64s,
-    missing: Int64s,
-) -> tuple[int, int]:
-    """Marks resident rows as used by batch ``index``; (number of missing positions, lookups that hit)."""
+def _look_up(addresses: Int64s, index: int, slot_of: Int32s, last_use: Int32s, slots: Int64s, missing: Int64s) -> int:
+    """Fills ``slots`` with states of ``slot_of``, marks resident rows as used by batch ``index``; returns the number of
+    missing positions."""
     num_missing = 0
-    hit_lookups = 0
     # In loops of their own, without branches, lines are loaded side by side (see `working_set._deduplicate`).
     for position in range(len(addresses)):
         slots[position] = slot_of[addresses[position]]
@@ -218,11 +216,41 @@ def _look_up(
         slot = slots[position]
         if slot >= 0:
             last_use[slot] = index
-            hit_lookups += position_offsets[position + 1] - position_offsets[position]
         else:
             missing[num_missing] = position
             num_missing += 1
-    return num_missing, hit_lookups
+    return num_missing
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_by_table(states: Int64s, bags_by_position: Int32s, position_offsets: Int32s, table_counts: Int64s) -> int:
+    """Adds the `TABLE_COUNTS` of a batch to ``table_counts`` [num_tables, 4]; returns the number of lookups that hit.
+
+    Apart from `_look_up`: with more branches in its loop the processor waits for the map of rows line by line.
+
+    Args:
+        states: [U], of each position: its slot, `NEVER`, or when it was evicted.
+        bags_by_position: of the `WorkingSet`.
+        position_offsets: of the `WorkingSet`.
+        table_counts: changed.
+    """
+    num_tables = len(table_counts)
+    hit_lookups = 0
+    first_bag = 0  # of a sample; as positions are in order of first appearance, no division is needed
+    for position in range(len(states)):
+        start = position_offsets[position]
+        lookups = position_offsets[position + 1] - start
+        bag = bags_by_position[start]
+        while bag >= first_bag + num_tables:
+            first_bag += num_tables
+        table = bag - first_bag
+        state = states[position]
+        table_counts[table, 0] += lookups
+        table_counts[table, 1] += lookups * (state >= 0)
+        table_counts[table, 2] += 1
+        table_counts[table, 3] += state == NEVER
+        hit_lookups += lookups * (state >= 0)
+    return hit_lookups
 
 
 @numba.njit(cache=True, nogil=True)

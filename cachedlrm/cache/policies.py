@@ -101,7 +101,8 @@ class Static(Lru):
 class Lookahead(Lrfu):
     """Farthest next use first inside the known window; rows without one in it first, by LRFU.
 
-    Inside the window this is Belady's MIN ("A study of replacement algorithms", IBM Systems Journal 5(2), 1966).
+    Inside the window this is Belady's MIN ("A study of replacement algorithms", IBM Systems Journal 5(2), 1966). With
+    `take_counts`, rows without a known use leave by how many lookups are left to them in the run, fewest first.
 
     Args:
         window: batches known ahead.
@@ -115,6 +116,11 @@ class Lookahead(Lrfu):
         # Row ``index % (window + 1)``: the next use of each position of batch ``index``, or NEVER.
         self._next_uses = np.empty((window + 1, 0), np.int32)
         self._next_planned = 0
+        self._left: Int32s | None = None  # by row
+
+    def take_counts(self, row_counts: Int64s) -> None:
+        """Takes the lookups of each row [num_rows] over the run, where they are known beforehand."""
+        self._left = np.minimum(row_counts, self.known_from - 1).astype(np.int32)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         size = working_set.num_rows
@@ -128,7 +134,13 @@ class Lookahead(Lrfu):
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         self._next_planned = working_set.index + 1
-        self._score(working_set, slots, self._next_uses[working_set.index % (self.window + 1)])
+        next_uses = self._next_uses[working_set.index % (self.window + 1)]
+        if self._left is None:
+            self._score(working_set, slots, next_uses)
+        else:
+            _rank_by_lookups_left(
+                working_set.rows, working_set.position_offsets, slots, next_uses, self._left, self.keys
+            )  # fmt: skip
 
 
 class Oracle(Lru):
@@ -221,3 +233,15 @@ def _announce_uses(
             next_uses[before if before >= 0 else before + ring, previous[position] & 0xFFFFFFFF] = index
         elif slot_of[addresses[position]] >= 0:
             keys[slot_of[addresses[position]]] = _KNOWN_USE - index
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank_by_lookups_left(
+    rows: Int64s, position_offsets: Int32s, slots: Int64s, next_uses: Int32s, left: Int32s, keys: Int32s
+) -> None:
+    """Takes this batch's lookups from those left; a key tells the next use, or what is left where that is not known."""
+    for position in range(len(rows)):
+        row = rows[position]
+        left[row] = max(0, left[row] - (position_offsets[position + 1] - position_offsets[position]))
+        known = next_uses[position] != NEVER
+        keys[slots[position]] = _KNOWN_USE - next_uses[position] if known else left[row]

@@ -41,6 +41,18 @@ class Prefetcher:
             self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
             self._thread.start()
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a thread of its own prepares batches."""
+        return self._thread is not None
+
+    @property
+    def native_id(self) -> int:
+        """The operating system's number of the thread that prepares batches; the consumer asks."""
+        thread = self._thread or threading.current_thread()
+        assert thread.native_id is not None
+        return thread.native_id
+
     def __iter__(self) -> Iterator[PreparedBatch]:
         if self._thread is None:
             while not self._stop and (batch := next(self._prepared, None)) is not None:

@@ -116,6 +116,7 @@ class TableGroup:
         self.planner = Planner(
             num_rows, sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth,
             minimum=MinimumMoves(sizes.quota_slots) if settings.report_min else None,
+            num_tables=len(sizes.table_rows),
         )  # fmt: skip
         self.log = self._open_log(durability, number)
         self.planner.restore(self.book.num_addresses)

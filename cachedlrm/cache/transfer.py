@@ -19,6 +19,7 @@ from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import Int64s
+from cachedlrm.metrics import Span
 from cachedlrm.store.host import Store
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.record_log import RecordLog
@@ -93,8 +94,8 @@ class Transfer:
         self._up = [_StagingBuffer(staging_rows, width, slab.device) for _ in range(_NUM_BUFFERS)]
         self._turn_down = self._turn_up = 0
 
-    def execute(self, plan: Plan, lookups: DeviceLookups) -> dict[str, float]:
-        """Evicts, fetches and creates rows, on the current stream; milliseconds of the host by phase.
+    def execute(self, plan: Plan, lookups: DeviceLookups) -> tuple[Span, Span]:
+        """Evicts, fetches and creates rows, on the current stream; when the host did so: ``evict`` and ``admit``.
 
         Raises:
             StoppedError: training stopped.
@@ -114,8 +115,7 @@ class Transfer:
             buffer = self._next_up()
             self._create(buffer, plan.create_rows[first:last], lookups.create_rows[first:last])
             self._admit(buffer, lookups.create_slots[first:last])
-        admitted = time.perf_counter()
-        return {"evict": (evicted - started) * 1e3, "admit": (admitted - evicted) * 1e3}
+        return Span("evict", started, evicted), Span("admit", evicted, time.perf_counter())
 
     def flush(self, addresses: Int64s, slots: Int64s) -> None:
         """Writes resident records to the store; they stay resident. Call it when nothing is in flight."""

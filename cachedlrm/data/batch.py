@@ -4,6 +4,7 @@ Terms: a *bag* is one sample's lookups in one table. Bags are sample-major: bag 
 ``b`` and table ``t``. A *row* is a global index over the concatenated tables (int64).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -78,6 +79,27 @@ class RoundedTargets:
         """Samples ``start`` to ``stop - 1``."""
         batch = self._source.read(start, stop)
         return replace(batch, labels=np.round(batch.labels))
+
+
+class WatchedSource:
+    """A `Source` that tells how far it was read.
+
+    Args:
+        source: what is read.
+        tell: takes the share of its samples that were read, before the next are.
+    """
+
+    def __init__(self, source: Source, tell: Callable[[float], None]) -> None:
+        self.table_rows = source.table_rows
+        self.num_dense = source.num_dense
+        self.max_lookups_per_bag = source.max_lookups_per_bag
+        self.num_samples = source.num_samples
+        self._source, self._tell = source, tell
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        self._tell(start / self.num_samples)
+        return self._source.read(start, stop)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch, shown
+from cachedlrm.data.folding import BadIdError, fold_ids
 from cachedlrm.errors import UserError
 
 PREPARED_FILE = "prepared.json"
@@ -26,7 +27,6 @@ _TOGETHER = {PREPARED_FILE: f"{PREPARED_FILE} and counts.npy"}
 _PARTS = ("dense", "sparse", "labels")
 _MAGIC, _ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 _SCAN_SAMPLES = 1 << 16
-_LARGEST_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,13 @@ class _Triple:
             UserError: an id below 0, or one that int64 cannot hold.
         """
         ids = np.asarray(self.sparse[start:stop])
-        limits = np.iinfo(ids.dtype)
-        if limits.min < 0 and ids.min(initial=0) < 0:
-            raise self._refused(
-                ids, ids < 0, start, "is negative; correct the data (--max-ind-range folds ids from 0 on)"
-            )
-        if 0 < max_ind_range <= limits.max:
-            ids = ids % ids.dtype.type(max_ind_range)  # not as int64, which would change ids from 2^63 on
-        elif limits.max > _LARGEST_INT64 and ids.max(initial=0) > _LARGEST_INT64:
-            advice = f"is above {_LARGEST_INT64}; correct the data, or fold ids with --max-ind-range"
-            raise self._refused(ids, ids > _LARGEST_INT64, start, advice)
-        return ids.astype(np.int64)
-
-    def _refused(self, ids: NDArray[np.generic], wrong: NDArray[np.bool_], start: int, what: str) -> UserError:
-        sample, table = np.argwhere(wrong)[0]
-        return UserError(
-            f"{self.file('sparse')}: sample {start + sample}, table {table}: id {ids[sample, table]} {what}"
-        )
+        try:
+            return fold_ids(ids, max_ind_range)
+        except BadIdError as error:
+            sample, table = error.place
+            raise UserError(
+                f"{self.file('sparse')}: sample {start + sample}, table {table}: id {ids[sample, table]} {error.what}"
+            ) from error
 
     def floats(self, part: str, start: int, stop: int) -> NDArray[np.float32]:
         """Dense features or labels, in the shape they have.

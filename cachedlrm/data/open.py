@@ -1,6 +1,8 @@
 """``--data SPEC`` to a data set."""
 
+import importlib.util
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ from cachedlrm.data.npy import NpyFiles, NpySource, find_table_rows, open_npy
 from cachedlrm.data.reference import ReferenceSource, ReferenceStream
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, NUM_TEST_SAMPLES, NUM_TRAIN_SAMPLES, ZipfSource
 from cachedlrm.errors import UserError
+
+if TYPE_CHECKING:
+    from cachedlrm.data.parquet_files import ParquetFiles
 
 MOST_ROWS = 2**31 - 1
 """Rows of all tables, whose addresses are int32."""
@@ -50,11 +55,12 @@ class _Spec:
 
     Attributes:
         words: option and value, for messages.
-        name: ``zipf``, ``flights``, ``npy``, ``criteo`` or ``reference``.
+        name: ``zipf``, ``flights``, ``npy``, ``criteo``, ``parquet`` or ``reference``.
         num_samples: of ``zipf``.
         hot: lookups of a bag at most, of ``zipf``.
         files: of ``npy``.
         criteo: of ``criteo``.
+        parquet: of ``parquet``.
         is_part: whether it is the held-out part of prepared files, which has their tables.
     """
 
@@ -64,6 +70,7 @@ class _Spec:
     hot: int = 1
     files: NpyFiles | None = None
     criteo: CriteoFiles | None = None
+    parquet: "ParquetFiles | None" = None
     is_part: bool = False
 
 
@@ -74,7 +81,10 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         UserError: an unknown or unreadable source, or one that does not fit the model's sizes.
     """
     train_spec = _read_spec("--data", spec, request)
-    held_out_spec = _held_out_part(train_spec) if test_spec is None else _read_spec("--test-data", test_spec, request)
+    if test_spec is None:
+        held_out_spec = _held_out_part(train_spec)
+    else:
+        held_out_spec = _read_spec("--test-data", test_spec, request, train_spec)
     request = replace(request, table_rows=_table_rows(train_spec, held_out_spec, request))
     dataset = _open(train_spec, request)
     train, test = dataset.train, dataset.test
@@ -97,7 +107,8 @@ def _row_counts(spec: _Spec, table_rows: tuple[int, ...], max_ind_range: int) ->
     return prepared.row_counts
 
 
-def _read_spec(option: str, text: str, request: DataRequest) -> _Spec:
+def _read_spec(option: str, text: str, request: DataRequest, train: _Spec | None = None) -> _Spec:
+    """What an option says; for ``--test-data`` with what ``--data`` said."""
     name, _, argument = text.partition(":")
     words = shown(f"{option} {text}")
     if name == "zipf":
@@ -106,11 +117,8 @@ def _read_spec(option: str, text: str, request: DataRequest) -> _Spec:
         return _Spec(words, name, files=open_npy(words, argument))
     if name == "criteo" and argument:
         return _Spec(words, name, criteo=open_criteo(words, argument))
-    if name == "parquet":
-        raise UserError(
-            f"{words}: Parquet files are read by python -m cachedlrm.prepare parquet, which asks for their columns; "
-            "then use --data npy:DIR"
-        )
+    if name == "parquet" and argument:
+        return _read_parquet(words, argument, train)
     if text == "flights":
         return _Spec(words, name)
     if text == "reference":
@@ -118,8 +126,17 @@ def _read_spec(option: str, text: str, request: DataRequest) -> _Spec:
             raise UserError(f"{words}: facebookresearch/dlrm's generators need --data reference; name another source")
         return _Spec(words, name)
     raise UserError(
-        f"{words}: unknown source; there are zipf, zipf:samples=N,hot=H, flights, npy:DIR, criteo:PATH and reference"
+        f"{words}: unknown source; there are zipf, zipf:samples=N,hot=H, flights, npy:DIR, criteo:PATH, parquet:PATH "
+        "and reference"
     )
+
+
+def _read_parquet(words: str, argument: str, train: _Spec | None) -> _Spec:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{words} needs the package pyarrow: pip install 'cachedlrm[prepare]'")
+    from cachedlrm.data.parquet_files import open_parquet  # noqa: PLC0415 - needs an optional package
+
+    return _Spec(words, "parquet", parquet=open_parquet(words, argument, train.parquet if train is not None else None))
 
 
 def _held_out_part(train: _Spec) -> _Spec | None:
@@ -162,6 +179,8 @@ def _table_rows(train: _Spec, test: _Spec | None, request: DataRequest) -> tuple
         if train.files.prepared is not None and max_ind_range <= 0 and (test is None or test.is_part):
             return train.files.prepared.table_rows
         return find_table_rows(folders, max_ind_range, MOST_ROWS)
+    if rows is None and train.parquet is not None:
+        return _parquet_rows(train, test, request)
     if rows is None and train.name == "zipf":
         rows = CRITEO_KAGGLE_ROWS
     if rows is None and train.criteo is not None:
@@ -183,6 +202,17 @@ def _table_rows(train: _Spec, test: _Spec | None, request: DataRequest) -> tuple
     return rows
 
 
+def _parquet_rows(train: _Spec, test: _Spec | None, request: DataRequest) -> tuple[int, ...]:
+    from cachedlrm.data.parquet_files import find_table_rows  # noqa: PLC0415 - needs an optional package
+
+    assert train.parquet is not None
+    files = [train.parquet]
+    if test is not None and test.parquet is not None:
+        _check_held_out(test, test.parquet.columns, train, train.parquet.columns)
+        files.append(test.parquet)
+    return find_table_rows(files, request.max_ind_range, MOST_ROWS)
+
+
 def _open(spec: _Spec, request: DataRequest) -> Dataset:
     """A source whose columns are still to be compared with what the request says."""
     rows = request.table_rows
@@ -192,6 +222,11 @@ def _open(spec: _Spec, request: DataRequest) -> Dataset:
     if spec.criteo is not None:
         assert rows is not None
         return Dataset(CriteoSource(spec.criteo, rows), None)
+    if spec.parquet is not None:
+        from cachedlrm.data.parquet import ParquetSource  # noqa: PLC0415 - not every run needs it
+
+        assert rows is not None
+        return Dataset(ParquetSource(spec.parquet, rows, request.max_ind_range), None)
     if spec.name == "flights":
         return open_flights(rows, request.max_ind_range, spec.words)
     if spec.name == "reference":
@@ -213,7 +248,8 @@ def _columns(spec: _Spec, source: Source) -> tuple[int, int]:
     """Sparse and dense columns that a source has, whatever sizes were asked for."""
     if spec.criteo is not None:
         return criteo.NUM_TABLES, criteo.NUM_DENSE
-    return spec.files.columns if spec.files is not None else (len(source.table_rows), source.num_dense)
+    files = spec.files or spec.parquet
+    return files.columns if files is not None else (len(source.table_rows), source.num_dense)
 
 
 def _check_options(spec: _Spec, columns: tuple[int, int], request: DataRequest) -> None:
@@ -250,7 +286,7 @@ def _read_through(train_spec: _Spec, train: Source, test_spec: _Spec, test: Sour
     Training samples in files may be many and are checked batch by batch.
     """
     sources = [train] if train_spec.name == "flights" else []
-    if test is not None and test_spec.name in ("flights", "npy", "criteo"):
+    if test is not None and test_spec.name in ("flights", "npy", "criteo", "parquet"):
         sources.append(test)
     for source in sources:
         for start in range(0, source.num_samples, _READ_SAMPLES):

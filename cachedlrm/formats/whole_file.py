@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,39 @@ def cannot_write(path: Path, error: OSError, otherwise: str = "choose another pl
     """
     reason = error.strerror or str(error)
     return UserError(f"cannot write {path}: {reason}; {_ADVICE.get(error.errno or 0, '')}{otherwise}")
+
+
+def writable_file(path: Path, name: str, runs: Sequence[Path], of_runs: Sequence[str]) -> Path:
+    """Where ``path`` leads through symbolic links, if a file may be written there.
+
+    Writing replaces what is there: a device, or the very run that is read, would be lost.
+
+    Args:
+        path: what a user asks for.
+        name: what the command line calls it.
+        runs: directories that are read.
+        of_runs: names of files there that must stay.
+
+    Raises:
+        UserError: no file may be written there; says why.
+    """
+    try:
+        target = path.resolve()
+        mode = target.stat().st_mode if target.exists() else stat.S_IFREG
+        is_in_run = any(target.parent == run.resolve() for run in runs)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    except RuntimeError as error:  # a loop of symbolic links
+        raise UserError(f"{name} {path} is a symbolic link that leads to itself; name another file") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{name} {path} is a directory; name a file")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{name} {path} is not a regular file; name another one")
+    if is_in_run and target.name in of_runs:
+        raise UserError(f"{name} {path} is {target.name} of the run itself; name another file")
+    if not target.parent.is_dir():
+        raise UserError(f"{name} {path}: {target.parent} is not a folder; make it or name another file")
+    return target
 
 
 @contextmanager

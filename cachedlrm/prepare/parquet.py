@@ -1,6 +1,7 @@
 """Parquet files whose columns the user names: one label, dense features, and categories."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,17 @@ from cachedlrm.prepare.lines import reading
 from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, bad_line, log_transform
 
 _BLOCK_ROWS = 1 << 15
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Turns what the operating system or Arrow refuses into the user's one line."""
+    try:
+        with reading(path):
+            yield
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{shown(path)} is no Parquet file, or damaged: {shown(reason)}; write it again") from error
 
 
 class Parquet:
@@ -37,13 +49,9 @@ class Parquet:
 
     def blocks(self, path: Path, start: Position) -> Iterator[Block]:
         """Rows of the file, row group by row group, from a row on."""
-        try:
-            with reading(path), pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-                self._check_schema(path, file.schema_arrow)
-                yield from self._blocks(path, file, start.offset)
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{shown(path)} is no Parquet file, or damaged: {shown(reason)}; write it again") from error
+        with reading_parquet(path), pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+            self._check_schema(path, file.schema_arrow)
+            yield from self._blocks(path, file, start.offset)
 
     def _blocks(self, path: Path, file: pyarrow.parquet.ParquetFile, start: int) -> Iterator[Block]:
         columns = list({self._label: None} | dict.fromkeys([*self.dense_names, *self.table_names]))
@@ -94,7 +102,7 @@ class Parquet:
             raise bad_line(self, block.path, bad[0])
         keys = np.empty((len(self.table_names), len(rows)), self.key_dtype)
         for number, name in enumerate(self.table_names):
-            column = _plain(rows.column(name))
+            column = plain(rows.column(name))
             (text_keys if _is_text(column.type) else integer_keys)(column, keys[number])
         good = np.ones(len(rows), bool)
         good[list(reasons)] = False
@@ -107,17 +115,30 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_usable(kind: pa.DataType, sparse: bool) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+    if is_integer(kind):
         return True
-    return _is_text(kind) if sparse else pa.types.is_floating(kind)
+    return _is_text(_values(kind)) if sparse else is_floating(kind)
 
 
-def _plain(column: pa.Array) -> pa.Array:
+def is_integer(kind: pa.DataType) -> bool:
+    """Whether a column holds integers, or booleans."""
+    return bool(pa.types.is_integer(_values(kind)) or pa.types.is_boolean(_values(kind)))
+
+
+def is_floating(kind: pa.DataType) -> bool:
+    """Whether a column holds floats."""
+    return bool(pa.types.is_floating(_values(kind)))
+
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """Values instead of a dictionary and indices into it."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _floats(column: pa.Array, missing: float) -> NDArray[np.float64]:
-    floats: NDArray[np.float64] = _plain(column).cast(pa.float64(), safe=False).fill_null(missing).to_numpy()
+    floats: NDArray[np.float64] = plain(column).cast(pa.float64(), safe=False).fill_null(missing).to_numpy()
     return floats

@@ -1,0 +1,74 @@
+"""Predictions beside what the cache then does: python benchmarks/prediction.py [SAMPLE]
+
+Predicts hits and rows moved from the ids of the first SAMPLE batches (200), then plans all of them, on the default
+stream (an epoch and three) and the flights, for every policy that knows no more than its window, without training.
+Writes profiles/predictions_<date>.md.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from cachedlrm.architecture import build_architecture
+from cachedlrm.command_line import parse_plan
+from cachedlrm.data.open import open_dataset
+from cachedlrm.metrics import CacheCounters
+from cachedlrm.prediction import predict
+from cachedlrm.report.environment import commit, cpu_model
+from cachedlrm.resolve import data_request, resolve
+from cachedlrm.simulation import planned_batches
+from cachedlrm.tiers import size_tiers
+
+ROOT = Path(__file__).resolve().parents[1]
+STREAMS = {
+    "zipf, 1,000 batches": (["--data=zipf"], (0.005, 0.01, 0.02, 0.05)),
+    "zipf, 3 epochs": (["--data=zipf", "--nepochs=3"], (0.005, 0.01, 0.02, 0.05)),
+    "flights, 272 batches": (["--data=flights"], (0.02, 0.05, 0.1)),
+}
+POLICIES = ("lru", "lfu", "lrfu", "lookahead")
+
+
+def rows(sample: int) -> Iterator[str]:
+    """The lines of the table, one by one."""
+    yield "| ids | policy | cache | hits, predicted | measured | points apart | rows in, predicted of measured |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for name, (arguments, ratios) in STREAMS.items():
+        dataset = None
+        for policy, ratio in itertools.product(POLICIES, ratios):
+            given, _ = parse_plan([*arguments, f"--policy={policy}", f"--gpu-cache-ratio={ratio}"])
+            dataset = dataset or open_dataset(given.data.data, None, data_request(given))
+            options = resolve(given, dataset)
+            assert options.optimisation.optimizer is not None
+            architecture = build_architecture(options.model, options.optimisation.optimizer)
+            tiers = size_tiers(options, architecture, dataset, torch.device("cpu"))
+            expected = predict(options, dataset, tiers, sample).chosen
+            batches = planned_batches(options, dataset, [tiers.device.groups])
+            counters = sum((one for (one,) in batches), CacheCounters())
+            moved = (expected.first_touch_rows + expected.fetched_rows) / counters.moved_rows
+            apart = 100 * (expected.hit_ratio - counters.hit_ratio)
+            yield (
+                f"| {name} | {policy} | {ratio:.1%} | {expected.hit_ratio:.2%} | {counters.hit_ratio:.2%} | "
+                f"{apart:+.2f} | {moved:.3f} |"
+            )
+
+
+def main(sample: int) -> None:
+    """Prints the table, row by row, and writes it."""
+    date = time.strftime("%Y-%m-%d")
+    text = (
+        "# Predictions and what the cache then did\n\n"
+        f"`python benchmarks/prediction.py {sample}` on {date}, commit {commit()}, {cpu_model()}. Hits and rows "
+        f"brought in, created or fetched: predicted from the ids of the first {sample} batches, then counted.\n\n"
+    )
+    for line in rows(sample):
+        print(line, flush=True)
+        text += f"{line}\n"
+    (ROOT / "profiles" / f"predictions_{date}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)

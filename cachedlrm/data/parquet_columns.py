@@ -1,0 +1,136 @@
+"""Which columns of Parquet files are what: ``parquet:PATH:label=L:dense=A,B:sparse=C,D``.
+
+What is not named follows from the types: the label is the column ``label``, all other floats are dense features, and
+all other integers and booleans are ids.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from cachedlrm.data.batch import shown
+from cachedlrm.errors import UserError
+from cachedlrm.prepare.options import split_columns
+from cachedlrm.prepare.parquet import is_floating, is_integer
+
+_KEY = re.compile(r":(label|dense|sparse)=")
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+_MOST_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns.
+
+    Attributes:
+        label: from 0 to 1.
+        dense: numbers, one feature each.
+        sparse: ids, one table each.
+    """
+
+    label: str
+    dense: tuple[str, ...]
+    sparse: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every one."""
+        return (self.label, *self.dense, *self.sparse)
+
+
+@dataclass(frozen=True)
+class NamedColumns:
+    """What the user named; None: left to the types."""
+
+    label: str | None = None
+    dense: tuple[str, ...] | None = None
+    sparse: tuple[str, ...] | None = None
+
+
+def read_spec(words: str, text: str) -> tuple[Path, NamedColumns]:
+    """The path and the columns of ``PATH:label=L:dense=A,B:sparse=C,D``, of which all but the path may be missing.
+
+    Args:
+        words: option and value, for messages.
+        text: what stands behind ``parquet:``.
+
+    Raises:
+        UserError: a key that is given twice, or names that are none.
+    """
+    path, *pairs = _KEY.split(text)
+    named: dict[str, tuple[str, ...]] = {}
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if key in named:
+            raise UserError(f"{words}: {key} is given more than once; drop one of them")
+        named[key] = split_columns(f"{words}: {key}", value)
+    label = named.pop("label", None)
+    if label is not None and len(label) > 1:
+        raise UserError(f"{words}: label names {len(label)} columns; name one")
+    return Path(path), NamedColumns(label[0] if label else None, **named)
+
+
+def choose_columns(words: str, schema: pa.Schema, named: NamedColumns) -> Columns:
+    """The columns to read.
+
+    Args:
+        words: option and value, for messages.
+        schema: of the first file.
+        named: by the user.
+
+    Raises:
+        UserError: there is no label, no dense feature or no id, or the types do not say what a column is.
+    """
+    label = named.label or "label"
+    if label not in schema.names:
+        known = shown(", ".join(schema.names[:_MOST_SHOWN]))
+        what = "no such label" if named.label else "no column label"
+        raise UserError(
+            f"{words}: {what} in it; there are {known}: name one, as in parquet:PATH:label={known.split(',')[0]}"
+        )
+    taken = {label, *(named.dense or ()), *(named.sparse or ())}
+    if len(taken) < 1 + len(named.dense or ()) + len(named.sparse or ()):
+        raise UserError(f"{words}: a column is named as two things, of label, dense and sparse; name each once")
+    others = [field for field in schema if field.name not in taken and not _PANDAS_INDEX.fullmatch(field.name)]
+    dense, sparse = named.dense, named.sparse
+    if dense is None:
+        dense = tuple(field.name for field in others if is_floating(field.type))
+    if sparse is None:
+        sparse = tuple(field.name for field in others if is_integer(field.type))
+        odd = [field for field in others if not is_floating(field.type) and not is_integer(field.type)]
+        if odd:
+            raise UserError(
+                f"{words}: {shown(odd[0].name)} holds {shown(odd[0].type)}, not numbers; python -m cachedlrm.prepare "
+                "parquet numbers categories, or leave it out by naming the ids: parquet:PATH:sparse=NAME,NAME"
+            )
+    for what, names in (("dense features (floats)", dense), ("ids (integers)", sparse)):
+        if not names:
+            key = what.split()[0].replace("ids", "sparse")
+            raise UserError(f"{words}: no column of {what} in it; name some, as in parquet:PATH:{key}=NAME,NAME")
+    return Columns(label, dense, sparse)
+
+
+def check_columns(path: Path, schema: pa.Schema, columns: Columns) -> None:
+    """Every file has the columns, in types that do.
+
+    Raises:
+        UserError: this one does not; names it.
+    """
+    for name in columns.all:
+        count = schema.names.count(name)
+        if count != 1:
+            known = shown(", ".join(schema.names[:_MOST_SHOWN]))
+            what = "no column" if not count else f"{count} columns called"
+            raise UserError(
+                f"{shown(path)} has {what} {shown(name)}; there are {known}: name others, or leave the file out"
+            )
+        kind = schema.field(name).type
+        if is_integer(kind) or (name not in columns.sparse and is_floating(kind)):
+            continue
+        if name in columns.sparse:
+            raise UserError(
+                f"{shown(path)}: {shown(name)} holds {shown(kind)} where ids, integers from 0 on, are needed; "
+                "python -m cachedlrm.prepare parquet numbers categories of any kind"
+            )
+        raise UserError(f"{shown(path)}: {shown(name)} holds {shown(kind)} where numbers are needed; convert it")

@@ -1,0 +1,255 @@
+"""``python -m cachedlrm.plan``: what fits where on a machine, and what to expect of a run, without training.
+
+Takes the options of ``python -m cachedlrm.train``; what it says of them is what that run allocates.
+"""
+
+import sys
+
+from cachedlrm.program import end_program, run_program, say, start_program
+
+if __name__ == "__main__":
+    start_program()
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from cachedlrm.architecture import build_architecture
+from cachedlrm.budget import CacheRequest, largest_batch
+from cachedlrm.command_line import parse_plan
+from cachedlrm.config import Options
+from cachedlrm.console import aligned
+from cachedlrm.data.open import open_dataset
+from cachedlrm.job import choose_device
+from cachedlrm.prediction import Prediction, predict
+from cachedlrm.resolve import data_request, resolve
+from cachedlrm.store.record_log import USED_SHARE
+from cachedlrm.tiers import Tiers, size_tiers
+from cachedlrm.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take and do.
+
+    Attributes:
+        options: resolved.
+        tiers: sizes of the device and the host.
+        prediction: what to expect.
+    """
+
+    options: Options
+    tiers: Tiers
+    prediction: Prediction
+
+    @property
+    def touched_bytes(self) -> int:
+        """Bytes of the records of all rows that the run is expected to touch."""
+        return min(self.tiers.table_bytes, int(self.prediction.chosen.first_touch_rows * self._record_bytes))
+
+    @property
+    def _record_bytes(self) -> float:
+        return self.tiers.table_bytes / self.tiers.workload.num_rows
+
+    @property
+    def needs_disk(self) -> bool:
+        """Whether the records of touched rows exceed the host's share, so that ``--store lmdb`` has to hold them."""
+        return self.options.store.store == "host" and self.touched_bytes > self.tiers.host.records
+
+    @property
+    def disk_bytes(self) -> dict[str, int]:
+        """Bytes of the run's files: the log of rows, if there is one, with what is dead in it, and the final state."""
+        log = self.options.store.store == "lmdb" or self.needs_disk or self.options.run.checkpoint_every is not None
+        return {
+            "log": int(USED_SHARE * self.touched_bytes) if log else 0,
+            "final_state": self.touched_bytes,
+        }
+
+    def as_json(self) -> dict[str, object]:
+        """All of it, with the keys of ``report.json`` where they mean the same."""
+        options, tiers, prediction = self.options, self.tiers, self.prediction
+        device, host = tiers.device, tiers.host
+        return {
+            "table_rows": device.table_rows,
+            "table_bytes": tiers.table_bytes,
+            "cache_slots": device.quota_slots,
+            "temporary_slots": device.num_slots - device.quota_slots,
+            "policy": options.cache.policy,
+            "prefetch_depth": options.cache.prefetch_depth,
+            "mini_batch_size": options.batches.mini_batch_size,
+            "steps": prediction.chosen.num_steps,
+            "device_limit_bytes": tiers.device_limit,
+            "device_bytes_breakdown": device.breakdown,
+            "host_bytes": {"maps": host.maps, "batches": host.batches, "records_limit": host.records},
+            "disk_bytes": self.disk_bytes,
+            "expected_record_bytes": self.touched_bytes,
+            "needs_disk": self.needs_disk,
+            "prediction": prediction.as_json(),
+            "step_ms_at_least": prediction.step_ms,
+            "miss_ratio_curve": prediction.curve_as_json(),
+        }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Plans as the arguments say; the exit status: 0 done, 2 the user's input is wrong, 130 interrupted."""
+    return run_program(lambda _: _run(arguments), interrupted="interrupted; nothing was written")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    options, own = parse_plan(arguments)
+    plan = make_plan(options, own.sample)
+    text = json.dumps(plan.as_json(), indent=2, allow_nan=False) if own.json else describe(plan, arguments)
+    for line in text.splitlines():
+        say(line, sys.stdout)
+
+
+def make_plan(options: Options, sampled_batches: int) -> Plan:
+    """Plans a run.
+
+    Args:
+        options: as the user gave them. ``--device cuda`` need not be there.
+        sampled_batches: batches whose ids are read for the prediction.
+
+    Raises:
+        UserError: the input is wrong, or the run does not fit; says what to change.
+    """
+    dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
+    device = torch.device("cuda") if options.run.device == "cuda" else choose_device(options.run.device)
+    options = resolve(options, dataset, device)
+    assert options.optimisation.optimizer is not None
+    tiers = size_tiers(options, build_architecture(options.model, options.optimisation.optimizer), dataset, device)
+    return Plan(options, tiers, predict(options, dataset, tiers, sampled_batches))
+
+
+def describe(plan: Plan, arguments: Sequence[str]) -> str:
+    """The plan for people.
+
+    Args:
+        plan: the plan.
+        arguments: of the command.
+    """
+    sections = [_device(plan), _host(plan), _disk(plan), _step(plan), _expectations(plan), _curve(plan)]
+    command = _train_command(arguments, plan.needs_disk)
+    return "\n\n".join([*sections, f"to train it:\n  {command}"])
+
+
+def _exact(num_bytes: int) -> str:
+    return f"{num_bytes:,} B"
+
+
+def _device(plan: Plan) -> str:
+    device, limit = plan.tiers.device, plan.tiers.device_limit
+    temporary = device.num_slots - device.quota_slots
+    share = device.quota_slots / device.table_rows
+    slots = f"{device.quota_slots:,} of {device.table_rows:,} rows ({share:.2%})"
+    purposes = {
+        "slab": slots + (f" and {temporary:,} temporary slots" if temporary else ""),
+        "staging": "pinned copies on their way" if device.breakdown["staging"] else "none on the CPU",
+        "working_set": "rows and ids of the batches in preparation, gradients",
+        "dense": "parameters, gradients and optimizer state of the layers",
+        "activations": "of a training or an evaluation step, whichever needs more",
+    }
+    rows = [(f"  {name.replace('_', ' ')}", _exact(n), purposes[name]) for name, n in device.breakdown.items()]
+    rows.append(("  left", _exact(limit - device.total_bytes), f"of {format_bytes(limit)}"))
+    where = "part of the host's memory" if plan.options.run.device == "cpu" else "GPU memory"
+    hardware = plan.options.hardware
+    if hardware.device_memory is not None and hardware.device_reserved is not None:
+        where += f"; of {format_bytes(hardware.device_memory)}, {format_bytes(hardware.device_reserved)} are reserved"
+    return f"device ({where})\n{aligned(rows)}"
+
+
+def _host(plan: Plan) -> str:
+    host, touched = plan.tiers.host, plan.touched_bytes
+    fits = "more than fits; --store lmdb keeps the others on disk" if plan.needs_disk else f"{_exact(touched)} expected"
+    rows = [
+        ("  maps", _exact(host.maps), f"4 B for each of {plan.tiers.workload.num_rows:,} rows"),
+        ("  batches known ahead", _exact(host.batches), f"--policy {plan.options.cache.policy}"),
+        ("  records, at most", _exact(host.records), fits),
+    ]
+    return f"host ({format_bytes(host.free)} free here)\n{aligned(rows)}"
+
+
+def _disk(plan: Plan) -> str:
+    disk = plan.disk_bytes
+    rows = [
+        (
+            "  log of rows, at most",
+            _exact(disk["log"]),
+            "--store lmdb or --checkpoint-every" if disk["log"] else "none",
+        ),
+        ("  final.safetensors", _exact(disk["final_state"]), "rows expected to be touched; dense parameters beside"),
+    ]
+    return f"disk\n{aligned(rows)}"
+
+
+def _step(plan: Plan) -> str:
+    options, tiers = plan.options, plan.tiers
+    cache = options.cache
+    request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, tiers.device_limit)
+    twice = replace(tiers.workload, mini_batch_size=2 * tiers.workload.mini_batch_size)
+    fits = largest_batch(twice, request, tiers.device_limit)
+    room = "twice as many fit" if fits == twice.mini_batch_size else f"up to {fits:,} fit whatever their ids"
+    rows = [
+        ("  samples", f"{options.batches.mini_batch_size:,}", room),
+        ("  prefetch depth", f"{cache.prefetch_depth}", "batches prepared ahead"),
+        ("  policy", cache.policy, f"{tiers.window:,} batches known ahead" if cache.policy == "lookahead" else ""),
+    ]
+    return f"a step\n{aligned(rows)}"
+
+
+def _expectations(plan: Plan) -> str:
+    prediction = plan.prediction
+    chosen, rate = prediction.chosen, prediction.samples_per_s_at_most
+    rows = [
+        ("  hit ratio", f"{chosen.hit_ratio:.2%}", "of lookups, first touches counted as misses"),
+        ("  rows created a step", f"{chosen.per_step(chosen.first_touch_rows):,.1f}", "on the device, nothing moves"),
+        ("  rows fetched a step", f"{chosen.per_step(chosen.fetched_rows):,.1f}", ""),
+        ("  rows written back a step", f"{chosen.per_step(chosen.written_back_rows):,.1f}", ""),
+        ("  bytes moved a step", f"{chosen.moved_bytes_per_step:,.0f} B", ""),
+    ]
+    for name, milliseconds in prediction.step_ms.items():
+        rows.append((f"  {name}", f"{milliseconds:.3f} ms", "a step at least"))
+    if rate is None:
+        rows.append(("  samples/s", "-", "name a device by --profile for a bound"))
+    else:
+        slowest = max(prediction.step_ms, key=prediction.step_ms.__getitem__)
+        rows.append(("  samples/s, at most", f"{rate:,.0f}", f"bound by {slowest}; no run reaches it"))
+    title = f"expected of {prediction.num_batches:,} batches, from the ids of {prediction.sampled_batches:,}"
+    return f"{title}\n{aligned(rows)}"
+
+
+def _curve(plan: Plan) -> str:
+    header = ("  slots", "of all rows", "hits", "moved a step", "")
+    rows = [
+        (
+            f"  {point.cache_slots:,}",
+            f"{point.cache_slots / plan.tiers.device.table_rows:.2%}",
+            f"{point.hit_ratio:.2%}",
+            format_bytes(int(point.moved_bytes_per_step)),
+            "<- this run" if point is plan.prediction.chosen else "",
+        )
+        for point in plan.prediction.curve
+    ]
+    return f"caches of other sizes\n{aligned([header, *rows])}"
+
+
+def _train_command(arguments: Sequence[str], needs_disk: bool) -> str:
+    """The command line that trains what was planned."""
+    kept: list[str] = []
+    skips_value = False
+    for argument in arguments:
+        if skips_value:
+            skips_value = False
+        elif argument == "--sample":
+            skips_value = True
+        elif argument != "--json" and not argument.startswith("--sample="):
+            kept.append(argument)
+    store = ["--store", "lmdb"] if needs_disk else []
+    return shlex.join(["python", "-m", "cachedlrm.train", *kept, *store])
+
+
+if __name__ == "__main__":
+    end_program(main(sys.argv[1:]))

@@ -1,0 +1,264 @@
+"""What a run will do, from the ids of its first batches: hits, rows moved, and the highest speed it can have."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cachedlrm.budget import CacheRequest, size_device
+from cachedlrm.config import Options
+from cachedlrm.data.batch import Dataset
+from cachedlrm.metrics import CacheCounters
+from cachedlrm.roofline import step_ms
+from cachedlrm.schedule import Schedule
+from cachedlrm.simulation import planned_batches
+from cachedlrm.tiers import Tiers
+from cachedlrm.units import format_bytes
+
+SAMPLED_BATCHES = 200
+_CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples of the run's
+_NO_LIMIT = 2**62  # bytes: nothing is allocated
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a cache is expected to do over a run.
+
+    Attributes:
+        cache_slots: rows it keeps.
+        num_steps: of the run.
+        lookups: in all bags.
+        hit_lookups: those that find their row resident.
+        first_touch_rows: rows created, which is how many the run touches.
+        fetched_rows: rows read from a lower tier.
+        written_back_rows: rows copied down.
+        record_bytes: of a row, on average where tables differ.
+    """
+
+    cache_slots: int
+    num_steps: int
+    lookups: float
+    hit_lookups: float
+    first_touch_rows: float
+    fetched_rows: float
+    written_back_rows: float
+    record_bytes: float
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of lookups that hit; 0 without lookups."""
+        return self.hit_lookups / self.lookups if self.lookups else 0.0
+
+    def per_step(self, count: float) -> float:
+        """A count over the run, by step."""
+        return count / max(1, self.num_steps)
+
+    @property
+    def moved_bytes_per_step(self) -> float:
+        """Bytes fetched and written back."""
+        return self.per_step((self.fetched_rows + self.written_back_rows) * self.record_bytes)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What to expect of a run.
+
+    Attributes:
+        sampled_batches: batches whose ids were read.
+        num_batches: batches of the run.
+        batch_size: samples of a step.
+        chosen: the run's cache.
+        curve: caches of several sizes, the run's among them, from the smallest on.
+        step_ms: the least a step can take by what it is bound by (see `cachedlrm.roofline`); empty where the hardware
+            is not described.
+    """
+
+    sampled_batches: int
+    num_batches: int
+    batch_size: int
+    chosen: Expectation
+    curve: tuple[Expectation, ...]
+    step_ms: dict[str, float]
+
+    @property
+    def samples_per_s_at_most(self) -> float | None:
+        """The rate that nothing but the slowest part bounds; None where the hardware is not described."""
+        return self.batch_size / max(self.step_ms.values()) * 1e3 if self.step_ms else None
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """Key ``prediction`` of ``report.json``."""
+        chosen = self.chosen
+        return {
+            "hit_ratio": chosen.hit_ratio,
+            "fetched_rows_per_step": chosen.per_step(chosen.fetched_rows),
+            "first_touch_rows_per_step": chosen.per_step(chosen.first_touch_rows),
+            "moved_bytes_per_step": chosen.moved_bytes_per_step,
+            "samples_per_s_at_most": self.samples_per_s_at_most,
+            "sampled_batches": self.sampled_batches,
+            "batches": self.num_batches,
+        }
+
+    def curve_as_json(self) -> list[dict[str, float | int]]:
+        """Key ``miss_ratio_curve`` of ``report.json``."""
+        return [
+            {
+                "cache_slots": point.cache_slots,
+                "hit_ratio": point.hit_ratio,
+                "moved_bytes_per_step": point.moved_bytes_per_step,
+            }
+            for point in self.curve
+        ]
+
+    def summary(self) -> str:
+        """The prediction in one line."""
+        chosen, rate = self.chosen, self.samples_per_s_at_most
+        bound = ""
+        if rate is not None:
+            bound = f", at most {rate:,.0f} samples/s ({max(self.step_ms, key=self.step_ms.__getitem__)})"
+        return (
+            f"predicted from {self.sampled_batches:,} of {self.num_batches:,} batches: {chosen.hit_ratio:.2%} hits, "
+            f"{chosen.per_step(chosen.fetched_rows):,.0f} rows fetched and "
+            f"{format_bytes(int(chosen.moved_bytes_per_step))} moved a step{bound}"
+        )
+
+
+def predict(options: Options, dataset: Dataset, tiers: Tiers, sampled_batches: int = SAMPLED_BATCHES) -> Prediction:
+    """Plans the first batches of a run with its cache and some larger and smaller ones; the rest is extrapolated.
+
+    Args:
+        options: resolved.
+        dataset: what they were resolved with.
+        tiers: sizes of the run.
+        sampled_batches: batches to read.
+
+    Raises:
+        UserError: ids are wrong, or next uses do not fit the temporary folder.
+    """
+    schedule = Schedule(options, dataset.train)
+    sampled = min(sampled_batches, schedule.num_batches)
+    ahead = tiers.window if options.cache.policy == "lookahead" else 0  # its last batch also sees so many
+    known = min(sampled + ahead, schedule.num_batches)
+    steps = schedule.steps(known - 1)[1] if known else 0
+    sample = replace(
+        options, run=replace(options.run, steps=steps), cache=replace(options.cache, report_min=False)
+    )  # fmt: skip
+    workload, rows = tiers.workload, tiers.workload.num_rows
+    ratios = sorted({min(1.0, tiers.device.quota_slots / rows * multiple) for multiple in _CURVE})
+    others = [
+        size_device(workload, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: workload.working_set_bounds)
+        for ratio in ratios
+    ]
+    sizes = [tiers.device, *(size for size in others if size.quota_slots != tiers.device.quota_slots)]
+    courses: list[list[CacheCounters]] = [[] for _ in sizes]
+    for counters in itertools.islice(planned_batches(sample, dataset, [size.groups for size in sizes]), sampled):
+        for course, one in zip(courses, counters, strict=True):
+            course.append(one)
+    in_epoch = schedule.batches_per_epoch
+    record_bytes = tiers.table_bytes / rows
+    expectations = [
+        extrapolate(course, schedule.num_batches, in_epoch, size.quota_slots, schedule.num_steps, record_bytes)
+        for course, size in zip(courses, sizes, strict=True)
+    ]
+    chosen = expectations[0]
+    return Prediction(
+        sampled,
+        schedule.num_batches,
+        workload.batch_size // workload.num_mini_batches,
+        chosen,
+        tuple(sorted(expectations, key=lambda point: point.cache_slots)),
+        step_ms(options, workload, chosen) if schedule.num_steps else {},
+    )
+
+
+def extrapolate(
+    course: Sequence[CacheCounters],
+    num_batches: int,
+    batches_per_epoch: int,
+    cache_slots: int,
+    num_steps: int,
+    record_bytes: float,
+) -> Expectation:
+    """The whole of a run from its first batches.
+
+    First touches go on as a power of the batches (Heaps' law, with the exponent of the sample's last three quarters),
+    until an epoch has ended. As long as the cache is not full, they are all that misses. A full cache goes on missing
+    at its rate: of the sample's last quarter, or of the moment when the first touches fill it, as an LRU cache misses
+    at the rate at which a stream of so many rows finds new ones (Denning and Schwartz, "Properties of the working-set
+    model", CACM 15(3), 1972).
+
+    Args:
+        course: counters of the first batches, one by one.
+        num_batches: batches of the run.
+        batches_per_epoch: after which no row is new.
+        cache_slots: rows the cache keeps.
+        num_steps: of the run.
+        record_bytes: of a row, if the sample moved none.
+    """
+    known = len(course)
+    total = sum(course, CacheCounters())
+    if total.fetched_rows + total.written_back_rows:
+        moved_bytes = total.fetched_bytes + total.written_back_bytes
+        record_bytes = moved_bytes / (total.fetched_rows + total.written_back_rows)
+    if known >= num_batches or not known:
+        return Expectation(
+            cache_slots, num_steps, total.lookups, total.hit_lookups, total.first_touch_rows, total.fetched_rows,
+            total.written_back_rows, record_bytes,
+        )  # fmt: skip
+    new_rows = _NewRows(course, batches_per_epoch)
+    left = num_batches - known
+    first_touches = new_rows(num_batches)
+    quarter = sum(course[3 * known // 4 :], CacheCounters())
+    is_full = quarter.evicted_rows > 0
+    if is_full:
+        moved = evicted = left * quarter.moved_rows / (known - 3 * known // 4)
+    else:
+        filled = new_rows.batches_until(cache_slots - total.moved_rows, num_batches)
+        evicted = (num_batches - filled) * (new_rows(filled + 1) - new_rows(filled))
+        moved = new_rows(filled) + evicted
+    half = sum(course[known // 2 :], CacheCounters())
+    lookups = total.lookups / known * left
+    per_miss = (half.lookups - half.hit_lookups) / half.moved_rows if half.moved_rows else 0.0
+    return Expectation(
+        cache_slots,
+        num_steps,
+        total.lookups + lookups,
+        total.hit_lookups + max(0.0, lookups - per_miss * moved),
+        total.first_touch_rows + first_touches,
+        total.fetched_rows + max(0.0, moved - first_touches),
+        total.written_back_rows + evicted,
+        record_bytes,
+    )
+
+
+class _NewRows:
+    """Rows that are touched first after the sample, as a function of the batches trained by then.
+
+    Args:
+        course: the sample.
+        batches_per_epoch: after which no row is new.
+    """
+
+    def __init__(self, course: Sequence[CacheCounters], batches_per_epoch: int) -> None:
+        self._known = len(course)
+        self._end = batches_per_epoch
+        quarter, half = self._known // 4, self._known // 2
+        earlier = sum(one.first_touch_rows for one in course[quarter:half])
+        self._latest = sum(one.first_touch_rows for one in course[half:])  # between the half and the whole
+        # Between n and 2 n batches lie 2**exponent times as many as between n / 2 and n.
+        self._exponent = min(1.0, math.log2(self._latest / earlier)) if earlier and self._latest else 0.0
+
+    def __call__(self, batches: int) -> float:
+        """Rows touched first between the sample's end and ``batches``."""
+        doublings = math.log2(max(self._known, min(batches, self._end)) / self._known)
+        exponent = self._exponent
+        if abs(exponent) < 1e-6:
+            return self._latest * doublings
+        return self._latest * (2 ** (exponent * doublings) - 1) / (1 - 2**-exponent)
+
+    def batches_until(self, rows: int, num_batches: int) -> int:
+        """The number of batches after which so many rows are new; ``num_batches`` if they never are."""
+        low, high = self._known, num_batches
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self(middle) >= rows else (middle + 1, high)
+        return low

@@ -1,0 +1,38 @@
+"""Where a run ran: commit and processor."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+
+def commit() -> str | None:
+    """Commit of the checkout the package lies in, marked if files differ from it; None outside one.
+
+    A package installed into somebody's project lies in that project's checkout without being part of it.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    # Without optional locks a run never gets in the way of the user's own git commands.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    described = ""
+    try:
+        for command in (
+            ["ls-files", "--error-unmatch", Path(__file__).name],
+            ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        ):
+            done = subprocess.run(
+                [*git, *command], capture_output=True, text=True, timeout=5, check=True, env=environment
+            )
+            described = done.stdout.strip()
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return described
+
+
+def cpu_model() -> str:
+    """What the processor calls itself; on Linux from ``/proc/cpuinfo``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

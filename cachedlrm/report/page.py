@@ -1,0 +1,243 @@
+"""``report.html``: a run for people, as one page that needs nothing else."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from cachedlrm.metrics import PREPARING_PHASES
+from cachedlrm.report.axes import BYTES, NUMBER, RATIO
+from cachedlrm.report.curves import changes, curve, per_step
+from cachedlrm.report.document import document, element, section, table
+from cachedlrm.report.figures import NONE, figures
+from cachedlrm.report.runs import Run
+from cachedlrm.report.svg import Axis, Bar, Series, bar_chart, line_chart, share_bar
+from cachedlrm.report.tables import most_missed
+from cachedlrm.report.typed_report import Report
+from cachedlrm.report.words import key_figures, summary
+from cachedlrm.units import format_bytes
+
+_SHOWN_TABLES = 26  # before the others have to be unfolded
+
+
+def run_page(run: Run) -> str:
+    """The page of one run."""
+    report, environment, name = run.report, run.report.environment, Path(run.name).absolute().name
+    about = f"{run.options.data.data} on {environment.get('device')}, {_date(environment.get('date'))}. {run.name}"
+    if (served := report.served) is not None:
+        header, *lines = served.rows()
+        result = section("Held-out samples", element("p", served.summary()), table(header, lines))
+        return document(f"Inference report: {name}", about, [result, _memory(report), *_repeat(run)])
+    sections = [section("Summary", element("p", summary(report)), *([_tiles(report)] if report.steps else []))]
+    if report.steps:
+        sections += [_learning(run), _cache(run), _speed(run)]
+    sections.append(_memory(report))
+    if report.tables and report.lookups:
+        sections.append(_tables(report))
+    if report.miss_ratio_curve:
+        sections.append(_sizes(report))
+    if report.prediction is not None:
+        sections.append(_prediction(report))
+    numbers = [(name, words) for name, words in figures(report).items() if words != NONE]
+    sections.append(section("In figures", table(("", ""), numbers, "narrow")))
+    return document(f"Training report: {name}", about, [*sections, *_repeat(run)])
+
+
+def _date(text: object) -> str:
+    """To the minute; what is no date stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(str(text)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError):
+        return str(text)
+
+
+def _tiles(report: Report) -> Element:
+    tiles = [
+        element(
+            "div", element("span", what, class_="name"), element("b", figure), element("span", words), class_="tile"
+        )
+        for what, figure, words in key_figures(report)
+    ]
+    return element("div", *tiles, class_="tiles")
+
+
+def _charts(*charts: Element) -> Element:
+    return element("div", *charts, class_="charts")
+
+
+def _learning(run: Run) -> Element:
+    loss = line_chart("Training loss", [Series("", curve(run.rows, "loss"))], Axis("mean loss of a sample"))
+    auc = line_chart("AUC on held-out samples", [Series("", changes(run.rows, "auc"))], Axis("AUC"), dots=True)
+    return section("Is it learning?", _charts(loss, auc))
+
+
+def _cache(run: Run) -> Element:
+    rows = run.rows
+    hits = [
+        Series("lookups", curve(rows, "hit_ratio")),
+        Series("unique rows of a batch", curve(rows, "unique_hit_ratio")),
+        Series("lookups, run so far", curve(rows, "hit_ratio_total")),
+    ]
+    moved = [
+        Series("fetched", per_step(rows, "fetched_rows")),
+        Series("created at first touch", per_step(rows, "first_touch_rows")),
+        Series("written back", per_step(rows, "written_back_rows")),
+    ]
+    traffic = [
+        Series("to the device", per_step(rows, "fetched_bytes")),
+        Series("back to the store", per_step(rows, "written_back_bytes")),
+    ]
+    return section(
+        "Is the cache working?",
+        _charts(
+            line_chart("Hit ratio", hits, Axis("share found on the device", RATIO)),
+            line_chart("Rows moved", moved, Axis("rows a step", from_zero=True)),
+            line_chart("Traffic", traffic, Axis("bytes a step", BYTES, from_zero=True)),
+        ),
+    )
+
+
+def _speed(run: Run) -> Element:
+    """What runs beside training is apart: its time comes on top of a step's."""
+    report = run.report
+    step_ms = report.training_s * 1e3 / max(1, report.steps)
+    beside = run.options.cache.prefetch_depth != 0
+    rate = line_chart(
+        "Training rate", [Series("", curve(run.rows, "samples_per_s"))], Axis("samples a second", from_zero=True)
+    )
+    training = [phase for phase in report.phase_ms if not (beside and phase in PREPARING_PHASES)]
+    preparing = [phase for phase in report.phase_ms if beside and phase in PREPARING_PHASES]
+    charts = [rate, _phases(report, "A step of the training thread", training, step_ms, 0)]
+    if preparing:
+        charts.append(_phases(report, "Beside it: the prefetch thread", preparing, step_ms, 2))
+    return section("Where does the time go?", _charts(*charts))
+
+
+def _phases(report: Report, title: str, phases: list[str], step_ms: float, colour: int) -> Element:
+    bars = []
+    for phase in phases:
+        ms = report.phase_ms[phase]
+        share = f", {ms / step_ms:.1%}" if step_ms > 0 else ""
+        bars.append(Bar(phase.replace("_", " "), ms, f"{ms:.3f} ms{share}", 1 if phase == "wait" else colour))
+    return bar_chart(title, f"mean milliseconds, of the {step_ms:.2f} that a step took", bars, step_ms)
+
+
+def _memory(report: Report) -> Element:
+    tiers = [("device", report.device_peak_bytes, report.device_limit_bytes)]
+    if report.host_limit_bytes is not None:
+        tiers.append(("host", report.host_peak_bytes, report.host_limit_bytes))
+    limits = []
+    for name, used, limit in tiers:
+        share = used / limit if limit else 0.0
+        words = f"{format_bytes(used)} of {format_bytes(limit)}, {share:.1%}"
+        limits.append(Bar(name, share, words, 4 if share > 0.9 else 0))
+    device = [
+        Bar(name.replace("_", " "), num_bytes, format_bytes(num_bytes))
+        for name, num_bytes in report.device_bytes_breakdown.items()
+    ]
+    below = [
+        Bar("all tables with optimizer state", report.table_bytes, format_bytes(report.table_bytes), 5),
+        Bar("records in the store", report.host_store_bytes, format_bytes(report.host_store_bytes), 2),
+        Bar("anonymous memory of the process", report.host_peak_bytes, format_bytes(report.host_peak_bytes), 2),
+        Bar("mapped pages", report.mapped_peak_bytes, format_bytes(report.mapped_peak_bytes), 2),
+    ]
+    return section(
+        "Does memory hold?",
+        _charts(
+            bar_chart("Against the limits", "peaks, of the budget or the memory that was free", limits, 1.0),
+            bar_chart("On the device", "bytes by purpose", device),
+            bar_chart("On the host", "peaks, beside what all rows would take", below),
+        ),
+    )
+
+
+def _tables(report: Report) -> Element:
+    missed = report.lookups - report.counters.hit_lookups
+    header = ("table", "of all misses", "hit ratio", "touched", "rows", "lookups")
+    rows: list[list[Element | str]] = []
+    for one in most_missed(report.table_counters):
+        share = one.missed_lookups / missed if missed else 0.0
+        touched = one.touched_rows / one.rows if one.rows else 0.0
+        hits = "-" if one.hit_ratio is None else f"{one.hit_ratio:.2%}"
+        rows.append(
+            [
+                one.name,
+                element("div", f"{share:.1%}", share_bar(share, 4)),
+                element("div", hits, share_bar(one.hit_ratio or 0.0)),
+                element("div", f"{one.touched_rows:,}", share_bar(touched, 2)),
+                f"{one.rows:,}",
+                f"{one.lookups:,}",
+            ]
+        )
+    first, others = rows[:_SHOWN_TABLES], rows[_SHOWN_TABLES:]
+    parts = [table(header, first)]
+    if others:
+        parts.append(element("details", element("summary", f"{len(others):,} more tables"), table(header, others)))
+    note = (
+        "Ordered by missed lookups. Touched are the rows that were brought in at least once; a first touch is a "
+        "miss that no cache avoids."
+    )
+    return section("Which table hurts?", *parts, element("p", note, class_="note"))
+
+
+def _sizes(report: Report) -> Element:
+    points = sorted(report.miss_ratio_curve or (), key=lambda point: point.cache_slots)
+    points = [point for point in points if point.cache_slots > 0]
+    slots = Axis("rows on the device, logarithmic", NUMBER, logarithmic=True)
+    chosen = report.cache_slots
+    rings = [(chosen, y) if chosen else None for y in (report.hit_ratio, report.moved_bytes_per_step)]
+    hits = [(float(point.cache_slots), point.hit_ratio) for point in points]
+    moved = [(float(point.cache_slots), point.moved_bytes_per_step) for point in points]
+    return section(
+        "Was the cache the right size?",
+        _charts(
+            line_chart(
+                "Hit ratio by size of the cache", [Series("predicted", hits)], Axis("share of lookups", RATIO), slots,
+                rings[0], dots=True,
+            ),
+            line_chart(
+                "Traffic by size of the cache", [Series("predicted", moved)],
+                Axis("bytes a step", BYTES, from_zero=True), slots, rings[1], dots=True,
+            ),
+        ),
+        element("p", f"The ring is this run as it was measured, with {chosen:,} rows.", class_="note"),
+    )  # fmt: skip
+
+
+def _prediction(report: Report) -> Element:
+    prediction, steps = report.prediction, max(1, report.steps)
+    assert prediction is not None
+    rows = []
+    for name, predicted, measured, unit in (
+        ("hit ratio", prediction.hit_ratio, report.hit_ratio, RATIO),
+        ("rows created a step", prediction.first_touch_rows_per_step, report.first_touch_rows / steps, NUMBER),
+        ("rows fetched a step", prediction.fetched_rows_per_step, report.fetched_rows / steps, NUMBER),
+        ("bytes moved a step", prediction.moved_bytes_per_step, report.moved_bytes_per_step, BYTES),
+        ("samples a second, at most", prediction.samples_per_s_at_most, report.samples_per_s, NUMBER),
+    ):
+        if predicted is None or measured is None:
+            difference = "-"
+        elif unit is RATIO:
+            difference = f"{(measured - predicted) * 100:+.2f} points"
+        elif name.endswith("at most"):
+            difference = f"{measured / predicted:.1%} of it" if predicted else "-"
+        else:
+            difference = f"{measured / predicted - 1:+.1%}" if predicted else "-"
+        cells = ["-" if value is None else unit.say(value) for value in (predicted, measured)]
+        rows.append((name, *cells, difference))
+    note = (
+        f"Predicted from the ids of {prediction.sampled_batches:,} of {prediction.batches:,} batches; the rate is what "
+        "the described hardware bounds."
+    )
+    figures = table(("", "predicted", "measured", "difference"), rows, "narrow")
+    return section("Was it foreseen?", figures, element("p", note, class_="note"))
+
+
+def _repeat(run: Run) -> list[Element]:
+    facts = {key: str(value) for key, value in run.report.environment.items() if key != "command"}
+    parts = [
+        element("pre", str(run.report.environment.get("command"))),
+        element("p", "All options, as python -m cachedlrm.train --profile config.toml takes them:"),
+        element("pre", run.config.strip()),
+        table(("", ""), list(facts.items()), "narrow facts"),
+    ]
+    return [section("To repeat it", *parts)]

@@ -1,0 +1,83 @@
+"""The least time a training step can take on described hardware, part by part.
+
+The roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009): a step is no faster than its arithmetic at the
+device's peak rate, than the bytes it must move at the bandwidth of the device's memory, and than those that must cross
+the link. Only what no implementation can avoid is counted, so a measured run lies below the bound.
+"""
+
+import itertools
+from typing import Protocol
+
+from cachedlrm.budget import Workload
+from cachedlrm.config import Options
+
+_FLOAT, _POSITION = 4, 4  # bytes
+
+
+class Traffic(Protocol):
+    """What crosses the link; an `Expectation` of `cachedlrm.prediction`."""
+
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def lookups(self) -> float: ...
+    @property
+    def fetched_rows(self) -> float: ...
+    @property
+    def written_back_rows(self) -> float: ...
+    @property
+    def record_bytes(self) -> float: ...
+
+
+def step_ms(options: Options, workload: Workload, traffic: Traffic) -> dict[str, float]:
+    """Milliseconds of a step by what bounds it: ``arithmetic``, ``device memory``, ``link``; those that are described.
+
+    Args:
+        options: ``hardware`` says rates in operations or bytes a second.
+        workload: the step.
+        traffic: of the run.
+    """
+    hardware = options.hardware
+    needs = (
+        ("arithmetic", operations(workload), hardware.device_flops),
+        ("device memory", device_bytes(workload), hardware.device_bandwidth),
+        ("link", link_bytes(workload, traffic), hardware.link_bandwidth),
+    )
+    return {name: amount / rate * 1e3 for name, amount, rate in needs if rate is not None}
+
+
+def operations(workload: Workload) -> float:
+    """Additions and multiplications of a step's layers and interaction, forward and backward.
+
+    A layer multiplies three times: for its outputs, for its weights' gradients and, but for the first, for its inputs.
+    """
+    first, *others = itertools.pairwise(workload.mlp_bot)
+    layers = 2 * first[0] * first[1]
+    layers += sum(3 * inputs * outputs for inputs, outputs in (*others, *itertools.pairwise(workload.mlp_top)))
+    vectors = workload.num_features + 1
+    products = 3 * workload.mlp_bot[-1] * vectors * (vectors - 1) // 2 if workload.dot else 0
+    return 2.0 * workload.mini_batch_size * (layers + products)
+
+
+def device_bytes(workload: Workload) -> float:
+    """Bytes a step reads and writes on the device at least.
+
+    The outputs of the layers are written and read again by the backward pass, the pooled embeddings too; dense
+    parameters are read forward and backward, and written.
+    """
+    pooled = sum(len(group.table_rows) * group.layout.dim for group in workload.groups)
+    outputs = sum(workload.mlp_bot[1:]) + sum(workload.mlp_top[1:])
+    parameters = sum(
+        inputs * outputs
+        for sizes in (workload.mlp_bot, workload.mlp_top)
+        for inputs, outputs in itertools.pairwise(sizes)
+    )
+    return float(_FLOAT * (2 * workload.mini_batch_size * (outputs + pooled) + 3 * parameters))
+
+
+def link_bytes(workload: Workload, traffic: Traffic) -> float:
+    """Bytes that cross the link in a step, in the direction that has more: both are used at once."""
+    steps = max(1, traffic.num_steps)
+    features = _FLOAT * workload.mini_batch_size * (workload.mlp_bot[0] + 1)
+    down = features + (_POSITION * traffic.lookups + traffic.fetched_rows * traffic.record_bytes) / steps
+    return max(down, traffic.written_back_rows * traffic.record_bytes / steps)

@@ -1,0 +1,80 @@
+"""``--tensorboard``: the lines of ``metrics.jsonl`` as scalars, in the folder ``tensorboard`` of the run directory."""
+
+import time
+from collections.abc import Sequence
+
+from cachedlrm.formats.event_file import EventFile
+from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.metrics import MetricsRow
+from cachedlrm.run_directory import OTHER_RUN_DIR, RunDirectory
+
+SCALARS_FOLDER = "tensorboard"
+
+_GROUPS = {
+    "learning": ("loss", "auc"),
+    "progress": ("epoch", "samples", "elapsed_s", "samples_per_s"),
+    "memory": ("device_bytes", "host_bytes", "mapped_bytes", "disk_bytes", "resident_slots"),
+}
+"""Keys of a line by the group TensorBoard shows them in; those that end in ``_ms`` are phases, others the cache's."""
+
+
+def tag(key: str) -> str:
+    """What a key of a line of metrics is called in TensorBoard, as in ``cache/hit_ratio``."""
+    for group, keys in _GROUPS.items():
+        if key in keys:
+            return f"{group}/{key}"
+    return f"{'phases' if key.endswith('_ms') else 'cache'}/{key}"
+
+
+class Scalars:
+    """Takes a run's lines of metrics. Nothing is written before the first one.
+
+    Args:
+        run: the directory.
+        rows: lines that an earlier process wrote and that hold; empty for a new run.
+        steps: that were trained before.
+    """
+
+    def __init__(self, run: RunDirectory, rows: Sequence[MetricsRow] = (), steps: int = 0) -> None:
+        self._folder = run.path(SCALARS_FOLDER)
+        self._before = tuple(rows)
+        self._steps = steps
+        self._file: EventFile | None = None
+
+    def add(self, row: MetricsRow) -> None:
+        """Appends a line; its numbers are in the file when this returns.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            if self._file is None:
+                self._file = self._open()
+            self._write(self._file, row, time.time())
+        except OSError as error:
+            raise cannot_write(self._folder, error, OTHER_RUN_DIR) from error
+
+    def _open(self) -> EventFile:
+        """A file of this process's own; TensorBoard takes those of the run in the order of their names."""
+        self._folder.mkdir(exist_ok=True)
+        is_first = not any(self._folder.glob("*tfevents*"))
+        file = EventFile(self._folder / f"events.out.tfevents.{self._steps:012d}.{time.time_ns()}")
+        if not is_first:
+            file.add_restart(self._steps + 1)
+            return file
+        for row in self._before:  # the option is new to the run
+            past = (self._before[-1].get("elapsed_s") or 0) - (row.get("elapsed_s") or 0)
+            self._write(file, row, time.time() - past)
+        return file
+
+    @staticmethod
+    def _write(file: EventFile, row: MetricsRow, wall_time: float) -> None:
+        scalars = {tag(key): value for key, value in row.items() if key != "step" and value is not None}
+        step = row["step"]
+        assert isinstance(step, int)
+        file.add_scalars(step, wall_time, scalars)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,162 @@
+"""What each tier holds, worked out from options and data before anything is allocated."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from cachedlrm.architecture import Architecture
+from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, size_device
+from cachedlrm.config import Options
+from cachedlrm.data.batch import Dataset
+from cachedlrm.errors import UserError
+from cachedlrm.memory import free_device_bytes, free_host_bytes
+from cachedlrm.schedule import Schedule
+from cachedlrm.units import format_bytes
+
+STAGING_ROWS = 16384
+"""Rows of a staging buffer."""
+
+
+@dataclass(frozen=True)
+class HostSizes:
+    """Bytes of the host tier.
+
+    Attributes:
+        maps: from row to address; the only thing that grows with the tables.
+        batches: the most that batches known ahead take.
+        records: ``--host-budget``, or what is left: the most that records may take.
+        free: memory that was free.
+    """
+
+    maps: int
+    batches: int
+    records: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """The sizes of a run.
+
+    Attributes:
+        workload: the training step.
+        window: batches known ahead to policy ``lookahead``.
+        device: slots and bytes on the device.
+        device_limit: ``--gpu-budget``, or the memory that was free; what ``device`` had to fit.
+        host: bytes on the host.
+    """
+
+    workload: Workload
+    window: int
+    device: DeviceSizes
+    device_limit: int
+    host: HostSizes
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all records, those of untouched rows included."""
+        return sum(group.num_rows * group.layout.record_bytes for group in self.workload.groups)
+
+
+def size_tiers(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Tiers:
+    """Sizes the tiers of a run.
+
+    Args:
+        options: resolved.
+        architecture: of the model.
+        dataset: what they were resolved with.
+        device: where training happens; for a plan it need not be there if ``--gpu-budget`` is given.
+
+    Raises:
+        UserError: something does not fit; says what to change.
+    """
+    schedule = Schedule(options, dataset.train)
+    workload = build_workload(options, architecture, dataset, device)
+    if workload.batch_host_bytes > free_host_bytes():
+        raise UserError(
+            f"a batch takes up to {format_bytes(workload.batch_host_bytes)} of host memory and "
+            f"{format_bytes(free_host_bytes())} are free; lower --mini-batch-size, the ids of a bag, or the "
+            "first size of --arch-mlp-bot"
+        )
+    request, limit = _request(options, device)
+    sizes = size_device(workload, request, limit, lambda: schedule.largest_working_sets(architecture.router()))
+    window = min(options.cache.lookahead, schedule.num_batches)
+    host = _size_host(options, workload, sizes.total_bytes if device.type == "cpu" else 0, window)
+    return Tiers(workload, window, sizes, limit, host)
+
+
+def build_workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
+    """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
+    batches, inference = options.batches, options.inference.inference_only
+    assert batches.mini_batch_size is not None
+    assert options.cache.prefetch_depth is not None
+    return Workload(
+        groups=tuple(
+            GroupShape(tuple(table.num_rows for table in group), layout)
+            for group, layout in zip(architecture.groups, architecture.layouts, strict=True)
+        ),
+        num_features=len(architecture.embeddings),
+        lookups_per_bag=dataset.train.max_lookups_per_bag,
+        mini_batch_size=1 if inference else min(batches.mini_batch_size, dataset.train.num_samples),
+        mlp_bot=architecture.mlp_bot,
+        mlp_top=architecture.mlp_top,
+        prefetch_depth=options.cache.prefetch_depth,
+        staging_rows=STAGING_ROWS if device.type == "cuda" else 0,
+        num_mini_batches=1 if inference else options.optimisation.mlperf_grad_accum_iter,
+        test_batch_size=_test_batch_size(options, dataset),
+        dot=options.model.arch_interaction_op == "dot",
+        keeps_inputs=options.model.activation_function in ("gelu", "silu"),
+    )
+
+
+def _test_batch_size(options: Options, dataset: Dataset) -> int:
+    """Samples of an evaluation step; 0 if the run has none."""
+    evaluates = (options.batches.test_freq or 0) > 0 or options.inference.inference_only
+    if dataset.test is None or not evaluates:
+        return 0
+    return min(options.batches.test_mini_batch_size, dataset.test.num_samples)
+
+
+def _request(options: Options, device: torch.device) -> tuple[CacheRequest, int]:
+    """The slots that are asked for, and the bytes the device may hold."""
+    cache = options.cache
+    if options.inference.inference_only:
+        return CacheRequest(None, 1, None), free_device_bytes(device)
+    assert cache.gpu_budget != "auto"  # resolved
+    request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget)
+    if request == CacheRequest(None, None, None):
+        request = replace(request, ratio=1.0)
+    return request, cache.gpu_budget or free_device_bytes(device)
+
+
+def _size_host(options: Options, workload: Workload, device_bytes: int, window: int) -> HostSizes:
+    """What the host tier takes, and what it leaves for records.
+
+    Args:
+        options: resolved.
+        workload: the training step.
+        device_bytes: of the device tier where that is in the host's memory; else 0.
+        window: batches known ahead to policy ``lookahead``.
+
+    Raises:
+        UserError: maps of the rows or the batches of policy ``lookahead`` alone do not fit.
+    """
+    free = free_host_bytes()
+    maps = 4 * workload.num_rows
+    if maps > free:
+        raise UserError(
+            f"{workload.num_rows:,} rows need {format_bytes(maps)} of host memory for their map and "
+            f"{format_bytes(free)} are free; fold ids with --max-ind-range or lower --arch-embedding-size"
+        )
+    ahead = window * workload.batch_host_bytes if options.cache.policy == "lookahead" else 0
+    if ahead > free - maps:
+        most = (free - maps) // workload.batch_host_bytes
+        raise UserError(
+            f"--lookahead {options.cache.lookahead} keeps {window:,} batches, up to {format_bytes(ahead)} of host "
+            f"memory, and {format_bytes(free - maps)} are free; use --lookahead {most} or less"
+        )
+    records = options.store.host_budget
+    if records is None:
+        left = max(1, free - maps - ahead - device_bytes)
+        records = left // 2 if options.store.store == "lmdb" else left  # the other half is for pages of the store
+    return HostSizes(maps, ahead, records, free)

