@@ -6,10 +6,10 @@ grows by what it writes until the check ends. Exit status: 0 all is well, 1 some
 
 import sys
 
-from cachedlrm.program import quit_on_signals, run_program, say
+from cachedlrm.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
-    quit_on_signals()
+    start_program()
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,4 +73,4 @@ def _check(arguments: Sequence[str]) -> list[Findings]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_program(main(sys.argv[1:]))

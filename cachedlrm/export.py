@@ -14,10 +14,10 @@ Tables are written piece by piece, so they may be larger than memory.
 
 import sys
 
-from cachedlrm.program import quit_on_signals, run_program
+from cachedlrm.program import end_program, run_program, start_program
 
 if __name__ == "__main__":
-    quit_on_signals()
+    start_program()
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -185,4 +185,4 @@ def _export(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_program(main(sys.argv[1:]))

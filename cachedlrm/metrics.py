@@ -3,7 +3,7 @@
 import json
 import math
 import operator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 PHASES = ("plan", "wait", "evict", "admit", "forward", "backward", "dense_step", "row_step")
@@ -95,8 +95,7 @@ _values = operator.attrgetter(*(field.name for field in fields(CacheCounters))) 
 
 def with_bytes(counters: CacheCounters, record_bytes: int) -> CacheCounters:
     """Counters of rows with records of one size, and their bytes."""
-    return replace(
-        counters,
+    return counters + CacheCounters(
         fetched_bytes=counters.fetched_rows * record_bytes,
         written_back_bytes=counters.written_back_rows * record_bytes,
     )

@@ -5,10 +5,10 @@ Takes the options of ``python -m cachedlrm.train``; what it says of them is what
 
 import sys
 
-from cachedlrm.program import quit_on_signals, run_program, say
+from cachedlrm.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
-    quit_on_signals()
+    start_program()
 
 import json
 import shlex
@@ -252,4 +252,4 @@ def _train_command(arguments: Sequence[str], needs_disk: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_program(main(sys.argv[1:]))

@@ -207,7 +207,7 @@ class Progress:
 
     def trained(self, batch: PreparedBatch, losses: Tensor) -> None:
         """A batch of one step, or of several whose gradients were added up, has been issued; losses [steps]."""
-        steps = len(losses)
+        steps = losses.shape[0]
         self._pending[self._num_pending : self._num_pending + steps] = losses
         self._num_pending += steps
         self._steps += steps

@@ -6,10 +6,10 @@ bytes moved, and the time that moving them takes over a link.
 
 import sys
 
-from cachedlrm.program import quit_on_signals, run_program, say
+from cachedlrm.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
-    quit_on_signals()
+    start_program()
 
 import json
 import time
@@ -118,4 +118,4 @@ def table(curve: Curve, link_bandwidth: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_program(main(sys.argv[1:]))

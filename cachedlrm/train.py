@@ -7,10 +7,10 @@ Reads top to bottom: `main` turns arguments into an exit status, `train` prepare
 import os
 import sys
 
-from cachedlrm.program import Interrupts, quit_on_signals, run_program
+from cachedlrm.program import Interrupts, end_program, run_program, start_program
 
 if __name__ == "__main__":
-    quit_on_signals()
+    start_program()
 
 # Idle OpenMP threads that spin for work take the processor from the prefetch thread, which then stalls torch's
 # operators in turn. Read once, when torch loads the OpenMP runtime.
@@ -254,4 +254,4 @@ def _save(arguments: Sequence[str], job: Job, recorder: _Recorder, config: str) 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_program(main(sys.argv[1:]))

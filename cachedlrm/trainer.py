@@ -97,18 +97,20 @@ class RowUpdate:
         self._layout = layout
         self._records = records
         self._lookups = lookups
-        vectors = weigh(records[:, : layout.parameter_width], layout.dim)
+        parameters = records[:, : layout.parameter_width] if layout.state_width else records
+        vectors = weigh(parameters, layout.dim)
         self.pooled = pool(vectors, lookups.positions, lookups.offsets)  # [B * T, D]
 
     def step(self, grad: Tensor, learning_rate: float, step: int) -> None:
         """Moves the rows by the gradient of `pooled`, [B * T, D]; ``step`` counts from 1."""
         layout, records, lookups = self._layout, self._records, self._lookups
+        transposed = lookups.bags_by_position, lookups.position_offsets
         # Plain stochastic gradient descent takes the gradients of bags as they are.
         if layout.optimizer == "sgd" and not layout.weighted:
-            sgd_by_lookups(records, grad, lookups.bags_by_position, lookups.position_offsets, learning_rate)
+            sgd_by_lookups(records, grad, (lookups.positions, lookups.offsets), transposed, learning_rate)
             return
         # A position's gradient is the sum of its bags': pooling of the transposed lookups.
-        vectors_grad = pool(grad.contiguous(), lookups.bags_by_position, lookups.position_offsets)  # [U, D]
+        vectors_grad = pool(grad.contiguous(), *transposed)  # [U, D]
         parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
         row_step(layout, records, parameters_grad, learning_rate, step)
 
@@ -137,7 +139,7 @@ class Trainer:
         self.steps_before = 0  # of the run whose state was loaded
         self.clock = PhaseClock(cache.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, batch: PreparedBatch) -> Tensor:
         """Trains one batch; the loss of each mini-batch in it, [M] on the device, not waited for."""
         tensors = batch.tensors
@@ -170,14 +172,16 @@ class Trainer:
         """
         losses: list[Tensor] = []
         grads: list[list[Tensor]] = []
-        bags_per_sample = [len(group) // batch.num_samples for group in pooled]
+        bags_per_sample = [group.shape[0] // batch.num_samples for group in pooled]
         for first in range(0, batch.num_samples, self._mini_batch_size):
             last = min(first + self._mini_batch_size, batch.num_samples)
             if first:
                 self.clock.enter("forward")
-            parts = [group[first * bags : last * bags] for group, bags in zip(pooled, bags_per_sample, strict=True)]
-            labels = batch.labels[first:last]
-            prediction = self._dense_pass.forward(batch.dense[first:last], parts)  # [B]
+            dense, parts, labels = batch.dense, pooled, batch.labels
+            if last - first < batch.num_samples:
+                dense, labels = dense[first:last], labels[first:last]
+                parts = [group[first * bags : last * bags] for group, bags in zip(pooled, bags_per_sample, strict=True)]
+            prediction = self._dense_pass.forward(dense, parts)  # [B]
             losses.append(self._dense_pass.loss(prediction, labels))
             self.clock.enter("backward")
             grads.append(self._dense_pass.backward(prediction, labels, adds=first > 0))

@@ -1,5 +1,6 @@
 """What both commands do with signals, closed streams, odd locales and read-only homes."""
 
+import gc
 import json
 import os
 import shutil
@@ -209,6 +210,20 @@ def test_a_signal_during_imports_prints_one_word(number, module):
     assert process.returncode == 130
     assert [line for line in error.splitlines() if not line.startswith("import time:")] == ["interrupted"]
     assert out == ""
+
+
+# --- garbage
+
+
+def test_a_command_looks_for_garbage_once_it_has_started():
+    enabled = []
+    gc.disable()
+    try:
+        run_program(lambda _: enabled.append(gc.isenabled()), "interrupted")
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    assert enabled == [True]
 
 
 # --- one line

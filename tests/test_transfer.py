@@ -5,10 +5,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.transfer import Transfer
@@ -20,6 +22,15 @@ from models import one_group
 
 NUM_ROWS, DIM = 30, 3
 streams = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=10), min_size=1, max_size=30)
+
+
+def test_rows_scattered_into_the_slab():
+    random = torch.Generator().manual_seed(0)
+    slab, records = torch.rand(50, 5, generator=random), torch.rand(20, 5, generator=random)
+    slots = torch.randperm(50, generator=random)[:20]
+    expected = slab.index_copy(0, slots, records)
+    scatter(slab, slots, records)
+    assert torch.equal(slab, expected)
 
 
 def batch_of(rows: list[int]) -> Batch:

@@ -162,3 +162,14 @@ def test_a_reserve_stays_right_over_many_batches(seed, size, share, in_flight):
         last_use[used] = batch
         keys[used] = rng.integers(0, 5, len(used))
         reserve.used(batch, used)
+
+
+def test_batches_without_victims_do_not_pile_up():
+    last_use = np.full(8, -1, np.int32)
+    reserve = VictimReserve(Keys(np.zeros(8, np.int32)), last_use)
+    for batch in range(50):
+        assert reserve.take(0, 8, batch - 1, batch - 4)[0].tolist() == []
+        last_use[batch % 8] = batch
+        reserve.used(batch, np.array([batch % 8]))
+    assert len(reserve._used) == 4
+    assert reserve.take(3, 8, 49, 46)[0].tolist() == [2, 3, 4]  # last used by batches 42, 43 and 44

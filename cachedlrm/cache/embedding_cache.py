@@ -5,11 +5,13 @@
 Nothing flows back: the planner never asks the device, and the model sees positions only.
 """
 
+import operator
 import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -131,16 +133,18 @@ class EmbeddingCache:
         plans = [group.plan() for group in self.groups]
         index = plans[0][1].index
         spans.append(Span("plan", started, time.perf_counter()))
-        counters = CacheCounters()
+        counted = [
+            with_bytes(plan.counters, group.layout.record_bytes)
+            for group, (_, plan) in zip(self.groups, plans, strict=True)
+        ]
         with self._stream():
             tensors = self._upload(index, dense, labels, plans)
             for group, (_, plan), lookups in zip(self.groups, plans, tensors.lookups, strict=True):
-                counters += with_bytes(plan.counters, group.layout.record_bytes)
                 spans += group.transfer.execute(plan, lookups)
             admitted = self._admitted[index % self._ring]
             admitted.record()
         table_counts = np.concatenate([plan.table_counts for _, plan in plans])
-        return PreparedBatch(tensors, counters, table_counts, tuple(spans), admitted)
+        return PreparedBatch(tensors, reduce(operator.add, counted), table_counts, tuple(spans), admitted)
 
     def gather(self, batch: PreparedBatch) -> list[Tensor]:
         """The records of a batch's working set: [U, width] of each group, in buffers that the next call uses again.

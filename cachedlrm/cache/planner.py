@@ -18,6 +18,9 @@ from cachedlrm.metrics import TABLE_COUNTS, CacheCounters
 # slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
 _EVICTED = -2
 
+NO_ROWS: Int64s = np.empty(0, np.int64)
+"""Of all plans that move none in some way."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -107,9 +110,10 @@ class Planner:
     def announce(self, working_set: WorkingSet) -> None:
         """Makes a batch known."""
         if working_set.num_rows:
-            num_addresses = max(self.num_addresses, int(working_set.addresses.max()) + 1)
-            self.slot_of[self.num_addresses : num_addresses] = NEVER
-            self.num_addresses = num_addresses
+            num_addresses = int(working_set.addresses.max()) + 1
+            if num_addresses > self.num_addresses:
+                self.slot_of[self.num_addresses : num_addresses] = NEVER
+                self.num_addresses = num_addresses
         self._policy.announce(working_set, self.slot_of)
         self._announced.append(working_set)
 
@@ -134,31 +138,28 @@ class Planner:
         missing = np.empty(size, np.int64)
         num_missing = _look_up(addresses, index, self.slot_of, self._last_use, slots, missing)
         table_counts = np.zeros((self._num_tables, len(TABLE_COUNTS)), np.int64)
-        _count_by_table(slots, working_set.bags_by_position, working_set.position_offsets, table_counts)
-        hit_lookups = int(table_counts[:, 1].sum())
-        missing = missing[:num_missing]
+        hit_lookups = _count_by_table(slots, working_set.bags_by_position, working_set.position_offsets, table_counts)
         evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
         admit_slots = self._free_slots_for(num_missing, evict_slots)
-        admit_addresses = addresses[missing]
-        states = self.slot_of[admit_addresses]
-        created = states == NEVER
-        read_after = int(_EVICTED - states[~created].min()) if not created.all() else -1
-        self.slot_of[admit_addresses] = admit_slots
-        self._address_in[admit_slots] = admit_addresses
-        self._last_use[admit_slots] = index
-        slots[missing] = admit_slots
+        fetch_addresses = fetch_slots = create_rows = create_slots = NO_ROWS
+        read_after = -1
+        if num_missing:
+            fetch_addresses, fetch_slots, create_rows, create_slots, read_after = _admit(
+                working_set.rows, addresses, index, missing[:num_missing], admit_slots,
+                self.slot_of, self._address_in, self._last_use, slots,
+            )  # fmt: skip
         self._policy.use(working_set, slots)
         self._reserve.used(index, slots)
-        num_created = int(created.sum())
+        num_created = len(create_slots)
         plan = Plan(
             index=index,
             slots=slots,
             evict_addresses=evict_addresses,
             evict_slots=evict_slots,
-            fetch_addresses=admit_addresses[~created],
-            fetch_slots=admit_slots[~created],
-            create_rows=working_set.rows[missing[created]],
-            create_slots=admit_slots[created],
+            fetch_addresses=fetch_addresses,
+            fetch_slots=fetch_slots,
+            create_rows=create_rows,
+            create_slots=create_slots,
             read_after=read_after,
             evict_after=evict_after,
             counters=CacheCounters(
@@ -180,12 +181,16 @@ class Planner:
         """Chooses victims so that residents stay within the quota; (slots, addresses, evict_after)."""
         count = max(0, self.resident_rows + num_missing - max(self._quota_slots, size))
         slots, evict_after = self._reserve.take(count, self._used_slots, index - 1, index - 1 - self._in_flight)
+        if not count:
+            return NO_ROWS, NO_ROWS, evict_after
         addresses = self._address_in[slots].astype(np.int64)
         self.slot_of[addresses] = _EVICTED - index
         return slots, addresses, evict_after
 
     def _free_slots_for(self, count: int, evicted: Int64s) -> Int64s:
         """``count`` free slots: just evicted ones, then older free ones, then ones never used."""
+        if count == len(evicted):
+            return evicted
         free = np.concatenate([self._free_slots, evicted])
         split = max(0, len(free) - count)
         self._free_slots, taken = free[:split], free[split:]
@@ -204,9 +209,11 @@ def _look_up(addresses: Int64s, index: int, slot_of: Int32s, last_use: Int32s, s
     """Fills ``slots`` with states of ``slot_of``, marks resident rows as used by batch ``index``; returns the number of
     missing positions."""
     num_missing = 0
+    # In loops of their own, without branches, lines are loaded side by side (see `working_set._deduplicate`).
     for position in range(len(addresses)):
-        slot = slot_of[addresses[position]]
-        slots[position] = slot
+        slots[position] = slot_of[addresses[position]]
+    for position in range(len(addresses)):
+        slot = slots[position]
         if slot >= 0:
             last_use[slot] = index
         else:
@@ -216,8 +223,8 @@ def _look_up(addresses: Int64s, index: int, slot_of: Int32s, last_use: Int32s, s
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_by_table(states: Int64s, bags_by_position: Int32s, position_offsets: Int32s, table_counts: Int64s) -> None:
-    """Adds the `TABLE_COUNTS` of a batch to ``table_counts`` [num_tables, 4].
+def _count_by_table(states: Int64s, bags_by_position: Int32s, position_offsets: Int32s, table_counts: Int64s) -> int:
+    """Adds the `TABLE_COUNTS` of a batch to ``table_counts`` [num_tables, 4]; returns the number of lookups that hit.
 
     Apart from `_look_up`: with more branches in its loop the processor waits for the map of rows line by line.
 
@@ -228,6 +235,7 @@ def _count_by_table(states: Int64s, bags_by_position: Int32s, position_offsets: 
         table_counts: changed.
     """
     num_tables = len(table_counts)
+    hit_lookups = 0
     first_bag = 0  # of a sample; as positions are in order of first appearance, no division is needed
     for position in range(len(states)):
         start = position_offsets[position]
@@ -241,3 +249,44 @@ def _count_by_table(states: Int64s, bags_by_position: Int32s, position_offsets: 
         table_counts[table, 1] += lookups * (state >= 0)
         table_counts[table, 2] += 1
         table_counts[table, 3] += state == NEVER
+        hit_lookups += lookups * (state >= 0)
+    return hit_lookups
+
+
+@numba.njit(cache=True, nogil=True)
+def _admit(
+    rows: Int64s,
+    addresses: Int64s,
+    index: int,
+    missing: Int64s,
+    admit_slots: Int64s,
+    slot_of: Int32s,
+    address_in: Int32s,
+    last_use: Int32s,
+    slots: Int64s,
+) -> tuple[Int64s, Int64s, Int64s, Int64s, int]:
+    """Gives the rows at the ``missing`` positions of batch ``index`` their slots.
+
+    Returns:
+        Addresses and slots of rows to fetch, rows and slots of rows to create, and the latest plan that evicted one of
+        those to fetch, or -1.
+    """
+    fetch_addresses, fetch_slots = np.empty(len(missing), np.int64), np.empty(len(missing), np.int64)
+    create_rows, create_slots = np.empty(len(missing), np.int64), np.empty(len(missing), np.int64)
+    num_fetched, num_created, read_after = 0, 0, -1
+    for number in range(len(missing)):
+        position, slot = missing[number], admit_slots[number]
+        address = addresses[position]
+        state = slot_of[address]
+        if state == NEVER:
+            create_rows[num_created], create_slots[num_created] = rows[position], slot
+            num_created += 1
+        else:
+            fetch_addresses[num_fetched], fetch_slots[num_fetched] = address, slot
+            num_fetched += 1
+            read_after = max(read_after, _EVICTED - state)
+        slot_of[address], address_in[slot], last_use[slot], slots[position] = slot, address, index, slot
+    return (
+        fetch_addresses[:num_fetched], fetch_slots[:num_fetched],
+        create_rows[:num_created], create_slots[:num_created], read_after,
+    )  # fmt: skip

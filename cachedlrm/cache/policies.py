@@ -191,8 +191,12 @@ def _score_uses(
     keys: Int32s,
 ) -> None:
     """score = log2(2^score + 2^now) in fixed point; positions beyond ``next_uses`` have none known."""
+    before = np.empty(len(addresses), np.int32)
+    # In a loop of its own, without branches, lines are loaded side by side (see `working_set._deduplicate`).
     for index in range(len(addresses)):
-        score = int(scores[addresses[index]]) - 1
+        before[index] = scores[addresses[index]]
+    for index in range(len(addresses)):
+        score = int(before[index]) - 1
         if score < 0:
             score = now
         else:
@@ -220,11 +224,13 @@ def _announce_uses(
     A row last used in a batch not yet planned learns it there; one that is only resident any more, at its slot.
     """
     ring = len(next_uses)
-    next_uses[index % ring, :] = NEVER
+    place = index % ring
+    next_uses[place, :] = NEVER
     for position in range(len(addresses)):
         batch = previous[position] >> 32
         if previous[position] != NEVER and batch >= next_planned:
-            next_uses[batch % ring, previous[position] & 0xFFFFFFFF] = index
+            before = place - (index - batch)  # no remainder: the window is shorter than the ring
+            next_uses[before if before >= 0 else before + ring, previous[position] & 0xFFFFFFFF] = index
         elif slot_of[addresses[position]] >= 0:
             keys[slot_of[addresses[position]]] = _KNOWN_USE - index
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import make_policy
+from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import CopyStream, TrainedBatches
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
@@ -156,15 +157,16 @@ class TableGroup:
 
     def gather(self, slots: Tensor) -> Tensor:
         """The records in ``slots`` [U]: [U, width], in a buffer that the next call uses again."""
-        if len(slots) > len(self._records):
-            self._records = torch.empty(len(slots) + len(slots) // 4, self.layout.width, device=self._device)
-        records = self._records[: len(slots)]
+        count = slots.shape[0]  # `len` is a function of Python
+        if count > self._records.shape[0]:
+            self._records = torch.empty(count + count // 4, self.layout.width, device=self._device)
+        records = self._records[:count]
         torch.index_select(self.slab, 0, slots, out=records)
         return records
 
     def scatter(self, slots: Tensor, records: Tensor) -> None:
         """Stores updated ``records`` [U, width]."""
-        self.slab.index_copy_(0, slots, records)
+        scatter(self.slab, slots, records)
 
     def read(self, rows: Int64s) -> Tensor:
         """Current parameters of ``rows`` [n] wherever they are: [n, parameter_width] on the device. Changes nothing.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.planner import Plan
+from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import Int64s
@@ -176,7 +177,7 @@ class Transfer:
             fill_on_device(device_rows, buffer.device[: len(rows)])
 
     def _admit(self, buffer: _StagingBuffer, slots: Tensor) -> None:
-        self._slab.index_copy_(0, slots, buffer.device[: len(slots)])
+        scatter(self._slab, slots, buffer.device[: len(slots)])
 
     def _finish(self, buffer: _StagingBuffer) -> None:
         if buffer.write_back is not None:

@@ -8,13 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.cache.planner import Plan
+from cachedlrm.cache.planner import NO_ROWS, Plan
 from cachedlrm.cache.streams import Event, TrainedBatches
 from cachedlrm.cache.working_set import WorkingSet
 
 # Matrix libraries choose a kernel by the alignment of its operands, and another kernel may round differently. So every
 # array starts at a multiple of the largest they look at, and the first, the dense features, always at the same place.
 _ALIGNMENT = 256
+
+_NO_ROWS = torch.from_numpy(NO_ROWS)
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,11 @@ class Upload:
             self._trained.wait(index - len(self._ring))
             tensors = self._ring[index % len(self._ring)].copy(arrays)
         else:
-            tensors = [torch.from_numpy(array) for array in arrays]
+            tensors = [_NO_ROWS if array is NO_ROWS else torch.from_numpy(array) for array in arrays]
             tensors[0] = tensors[0].clone()  # torch's memory is aligned, numpy's not always
-        parts = [tensors[first : first + _NUM_ARRAYS] for first in range(2, len(tensors), _NUM_ARRAYS)]
-        return DeviceBatch(index, tensors[0], tensors[1], tuple(DeviceLookups(*part) for part in parts))
+        parts = range(2, len(tensors), _NUM_ARRAYS)
+        lookups = tuple([DeviceLookups(*tensors[first : first + _NUM_ARRAYS]) for first in parts])
+        return DeviceBatch(index, tensors[0], tensors[1], lookups)
 
 
 def _arrays(working_set: WorkingSet, plan: Plan) -> list[NDArray[np.generic]]:

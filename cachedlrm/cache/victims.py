@@ -17,6 +17,7 @@ from cachedlrm.cache.working_set import Int32s, Int64s
 _SAMPLE = 4096  # slots whose ranks say where the threshold lies
 _NO_LIMIT = 2**31  # above every key
 _NOTHING, _EVERYTHING = np.int64(-(2**63)), np.int64(2**63 - 1)  # thresholds
+_NO_SLOTS = np.empty(0, np.int64)
 
 
 class SlotKeys(Protocol):
@@ -79,7 +80,9 @@ class VictimReserve:
 
         Now that its slots are in the processor's cache, those that are to enter are found; most are not.
         """
-        low = _used_below(batch, slots, self._policy.keys, self._last_use, self._threshold)
+        low = _NO_SLOTS
+        if self._threshold != _NOTHING:
+            low = _used_below(batch, slots, self._policy.keys, self._last_use, self._threshold)
         self._used.append(_Use(batch, slots, low, self._threshold))
 
     def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> tuple[Int64s, int]:
@@ -96,6 +99,9 @@ class VictimReserve:
         Returns:
             The slots [count] int64, and the batch that used any of them last (-1 for none).
         """
+        if not count:
+            self._let_in(newest_preferred)
+            return _NO_SLOTS, -1
         known_from = self._policy.known_from
         victims = np.empty(count, np.int64)
         found, latest = self._take_lowest(victims, 0, used_slots, newest_preferred, known_from)
@@ -113,9 +119,7 @@ class VictimReserve:
         self, victims: Int64s, found: int, used_slots: int, newest: int, below_key: int
     ) -> tuple[int, int]:
         """Fills ``victims`` from ``found`` on with slots last used at ``newest`` or before; (found, latest use)."""
-        self._entered = max(self._entered, newest)
-        while self._used and self._used[0].batch <= newest:
-            self._enter(self._used.popleft())
+        self._let_in(newest)
         latest = -1
         while True:
             found, self._taken, self._heap_size, last, is_over = _take(
@@ -141,6 +145,14 @@ class VictimReserve:
         last_use[chosen] = -1
         victims[found : found + len(chosen)] = chosen
         return found + len(chosen), latest
+
+    def _let_in(self, newest: int) -> None:
+        """Makes slots used last by batch ``newest`` or before candidates."""
+        self._entered = max(self._entered, newest)
+        while self._used and self._used[0].batch <= newest:
+            use = self._used.popleft()
+            if self._threshold != _NOTHING:
+                self._enter(use)
 
     def _enter(self, use: "_Use") -> None:
         """Lets the slots of a batch in that nobody used since."""

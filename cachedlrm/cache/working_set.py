@@ -57,6 +57,7 @@ def _deduplicate(
     address_of: Int32s,
     row_of: Int64s,
     last_seen: Int64s,
+    unique_rows: Int64s,
     unique_addresses: Int64s,
     previous: Int64s,
     counts: Int32s,
@@ -90,6 +91,7 @@ def _deduplicate(
         else:
             position = size
             size += 1
+            unique_rows[position] = rows[lookup]
             unique_addresses[position] = address
             previous[position] = seen - (np.int64(1) << 32) if seen else NEVER
             counts[position + 1] = 0
@@ -125,6 +127,7 @@ class AddressBook:
         self._address_of = np.zeros(num_rows, np.int32)
         self._row_of = np.empty(num_rows, np.int64)
         self._last_seen = np.empty(num_rows, np.int64)
+        self._room = np.empty((3, 0), np.int64)  # for rows, addresses and last uses of a batch
         self.num_addresses = 0
 
     def working_set(self, index: int, rows: Int64s, offsets: Int64s) -> WorkingSet:
@@ -136,17 +139,18 @@ class AddressBook:
             offsets: [num_bags + 1] bag boundaries.
         """
         num_lookups = len(rows)
-        addresses, previous = np.empty(num_lookups, np.int64), np.empty(num_lookups, np.int64)
+        if num_lookups > self._room.shape[1]:
+            self._room = np.empty((3, num_lookups + num_lookups // 4), np.int64)
+        unique_rows, addresses, previous = self._room
         counts = np.empty(num_lookups + 1, np.int32)
         positions, bags_by_position = np.empty(num_lookups, np.int32), np.empty(num_lookups, np.int32)
         size, self.num_addresses = _deduplicate(
             rows, offsets, index, self.num_addresses, self._address_of, self._row_of, self._last_seen,
-            addresses, previous, counts, positions, bags_by_position,
+            unique_rows, addresses, previous, counts, positions, bags_by_position,
         )  # fmt: skip
-        addresses = addresses[:size].copy()
         return WorkingSet(
-            index, self._row_of[addresses], addresses, offsets.astype(np.int32), positions, bags_by_position,
-            counts[: size + 1].copy(), previous[:size].copy(),
+            index, unique_rows[:size].copy(), addresses[:size].copy(), offsets.astype(np.int32), positions,
+            bags_by_position, counts[: size + 1].copy(), previous[:size].copy(),
         )  # fmt: skip
 
     def addresses(self, rows: Int64s) -> Int64s:

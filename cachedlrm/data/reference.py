@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch
+from cachedlrm.data.mersenne import Generator, draw, seeded
 from cachedlrm.data.traces import Traces, draw_trace, read_traces
 from cachedlrm.errors import UserError
 
 _UNIFORM, _GAUSSIAN, _SYNTHETIC = range(3)
-_MOST_STATES = 1024  # of 3 kB each
-_BAGS_PER_STATE = 16384  # taking a state costs 35 us, a bag 0.1 us
+_MOST_STATES = 1024  # of 5 kB each
+_BAGS_PER_STATE = 16384  # of 0.1 us each
 _HUGE_ID = 2.0**62  # beyond every table and within int64
 
 
@@ -125,15 +126,15 @@ def _sort_unique(values: NDArray[Any]) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _normal(rng: np.random.Generator, spare: NDArray[np.float64]) -> float:
+def _normal(generator: Generator, spare: NDArray[np.float64]) -> float:
     """A standard normal value; ``spare`` is (whether a second value waits, that value)."""
     if spare[0] != 0.0:
         spare[0] = 0.0
         waiting: float = spare[1]
         return waiting
     while True:
-        x = 2.0 * rng.random() - 1.0
-        y = 2.0 * rng.random() - 1.0
+        x = 2.0 * draw(generator) - 1.0
+        y = 2.0 * draw(generator) - 1.0
         square = x * x + y * y
         if 0.0 < square < 1.0:
             break
@@ -144,7 +145,7 @@ def _normal(rng: np.random.Generator, spare: NDArray[np.float64]) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def _draw_ids(
-    rng: np.random.Generator,
+    generator: Generator,
     spare: NDArray[np.float64],
     table_rows: NDArray[np.int64],
     rule: _Rule,
@@ -160,20 +161,21 @@ def _draw_ids(
         for bag in range(table, len(offsets) - 1, num_tables):
             count = rule.num_lookups
             if not rule.fixed:
-                count = int(np.rint(max(1.0, rng.random() * min(num_rows, rule.num_lookups))))
+                count = int(np.rint(max(1.0, draw(generator) * min(num_rows, rule.num_lookups))))
             if rule.kind == _UNIFORM:
                 for index in range(place, place + count):
-                    ids[index] = np.int64(np.rint(rng.random() * (num_rows - 1)))
+                    ids[index] = np.int64(np.rint(draw(generator) * (num_rows - 1)))
                 count = _sort_unique(ids[place : place + count])
             elif rule.kind == _GAUSSIAN:
                 for index in range(count):
-                    normals[index] = min(max(rule.mean + rule.deviation * _normal(rng, spare), rule.low), rule.high)
+                    value = rule.mean + rule.deviation * _normal(generator, spare)
+                    normals[index] = min(max(value, rule.low), rule.high)
                 # Distinct before they are truncated, so an id may repeat.
                 count = _sort_unique(normals[:count])
                 for index in range(count):
                     ids[place + index] = np.int64(normals[index])
             else:
-                draw_trace(rng, traces, table, rule.padding, accesses[:count])
+                draw_trace(generator, traces, table, rule.padding, accesses[:count])
                 count = _sort_unique(accesses[:count])
                 for index in range(count):
                     ids[place + index] = np.int64(accesses[index]) % num_rows
@@ -183,32 +185,29 @@ def _draw_ids(
 
 @numba.njit(cache=True, nogil=True)
 def _draw_batch(
-    rng: np.random.Generator,
+    generator: Generator,
     spare: NDArray[np.float64],
     table_rows: NDArray[np.int64],
     rule: _Rule,
     traces: Traces,
     dense: NDArray[np.float32],
     offsets: NDArray[np.int64],
+    drawn: NDArray[np.int64],
     ids: NDArray[np.int64],
     labels: NDArray[np.float32],
 ) -> None:
-    """One batch; ids table after table, and in ``offsets[bag + 1]`` how many a bag has."""
+    """One batch; ``drawn`` is room for ids in the order in which they are drawn, table after table."""
     for sample in range(len(dense)):
         for column in range(dense.shape[1]):
-            dense[sample, column] = np.float32(rng.random())
-    _draw_ids(rng, spare, table_rows, rule, traces, offsets, ids)
+            dense[sample, column] = np.float32(draw(generator))
+    _draw_ids(generator, spare, table_rows, rule, traces, offsets, drawn)
     for sample in range(len(labels)):
-        label = np.float32(rng.random())
+        label = np.float32(draw(generator))
         labels[sample] = np.rint(label) if rule.round_targets else label
-
-
-@numba.njit(cache=True, nogil=True)
-def _to_sample_major(
-    num_tables: int, drawn: NDArray[np.int64], offsets: NDArray[np.int64], ids: NDArray[np.int64]
-) -> None:
-    """Moves ids from table after table to bag after bag."""
-    place = 0
+    offsets[0] = 0
+    for bag in range(len(offsets) - 1):
+        offsets[bag + 1] += offsets[bag]
+    num_tables, place = len(table_rows), 0
     for table in range(num_tables):
         for bag in range(table, len(offsets) - 1, num_tables):
             for index in range(offsets[bag], offsets[bag + 1]):
@@ -284,21 +283,16 @@ class ReferenceSource:
             f"{min(table_rows) - 1} (that of the smallest table)",
         )
         self._lock = threading.Lock()
-        self._bits = np.random.MT19937()
-        self._rng = np.random.Generator(self._bits)
         self._spare = np.zeros(2)
-        self._seed(stream.seed)
-
-    def _seed(self, seed: int) -> None:
         try:
-            start: Any = np.random.RandomState(seed).get_state(legacy=False)
+            self._generator = seeded(stream.seed)
         except ValueError:
-            raise UserError(f"--numpy-rand-seed is {seed}; the reference's is 0 to {2**32 - 1}") from None
-        # At the start of a batch: the generator's state and the normal value that waits.
-        self._states: dict[int, tuple[Any, NDArray[np.float64]]] = {0: (start, self._spare.copy())}
+            raise UserError(f"--numpy-rand-seed is {stream.seed}; the reference's is 0 to {2**32 - 1}") from None
+        # At the start of a batch: the generator and the normal value that waits.
+        self._states = {0: (self._generator.copy(), self._spare.copy())}
         self._period = self._stride = max(1, _BAGS_PER_STATE // (self._batch_size * len(self.table_rows)))
         self._number = -1  # of the batch in self._drawn
-        self._bits.state = start
+        self._room = np.empty((2, 0), np.int64)  # of a batch's ids, drawn and in order
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``.
@@ -332,8 +326,7 @@ class ReferenceSource:
             nearest = max(known for known in self._states if known <= number)
             if number < self._number or nearest > self._number:
                 self._number = nearest - 1
-                self._bits.state, spare = self._states[nearest]
-                self._spare[:] = spare
+                self._generator[:], self._spare[:] = self._states[nearest]
         while self._number < number:
             self._drawn = self._draw(self._number + 1)
             self._number += 1
@@ -348,17 +341,18 @@ class ReferenceSource:
             while len(self._states) > _MOST_STATES // 2:
                 self._stride *= 2
                 self._states = {batch: state for batch, state in self._states.items() if batch % self._stride == 0}
-        self._states[self._number + 1] = (self._bits.state, self._spare.copy())
+        self._states[self._number + 1] = (self._generator.copy(), self._spare.copy())
 
     def _draw(self, number: int) -> _Drawn:
         """Draws batch ``number`` from the generator, which is at its start."""
         num_samples = min(self._batch_size, self.num_samples - number * self._batch_size)
         dense = np.empty((num_samples, self.num_dense), np.float32)
         labels = np.empty(num_samples, np.float32)
-        offsets = np.zeros(num_samples * len(self.table_rows) + 1, np.int64)
-        drawn = np.empty(num_samples * self._draws_per_sample, np.int64)
-        _draw_batch(self._rng, self._spare, self._rows, self._rule, self._traces, dense, offsets, drawn, labels)
-        np.cumsum(offsets, out=offsets)
-        ids = np.empty(offsets[-1], np.int64)
-        _to_sample_major(len(self.table_rows), drawn, offsets, ids)
-        return _Drawn(dense, ids, offsets, labels)
+        offsets = np.empty(num_samples * len(self.table_rows) + 1, np.int64)
+        if self._room.shape[1] < num_samples * self._draws_per_sample:
+            self._room = np.empty((2, num_samples * self._draws_per_sample), np.int64)
+        drawn, ids = self._room
+        _draw_batch(
+            self._generator, self._spare, self._rows, self._rule, self._traces, dense, offsets, drawn, ids, labels
+        )
+        return _Drawn(dense, ids[: offsets[-1]].copy(), offsets, labels)

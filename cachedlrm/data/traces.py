@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.data.mersenne import Generator, draw
 from cachedlrm.errors import UserError
 
 
@@ -33,7 +34,7 @@ class Traces(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def draw_trace(rng: np.random.Generator, traces: Traces, table: int, padding: bool, group: NDArray[np.uint64]) -> None:
+def draw_trace(generator: Generator, traces: Traces, table: int, padding: bool, group: NDArray[np.uint64]) -> None:
     """Fills ``group`` with ids at stack distances drawn for ``table``.
 
     The stack is a window on the accesses that moves on by one at each new id. As no distance is longer than the number
@@ -44,8 +45,8 @@ def draw_trace(rng: np.random.Generator, traces: Traces, table: int, padding: bo
     distances = traces.distances[first_distance : first_distance + num_distances]
     cumulative = traces.cumulative[first_distance : first_distance + num_distances]
     num_new, longest = 0, distances[-1]
-    for draw in range(len(group)):
-        u = rng.random()
+    for index in range(len(group)):
+        u = draw(generator)
         if num_new < longest:
             u *= cumulative[np.searchsorted(distances, num_new, side="right") - 1]
         elif padding:
@@ -58,10 +59,10 @@ def draw_trace(rng: np.random.Generator, traces: Traces, table: int, padding: bo
             # The reference's index is negative for a distance beyond the list, and so counts again from its end.
             place = num_new + (num_ids - distance) % num_ids
             value = stack[place]
-            for index in range(place, num_new + num_ids - 1):
-                stack[index] = stack[index + 1]
+            for later in range(place, num_new + num_ids - 1):
+                stack[later] = stack[later + 1]
             stack[num_new + num_ids - 1] = value
-        group[draw] = stack[num_new + num_ids - 1]
+        group[index] = stack[num_new + num_ids - 1]
 
 
 def _trace_error(path: str, line: int, problem: str) -> UserError:

@@ -6,8 +6,9 @@ embedding backward on the CPU.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+_SUM = 0  # torch's number of this mode
 
 
 def pool(weights: Tensor, positions: Tensor, offsets: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -15,9 +16,9 @@ def pool(weights: Tensor, positions: Tensor, offsets: Tensor, factors: Tensor | 
 
     With ``factors`` [L] each lookup's row is multiplied by its own.
     """
-    return F.embedding_bag(
-        positions, weights, offsets, mode="sum", include_last_offset=True, per_sample_weights=factors
-    )
+    # As torch.nn.functional.embedding_bag calls it, whose checks take as long as a small batch.
+    pooled: Tensor = torch.embedding_bag(weights, positions, offsets, False, _SUM, False, factors, True, None)[0]
+    return pooled
 
 
 def weigh(parameters: Tensor, dim: int) -> Tensor:

@@ -49,9 +49,9 @@ class _Gradients:
     def product(self, grad: Tensor, inputs: Tensor, out: Tensor) -> None:
         """The product [n, m] of ``grad`` [B, n], transposed, and ``inputs`` [B, m]."""
         if self.adds:
-            out.add_(grad.t().mm(inputs))
+            out.add_(grad.mT.mm(inputs))
         else:
-            torch.mm(grad.t(), inputs, out=out)
+            torch.mm(grad.mT, inputs, out=out)
 
     def store(self, grad: Tensor, out: Tensor) -> None:
         """The gradient itself."""
@@ -107,40 +107,38 @@ class DensePass:
 
     def __init__(self, model: Dlrm, grads: Mapping[str, Tensor], loss: Loss) -> None:
         self._model = model
+        self._embeddings, self._pairs = model.emb_l, model.pairs  # a module looks its parts up by a function of Python
         self._loss = loss
         self._bottom = _Mlp(model.bot_l, grads, "bot_l")
         self._top = _Mlp(model.top_l, grads, "top_l")
         self._gradients = _Gradients()
         self._projections = [(parameter, grads[f"emb_l.{name}"]) for name, parameter in model.emb_l.named_parameters()]
 
-    @torch.no_grad()
     def forward(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Predictions [B] of `Dlrm.forward`, from ``dense`` [B, num_dense] and each group's [B * tables, dim]."""
         model = self._model
         self._features: tuple[Sequence[Tensor], Tensor] | None = None
-        if model.emb_l.is_plain:
-            vectors = model.emb_l(pooled)  # [B, T, D]
+        if self._embeddings.is_plain:
+            vectors = self._embeddings.forward(pooled)  # [B, T, D]
         else:
-            with torch.enable_grad():
-                leaves = [group.detach().requires_grad_() for group in pooled]
-                self._features = leaves, model.emb_l(leaves)
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = [group.clone().requires_grad_() for group in pooled]
+                self._features = leaves, self._embeddings(leaves)
             vectors = self._features[1].detach()
         bottom = self._bottom.forward(dense)  # [B, D]
         self._vectors = torch.cat([bottom.unsqueeze(1), vectors], dim=1)  # [B, T + 1, D]
         if model.interaction_op == "cat":
             inputs = self._vectors.flatten(1)
         else:
-            products = torch.bmm(self._vectors, self._vectors.transpose(1, 2)).flatten(1)  # [B, (T + 1)^2]
-            inputs = torch.cat([bottom, products.index_select(1, model.pairs)], dim=1)
+            products = torch.bmm(self._vectors, self._vectors.mT).flatten(1)  # [B, (T + 1)^2]
+            inputs = torch.cat([bottom, products.index_select(1, self._pairs)], dim=1)
         self._prediction = self._top.forward(inputs).squeeze(1)
         return model.bounded(self._prediction)
 
-    @torch.no_grad()
     def loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
         """The scalar loss of a pass."""
         return self._loss(prediction, labels)
 
-    @torch.no_grad()
     def backward(self, prediction: Tensor, labels: Tensor, adds: bool) -> list[Tensor]:
         """The gradient of each group's pooled vectors, [B * tables, dim]; those of parameters go to their places.
 
@@ -162,12 +160,13 @@ class DensePass:
             vectors_grad = inputs_grad.view(vectors.shape)
             bottom_grad = vectors_grad[:, 0]
         else:
-            products_grad = vectors.new_zeros(len(vectors), vectors.shape[1] ** 2)
-            products_grad.index_add_(1, self._model.pairs, inputs_grad[:, dim:])
+            bottom_grad, pairs_grad = inputs_grad.split_with_sizes([dim, inputs_grad.shape[1] - dim], 1)
+            products_grad = vectors.new_zeros(vectors.shape[0], vectors.shape[1] ** 2)
+            products_grad.index_add_(1, self._pairs, pairs_grad)
             products_grad = products_grad.view(-1, vectors.shape[1], vectors.shape[1])
             vectors_grad = products_grad.bmm(vectors)
-            vectors_grad += vectors.transpose(1, 2).bmm(products_grad).transpose(1, 2)
-            bottom_grad = inputs_grad[:, :dim] + vectors_grad[:, 0]
+            vectors_grad += vectors.mT.bmm(products_grad).mT
+            bottom_grad = bottom_grad + vectors_grad[:, 0]
         self._bottom.backward(bottom_grad, self._gradients, wants_inputs=False)
         return self._features_backward(vectors_grad[:, 1:])
 
@@ -177,7 +176,8 @@ class DensePass:
             return [grad.reshape(-1, grad.shape[2])]
         leaves, vectors = self._features
         projections = [parameter for parameter, _ in self._projections]
-        grads = torch.autograd.grad(vectors, [*leaves, *projections], grad)
+        with torch.inference_mode(False):
+            grads = torch.autograd.grad(vectors, [*leaves, *projections], grad)
         for (_, place), projection_grad in zip(self._projections, grads[len(leaves) :], strict=True):
             self._gradients.store(projection_grad, place)
         return list(grads[: len(leaves)])

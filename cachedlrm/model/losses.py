@@ -5,8 +5,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, mse_loss
 
+_aten = torch.ops.aten  # without torch.nn.functional's checks and broadcasts
 _MEAN = 1  # ATen's number of this reduction
 
 
@@ -43,10 +43,11 @@ class MeanSquaredError:
         self._one = torch.ones((), device=device)
 
     def __call__(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        return mse_loss(prediction, labels)
+        loss: Tensor = _aten.mse_loss.default(prediction, labels, _MEAN)
+        return loss
 
     def grad(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        grad: Tensor = torch.ops.aten.mse_loss_backward.default(self._one, prediction, labels, _MEAN)
+        grad: Tensor = _aten.mse_loss_backward.default(self._one, prediction, labels, _MEAN)
         return grad
 
 
@@ -63,11 +64,12 @@ class BinaryCrossEntropy:
         self._class_weights = class_weights
 
     def __call__(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        loss = binary_cross_entropy(torch.nan_to_num(prediction, nan=0.5), labels, self._sample_weights(labels))
+        finite = torch.nan_to_num(prediction, nan=0.5)
+        loss: Tensor = _aten.binary_cross_entropy.default(finite, labels, self._sample_weights(labels), _MEAN)
         return loss + 0.0 * prediction.sum()
 
     def grad(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        grad: Tensor = torch.ops.aten.binary_cross_entropy_backward.default(
+        grad: Tensor = _aten.binary_cross_entropy_backward.default(
             self._one, prediction, labels, self._sample_weights(labels), _MEAN
         )
         return grad

@@ -81,39 +81,44 @@ def row_step(layout: RecordLayout, records: Tensor, grad: Tensor, learning_rate:
 
 
 def sgd_by_lookups(
-    records: Tensor, grad: Tensor, bags_by_position: Tensor, position_offsets: Tensor, learning_rate: float
+    records: Tensor,
+    grad: Tensor,
+    lookups: tuple[Tensor, Tensor],
+    transposed: tuple[Tensor, Tensor],
+    learning_rate: float,
 ) -> None:
     """Stochastic gradient descent on the gradients of the bags, in place.
 
     On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient of
-    nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
+    nn.EmbeddingBag: to the last bit, which a sum subtracted once is not. Bag by bag, since reading gradients in their
+    order takes half the time of reading them row by row, and the order within a row is the same.
 
     Args:
         records: [U, dim] float32, the working set's records.
         grad: [num_bags, dim] float32, gradient of the pooled vectors.
-        bags_by_position: [L] int32, the bags of the lookups sorted by position.
-        position_offsets: [U + 1] int32, boundaries in ``bags_by_position``.
+        lookups: positions [L] and bag boundaries in them [num_bags + 1], int32.
+        transposed: bags [L] of the lookups sorted by position and boundaries in them [U + 1], int32.
         learning_rate: of this step.
     """
     if records.is_cuda:
-        records.add_(pool(grad, bags_by_position, position_offsets), alpha=-learning_rate)
+        records.add_(pool(grad, *transposed), alpha=-learning_rate)
     else:
+        positions, offsets = lookups
         _subtract(
-            records.numpy(), grad.contiguous().numpy(), bags_by_position.numpy(), position_offsets.numpy(),
-            np.float32(-learning_rate),
-        )  # fmt: skip
+            records.numpy(), grad.contiguous().numpy(), positions.numpy(), offsets.numpy(), np.float32(-learning_rate)
+        )
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})  # fused multiply-add, as in torch
 def _subtract(
     records: NDArray[np.float32],
     grad: NDArray[np.float32],
-    bags_by_position: NDArray[np.int32],
-    position_offsets: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    offsets: NDArray[np.int32],
     factor: np.float32,
 ) -> None:
-    for position in range(len(position_offsets) - 1):
-        for lookup in range(position_offsets[position], position_offsets[position + 1]):
-            bag = bags_by_position[lookup]
+    for bag in range(len(offsets) - 1):
+        for lookup in range(offsets[bag], offsets[bag + 1]):
+            position = positions[lookup]
             for column in range(grad.shape[1]):
                 records[position, column] += factor * grad[bag, column]

@@ -2,10 +2,10 @@
 
 import sys
 
-from cachedlrm.program import quit_on_signals, run_program
+from cachedlrm.program import end_program, run_program, start_program
 
 if __name__ == "__main__":
-    quit_on_signals()
+    start_program()
 
 import importlib.util
 from collections.abc import Sequence
@@ -36,4 +36,4 @@ def _prepare(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_program(main(sys.argv[1:]))

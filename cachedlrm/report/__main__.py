@@ -2,10 +2,10 @@
 
 import sys
 
-from cachedlrm.program import quit_on_signals, run_program, say
+from cachedlrm.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
-    quit_on_signals()
+    start_program()
 
 import shutil
 from collections.abc import Sequence
@@ -102,4 +102,4 @@ def _parse(arguments: Sequence[str]) -> _Request:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_program(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """The record: a row's weight and optimizer state side by side, the unit every tier holds and moves."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 # Optimizer state behind the parameters, as columns per parameter column and per row of each parameter.
 _STATE_COLUMNS = {"sgd": (0, 0), "rwsadagrad": (0, 1), "adagrad": (1, 0), "adam": (2, 0)}
@@ -26,22 +27,22 @@ class RecordLayout:
     optimizer: str
     weighted: bool = False
 
-    @property
+    @cached_property
     def parameter_width(self) -> int:
         """Columns that are trained."""
         return self.dim + self.weighted
 
-    @property
+    @cached_property
     def state_width(self) -> int:
         """Columns of optimizer state."""
         per_column, per_row = _STATE_COLUMNS[self.optimizer]
         return per_column * self.parameter_width + per_row * (1 + self.weighted)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Columns of a record."""
         return self.parameter_width + self.state_width
 
-    @property
+    @cached_property
     def record_bytes(self) -> int:
         return 4 * self.width
