@@ -48,6 +48,7 @@ class Workload:
         test_batch_size: samples of an evaluation step; 0: none.
         dot: whether the interaction is of pairwise products.
         keeps_inputs: whether the activation function's backward needs its input, beside its output.
+        bf16: whether layers compute on copies of their parameters of two bytes each.
     """
 
     groups: tuple[GroupShape, ...]
@@ -62,6 +63,7 @@ class Workload:
     test_batch_size: int = 0
     dot: bool = True
     keeps_inputs: bool = False
+    bf16: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -165,7 +167,8 @@ class Workload:
             for inputs, outputs in itertools.pairwise(sizes)
         )
         projections = sum(len(group.table_rows) * group.layout.dim * self.mlp_bot[-1] for group in self.groups[1:])
-        return 4 * (parameters + projections) * (2 + _OPTIMIZER_STATES[self.groups[0].layout.optimizer])
+        copies = 2 * parameters if self.bf16 else 0
+        return 4 * (parameters + projections) * (2 + _OPTIMIZER_STATES[self.groups[0].layout.optimizer]) + copies
 
 
 @dataclass(frozen=True)

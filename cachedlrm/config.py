@@ -219,6 +219,11 @@ class OptimisationOptions:
     """Steps of quadratic decay; the rate stays where it ends."""
     mlperf_grad_accum_iter: Positive = 1
     """Mini-batches whose gradients are added up before parameters move."""
+    bf16: Flag = False
+    """Layers and interaction in bfloat16 while training. Embeddings, parameters, losses, optimizers and evaluations
+    stay in 32 bits."""
+    tf32: Flag = False
+    """Matrix products in TensorFloat-32, on GPUs that have it (RTX 30 and later): 10 bits of a number count."""
 
 
 @_group("Cache", 6)

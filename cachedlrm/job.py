@@ -112,6 +112,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     torch.set_num_threads(options.run.threads or usable_processors())
     if options.run.deterministic:
         torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = optimisation.tf32
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, optimisation.optimizer)
     router = architecture.router()
@@ -131,7 +132,9 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
             undo.callback(durability.database.close)
         cache = _build_cache(router, workload, tiers.device, host_limit, initial.rows, settings, device, durability)
-        trainer = Trainer(cache, dlrm.to(device), _learning_rate(options), loss, batches.mini_batch_size)
+        dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
+        rate = _learning_rate(options)
+        trainer = Trainer(cache, dlrm.to(device), rate, loss, batches.mini_batch_size, dtype)
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)

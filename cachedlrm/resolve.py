@@ -123,6 +123,8 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
         UserError: sizes that do not fit each other, a device that is not there, or evaluations that cannot be.
     """
     device = device or choose_device(options.run.device)
+    if options.optimisation.tf32 and device.type != "cuda":
+        raise UserError("--tf32 is for CUDA and this run is on the CPU; drop it, or use --bf16")
     defaults = _DEFAULTS.get(options.data.data, _SourceDefaults())
     batch_size = options.batches.mini_batch_size or defaults.mini_batch_size
     test_batch_size = options.batches.test_mini_batch_size

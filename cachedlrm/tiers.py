@@ -106,6 +106,7 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
         test_batch_size=_test_batch_size(options, dataset),
         dot=options.model.arch_interaction_op == "dot",
         keeps_inputs=options.model.activation_function in ("gelu", "silu"),
+        bf16=options.optimisation.bf16,
     )
 
 

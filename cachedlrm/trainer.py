@@ -125,17 +125,24 @@ class Trainer:
         loss: from predictions and labels to a scalar.
         mini_batch_size: samples of one forward and backward pass. Gradients of the passes over a larger batch are
             added up, and parameters move once.
+        dtype: of layers and interaction in training; see `DensePass`.
     """
 
     def __init__(
-        self, cache: EmbeddingCache, model: Dlrm, learning_rate: LearningRate, loss: Loss, mini_batch_size: int
+        self,
+        cache: EmbeddingCache,
+        model: Dlrm,
+        learning_rate: LearningRate,
+        loss: Loss,
+        mini_batch_size: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.cache = cache
         self.model = model
         self.learning_rate = learning_rate
         self._mini_batch_size = mini_batch_size
         self._optimizer = DenseOptimizer(cache.optimizer, model)
-        self._dense_pass = DensePass(model, self._optimizer.grads, loss)
+        self._dense_pass = DensePass(model, self._optimizer.grads, loss, dtype)
         self.steps_before = 0  # of the run whose state was loaded
         self.clock = PhaseClock(cache.device)
 

@@ -37,8 +37,8 @@ qr-operation qr-collisions md-flag md-threshold md-temperature md-round-dims min
 numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data data-generation data-size
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
-lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter gpu-cache-ratio gpu-cache-rows gpu-budget policy
-lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps run-dir
+lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter bf16 tf32 gpu-cache-ratio gpu-cache-rows gpu-budget
+policy lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps run-dir
 checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
 device-memory device-reserved device-bandwidth device-flops link-bandwidth load-model save-model inference-only
 quantize-mlp-with-bit quantize-emb-with-bit save-onnx
@@ -214,7 +214,7 @@ def test_help_has_every_option_with_words_and_needs_no_terminal(capsys, monkeypa
         parse_command_line(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    offered = re.findall(r"^\W*--([a-z-]+)", text, flags=re.MULTILINE)
+    offered = re.findall(r"^\W*--([a-z0-9-]+)", text, flags=re.MULTILINE)
     names = {name[:26] for name in [*OPTIONS, "help", "version"]}  # where a long name goes on in the next line
     assert set(offered) == names, "no more, such as --no-deterministic, and no fewer"
     assert max(map(len, text.splitlines())) <= 80
@@ -360,6 +360,8 @@ def all_options(draw):
             lr_decay_start_step=st.integers(warmup, 2**41),
             lr_num_decay_steps=count,
             mlperf_grad_accum_iter=positive,
+            bf16=st.booleans(),
+            tf32=st.booleans(),
         ),
         cache=every_field(
             CacheOptions,

@@ -71,6 +71,27 @@ def test_passes_of_every_activation_and_interaction(interaction, itself, activat
     assert_same_bits(model, [(3, 5)], "bce", samples)
 
 
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+def test_passes_in_bfloat16_are_near_and_keep_32_bits_outside(interaction):
+    model = Dlrm(plain_features(3, 8), (7, 32, 8), (17, 1), interaction)
+    loss, optimizer = make_loss("bce", (), CPU), DenseOptimizer("sgd", model)
+    results = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        dense_pass = DensePass(model, optimizer.grads, loss, dtype)
+        for number in range(2):
+            dense, pooled, labels = batch(64, model, [(3, 8)], seed=number)
+            prediction = dense_pass.forward(dense, pooled)
+            grads = dense_pass.backward(prediction, labels, adds=number > 0)
+        results[dtype] = [prediction, *grads, *(grad.clone() for grad in optimizer.grads.values())]
+    assert all(result.dtype == torch.float32 for result in results[torch.bfloat16])
+    for near, exact in zip(results[torch.bfloat16], results[torch.float32], strict=True):
+        assert not torch.equal(near, exact)
+        assert torch.linalg.vector_norm(near - exact) < 0.1 * torch.linalg.vector_norm(exact)
+    with torch.no_grad():
+        model.top_l[0].weight.mul_(2)  # copies are those of the parameters as they are now
+    assert not torch.allclose(dense_pass.forward(dense, pooled), prediction, rtol=0.01)
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.45])
 @pytest.mark.parametrize("loss", ["mse", "bce", "wbce"])
 def test_passes_of_every_loss(loss, threshold):

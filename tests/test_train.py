@@ -152,6 +152,26 @@ def test_cached_and_resident_runs_leave_the_same_parameters(tmp_path, optimizer,
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
+def test_bfloat16_is_exact_under_the_cache_and_near_32_bits(tmp_path):
+    arguments = ["--gpu-cache-rows=420", "--print-freq=1", "--mlperf-grad-accum-iter=2"]
+    runs = {"cached": ["--bf16"], "resident": ["--bf16", "--gpu-cache-ratio=1"], "32": []}
+    for name, options in runs.items():
+        given = arguments[1:] if name == "resident" else arguments
+        assert main([*SMALL[1:], *given, *options, "--run-dir", str(tmp_path / name)]) == 0
+    cached, resident, full = (report(tmp_path / name) for name in runs)
+    assert cached["evicted_rows"] > 0 == resident["evicted_rows"]
+    assert cached["losses"] == resident["losses"] != full["losses"]
+    assert cached["loss_mean"] == pytest.approx(full["loss_mean"], rel=0.01)
+    dense = [run["device_bytes_breakdown"]["dense"] for run in (cached, full)]
+    assert dense[0] > dense[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is taken there")
+def test_tensorfloat_is_for_cuda(tmp_path, capsys):
+    assert main([*SMALL, "--tf32", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "--tf32 is for CUDA" in capsys.readouterr().err
+
+
 def test_zero_steps_build_report_and_export_the_initial_model(tmp_path):
     status, directory = run(tmp_path, "--steps=0")
     assert status == 0

@@ -42,14 +42,16 @@ class _Gradients:
     def sum_rows(self, grad: Tensor, out: Tensor) -> None:
         """The sum [n] of ``grad`` [B, n] over the batch."""
         if self.adds:
-            out.add_(grad.sum(0))
+            out.add_(grad.sum(0, dtype=out.dtype))
         else:
-            torch.sum(grad, 0, out=out)
+            torch.sum(grad, 0, dtype=out.dtype, out=out)
 
     def product(self, grad: Tensor, inputs: Tensor, out: Tensor) -> None:
         """The product [n, m] of ``grad`` [B, n], transposed, and ``inputs`` [B, m]."""
         if self.adds:
             out.add_(grad.mT.mm(inputs))
+        elif grad.dtype != out.dtype:
+            out.copy_(grad.mT.mm(inputs))
         else:
             torch.mm(grad.mT, inputs, out=out)
 
@@ -62,18 +64,30 @@ class _Gradients:
 
 
 class _Mlp:
-    """Linear layers and activations of an nn.Sequential, with what a pass leaves for its way back."""
+    """Linear layers and activations of an nn.Sequential, with what a pass leaves for its way back.
 
-    def __init__(self, layers: nn.Sequential, grads: Mapping[str, Tensor], name: str) -> None:
+    With another ``dtype`` than the parameters' it computes on copies of them, which are made anew for each pass.
+    """
+
+    def __init__(self, layers: nn.Sequential, grads: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> None:
         self._layers = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
         for number in range(0, len(layers), 2):
             linear, activation = layers[number], type(layers[number + 1])
             assert isinstance(linear, nn.Linear)
-            weight, bias = linear.weight.detach(), linear.bias.detach()
+            weight, bias = (self._as(dtype, parameter.detach()) for parameter in (linear.weight, linear.bias))
             places = grads[f"{name}.{number}.weight"], grads[f"{name}.{number}.bias"]
             self._layers.append((weight, weight.t(), bias, *places, _FORWARD[activation], _BACKWARD[activation]))
 
+    def _as(self, dtype: torch.dtype, parameter: Tensor) -> Tensor:
+        if parameter.dtype == dtype:
+            return parameter
+        self._copies.append((torch.empty_like(parameter, dtype=dtype), parameter))
+        return self._copies[-1][0]
+
     def forward(self, inputs: Tensor) -> Tensor:
+        for copy, parameter in self._copies:
+            copy.copy_(parameter)
         self._passed = []
         for _, transposed, bias, _, _, activate, _ in self._layers:
             value = torch.addmm(bias, inputs, transposed)
@@ -103,14 +117,18 @@ class DensePass:
         model: on its device, its parameters at their final place in memory.
         grads: by parameter name, where their gradients go.
         loss: from predictions and labels.
+        dtype: of layers and interaction. Parameters, their gradients, predictions and losses are float32.
     """
 
-    def __init__(self, model: Dlrm, grads: Mapping[str, Tensor], loss: Loss) -> None:
+    def __init__(
+        self, model: Dlrm, grads: Mapping[str, Tensor], loss: Loss, dtype: torch.dtype = torch.float32
+    ) -> None:
         self._model = model
+        self._dtype = dtype
         self._embeddings, self._pairs = model.emb_l, model.pairs  # a module looks its parts up by a function of Python
         self._loss = loss
-        self._bottom = _Mlp(model.bot_l, grads, "bot_l")
-        self._top = _Mlp(model.top_l, grads, "top_l")
+        self._bottom = _Mlp(model.bot_l, grads, "bot_l", dtype)
+        self._top = _Mlp(model.top_l, grads, "top_l", dtype)
         self._gradients = _Gradients()
         self._projections = [(parameter, grads[f"emb_l.{name}"]) for name, parameter in model.emb_l.named_parameters()]
 
@@ -125,14 +143,14 @@ class DensePass:
                 leaves = [group.clone().requires_grad_() for group in pooled]
                 self._features = leaves, self._embeddings(leaves)
             vectors = self._features[1].detach()
-        bottom = self._bottom.forward(dense)  # [B, D]
-        self._vectors = torch.cat([bottom.unsqueeze(1), vectors], dim=1)  # [B, T + 1, D]
+        bottom = self._bottom.forward(dense.to(self._dtype))  # [B, D]
+        self._vectors = torch.cat([bottom.unsqueeze(1), vectors.to(self._dtype)], dim=1)  # [B, T + 1, D]
         if model.interaction_op == "cat":
             inputs = self._vectors.flatten(1)
         else:
             products = torch.bmm(self._vectors, self._vectors.mT).flatten(1)  # [B, (T + 1)^2]
             inputs = torch.cat([bottom, products.index_select(1, self._pairs)], dim=1)
-        self._prediction = self._top.forward(inputs).squeeze(1)
+        self._prediction = self._top.forward(inputs).squeeze(1).float()
         return model.bounded(self._prediction)
 
     def loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
@@ -153,7 +171,7 @@ class DensePass:
         if low > 0.0:  # of a bounded prediction, those outside do not move
             inside = (self._prediction >= low).logical_and_(self._prediction <= high)
             grad = torch.where(inside, grad, 0.0)
-        inputs_grad = self._top.backward(grad.unsqueeze(1), self._gradients, wants_inputs=True)
+        inputs_grad = self._top.backward(grad.unsqueeze(1).to(self._dtype), self._gradients, wants_inputs=True)
         assert inputs_grad is not None
         vectors, dim = self._vectors, self._vectors.shape[2]
         if self._model.interaction_op == "cat":
@@ -168,7 +186,7 @@ class DensePass:
             vectors_grad += vectors.mT.bmm(products_grad).mT
             bottom_grad = bottom_grad + vectors_grad[:, 0]
         self._bottom.backward(bottom_grad, self._gradients, wants_inputs=False)
-        return self._features_backward(vectors_grad[:, 1:])
+        return self._features_backward(vectors_grad[:, 1:].float())
 
     def _features_backward(self, grad: Tensor) -> list[Tensor]:
         """The gradient of each group's pooled vectors, from that of the features' vectors [B, T, D]."""
