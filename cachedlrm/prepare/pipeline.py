@@ -125,11 +125,11 @@ def _number(
         thread_pool(num_threads) as pool,
     ):
         shares = [0.0] * len(format_.table_names)
-        futures: list[Future[Table]] = [
-            pool.submit(builder.build, number, name, _share_noter(stage, shares, number, num_samples))
-            for number, name in enumerate(format_.table_names)
-        ]
-        try:
+        try:  # a signal may come while tables are still handed out
+            futures: list[Future[Table]] = [
+                pool.submit(builder.build, number, name, _share_noter(stage, shares, number, num_samples))
+                for number, name in enumerate(format_.table_names)
+            ]
             tables = [future.result() for future in futures]
         finally:
             stop.set()
