@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class PreparedBatch:
     spans: tuple[Span, ...]
     admitted: Event
 
-    @property
+    @cached_property
     def phase_ms(self) -> dict[str, float]:
         """Host milliseconds of ``plan``, ``evict`` and ``admit``."""
         totals = dict.fromkeys(PREPARING_PHASES, 0.0)
