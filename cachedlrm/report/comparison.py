@@ -51,7 +51,7 @@ def differing_machines(runs: Sequence[Run]) -> Rows:
 
 def all_figures(runs: Sequence[Run]) -> Rows:
     """The figures that at least one run has."""
-    columns = [figures(run.report) for run in runs]
+    columns = [figures(run) for run in runs]
     rows = {name: [column[name] for column in columns] for name in columns[0]}
     return {name: values for name, values in rows.items() if set(values) != {NONE}}
 
