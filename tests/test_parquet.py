@@ -154,11 +154,16 @@ def test_columns_that_are_not_named_follow_from_their_types(tmp_path, named, den
     assert (files.names.dense, files.names.sparse) == (dense, sparse)
 
 
-def test_a_column_beside_others_of_its_name_is_read(tmp_path):
-    others = {"a": pa.array([{"user": 7}] * COUNT), "user.id": LABELS}
-    data = table(user=None, **others).append_column("user", pa.array(IDS[:, 0]))
+@pytest.mark.parametrize("name", ["user", "a.user"])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_column_beside_others_of_its_name_is_read(tmp_path, name, is_last):
+    others = {"a": pa.array([{"user": 7000}] * COUNT), "user.id": LABELS}
+    data = table(user=None).append_column(name, pa.array(IDS[:, 0]))
+    for other, values in others.items():
+        data = data.add_column(0 if is_last else len(data.schema), other, pa.array(values))
     path = write(tmp_path / "a.parquet", data)
-    source = open_source(f"parquet:{path}:sparse=user")
+    source = open_source(f"parquet:{path}:sparse={name}")
+    assert source.table_rows == (IDS[:, 0].max() + 1,)
     assert source.read(0, COUNT).rows.tolist() == IDS[:, 0].tolist()
 
 
@@ -214,7 +219,7 @@ def test_what_the_statistics_tell_shows_at_once(tmp_path, column, value):
         (table(), ":sparse=user,none", "a.parquet has no column none; there are user, price"),
         (table(), ":dense=user:sparse=user", "a column is named as two things"),
         (table(), ":dense=label", "a column is named as two things"),
-        (table(site=["a"] * COUNT), "", "site holds string, not numbers; python -m cachedlrm.prepare parquet numbers"),
+        (table(site=["a"] * COUNT), "", "site holds string, not numbers; convert it, leave it out by naming the ids"),
         (table(site=["a"] * COUNT), ":sparse=user,site", "site holds string where ids, integers from 0 on, are needed"),
         (table(), ":sparse=user,age", "age holds double where ids, integers from 0 on, are needed"),
         (table(tags=[[1]] * COUNT), ":dense=tags", "tags holds list<"),
