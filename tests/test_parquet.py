@@ -191,10 +191,11 @@ def put(column: str, row: int, value: object) -> pa.Table:
         (put("label", 500, 3), "a.parquet: row 501: label is 3.0; labels are 0 to 1"),
     ],
 )
-def test_values_that_are_none_are_named(tmp_path, capsys, data, words, statistics):
+def test_values_that_are_none_are_named(tmp_path, data, words, statistics):
     path = write(tmp_path / "a.parquet", data, write_statistics=statistics)
-    message = one_line(capsys, train(tmp_path / "run", f"--data=parquet:{path}", "--arch-embedding-size=400-30-900-2"))
-    assert words in message
+    with pytest.raises(UserError) as error:
+        open_source(f"parquet:{path}", table_rows=(400, 30, 900, 2)).read(0, COUNT)
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(("column", "value"), [("user", -1), ("user", None), ("age", None), ("label", None)])
