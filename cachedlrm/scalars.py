@@ -49,30 +49,34 @@ class Scalars:
         """
         try:
             if self._file is None:
-                self._file = self._open()
-            self._write(self._file, row, time.time())
+                self._begin()
+            self._write(row, time.time())
         except OSError as error:
             raise cannot_write(self._folder, error, OTHER_RUN_DIR) from error
 
-    def _open(self) -> EventFile:
+    def _begin(self) -> None:
         """A file of this process's own; TensorBoard takes those of the run in the order of their names."""
         self._folder.mkdir(exist_ok=True)
         is_first = not any(self._folder.glob("*tfevents*"))
-        file = EventFile(self._folder / f"events.out.tfevents.{self._steps:012d}.{time.time_ns()}")
-        if not is_first:
-            file.add_restart(self._steps + 1)
-            return file
-        for row in self._before:  # the option is new to the run
-            past = (self._before[-1].get("elapsed_s") or 0) - (row.get("elapsed_s") or 0)
-            self._write(file, row, time.time() - past)
-        return file
+        path = self._folder / f"events.out.tfevents.{self._steps:012d}.{time.time_ns()}"
+        try:
+            self._file = EventFile(path)
+            if not is_first:
+                self._file.add_restart(self._steps + 1)
+                return
+            for row in self._before:  # the option is new to the run
+                past = (self._before[-1].get("elapsed_s") or 0) - (row.get("elapsed_s") or 0)
+                self._write(row, time.time() - past)
+        except OSError:
+            path.unlink(missing_ok=True)  # or a later process would take the lines before for written
+            raise
 
-    @staticmethod
-    def _write(file: EventFile, row: MetricsRow, wall_time: float) -> None:
+    def _write(self, row: MetricsRow, wall_time: float) -> None:
         scalars = {tag(key): value for key, value in row.items() if key != "step" and value is not None}
         step = row["step"]
         assert isinstance(step, int)
-        file.add_scalars(step, wall_time, scalars)
+        assert self._file is not None
+        self._file.add_scalars(step, wall_time, scalars)
 
     def close(self) -> None:
         """Closes the file."""

@@ -154,11 +154,16 @@ def test_columns_that_are_not_named_follow_from_their_types(tmp_path, named, den
     assert (files.names.dense, files.names.sparse) == (dense, sparse)
 
 
-def test_a_column_beside_others_of_its_name_is_read(tmp_path):
-    others = {"a": pa.array([{"user": 7}] * COUNT), "user.id": LABELS}
-    data = table(user=None, **others).append_column("user", pa.array(IDS[:, 0]))
+@pytest.mark.parametrize("name", ["user", "a.user"])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_column_beside_others_of_its_name_is_read(tmp_path, name, is_last):
+    others = {"a": pa.array([{"user": 7000}] * COUNT), "user.id": LABELS}
+    data = table(user=None).append_column(name, pa.array(IDS[:, 0]))
+    for other, values in others.items():
+        data = data.add_column(0 if is_last else len(data.schema), other, pa.array(values))
     path = write(tmp_path / "a.parquet", data)
-    source = open_source(f"parquet:{path}:sparse=user")
+    source = open_source(f"parquet:{path}:sparse={name}")
+    assert source.table_rows == (IDS[:, 0].max() + 1,)
     assert source.read(0, COUNT).rows.tolist() == IDS[:, 0].tolist()
 
 
@@ -186,10 +191,11 @@ def put(column: str, row: int, value: object) -> pa.Table:
         (put("label", 500, 3), "a.parquet: row 501: label is 3.0; labels are 0 to 1"),
     ],
 )
-def test_values_that_are_none_are_named(tmp_path, capsys, data, words, statistics):
+def test_values_that_are_none_are_named(tmp_path, data, words, statistics):
     path = write(tmp_path / "a.parquet", data, write_statistics=statistics)
-    message = one_line(capsys, train(tmp_path / "run", f"--data=parquet:{path}", "--arch-embedding-size=400-30-900-2"))
-    assert words in message
+    with pytest.raises(UserError) as error:
+        open_source(f"parquet:{path}", table_rows=(400, 30, 900, 2)).read(0, COUNT)
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(("column", "value"), [("user", -1), ("user", None), ("age", None), ("label", None)])
@@ -214,7 +220,7 @@ def test_what_the_statistics_tell_shows_at_once(tmp_path, column, value):
         (table(), ":sparse=user,none", "a.parquet has no column none; there are user, price"),
         (table(), ":dense=user:sparse=user", "a column is named as two things"),
         (table(), ":dense=label", "a column is named as two things"),
-        (table(site=["a"] * COUNT), "", "site holds string, not numbers; python -m cachedlrm.prepare parquet numbers"),
+        (table(site=["a"] * COUNT), "", "site holds string, not numbers; convert it, leave it out by naming the ids"),
         (table(site=["a"] * COUNT), ":sparse=user,site", "site holds string where ids, integers from 0 on, are needed"),
         (table(), ":sparse=user,age", "age holds double where ids, integers from 0 on, are needed"),
         (table(tags=[[1]] * COUNT), ":dense=tags", "tags holds list<"),
@@ -264,6 +270,16 @@ def test_a_file_that_is_cut_off_or_changed_is_named(tmp_path):
     path.write_bytes(changed)
     with pytest.raises(UserError, match=r"a\.parquet cannot be read: .*crc checksum"):
         source.read(0, COUNT)
+
+
+def test_a_row_group_that_claims_rows_it_does_not_have_is_named(tmp_path):
+    path = write(tmp_path / "a.parquet", table(), row_group_size=COUNT)
+    before, number, after = path.read_bytes().rpartition(b"\x98\x11")  # 1100 as Thrift writes it: the group's rows
+    assert number
+    path.write_bytes(before + b"\x9a\x11" + after)
+    source = open_source(f"parquet:{path}", table_rows=ROWS)
+    with pytest.raises(UserError, match=r"a\.parquet is damaged: user is cut off; write it again"):
+        source.read(0, 1)
 
 
 def test_damaged_footers_end_in_one_line(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachedlrm.report.__main__ import main
-from cachedlrm.report.comparison import comparison_text, names
+from cachedlrm.report.comparison import comparison_page, comparison_text, names
 from cachedlrm.report.runs import Run, load_run
 from runs import one_line, train
 from test_report_page import checked
@@ -154,6 +154,26 @@ def test_damage_is_one_line(runs, capsys, tmp_path, name, data, words):
     assert str(run) in message
     assert words in message
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_run_that_went_on_beyond_its_report_is_refused(runs, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "loss": 0.5}\n')
+    message = one_line(capsys, main([str(run)]))
+    assert f"{run} went on beyond its report: {run / 'metrics.jsonl'} is at step 10, report.json at step 8" in message
+    assert message.endswith(f"finish it with python -m cachedlrm.train --resume {run}\n")
+
+
+def test_long_values_stay_short_on_the_page(loaded):
+    sizes = tuple(range(1000, 1600))
+    longer = replace(loaded[0].options, model=replace(loaded[0].options.model, arch_embedding_size=sizes))
+    content = checked(comparison_page([loaded[0], replace(loaded[0], name="b", options=longer)]))
+    (row,) = [row for row in content.iter("tr") if row[0].text == "--arch-embedding-size"]
+    assert row[1].text == "400-30-900-5"
+    assert re.fullmatch(r"1000-1001-.{170,}-1598-1599", row[2].text)
+    assert len(row[2].text) == 200
 
 
 def test_wrong_arguments_are_one_line(runs, capsys, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from cachedlrm.inference_report import InferenceReport, ServedModel
 from cachedlrm.metrics import CacheCounters, MetricsRow, TableCounters, metrics_row
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO, log_ticks, round_ticks
 from cachedlrm.report.curves import changes, curve, per_step, thin
+from cachedlrm.report.markdown import report_markdown
 from cachedlrm.report.page import run_page
 from cachedlrm.report.runs import Run
 from cachedlrm.report.style import STYLE
@@ -145,8 +146,8 @@ def test_a_page_of_few_and_of_many_lines(count):
         assert len(circles) == 11  # every curve is a point
 
 
-def test_a_hundred_thousand_lines_make_a_small_page():
-    rows = [metrics_row(snapshot(step=1))] * 100_000
+def test_many_lines_make_a_small_page():
+    rows = [metrics_row(snapshot(step=1))] * 20_000
     rows = [{**row, "step": step} for step, row in enumerate(rows, 1)]
     text = run_page(as_run(totals(), rows))
     assert len(text) < 150_000
@@ -185,30 +186,81 @@ def test_tables_beyond_the_first_unfold():
     assert len(names) == len(set(names)) == 60
 
 
+def with_options(store: str = "host", prefetch_depth: int = 2) -> Options:
+    options = Options()
+    store_options, cache = replace(options.store, store=store), replace(options.cache, prefetch_depth=prefetch_depth)
+    return replace(options, store=store_options, cache=cache)
+
+
 def test_what_runs_beside_training_is_apart():
-    alone, beside = (
-        page(totals(options=replace(Options(), cache=replace(Options().cache, prefetch_depth=depth))))
-        for depth in (0, 2)
-    )
+    alone, beside = (page(totals(options=with_options(prefetch_depth=depth))) for depth in (0, 2))
     assert "the prefetch thread" not in alone
     assert "Beside it: the prefetch thread" in beside
 
 
+@pytest.mark.parametrize(("depth", "waited"), [(2, "0.2%"), (0, "2.4%")])
+def test_waiting_is_the_share_of_a_step_that_the_bars_show(depth, waited):
+    content = checked(page(totals(options=with_options(prefetch_depth=depth))))
+    tiles = {div[0].text: div[1].text for div in content.iter("div") if div.get("class") == "tile"}
+    assert tiles["Waiting for rows"] == waited
+    texts = [text.text for text in content.iter("text")]
+    shares = [texts[texts.index(name) + 1] for name in ("wait", "plan", "evict", "admit")]
+    assert shares == ["0.500 ms, 0.2%", "3.100 ms, 1.6%", "0.400 ms, 0.2%", "0.700 ms, 0.3%"]
+    assert f"training waited {4.7 if depth == 0 else 0.5:.2f} ms a step" in "".join(content.itertext())
+
+
+@pytest.mark.parametrize(("store", "colour"), [("host", "f4"), ("lmdb", "f0")])
+def test_records_are_held_against_their_budget_and_the_process_is_apart(store, colour):
+    made = totals(
+        options=with_options(store), host_peak_bytes=900 << 20, host_limit_bytes=1 << 20, host_store_bytes=1000 << 10
+    )
+    rows = [{**row, "disk_bytes": size << 20} for row, size in zip(lines(3), (2, 5, 4), strict=True)]
+    limits, _, below = list(checked(run_page(as_run(made, rows))).iter("figure"))[-3:]
+    assert [text.text for text in limits.iter("text")] == [
+        "device", "1000 B of 2.0 KiB, 50.0%", "records on the host", "1000.0 KiB of 1.0 MiB, 97.7%"
+    ]  # fmt: skip
+    assert [bar.get("class") for bar in limits.iter("rect")][1::2] == ["f0", colour]
+    texts = [text.text for text in below.iter("text")]
+    assert dict(zip(texts[::2], texts[1::2], strict=True)) == {
+        "all tables with optimizer state": "125.0 KiB", "records on the host": "1000.0 KiB", "store on disk": "5.0 MiB",
+        "the whole process": "900.0 MiB", "its mapped pages, beside that": "1 B",
+    }  # fmt: skip
+    text = report_markdown(made, build_report(made, []), rows, "")
+    for line in ("| host: records | 1000.0 KiB |", "| host: budget of records or free memory | 1.0 MiB |",
+                 "| disk: peak of the store's file | 5.0 MiB |"):  # fmt: skip
+        assert line in text
+    assert "disk" not in report_markdown(made, build_report(made, []), lines(1), "")
+
+
+FOREIGN = (None, -1, 1 << 70, float("nan"), "x", True, [1], {"a": "b"}, [{"name": "x"}], 0, 1e18)
+
+
 @pytest.mark.parametrize("key", [*build_report(totals(), []), "inference"])
-def test_foreign_values_are_refused_or_shown(key):
+def test_foreign_values_are_refused_by_name(key):
     report, refusals = build_report(totals(), []), []
-    for value in (None, -1, 1 << 70, float("nan"), "x", True, [1], {"a": "b"}, [{"name": "x"}], 0, 1e18):
+    for value in FOREIGN:
         try:
-            parsed = parse_report({**report, **RICH, key: value})
+            parse_report({**report, key: value})
         except ValueError as error:
             refusals.append(str(error))
-            continue
-        checked(run_page(Run("run", parsed, lines(2), Options(), "")))
     assert refusals
     assert all(refusal.startswith(key) for refusal in refusals), refusals
     if key not in ("accuracy", "host_limit_bytes", "inference", *RICH, "tables"):
         with pytest.raises(ValueError, match=f"{key} is missing"):
             parse_report({name: value for name, value in report.items() if name != key})
+
+
+@pytest.mark.parametrize("value", FOREIGN, ids=range(len(FOREIGN)))
+def test_foreign_values_that_are_not_refused_are_shown(value):
+    report = build_report(totals(), []) | RICH
+    for key in [*report, "inference"]:
+        try:
+            parse_report(report | {key: value})
+        except ValueError:
+            continue
+        if key != "steps":  # without steps nothing is shown
+            report[key] = value
+    checked(run_page(Run("run", parse_report(report), lines(2), Options(), "")))
 
 
 @pytest.mark.parametrize(("key", "value"), [("hit_ratio", True), ("steps", 1.0), ("steps", False), ("loss_mean", "1")])

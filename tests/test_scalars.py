@@ -3,6 +3,7 @@
 import json
 import signal
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +13,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from cachedlrm import scalars
 from cachedlrm import train as train_module
+from cachedlrm.errors import UserError
 from cachedlrm.formats.event_file import EventFile, crc32c
-from cachedlrm.scalars import tag
+from cachedlrm.run_directory import RunDirectory
+from cachedlrm.scalars import Scalars, tag
 from cachedlrm.train import main
 from runs import one_line, train
 
@@ -182,6 +185,26 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys):
     (run / "tensorboard").write_text("in the way")
     message = one_line(capsys, train(run, *OPTIONS, "--tensorboard"))
     assert f"cannot write {run / 'tensorboard'}: File exists; choose another --run-dir" in message
+
+
+@pytest.mark.parametrize("fits", [0, 2])
+def test_lines_before_are_written_by_a_later_process_where_they_did_not_fit(tmp_path, monkeypatch, fits):
+    run, rows = RunDirectory.create(tmp_path), [{"step": step, "loss": 0.5} for step in (1, 2, 3)]
+    append, appended = EventFile._append, []
+
+    def full(self, *arguments):
+        appended.append(arguments)
+        if len(appended) > fits:
+            raise OSError(28, "No space left on device")
+        append(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventFile, "_append", full)
+        with closing(Scalars(run, rows[:2], 2)) as failed, pytest.raises(UserError, match="No space"):
+            failed.add(rows[2])
+    with closing(Scalars(run, rows[:2], 2)) as later:
+        later.add(rows[2])
+    assert [line.step for line in lines_of(tmp_path)] == [1, 2, 3]
 
 
 def test_an_event_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):

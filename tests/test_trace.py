@@ -118,8 +118,9 @@ def test_operators_are_in_the_trace_with_the_ranges(runs):
     assert any(event.get("cat") == "cpu_op" and event["name"] == "aten::index_select" for event in events)
 
 
-@pytest.mark.parametrize("depth", [0, 2])
-@pytest.mark.parametrize(("num_steps", "wanted"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 4))])
+@pytest.mark.parametrize(
+    ("num_steps", "wanted", "depth"), [(1, (1, 1), 2), (3, (1, 3), 0), (3, (1, 3), 2), (4, (2, 4), 0)]
+)
 def test_a_run_of_fewer_steps_traces_those_it_has(tmp_path, num_steps, wanted, depth):
     options = ["--profile-trace=3", f"--steps={num_steps}", f"--prefetch-depth={depth}"]
     assert train(tmp_path / "run", *OPTIONS, *options) == 0

@@ -101,8 +101,8 @@ def choose_columns(words: str, schema: pa.Schema, named: NamedColumns) -> Column
         odd = [field for field in others if not is_floating(field.type) and not is_integer(field.type)]
         if odd:
             raise UserError(
-                f"{words}: {shown(odd[0].name)} holds {shown(odd[0].type)}, not numbers; python -m cachedlrm.prepare "
-                "parquet numbers categories, or leave it out by naming the ids: parquet:PATH:sparse=NAME,NAME"
+                f"{words}: {shown(odd[0].name)} holds {shown(odd[0].type)}, not numbers; convert it, leave it out "
+                "by naming the ids, parquet:PATH:sparse=NAME,NAME, or let cachedlrm.prepare parquet number texts"
             )
     for what, names in (("dense features (floats)", dense), ("ids (integers)", sparse)):
         if not names:
@@ -131,6 +131,6 @@ def check_columns(path: Path, schema: pa.Schema, columns: Columns) -> None:
         if name in columns.sparse:
             raise UserError(
                 f"{shown(path)}: {shown(name)} holds {shown(kind)} where ids, integers from 0 on, are needed; "
-                "python -m cachedlrm.prepare parquet numbers categories of any kind"
+                "convert it, or let python -m cachedlrm.prepare parquet number texts"
             )
         raise UserError(f"{shown(path)}: {shown(name)} holds {shown(kind)} where numbers are needed; convert it")

@@ -36,7 +36,7 @@ class RowGroup:
     Attributes:
         path: of the file.
         metadata: of the file.
-        leaves: numbers of its columns by their paths.
+        leaves: numbers of its columns by their names.
         number: in the file.
         first_row: in the file, from 0.
     """
@@ -199,7 +199,11 @@ def open_parquet(words: str, text: str, like: ParquetFiles | None = None) -> Par
 
 def _row_groups(path: Path, metadata: pyarrow.parquet.FileMetaData) -> Iterator[RowGroup]:
     """Those of a file that are not empty."""
-    leaves = {metadata.schema.column(leaf).path: leaf for leaf in range(metadata.num_columns)}
+    leaves = {}
+    for leaf in range(metadata.num_columns):
+        column = metadata.schema.column(leaf)
+        if column.name == column.path:  # b in a struct a has the path of a column a.b
+            leaves[column.name] = leaf
     first = 0
     for number in range(metadata.num_row_groups):
         group = RowGroup(path, metadata, leaves, number, first)

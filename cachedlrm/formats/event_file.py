@@ -32,7 +32,11 @@ class EventFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb", buffering=0)
-        self._append(_field(_FILE_VERSION, _VERSION), 0, time.time())
+        try:
+            self._append(_field(_FILE_VERSION, _VERSION), 0, time.time())
+        except BaseException:
+            self._file.close()
+            raise
 
     def add_restart(self, step: int) -> None:
         """Values of ``step`` and later ones, of files before this one, hold no more."""

@@ -26,7 +26,9 @@ def reading_parquet(path: Path) -> Iterator[None]:
             yield
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{shown(path)} is no Parquet file, or damaged: {shown(reason)}; write it again") from error
+        raise UserError(
+            f"{shown(path)} is no Parquet file, or damaged: {shown(reason)}; write it again or leave it out"
+        ) from error
 
 
 class Parquet:

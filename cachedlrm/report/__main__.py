@@ -47,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _report(arguments: Sequence[str]) -> None:
     request = _parse(arguments)
-    runs = [load_run(path) for path in request.run_dirs]
     target = None
     if request.html is not None:
         target = writable_file(request.html, "--html", request.run_dirs, (*RUN_FILES, LOCK_FILE))
+    runs = [load_run(path) for path in request.run_dirs]
     output = Output(sys.stdout)
     width = shutil.get_terminal_size().columns if output.isatty() else None
     print(comparison_text(runs, width), file=cast("TextIO", output), flush=True)

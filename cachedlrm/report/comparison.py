@@ -18,7 +18,7 @@ Rows = dict[str, list[str]]
 """Values of each run, by what they are."""
 
 _ABOUT_THE_MACHINE = ("commit", "cachedlrm", "torch", "device", "cpu", "threads")
-_LONGEST = 36  # of a value on a terminal
+_LONGEST, _LONGEST_ON_PAGE = 36, 200  # characters of a value
 
 
 def names(runs: Sequence[Run]) -> list[str]:
@@ -51,7 +51,7 @@ def differing_machines(runs: Sequence[Run]) -> Rows:
 
 def all_figures(runs: Sequence[Run]) -> Rows:
     """The figures that at least one run has."""
-    columns = [figures(run.report) for run in runs]
+    columns = [figures(run) for run in runs]
     rows = {name: [column[name] for column in columns] for name in columns[0]}
     return {name: values for name, values in rows.items() if set(values) != {NONE}}
 
@@ -68,7 +68,7 @@ def comparison_text(runs: Sequence[Run], width: int | None) -> str:
     lines = [("", called)]
     for block in (differing_options(runs), all_figures(runs), differing_machines(runs)):
         lines += [("", nothing), *block.items()] if block else []
-    cells = [(label, [_shortened(printable(value)) for value in values]) for label, values in lines]
+    cells = [(label, [_shortened(printable(value), _LONGEST) for value in values]) for label, values in lines]
     label_width = max(len(label) for label, _ in cells)
     widths = [max(len(values[number]) for _, values in cells) for number in range(len(runs))]
     texts = []
@@ -95,11 +95,11 @@ def _fitting(widths: Sequence[int], room: int | None) -> list[list[int]]:
     return turns
 
 
-def _shortened(value: str) -> str:
+def _shortened(value: str, longest: int) -> str:
     """Without its middle: values of an option may differ at either end."""
-    if len(value) <= _LONGEST:
+    if len(value) <= longest:
         return value
-    kept = _LONGEST - 3
+    kept = longest - 3
     return f"{value[: kept // 2]}...{value[-(kept - kept // 2) :]}"
 
 
@@ -113,7 +113,9 @@ def comparison_page(runs: Sequence[Run]) -> str:
         ("Versions and machines that differ", differing_machines(runs)),
     ):
         if rows:
-            cells = [[name, *values] for name, values in rows.items()]
+            cells = [
+                [name, *(_shortened(value, _LONGEST_ON_PAGE) for value in values)] for name, values in rows.items()
+            ]
             sections.append(section(title, table(["", *called], cells, "" if title == "In figures" else "facts")))
     sections.insert(1 if len(sections) > 1 else 0, _curves(runs, called))
     commands = [

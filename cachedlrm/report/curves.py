@@ -37,6 +37,11 @@ def per_step(rows: Sequence[MetricsRow], *keys: str) -> Points:
     return thin(points)
 
 
+def disk_bytes(rows: Sequence[MetricsRow]) -> int:
+    """The most bytes of the store on disk; 0 without one."""
+    return int(max((row.get("disk_bytes") or 0 for row in rows), default=0))
+
+
 def _step(row: MetricsRow) -> float:
     step = row["step"]
     assert step is not None

@@ -1,15 +1,16 @@
 """The figures of a run that lie side by side where runs are compared."""
 
 from cachedlrm.live_view import format_seconds
-from cachedlrm.report.typed_report import Report
+from cachedlrm.report.runs import Run
 from cachedlrm.report.words import waited_share
 from cachedlrm.units import format_bytes
 
 NONE = "-"
 
 
-def figures(report: Report) -> dict[str, str]:
+def figures(run: Run) -> dict[str, str]:
     """Figures in words by name, `NONE` where there is none; the same names for every run."""
+    report, depth = run.report, run.options.cache.prefetch_depth
     counters, steps = report.counters, max(1, report.steps)
     trained = report.steps > 0
     served = report.served.served if report.served else None
@@ -39,7 +40,7 @@ def figures(report: Report) -> dict[str, str]:
         "rows written back a step": a_step(counters.written_back_rows),
         "bytes moved a step": format_bytes(round(report.moved_bytes_per_step)) if trained else NONE,
         "rows brought in, of the fewest (MIN)": number(counters.moved_of_min, ".3f"),
-        "waiting for rows, of training": number(waited_share(report) if trained else None, ".1%"),
+        "waiting for rows, of training": number(waited_share(report, depth) if trained else None, ".1%"),
         "device memory, peak": format_bytes(report.device_peak_bytes),
-        "host memory, peak": format_bytes(report.host_peak_bytes),
+        "host memory of the process, peak": format_bytes(report.host_peak_bytes),
     }

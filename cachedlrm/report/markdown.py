@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from cachedlrm.live_view import format_seconds, sparkline
 from cachedlrm.metrics import PREPARING_PHASES, MetricsRow
+from cachedlrm.report.curves import disk_bytes
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.totals import RunTotals
 from cachedlrm.report.typed_report import parse_report
@@ -43,12 +44,12 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
     else:
         sections = [
             "# Training report",
-            summary(parse_report(report)),
+            summary(parse_report(report), totals.options.cache.prefetch_depth),
             "## Result\n\n" + _result(totals),
             "## Cache traffic\n\n" + _traffic(totals),
             *(["## Prediction and measurement\n\n" + _prediction(totals)] if totals.prediction is not None else []),
             "## Tables that miss most\n\n" + _tables(totals),
-            "## Memory\n\n" + _memory(totals),
+            "## Memory\n\n" + _memory(totals, rows),
             "## Where a step's time goes\n\n" + _phases(totals),
             "## Course of the run\n\n" + _course(rows),
         ]
@@ -141,7 +142,8 @@ def _tables(totals: RunTotals) -> str:
     return f"{_table(header, rows)}\n\nOf {len(totals.tables):,} tables; all are in report.json."
 
 
-def _memory(totals: RunTotals) -> str:
+def _memory(totals: RunTotals, rows: Sequence[MetricsRow]) -> str:
+    disk = disk_bytes(rows)
     device = [
         (f"device: {name.replace('_', ' ')}", format_bytes(n)) for name, n in totals.device_bytes_breakdown.items()
     ]
@@ -152,9 +154,11 @@ def _memory(totals: RunTotals) -> str:
             *device,
             ("device: peak", format_bytes(totals.device_peak_bytes)),
             ("device: budget or free memory", format_bytes(totals.device_limit_bytes)),
-            ("host: records in the store", format_bytes(totals.host_store_bytes)),
-            ("host: peak of anonymous memory", format_bytes(totals.host_peak_bytes)),
-            ("host: peak of mapped pages", format_bytes(totals.mapped_peak_bytes)),
+            ("host: records", format_bytes(totals.host_store_bytes)),
+            ("host: budget of records or free memory", format_bytes(totals.host_limit_bytes)),
+            ("process: peak of anonymous memory", format_bytes(totals.host_peak_bytes)),
+            ("process: peak of mapped pages", format_bytes(totals.mapped_peak_bytes)),
+            *([("disk: peak of the store's file", format_bytes(disk))] if disk else []),
         ],
     )
 

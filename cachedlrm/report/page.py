@@ -1,12 +1,13 @@
 """``report.html``: a run for people, as one page that needs nothing else."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from cachedlrm.metrics import PREPARING_PHASES
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
-from cachedlrm.report.curves import changes, curve, per_step
+from cachedlrm.report.curves import changes, curve, disk_bytes, per_step
 from cachedlrm.report.document import document, element, section, table
 from cachedlrm.report.figures import NONE, figures
 from cachedlrm.report.runs import Run
@@ -21,23 +22,25 @@ _SHOWN_TABLES = 26  # before the others have to be unfolded
 
 def run_page(run: Run) -> str:
     """The page of one run."""
-    report, environment, name = run.report, run.report.environment, Path(run.name).absolute().name
+    report, environment, depth = run.report, run.report.environment, run.options.cache.prefetch_depth
+    name = Path(run.name).absolute().name
     about = f"{run.options.data.data} on {environment.get('device')}, {_date(environment.get('date'))}. {run.name}"
     if (served := report.served) is not None:
         header, *lines = served.rows()
         result = section("Held-out samples", element("p", served.summary()), table(header, lines))
-        return document(f"Inference report: {name}", about, [result, _memory(report), *_repeat(run)])
-    sections = [section("Summary", element("p", summary(report)), *([_tiles(report)] if report.steps else []))]
+        return document(f"Inference report: {name}", about, [result, _memory(run), *_repeat(run)])
+    sections = [section("Summary", element("p", summary(report, depth)))]
     if report.steps:
+        sections[0].append(_tiles(report, depth))
         sections += [_learning(run), _cache(run), _speed(run)]
-    sections.append(_memory(report))
+    sections.append(_memory(run))
     if report.tables and report.lookups:
         sections.append(_tables(report))
     if report.miss_ratio_curve:
         sections.append(_sizes(report))
     if report.prediction is not None:
         sections.append(_prediction(report))
-    numbers = [(name, words) for name, words in figures(report).items() if words != NONE]
+    numbers = [(name, words) for name, words in figures(run).items() if words != NONE]
     sections.append(section("In figures", table(("", ""), numbers, "narrow")))
     return document(f"Training report: {name}", about, [*sections, *_repeat(run)])
 
@@ -50,12 +53,12 @@ def _date(text: object) -> str:
         return str(text)
 
 
-def _tiles(report: Report) -> Element:
+def _tiles(report: Report, prefetch_depth: int | None) -> Element:
     tiles = [
         element(
             "div", element("span", what, class_="name"), element("b", figure), element("span", words), class_="tile"
         )
-        for what, figure, words in key_figures(report)
+        for what, figure, words in key_figures(report, prefetch_depth)
     ]
     return element("div", *tiles, class_="tiles")
 
@@ -99,21 +102,20 @@ def _cache(run: Run) -> Element:
 def _speed(run: Run) -> Element:
     """What runs beside training is apart: its time comes on top of a step's."""
     report = run.report
-    step_ms = report.training_s * 1e3 / max(1, report.steps)
     beside = run.options.cache.prefetch_depth != 0
     rate = line_chart(
         "Training rate", [Series("", curve(run.rows, "samples_per_s"))], Axis("samples a second", from_zero=True)
     )
     training = [phase for phase in report.phase_ms if not (beside and phase in PREPARING_PHASES)]
     preparing = [phase for phase in report.phase_ms if beside and phase in PREPARING_PHASES]
-    charts = [rate, _phases(report, "A step of the training thread", training, step_ms, 0)]
+    charts = [rate, _phases(report, "A step of the training thread", training, 0)]
     if preparing:
-        charts.append(_phases(report, "Beside it: the prefetch thread", preparing, step_ms, 2))
+        charts.append(_phases(report, "Beside it: the prefetch thread", preparing, 2))
     return section("Where does the time go?", _charts(*charts))
 
 
-def _phases(report: Report, title: str, phases: list[str], step_ms: float, colour: int) -> Element:
-    bars = []
+def _phases(report: Report, title: str, phases: list[str], colour: int) -> Element:
+    bars, step_ms = [], report.step_ms
     for phase in phases:
         ms = report.phase_ms[phase]
         share = f", {ms / step_ms:.1%}" if step_ms > 0 else ""
@@ -121,31 +123,36 @@ def _phases(report: Report, title: str, phases: list[str], step_ms: float, colou
     return bar_chart(title, f"mean milliseconds, of the {step_ms:.2f} that a step took", bars, step_ms)
 
 
-def _memory(report: Report) -> Element:
-    tiers = [("device", report.device_peak_bytes, report.device_limit_bytes)]
+def _against(name: str, used: int, limit: int) -> Bar:
+    share = used / limit if limit else 0.0
+    return Bar(name, share, f"{format_bytes(used)} of {format_bytes(limit)}, {share:.1%}", 4 if share > 0.9 else 0)
+
+
+def _memory(run: Run) -> Element:
+    """Records against their budget; the process has none: its memory is beside them."""
+    report, disk = run.report, disk_bytes(run.rows)
+    limits = [_against("device", report.device_peak_bytes, report.device_limit_bytes)]
     if report.host_limit_bytes is not None:
-        tiers.append(("host", report.host_peak_bytes, report.host_limit_bytes))
-    limits = []
-    for name, used, limit in tiers:
-        share = used / limit if limit else 0.0
-        words = f"{format_bytes(used)} of {format_bytes(limit)}, {share:.1%}"
-        limits.append(Bar(name, share, words, 4 if share > 0.9 else 0))
+        records = _against("records on the host", report.host_store_bytes, report.host_limit_bytes)
+        spills = run.options.store.store == "lmdb"  # a full host tier is as it should be
+        limits.append(replace(records, colour=0) if spills else records)
     device = [
         Bar(name.replace("_", " "), num_bytes, format_bytes(num_bytes))
         for name, num_bytes in report.device_bytes_breakdown.items()
     ]
     below = [
         Bar("all tables with optimizer state", report.table_bytes, format_bytes(report.table_bytes), 5),
-        Bar("records in the store", report.host_store_bytes, format_bytes(report.host_store_bytes), 2),
-        Bar("anonymous memory of the process", report.host_peak_bytes, format_bytes(report.host_peak_bytes), 2),
-        Bar("mapped pages", report.mapped_peak_bytes, format_bytes(report.mapped_peak_bytes), 2),
+        Bar("records on the host", report.host_store_bytes, format_bytes(report.host_store_bytes), 2),
+        *([Bar("store on disk", disk, format_bytes(disk), 3)] if disk else []),
+        Bar("the whole process", report.host_peak_bytes, format_bytes(report.host_peak_bytes), 2),
+        Bar("its mapped pages, beside that", report.mapped_peak_bytes, format_bytes(report.mapped_peak_bytes), 2),
     ]
     return section(
         "Does memory hold?",
         _charts(
-            bar_chart("Against the limits", "peaks, of the budget or the memory that was free", limits, 1.0),
+            bar_chart("Against the limits", "of the budget, or of the memory that was free", limits, 1.0),
             bar_chart("On the device", "bytes by purpose", device),
-            bar_chart("On the host", "peaks, beside what all rows would take", below),
+            bar_chart("On the host and on disk", "beside what all rows would take", below),
         ),
     )
 

@@ -35,7 +35,7 @@ def load_run(directory: Path) -> Run:
     """A run from its directory; changes nothing there.
 
     Raises:
-        UserError: it is no run that ended, or a file of it is damaged; names the file.
+        UserError: it is no run that ended, or one that went on since, or a file of it is damaged; names the file.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder; name the directory of a run")
@@ -47,6 +47,11 @@ def load_run(directory: Path) -> Run:
     config = _read_text(directory / "config.toml")
     path = directory / "metrics.jsonl"
     rows = _read_metrics(path) if report.steps else []  # without steps there is no such file
+    if rows and (rows[-1]["step"] or 0) > report.steps:
+        raise UserError(
+            f"{directory} went on beyond its report: {path} is at step {rows[-1]['step']}, report.json at step "
+            f"{report.steps}; let it end, or finish it with python -m cachedlrm.train --resume {directory}"
+        )
     return Run(str(directory), report, rows, load_options(directory / "config.toml"), config)
 
 

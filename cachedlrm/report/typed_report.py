@@ -137,6 +137,11 @@ class Report:
         )
 
     @property
+    def step_ms(self) -> float:
+        """Milliseconds that a step of training took."""
+        return self.training_s * 1e3 / max(1, self.steps)
+
+    @property
     def moved_bytes_per_step(self) -> float:
         """Bytes of rows fetched and written back."""
         return (self.fetched_bytes + self.written_back_bytes) / max(1, self.steps)

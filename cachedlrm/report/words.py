@@ -1,6 +1,6 @@
 """A run in words, for somebody who did not start it."""
 
-from cachedlrm.metrics import PHASES, PREPARING_PHASES
+from cachedlrm.metrics import PREPARING_PHASES
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report
 from cachedlrm.units import format_bytes
@@ -9,8 +9,13 @@ _MUCH_WAITING = 0.05
 _NARROW = 0.9  # of the memory
 
 
-def summary(report: Report) -> str:
-    """A paragraph."""
+def summary(report: Report, prefetch_depth: int | None) -> str:
+    """A paragraph.
+
+    Args:
+        report: the run.
+        prefetch_depth: of its options; 0 where the training thread prepares the rows, too.
+    """
     counters, share = report.counters, report.cache_slots / max(1, report.table_rows)
     if not report.steps:
         return "No step was trained: the model was built and initialised."
@@ -19,29 +24,35 @@ def summary(report: Report) -> str:
     if report.temporary_slots:
         temporary = f", and up to {report.temporary_slots:,} more while a batch needed them"
     moved = counters.fetched_bytes + counters.written_back_bytes
+    waited = _waited_ms(report, prefetch_depth)
     rate = "" if report.samples_per_s is None else f" at {report.samples_per_s:,.0f} samples/s"
     return (
         f"The model was trained on {report.samples:,} samples in {report.steps:,} steps{rate}{learned}. "
         f"Its tables have {report.table_rows:,} rows; the device kept at most "
         f"{report.cache_slots:,} of them ({share:.2%}){temporary}, and {counters.hit_ratio:.1%} of lookups found their "
         f"row there. {format_bytes(moved)} of rows moved between device and store, "
-        f"{format_bytes(moved // report.steps)} a step, and training waited {report.phase_ms.get('wait', 0.0):.2f} ms "
+        f"{format_bytes(moved // report.steps)} a step, and training waited {waited:.2f} ms "
         "a step for rows. Results do not depend on the cache: an uncached run gives the same bits."
     )
 
 
-def waited_share(report: Report) -> float:
-    """Share of waiting for rows in what the training thread did."""
-    spent = sum(report.phase_ms.get(phase, 0.0) for phase in PHASES if phase not in PREPARING_PHASES)
-    return max(0.0, report.phase_ms.get("wait", 0.0) / spent) if spent > 0 else 0.0
+def _waited_ms(report: Report, prefetch_depth: int | None) -> float:
+    """Of a step, what the training thread waited for rows; where it prepares them itself, that belongs to it."""
+    waiting = ("wait",) if prefetch_depth != 0 else ("wait", *PREPARING_PHASES)
+    return max(0.0, sum(report.phase_ms.get(phase, 0.0) for phase in waiting))
 
 
-def key_figures(report: Report) -> list[tuple[str, str, str]]:
-    """(what, figure, what it means) of a run that trained."""
+def waited_share(report: Report, prefetch_depth: int | None) -> float:
+    """Share of waiting for rows in the time of training; arguments are those of `summary`."""
+    return min(1.0, _waited_ms(report, prefetch_depth) / report.step_ms) if report.step_ms > 0 else 0.0
+
+
+def key_figures(report: Report, prefetch_depth: int | None) -> list[tuple[str, str, str]]:
+    """(what, figure, what it means) of a run that trained; arguments are those of `summary`."""
     figures = [_learning(report)]
     if report.samples_per_s is not None:
         figures.append(("Speed", f"{report.samples_per_s:,.0f} /s", "samples trained in a second"))
-    waited = waited_share(report)
+    waited = waited_share(report, prefetch_depth)
     keeps_up = "the cache keeps up" if waited < _MUCH_WAITING else "rows come late; --prefetch-depth or a larger cache"
     figures.append(("Waiting for rows", f"{waited:.1%}", f"of training's time: {keeps_up}"))
     counters = report.counters
