@@ -272,14 +272,16 @@ def test_a_file_that_is_cut_off_or_changed_is_named(tmp_path):
         source.read(0, COUNT)
 
 
-def test_a_row_group_that_claims_rows_it_does_not_have_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("rows", "words"), [(b"\x9a\x11", "user is cut off"), (b"\x97\x11", "row group 0 has a number of rows below 0")]
+)
+def test_a_row_group_that_claims_rows_it_does_not_have_is_named(tmp_path, rows, words):
     path = write(tmp_path / "a.parquet", table(), row_group_size=COUNT)
     before, number, after = path.read_bytes().rpartition(b"\x98\x11")  # 1100 as Thrift writes it: the group's rows
     assert number
-    path.write_bytes(before + b"\x9a\x11" + after)
-    source = open_source(f"parquet:{path}", table_rows=ROWS)
-    with pytest.raises(UserError, match=r"a\.parquet is damaged: user is cut off; write it again"):
-        source.read(0, 1)
+    path.write_bytes(before + rows + after)
+    with pytest.raises(UserError, match=rf"a\.parquet is damaged: {words}; write it again"):
+        open_source(f"parquet:{path}", table_rows=ROWS).read(0, 1)
 
 
 def test_damaged_footers_end_in_one_line(tmp_path):

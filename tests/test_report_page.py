@@ -206,6 +206,9 @@ def test_waiting_is_the_share_of_a_step_that_the_bars_show(depth, waited):
     texts = [text.text for text in content.iter("text")]
     shares = [texts[texts.index(name) + 1] for name in ("wait", "plan", "evict", "admit")]
     assert shares == ["0.500 ms, 0.2%", "3.100 ms, 1.6%", "0.400 ms, 0.2%", "0.700 ms, 0.3%"]
+    steps = next(figure for figure in content.iter("figure") if figure[0].text == "A step of the training thread")
+    waiting = [bar.get("class") for bar in steps.iter("rect")].count("f1")
+    assert waiting == (4 if depth == 0 else 1)
     assert f"training waited {4.7 if depth == 0 else 0.5:.2f} ms a step" in "".join(content.itertext())
 
 

@@ -227,9 +227,12 @@ def test_an_event_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
         def __getattr__(self, name: str) -> object:
             return getattr(self._file, name)
 
-    monkeypatch.setattr(file, "_file", Full(file._file))
-    with pytest.raises(OSError, match="No space"):
-        file.add_scalars(2, 2.0, {"a": 1.0})
-    file.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(file, "_file", Full(file._file))
+        with pytest.raises(OSError, match="No space"):
+            file.add_scalars(2, 2.0, {"a": 1.0})
     assert path.read_bytes() == whole
-    assert [(event.step, event.summary.value[0].simple_value) for event in events_of(path)] == [(1, float("inf"))]
+    file.add_scalars(2, 2.0, {"a": 1.0})
+    file.close()
+    events = [(event.step, event.summary.value[0].simple_value) for event in events_of(path)]
+    assert events == [(1, float("inf")), (2, 1.0)]

@@ -198,7 +198,11 @@ def open_parquet(words: str, text: str, like: ParquetFiles | None = None) -> Par
 
 
 def _row_groups(path: Path, metadata: pyarrow.parquet.FileMetaData) -> Iterator[RowGroup]:
-    """Those of a file that are not empty."""
+    """Those of a file that are not empty.
+
+    Raises:
+        UserError: the file says that one has less than no rows.
+    """
     leaves = {}
     for leaf in range(metadata.num_columns):
         column = metadata.schema.column(leaf)
@@ -206,6 +210,10 @@ def _row_groups(path: Path, metadata: pyarrow.parquet.FileMetaData) -> Iterator[
             leaves[column.name] = leaf
     first = 0
     for number in range(metadata.num_row_groups):
+        if metadata.row_group(number).num_rows < 0:
+            raise UserError(
+                f"{shown(path)} is damaged: row group {number} has a number of rows below 0; write it again"
+            )
         group = RowGroup(path, metadata, leaves, number, first)
         if len(group):
             yield group

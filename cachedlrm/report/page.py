@@ -14,7 +14,7 @@ from cachedlrm.report.runs import Run
 from cachedlrm.report.svg import Axis, Bar, Series, bar_chart, line_chart, share_bar
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report
-from cachedlrm.report.words import key_figures, summary
+from cachedlrm.report.words import key_figures, summary, waiting_phases
 from cachedlrm.units import format_bytes
 
 _SHOWN_TABLES = 26  # before the others have to be unfolded
@@ -101,25 +101,25 @@ def _cache(run: Run) -> Element:
 
 def _speed(run: Run) -> Element:
     """What runs beside training is apart: its time comes on top of a step's."""
-    report = run.report
-    beside = run.options.cache.prefetch_depth != 0
+    report, depth = run.report, run.options.cache.prefetch_depth
+    beside, waiting = depth != 0, waiting_phases(depth)
     rate = line_chart(
         "Training rate", [Series("", curve(run.rows, "samples_per_s"))], Axis("samples a second", from_zero=True)
     )
     training = [phase for phase in report.phase_ms if not (beside and phase in PREPARING_PHASES)]
     preparing = [phase for phase in report.phase_ms if beside and phase in PREPARING_PHASES]
-    charts = [rate, _phases(report, "A step of the training thread", training, 0)]
+    charts = [rate, _phases(report, "A step of the training thread", training, waiting, 0)]
     if preparing:
-        charts.append(_phases(report, "Beside it: the prefetch thread", preparing, 2))
+        charts.append(_phases(report, "Beside it: the prefetch thread", preparing, waiting, 2))
     return section("Where does the time go?", _charts(*charts))
 
 
-def _phases(report: Report, title: str, phases: list[str], colour: int) -> Element:
+def _phases(report: Report, title: str, phases: list[str], waiting: tuple[str, ...], colour: int) -> Element:
     bars, step_ms = [], report.step_ms
     for phase in phases:
         ms = report.phase_ms[phase]
         share = f", {ms / step_ms:.1%}" if step_ms > 0 else ""
-        bars.append(Bar(phase.replace("_", " "), ms, f"{ms:.3f} ms{share}", 1 if phase == "wait" else colour))
+        bars.append(Bar(phase.replace("_", " "), ms, f"{ms:.3f} ms{share}", 1 if phase in waiting else colour))
     return bar_chart(title, f"mean milliseconds, of the {step_ms:.2f} that a step took", bars, step_ms)
 
 

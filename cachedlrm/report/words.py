@@ -36,10 +36,13 @@ def summary(report: Report, prefetch_depth: int | None) -> str:
     )
 
 
+def waiting_phases(prefetch_depth: int | None) -> tuple[str, ...]:
+    """Phases in which the training thread does not train for want of rows; where it prepares them itself, those too."""
+    return ("wait",) if prefetch_depth != 0 else ("wait", *PREPARING_PHASES)
+
+
 def _waited_ms(report: Report, prefetch_depth: int | None) -> float:
-    """Of a step, what the training thread waited for rows; where it prepares them itself, that belongs to it."""
-    waiting = ("wait",) if prefetch_depth != 0 else ("wait", *PREPARING_PHASES)
-    return max(0.0, sum(report.phase_ms.get(phase, 0.0) for phase in waiting))
+    return max(0.0, sum(report.phase_ms.get(phase, 0.0) for phase in waiting_phases(prefetch_depth)))
 
 
 def waited_share(report: Report, prefetch_depth: int | None) -> float:
