@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from cachedlrm.budget import CacheRequest, size_device
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
+from cachedlrm.foresight import Tell, tell_nobody
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.roofline import step_ms
 from cachedlrm.schedule import Schedule
@@ -122,7 +123,13 @@ class Prediction:
         )
 
 
-def predict(options: Options, dataset: Dataset, tiers: Tiers, sampled_batches: int = SAMPLED_BATCHES) -> Prediction:
+def predict(
+    options: Options,
+    dataset: Dataset,
+    tiers: Tiers,
+    sampled_batches: int = SAMPLED_BATCHES,
+    tell: Tell = tell_nobody,
+) -> Prediction:
     """Plans the first batches of a run with its cache and some larger and smaller ones; the rest is extrapolated.
 
     Args:
@@ -130,6 +137,7 @@ def predict(options: Options, dataset: Dataset, tiers: Tiers, sampled_batches: i
         dataset: what they were resolved with.
         tiers: sizes of the run.
         sampled_batches: batches to read.
+        tell: takes the share of them that was planned, again and again.
 
     Raises:
         UserError: ids are wrong, or next uses do not fit the temporary folder.
@@ -150,7 +158,9 @@ def predict(options: Options, dataset: Dataset, tiers: Tiers, sampled_batches: i
     ]
     sizes = [tiers.device, *(size for size in others if size.quota_slots != tiers.device.quota_slots)]
     courses: list[list[CacheCounters]] = [[] for _ in sizes]
-    for counters in itertools.islice(planned_batches(sample, dataset, [size.groups for size in sizes]), sampled):
+    planned = itertools.islice(planned_batches(sample, dataset, [size.groups for size in sizes]), sampled)
+    for index, counters in enumerate(planned):
+        tell(index / sampled)
         for course, one in zip(courses, counters, strict=True):
             course.append(one)
     in_epoch = schedule.batches_per_epoch
