@@ -132,6 +132,7 @@ _DECIDES_BITS: dict[str, tuple[str, ...]] = {
     "cache": _FREE,
     "store": ("init",),
     "run": _FREE,
+    "hardware": _FREE,
     "inference": ("load_model",),
 }
 """Options of each group that a resumed run keeps; all of those of a group that is missing here."""

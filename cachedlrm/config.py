@@ -289,7 +289,7 @@ class RunOptions:
     at the end for --store lmdb."""
     resume: Path | None = None
     """Go on with the run in this directory, from its last checkpoint, with the options it was started with. Options of
-    cache, store and run may change."""
+    cache, store, run and hardware may change."""
     ui: Literal["auto", "live", "plain", "off"] = "auto"
     """auto: live on a terminal, plain lines elsewhere."""
     save_predictions: Flag = False

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self, TextIO, cast
 
 import rich.console
+from rich.control import Control
 from rich.live import Live
 from rich.text import Text
 
@@ -184,6 +185,7 @@ class LiveConsole(SilentConsole):
         self._terminal = terminal
         self._clock = clock
         self._drawn = -_REDRAW_S
+        self._size = terminal.size
         self._losses, self._hit_ratios = History(), History()
         self._live: Live | None = None
         self._header: RunHeader | None = None
@@ -233,6 +235,10 @@ class LiveConsole(SilentConsole):
     def _draw(self) -> None:
         if self._live is not None and self._view is not None:
             self._drawn = self._clock()
+            if self._terminal.size != self._size:
+                # Lines were wrapped or came back from above, so nobody knows where the last screen begins.
+                self._size = self._terminal.size
+                self._terminal.control(Control.clear(), Control.home())
             self._live.update(self._view, refresh=True)
 
     def finish(self, summary: str) -> None:

@@ -29,7 +29,7 @@ _NUM_SAMPLED_BATCHES = 8  # of which the fingerprint has the ids
 Tell = Callable[[float], None]
 
 
-def _tell_nobody(share: float) -> None:
+def tell_nobody(share: float) -> None:
     """For callers without a display."""
 
 
@@ -41,7 +41,7 @@ def inform_policies(
     options: Options,
     run_dir: Path,
     row_counts: Int64s | None = None,
-    tell: Tell = _tell_nobody,
+    tell: Tell = tell_nobody,
 ) -> None:
     """Gives policies what they need of the stream; one pass over the ids if they need anything.
 
@@ -119,7 +119,7 @@ def read_next_uses(
     options: Options,
     folder: Path,
     clock: Callable[[], float] = time.monotonic,
-    tell: Tell = _tell_nobody,
+    tell: Tell = tell_nobody,
 ) -> None:
     """Writes the next uses of the run's ids into ``folder``, a subfolder for each group.
 

@@ -122,15 +122,16 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
         dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
-    settings = CacheSettings(
-        options.cache.policy, tiers.window, options.cache.prefetch_depth, STAGING_ROWS, options.cache.report_min
-    )
     loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
     durability = checkpoint = None
     with ExitStack() as undo:
         if keeps_log(options):
             durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
             undo.callback(durability.database.close)
+        counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
+        settings = CacheSettings(
+            options.cache.policy, tiers.window, options.cache.prefetch_depth, STAGING_ROWS, counts_min
+        )
         cache = _build_cache(router, workload, tiers.device, host_limit, initial.rows, settings, device, durability)
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
         rate = _learning_rate(options)
@@ -144,6 +145,12 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     return Job(
         options, architecture, dataset, schedule, device, tiers, trainer, initial.note, checkpoint
     )  # fmt: skip
+
+
+def _compares_with_min(checkpoint: Checkpoint) -> bool:
+    """Whether MIN was counted so far; a part of its moves would stand beside all of the run's."""
+    counters = checkpoint.progress.get("counters")
+    return not checkpoint.batches or (isinstance(counters, dict) and counters.get("moved_rows_min") != 0)
 
 
 def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Options) -> None:

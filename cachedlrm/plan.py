@@ -238,14 +238,18 @@ def _curve(plan: Plan) -> str:
 
 def _train_command(arguments: Sequence[str], needs_disk: bool) -> str:
     """The command line that trains what was planned."""
+    not_kept = {"--sample": True, "--json": False}  # and whether they take a value
+    if needs_disk:
+        not_kept["--store"] = True
     kept: list[str] = []
     skips_value = False
     for argument in arguments:
+        name, equals, _ = argument.partition("=")
         if skips_value:
             skips_value = False
-        elif argument == "--sample":
-            skips_value = True
-        elif argument != "--json" and not argument.startswith("--sample="):
+        elif name in not_kept:
+            skips_value = not_kept[name] and not equals
+        else:
             kept.append(argument)
     store = ["--store", "lmdb"] if needs_disk else []
     return shlex.join(["python", "-m", "cachedlrm.train", *kept, *store])

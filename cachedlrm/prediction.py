@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from cachedlrm.budget import CacheRequest, size_device
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
+from cachedlrm.foresight import Tell, tell_nobody
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.roofline import step_ms
 from cachedlrm.schedule import Schedule
@@ -122,7 +123,13 @@ class Prediction:
         )
 
 
-def predict(options: Options, dataset: Dataset, tiers: Tiers, sampled_batches: int = SAMPLED_BATCHES) -> Prediction:
+def predict(
+    options: Options,
+    dataset: Dataset,
+    tiers: Tiers,
+    sampled_batches: int = SAMPLED_BATCHES,
+    tell: Tell = tell_nobody,
+) -> Prediction:
     """Plans the first batches of a run with its cache and some larger and smaller ones; the rest is extrapolated.
 
     Args:
@@ -130,6 +137,7 @@ def predict(options: Options, dataset: Dataset, tiers: Tiers, sampled_batches: i
         dataset: what they were resolved with.
         tiers: sizes of the run.
         sampled_batches: batches to read.
+        tell: takes the share of them that was planned, again and again.
 
     Raises:
         UserError: ids are wrong, or next uses do not fit the temporary folder.
@@ -150,13 +158,15 @@ def predict(options: Options, dataset: Dataset, tiers: Tiers, sampled_batches: i
     ]
     sizes = [tiers.device, *(size for size in others if size.quota_slots != tiers.device.quota_slots)]
     courses: list[list[CacheCounters]] = [[] for _ in sizes]
-    for counters in itertools.islice(planned_batches(sample, dataset, [size.groups for size in sizes]), sampled):
+    planned = itertools.islice(planned_batches(sample, dataset, [size.groups for size in sizes]), sampled)
+    for index, counters in enumerate(planned):
+        tell(index / sampled)
         for course, one in zip(courses, counters, strict=True):
             course.append(one)
     in_epoch = schedule.batches_per_epoch
     record_bytes = tiers.table_bytes / rows
     expectations = [
-        extrapolate(course, schedule.num_batches, in_epoch, size.quota_slots, schedule.num_steps, record_bytes)
+        extrapolate(course, schedule.num_batches, in_epoch, rows, size.quota_slots, schedule.num_steps, record_bytes)
         for course, size in zip(courses, sizes, strict=True)
     ]
     chosen = expectations[0]
@@ -174,6 +184,7 @@ def extrapolate(
     course: Sequence[CacheCounters],
     num_batches: int,
     batches_per_epoch: int,
+    num_rows: int,
     cache_slots: int,
     num_steps: int,
     record_bytes: float,
@@ -181,15 +192,16 @@ def extrapolate(
     """The whole of a run from its first batches.
 
     First touches go on as a power of the batches (Heaps' law, with the exponent of the sample's last three quarters),
-    until an epoch has ended. As long as the cache is not full, they are all that misses. A full cache goes on missing
-    at its rate: of the sample's last quarter, or of the moment when the first touches fill it, as an LRU cache misses
-    at the rate at which a stream of so many rows finds new ones (Denning and Schwartz, "Properties of the working-set
-    model", CACM 15(3), 1972).
+    until an epoch has ended or every row was touched. As long as the cache is not full, they are all that misses. A
+    full cache goes on missing at its rate: of the sample's last quarter, or of the moment when the first touches fill
+    it, as an LRU cache misses at the rate at which a stream of so many rows finds new ones (Denning and Schwartz,
+    "Properties of the working-set model", CACM 15(3), 1972).
 
     Args:
         course: counters of the first batches, one by one.
         num_batches: batches of the run.
         batches_per_epoch: after which no row is new.
+        num_rows: of all tables.
         cache_slots: rows the cache keeps.
         num_steps: of the run.
         record_bytes: of a row, if the sample moved none.
@@ -204,7 +216,7 @@ def extrapolate(
             cache_slots, num_steps, total.lookups, total.hit_lookups, total.first_touch_rows, total.fetched_rows,
             total.written_back_rows, record_bytes,
         )  # fmt: skip
-    new_rows = _NewRows(course, batches_per_epoch)
+    new_rows = _NewRows(course, batches_per_epoch, num_rows)
     left = num_batches - known
     first_touches = new_rows(num_batches)
     quarter = sum(course[3 * known // 4 :], CacheCounters())
@@ -236,11 +248,13 @@ class _NewRows:
     Args:
         course: the sample.
         batches_per_epoch: after which no row is new.
+        num_rows: of all tables.
     """
 
-    def __init__(self, course: Sequence[CacheCounters], batches_per_epoch: int) -> None:
+    def __init__(self, course: Sequence[CacheCounters], batches_per_epoch: int, num_rows: int) -> None:
         self._known = len(course)
         self._end = batches_per_epoch
+        self._left = num_rows - sum(one.first_touch_rows for one in course)
         quarter, half = self._known // 4, self._known // 2
         earlier = sum(one.first_touch_rows for one in course[quarter:half])
         self._latest = sum(one.first_touch_rows for one in course[half:])  # between the half and the whole
@@ -252,8 +266,8 @@ class _NewRows:
         doublings = math.log2(max(self._known, min(batches, self._end)) / self._known)
         exponent = self._exponent
         if abs(exponent) < 1e-6:
-            return self._latest * doublings
-        return self._latest * (2 ** (exponent * doublings) - 1) / (1 - 2**-exponent)
+            return min(self._left, self._latest * doublings)
+        return min(self._left, self._latest * (2 ** (exponent * doublings) - 1) / (1 - 2**-exponent))
 
     def batches_until(self, rows: int, num_batches: int) -> int:
         """The number of batches after which so many rows are new; ``num_batches`` if they never are."""

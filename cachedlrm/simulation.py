@@ -109,7 +109,10 @@ def planned_batches(
     books = [AddressBook(rows) for rows in num_rows]
     with tempfile.TemporaryDirectory(prefix="cachedlrm-") as folder:
         policies = [cache.policies for cache in planned]
-        inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
+        try:
+            inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt from error  # without its words: nothing goes on in a folder that goes away
         waiting = 0
         for index, batch in enumerate(schedule.batches()):
             lookups = router(batch)

@@ -122,12 +122,22 @@ def _request(options: Options, device: torch.device) -> tuple[CacheRequest, int]
     """The slots that are asked for, and the bytes the device may hold."""
     cache = options.cache
     if options.inference.inference_only:
-        return CacheRequest(None, 1, None), free_device_bytes(device)
+        return CacheRequest(None, 1, None), _free_bytes(device)
     assert cache.gpu_budget != "auto"  # resolved
     request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget)
     if request == CacheRequest(None, None, None):
         request = replace(request, ratio=1.0)
-    return request, cache.gpu_budget or free_device_bytes(device)
+    return request, cache.gpu_budget or _free_bytes(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Free memory of the device, which for a plan need not be there."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: this torch sees no CUDA device whose free memory to plan with; give a --gpu-budget (with "
+            "--gpu-cache-ratio or without), name a device by --profile, or plan with --device cpu"
+        )
+    return free_device_bytes(device)
 
 
 def _size_host(options: Options, workload: Workload, device_bytes: int, window: int) -> HostSizes:

@@ -21,6 +21,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import shutil
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from functools import partial
 
 import numpy as np
 
@@ -170,8 +171,10 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
 def _predict(job: Job, progress: Progress, console: Console) -> None:
     """What the run will do, for the report to set beside what it did."""
     if job.options.cache.predict and job.schedule.num_steps:
-        console.busy(0, "planning the first batches to predict the others")
-        prediction = predict(job.options, job.dataset, job.tiers)
+        doing = "planning the first batches"
+        console.busy(progress.steps, doing)
+        tell = partial(console.busy, progress.steps, doing)
+        prediction = predict(job.options, job.dataset, job.tiers, tell=tell)
         progress.predicted(prediction)
         console.message(prediction.summary())
 

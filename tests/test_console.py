@@ -53,6 +53,9 @@ def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
+CLEAR = "\x1b[2J\x1b[H"
+
+
 def live(stream: io.StringIO, now: list[float]) -> LiveConsole:
     terminal = rich.console.Console(file=stream, width=80, height=24, force_terminal=True)
     return LiveConsole(terminal, clock=lambda: now[0])
@@ -228,6 +231,21 @@ def test_the_live_screen_is_drawn_by_the_clock_alone():
     now[0] += 0.06
     console.advance(612)
     assert "step 612/1,000" in stream.getvalue()[size:]
+    console.close()
+
+
+def test_a_terminal_of_another_size_is_cleared_once(monkeypatch):
+    now, stream = [10.0], io.StringIO()
+    console = live(stream, now)
+    console.start(HEADER)
+    console.update(snapshot())
+    assert CLEAR not in stream.getvalue()
+    monkeypatch.setattr(rich.console.Console, "size", rich.console.ConsoleDimensions(50, 15))
+    for _ in range(2):
+        now[0] += 1
+        console.update(snapshot())
+    assert stream.getvalue().count(CLEAR) == 1
+    assert "backward " in without_colours(stream.getvalue().partition(CLEAR)[2])
     console.close()
 
 

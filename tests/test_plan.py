@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cachedlrm.architecture import build_architecture
-from cachedlrm.command_line import parse_plan
+from cachedlrm.command_line import parse_command_line, parse_plan
 from cachedlrm.data.open import open_dataset
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.plan import describe, main, make_plan
@@ -76,6 +76,23 @@ def test_the_command_it_ends_with_trains_what_was_planned(tmp_path, capsys):
     assert last == ["python", "-m", "cachedlrm.train", *SMALL, "--gpu-cache-ratio=0.1"]
 
 
+@pytest.mark.parametrize("store", [["--store=host"], ["--store", "host"]], ids=" ".join)
+def test_a_store_that_is_too_small_is_replaced_in_the_command(capsys, store):
+    assert main([*SMALL, *store, "--gpu-cache-ratio=0.1", "--host-budget=40KB", "--json=false"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last[-4:] == ["--gpu-cache-ratio=0.1", "--host-budget=40KB", "--store", "lmdb"]
+    assert parse_command_line(last[3:]).store.store == "lmdb"
+
+
+def test_an_interrupt_of_a_plan_promises_nothing(monkeypatch, capsys):
+    def interrupted(schedule, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cachedlrm.schedule.Schedule.read", interrupted)
+    assert main([*SMALL, "--policy=oracle", "--gpu-cache-ratio=0.1"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+
+
 def test_more_touched_rows_than_the_host_holds_go_to_disk(capsys):
     plan = planned(capsys, "--gpu-cache-ratio=0.1", "--host-budget=40KB")
     assert plan["needs_disk"]
@@ -123,10 +140,13 @@ def test_every_workload_trains(tmp_path, workload):
         (["--profile=rtx3050"], ["rtx3050-4gb"]),
         (["--profile=rtx3050-4gb", "--profile=nothing"], ["--profile nothing"]),
         (["--gpu-budget=1KB"], ["--gpu-budget"]),
+        (["--device=cuda", "--gpu-cache-ratio=0.1"], ["--device cuda", "--gpu-budget", "--profile", "--device cpu"]),
+        (["--device=cuda", "--inference-only"], ["--device cuda", "--device cpu"]),
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_planned_is_said(capsys, arguments, words):
+def test_what_cannot_be_planned_is_said(monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = one_line(capsys, main([*SMALL, *arguments]))
     assert all(word in message for word in words)
 
@@ -216,7 +236,7 @@ def one_batch(created: int, fetched: int = 0, evicted: int = 0) -> CacheCounters
 
 def test_a_full_cache_goes_on_missing_at_its_rate():
     course = [one_batch(100)] * 4 + [one_batch(100, 50, 150)] * 4
-    expected = extrapolate(course, 16, 16, 400, 16, 99.0)
+    expected = extrapolate(course, 16, 16, 10**6, 400, 16, 99.0)
     assert expected.lookups == 16_000
     # 100 new rows a batch, in the first half of the sample as in the second: they go on.
     assert expected.first_touch_rows == pytest.approx(1600)
@@ -227,23 +247,31 @@ def test_a_full_cache_goes_on_missing_at_its_rate():
 
 
 def test_a_cache_that_fills_later_goes_on_at_the_rate_of_that_moment():
-    expected = extrapolate([one_batch(100)] * 8, 32, 32, 1600, 32, 10.0)  # full after 16 batches
+    expected = extrapolate([one_batch(100)] * 8, 32, 32, 10**6, 1600, 32, 10.0)  # full after 16 batches
     assert expected.first_touch_rows == pytest.approx(3200)
     assert expected.written_back_rows == pytest.approx(1600)
     assert expected.fetched_rows == pytest.approx(0)
     assert expected.hit_ratio == pytest.approx(0.8)
-    larger = extrapolate([one_batch(100)] * 8, 32, 32, 3200, 32, 10.0)
+    larger = extrapolate([one_batch(100)] * 8, 32, 32, 10**6, 3200, 32, 10.0)
     assert larger.written_back_rows == 0
 
 
 def test_first_touches_fall_as_a_power_and_end_with_the_epoch():
     course = [one_batch(new) for new in (400, 200, 100, 100, 50, 50, 50, 50)]  # each doubling brings 200
-    assert extrapolate(course, 64, 64, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 3 * 200)
-    assert extrapolate(course, 64, 16, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 200)
+    assert extrapolate(course, 64, 64, 10**6, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 3 * 200)
+    assert extrapolate(course, 64, 16, 10**6, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 200)
     falling = [one_batch(new) for new in (400, 200, 100, 100, 25, 25, 25, 25)]  # each doubling half of the one before
-    assert extrapolate(falling, 32, 32, 10**6, 32, 10.0).first_touch_rows == pytest.approx(900 + 50 + 25)
-    none = extrapolate([one_batch(0)] * 4, 8, 8, 10, 8, 10.0)
+    assert extrapolate(falling, 32, 32, 10**6, 10**6, 32, 10.0).first_touch_rows == pytest.approx(900 + 50 + 25)
+    none = extrapolate([one_batch(0)] * 4, 8, 8, 10**6, 10, 8, 10.0)
     assert (none.first_touch_rows, none.hit_ratio) == (0, 1.0)
+
+
+def test_no_more_rows_are_new_than_the_tables_have():
+    # 800 of 1,000 rows after 8 batches at an unbroken rate: the others come in two more, and then none.
+    expected = extrapolate([one_batch(100)] * 8, 64, 64, 1000, 1000, 64, 10.0)
+    assert expected.first_touch_rows == 1000
+    assert (expected.fetched_rows, expected.written_back_rows) == (0, 0)  # all of them fit
+    assert expected.hit_lookups == pytest.approx(64_000 - 2 * 1000)
 
 
 def test_the_least_a_step_takes_by_hand():
@@ -251,6 +279,6 @@ def test_the_least_a_step_takes_by_hand():
     assert operations(WORKLOAD) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1 + 3 * 4 * 6)
     assert operations(replace(WORKLOAD, dot=False)) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1)
     assert device_bytes(WORKLOAD) == 4 * (2 * 20 * (4 + 1 + 3 * 4) + 3 * (12 + 10))
-    traffic = extrapolate([one_batch(1, 2, 30)] * 2, 2, 2, 10, 2, 10.0)
+    traffic = extrapolate([one_batch(1, 2, 30)] * 2, 2, 2, 10**6, 10, 2, 10.0)
     assert link_bytes(WORKLOAD, traffic) == max(4 * 20 * 4 + 4 * 1000 + 2 * 10, 30 * 10)
     assert link_bytes(WORKLOAD, replace(traffic, written_back_rows=10**6)) == 10**7 / 2

@@ -122,6 +122,7 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path, monkeypatch, capsys, who
         ["--gpu-budget=10MiB", "--policy=lookahead", "--lookahead=3"],
         ["--store=host", "--host-budget=10MiB"],
         ["--checkpoint-every=1", "--prefetch-depth=0"],
+        ["--profile=rtx3050-4gb", "--policy=lookahead", "--lookahead=3", "--count-rows"],
         [*SMALL[:-1], *WHOLE],
     ],
     ids=lambda change: change[0],
@@ -133,6 +134,18 @@ def test_what_changes_no_bit_may_change(tmp_path, monkeypatch, whole, change):
         assert train(run, *WHOLE, *LMDB) == 130
     assert resume(run, *change) == 0
     assert result(run)[:2] == whole[:2]
+
+
+def test_moves_of_which_part_was_not_compared_are_not_compared_with_min(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted_at(11, patch)
+        assert train(run, *WHOLE, *LMDB) == 130
+    assert resume(run, "--report-min") == 0
+    report = result(run)[2]
+    assert report["fetched_rows"] + report["first_touch_rows"] > 0
+    assert report["moved_rows_min"] is None
+    assert "MIN" not in (run / "report.md").read_text()
 
 
 def test_a_signal_during_an_evaluation_saves_and_evaluates_later(tmp_path, monkeypatch, whole):

@@ -109,7 +109,7 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "written_back_rows": counters.written_back_rows,
         "fetched_bytes": counters.fetched_bytes,
         "written_back_bytes": counters.written_back_bytes,
-        "moved_rows_min": counters.moved_rows_min if totals.options.cache.report_min else None,
+        "moved_rows_min": _moved_rows_min(totals),
         "device_peak_bytes": totals.device_peak_bytes,
         "device_limit_bytes": totals.device_limit_bytes,
         "device_bytes_breakdown": totals.device_bytes_breakdown,
@@ -128,6 +128,13 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
     if totals.inference is not None:
         report["inference"] = totals.inference.as_json()
     return report
+
+
+def _moved_rows_min(totals: RunTotals) -> int | None:
+    """None where MIN was not counted, or not from the beginning on: a run may be resumed with ``--report-min``."""
+    counters = totals.counters
+    was_counted = totals.options.cache.report_min and (counters.moved_rows_min or not counters.moved_rows)
+    return counters.moved_rows_min if was_counted else None
 
 
 def _table(table: TableCounters) -> dict[str, object]:
