@@ -121,8 +121,17 @@ def test_whatever_things_are_called_is_text():
     assert words.count("<script src=\"http://x\">alert('1')</script>&amp;�[2J") >= 6
 
 
+def test_tiles_say_which_table_misses_and_whether_the_device_is_nearly_full():
+    for peak, full in ((1800, ""), (1801, ": nearly full")):
+        content = checked(page(totals(device_peak_bytes=peak)))
+        tiles = {div[0].text: (div[1].text, div[2].text) for div in content.iter("div") if div.get("class") == "tile"}
+        assert tiles["Table that misses most"] == ("emb_l.1.weight_q", "75% of all misses")
+        assert tiles["Device memory"] == ("1.8 KiB", f"of 2.0 KiB{full}")
+
+
 def test_the_curve_of_sizes_and_the_prediction_are_shown_where_they_are():
-    content = checked(page(totals(), **RICH))
+    nothing = {"cache_slots": 0, "hit_ratio": 0.0, "moved_bytes_per_step": 0}  # has no place on a logarithmic axis
+    content = checked(page(totals(), **RICH | {"miss_ratio_curve": [nothing, *RICH["miss_ratio_curve"]]}))
     assert headings(content)[6:8] == ["Was the cache the right size?", "Was it foreseen?"]
     rings = [circle for circle in content.iter("circle") if circle.get("class") == "mark"]
     assert len(rings) == 2
@@ -256,6 +265,7 @@ def test_foreign_values_are_refused_by_name(key):
 @pytest.mark.parametrize("value", FOREIGN, ids=range(len(FOREIGN)))
 def test_foreign_values_that_are_not_refused_are_shown(value):
     report = build_report(totals(), []) | RICH
+    report["tables"][0]["rows"] = 0
     for key in [*report, "inference"]:
         try:
             parse_report(report | {key: value})
