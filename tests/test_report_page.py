@@ -15,6 +15,7 @@ from cachedlrm.inference_report import InferenceReport, ServedModel
 from cachedlrm.metrics import CacheCounters, MetricsRow, TableCounters, metrics_row
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO, log_ticks, round_ticks
 from cachedlrm.report.curves import changes, curve, per_step, thin
+from cachedlrm.report.figures import figures
 from cachedlrm.report.markdown import report_markdown
 from cachedlrm.report.page import run_page
 from cachedlrm.report.runs import Run
@@ -180,7 +181,9 @@ def test_a_run_without_a_step_and_one_without_values():
 def test_a_run_that_served_a_model():
     before = ServedModel(0.8, None, 0.5, 1000.0, 4096, 512)
     inference = InferenceReport(77, 8, 4, before, replace(before, loss=float("nan"), auc=0.75))
-    content = checked(page(totals(steps=0, inference=inference), 0))
+    made = totals(steps=0, inference=inference)
+    assert figures(as_run(made, []))["rows kept on the device"] == "-"
+    content = checked(page(made, 0))
     assert headings(content) == ["Held-out samples", "Does memory hold?", "To repeat it"]
     assert "77 held-out samples, 1,000 samples/s, accuracy 80.000%, AUC 0.7500" in "".join(content.itertext())
 
@@ -320,6 +323,7 @@ def test_bars_are_shares_of_the_longest():
     chart = bar_chart("t", "", [Bar("a", 2.0, "2"), Bar("b", 1.0, "1"), Bar("c", -1.0, "?")])
     widths = [rect.get("width") for rect in chart.iter("rect")]
     assert widths == ["350", "350", "350", "175", "350", "0"]
+    assert [rect.get("width") for rect in bar_chart("t", "", [Bar("a", 9.0, "9")], 2.0).iter("rect")] == ["350", "350"]
     assert bar_chart("t", "", [Bar("a", 0.0, "0")]).find("svg") is not None
 
 
