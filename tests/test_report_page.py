@@ -238,7 +238,7 @@ def test_records_are_held_against_their_budget_and_the_process_is_apart(store, c
     texts = [text.text for text in below.iter("text")]
     assert dict(zip(texts[::2], texts[1::2], strict=True)) == {
         "all tables with optimizer state": "125.0 KiB", "records on the host": "1000.0 KiB", "store on disk": "5.0 MiB",
-        "the whole process": "900.0 MiB", "its mapped pages, beside that": "1 B",
+        "the process, without mapped pages": "900.0 MiB", "its mapped pages": "1 B",
     }  # fmt: skip
     text = report_markdown(made, build_report(made, []), rows, "")
     for line in ("| host: records | 1000.0 KiB |", "| host: budget of records or free memory | 1.0 MiB |",
