@@ -15,6 +15,7 @@ from cachedlrm.inference_report import InferenceReport, ServedModel
 from cachedlrm.metrics import CacheCounters, MetricsRow, TableCounters, metrics_row
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO, log_ticks, round_ticks
 from cachedlrm.report.curves import changes, curve, per_step, thin
+from cachedlrm.report.figures import figures
 from cachedlrm.report.markdown import report_markdown
 from cachedlrm.report.page import run_page
 from cachedlrm.report.runs import Run
@@ -121,8 +122,17 @@ def test_whatever_things_are_called_is_text():
     assert words.count("<script src=\"http://x\">alert('1')</script>&amp;�[2J") >= 6
 
 
+def test_tiles_say_which_table_misses_and_whether_the_device_is_nearly_full():
+    for peak, full in ((1800, ""), (1801, ": nearly full")):
+        content = checked(page(totals(device_peak_bytes=peak)))
+        tiles = {div[0].text: (div[1].text, div[2].text) for div in content.iter("div") if div.get("class") == "tile"}
+        assert tiles["Table that misses most"] == ("emb_l.1.weight_q", "75% of all misses")
+        assert tiles["Device memory"] == ("1.8 KiB", f"of 2.0 KiB{full}")
+
+
 def test_the_curve_of_sizes_and_the_prediction_are_shown_where_they_are():
-    content = checked(page(totals(), **RICH))
+    nothing = {"cache_slots": 0, "hit_ratio": 0.0, "moved_bytes_per_step": 0}  # has no place on a logarithmic axis
+    content = checked(page(totals(), **RICH | {"miss_ratio_curve": [nothing, *RICH["miss_ratio_curve"]]}))
     assert headings(content)[6:8] == ["Was the cache the right size?", "Was it foreseen?"]
     rings = [circle for circle in content.iter("circle") if circle.get("class") == "mark"]
     assert len(rings) == 2
@@ -171,7 +181,9 @@ def test_a_run_without_a_step_and_one_without_values():
 def test_a_run_that_served_a_model():
     before = ServedModel(0.8, None, 0.5, 1000.0, 4096, 512)
     inference = InferenceReport(77, 8, 4, before, replace(before, loss=float("nan"), auc=0.75))
-    content = checked(page(totals(steps=0, inference=inference), 0))
+    made = totals(steps=0, inference=inference)
+    assert figures(as_run(made, []))["rows kept on the device"] == "-"
+    content = checked(page(made, 0))
     assert headings(content) == ["Held-out samples", "Does memory hold?", "To repeat it"]
     assert "77 held-out samples, 1,000 samples/s, accuracy 80.000%, AUC 0.7500" in "".join(content.itertext())
 
@@ -226,7 +238,7 @@ def test_records_are_held_against_their_budget_and_the_process_is_apart(store, c
     texts = [text.text for text in below.iter("text")]
     assert dict(zip(texts[::2], texts[1::2], strict=True)) == {
         "all tables with optimizer state": "125.0 KiB", "records on the host": "1000.0 KiB", "store on disk": "5.0 MiB",
-        "the whole process": "900.0 MiB", "its mapped pages, beside that": "1 B",
+        "the process, without mapped pages": "900.0 MiB", "its mapped pages": "1 B",
     }  # fmt: skip
     text = report_markdown(made, build_report(made, []), rows, "")
     for line in ("| host: records | 1000.0 KiB |", "| host: budget of records or free memory | 1.0 MiB |",
@@ -256,6 +268,7 @@ def test_foreign_values_are_refused_by_name(key):
 @pytest.mark.parametrize("value", FOREIGN, ids=range(len(FOREIGN)))
 def test_foreign_values_that_are_not_refused_are_shown(value):
     report = build_report(totals(), []) | RICH
+    report["tables"][0]["rows"] = 0
     for key in [*report, "inference"]:
         try:
             parse_report(report | {key: value})
@@ -310,6 +323,7 @@ def test_bars_are_shares_of_the_longest():
     chart = bar_chart("t", "", [Bar("a", 2.0, "2"), Bar("b", 1.0, "1"), Bar("c", -1.0, "?")])
     widths = [rect.get("width") for rect in chart.iter("rect")]
     assert widths == ["350", "350", "350", "175", "350", "0"]
+    assert [rect.get("width") for rect in bar_chart("t", "", [Bar("a", 9.0, "9")], 2.0).iter("rect")] == ["350", "350"]
     assert bar_chart("t", "", [Bar("a", 0.0, "0")]).find("svg") is not None
 
 

@@ -15,6 +15,8 @@ def figures(run: Run) -> dict[str, str]:
     trained = report.steps > 0
     served = report.served.served if report.served else None
 
+    kept = f"{report.cache_slots:,} ({report.cache_slots / max(1, report.table_rows):.2%})"
+
     def number(value: float | None, form: str) -> str:
         return NONE if value is None else format(value, form)
 
@@ -32,7 +34,7 @@ def figures(run: Run) -> dict[str, str]:
         "accuracy on held-out samples": number(report.accuracy, ".2%"),
         "held-out samples a second": number(served.samples_per_s if served else None, ",.0f"),
         "rows of all tables": f"{report.table_rows:,}",
-        "rows kept on the device": f"{report.cache_slots:,} ({report.cache_slots / max(1, report.table_rows):.2%})",
+        "rows kept on the device": kept if served is None else NONE,  # then they are read where they are
         "hit ratio over lookups": number(counters.hit_ratio if trained else None, ".2%"),
         "hit ratio over unique rows": number(counters.unique_hit_ratio if trained else None, ".2%"),
         "rows brought in a step": a_step(counters.moved_rows),

@@ -144,8 +144,8 @@ def _memory(run: Run) -> Element:
         Bar("all tables with optimizer state", report.table_bytes, format_bytes(report.table_bytes), 5),
         Bar("records on the host", report.host_store_bytes, format_bytes(report.host_store_bytes), 2),
         *([Bar("store on disk", disk, format_bytes(disk), 3)] if disk else []),
-        Bar("the whole process", report.host_peak_bytes, format_bytes(report.host_peak_bytes), 2),
-        Bar("its mapped pages, beside that", report.mapped_peak_bytes, format_bytes(report.mapped_peak_bytes), 2),
+        Bar("the process, without mapped pages", report.host_peak_bytes, format_bytes(report.host_peak_bytes), 2),
+        Bar("its mapped pages", report.mapped_peak_bytes, format_bytes(report.mapped_peak_bytes), 2),
     ]
     return section(
         "Does memory hold?",
