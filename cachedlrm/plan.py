@@ -26,7 +26,7 @@ from cachedlrm.data.open import open_dataset
 from cachedlrm.job import choose_device
 from cachedlrm.prediction import Prediction, predict
 from cachedlrm.resolve import data_request, resolve
-from cachedlrm.store.record_log import USED_SHARE
+from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 from cachedlrm.tiers import Tiers, size_tiers
 from cachedlrm.units import format_bytes
 
@@ -63,8 +63,10 @@ class Plan:
     def disk_bytes(self) -> dict[str, int]:
         """Bytes of the run's files: the log of rows, if there is one, with what is dead in it, and the final state."""
         log = self.options.store.store == "lmdb" or self.needs_disk or self.options.run.checkpoint_every is not None
+        layouts = [group.layout for group in self.tiers.workload.groups]
+        spare = sum((SPARE_SEGMENTS + 1) * segment_bytes(layout.record_bytes) for layout in layouts)  # one is filling
         return {
-            "log": int(USED_SHARE * self.touched_bytes) if log else 0,
+            "log": int(USED_SHARE * self.touched_bytes) + spare if log else 0,
             "final_state": self.touched_bytes,
         }
 
@@ -178,7 +180,7 @@ def _disk(plan: Plan) -> str:
         (
             "  log of rows, at most",
             _exact(disk["log"]),
-            "--store lmdb or --checkpoint-every" if disk["log"] else "none",
+            "--store lmdb or --checkpoint-every; dense checkpoints beside" if disk["log"] else "none",
         ),
         ("  final.safetensors", _exact(disk["final_state"]), "rows expected to be touched; dense parameters beside"),
     ]

@@ -67,6 +67,39 @@ def test_the_bytes_and_slots_are_those_of_the_run(tmp_path, capsys, case):
     if run["device_limit_bytes"] < 1 << 30:  # else what was free at the moment
         assert plan["device_limit_bytes"] == run["device_limit_bytes"]
     assert run["evicted_rows"] > 0
+    assert plan["expected_record_bytes"] == run["first_touch_rows"] * run["table_bytes"] // run["table_rows"]
+
+
+def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
+    monkeypatch.setattr("cachedlrm.tiers.free_host_bytes", lambda: 1 << 30)
+    case = ["--gpu-cache-ratio=0.1", "--test-freq=-1"]
+    plan = planned(capsys, *case)
+    device = sum(plan["device_bytes_breakdown"].values())
+    maps = 4 * plan["table_rows"]
+    assert plan["host_bytes"] == {"maps": maps, "batches": 0, "records_limit": (1 << 30) - maps - device}
+    on_disk = planned(capsys, *case, "--store=lmdb")["host_bytes"]
+    assert on_disk["records_limit"] == ((1 << 30) - maps - device) // 2
+    ahead, one = (planned(capsys, *case, "--policy=lookahead", f"--lookahead={n}")["host_bytes"] for n in (7, 1))
+    assert ahead["batches"] == 7 * one["batches"] > 0
+    assert ahead["records_limit"] == (1 << 30) - maps - device - ahead["batches"]
+
+
+@pytest.mark.parametrize("tables", [[], ["--md-flag", "--md-threshold=10"]], ids=["one group", "groups"])
+def test_the_log_of_rows_takes_no_more_than_planned(tmp_path, capsys, tables):
+    case = ["--gpu-cache-ratio=0.1", "--store=lmdb", "--host-budget=200KB", "--nepochs=3", "--checkpoint-every=20"]
+    disk = planned(capsys, *case, *tables)["disk_bytes"]
+    trained(tmp_path / "run", *case, *tables)
+    stored = sum(path.stat().st_size for path in (tmp_path / "run" / "store").rglob("*"))
+    assert disk["final_state"] < stored <= disk["log"]
+
+
+def test_room_for_larger_batches_is_said(capsys):
+    assert main([*SMALL, "--gpu-cache-ratio=0.1"]) == 0
+    assert "twice as many fit" in capsys.readouterr().out
+    case = [*SMALL, "--gpu-cache-ratio=0.1", "--gpu-budget=230KB", "--prefetch-depth=0"]
+    assert main(case) == 0
+    words = capsys.readouterr().out.partition(" fit whatever their ids")[0].split()
+    assert 100 <= int(words[-1]) < 200
 
 
 def test_the_command_it_ends_with_trains_what_was_planned(tmp_path, capsys):
@@ -224,6 +257,23 @@ def test_hits_are_predicted_within_two_points_from_a_part_of_the_batches(argumen
     assert predicted.first_touch_rows == pytest.approx(measured.first_touch_rows, rel=0.25)
 
 
+def test_the_sampled_batches_are_those_of_the_run(monkeypatch):
+    courses = []
+
+    def record(course, *rest):
+        courses.append(course)
+        return extrapolate(course, *rest)
+
+    monkeypatch.setattr("cachedlrm.prediction.extrapolate", record)
+    options, _ = parse_plan([*SMALL, "--gpu-cache-ratio=0.1", "--policy=lookahead", "--lookahead=3"])
+    plan = make_plan(options, 6)
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    whole = planned_batches(plan.options, dataset, [plan.tiers.device.groups])
+    assert courses[0] == [counters for (counters,) in whole][:6]  # the last of them knew three more
+    assert courses[0][-1].evicted_rows > 0
+    assert [point.cache_slots for point in plan.prediction.curve] == [2, 8, 33, 133, 532]
+
+
 def one_batch(created: int, fetched: int = 0, evicted: int = 0) -> CacheCounters:
     """A batch of 1,000 lookups on 500 rows, two lookups a row."""
     moved = created + fetched
@@ -252,6 +302,8 @@ def test_a_cache_that_fills_later_goes_on_at_the_rate_of_that_moment():
     assert expected.written_back_rows == pytest.approx(1600)
     assert expected.fetched_rows == pytest.approx(0)
     assert expected.hit_ratio == pytest.approx(0.8)
+    growing = extrapolate([one_batch(50)] * 4 + [one_batch(100)] * 4, 16, 16, 10**6, 1600, 16, 10.0)
+    assert growing.first_touch_rows == pytest.approx(600 + 8 * 100)  # at most as fast as in the sample
     larger = extrapolate([one_batch(100)] * 8, 32, 32, 10**6, 3200, 32, 10.0)
     assert larger.written_back_rows == 0
 

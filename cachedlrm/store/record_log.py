@@ -31,8 +31,10 @@ from cachedlrm.store.segment import (
 )
 
 _MOST_SEGMENTS = (1 << (32 - PLACE_BITS)) - 1  # the last number of a further one, plus one, would be 2^32
-USED_SHARE = 1.5  # records in segments for each live one; more is rewritten less often, and larger
-_SPARE_SEGMENTS = 4
+USED_SHARE = 1.5
+"""Records in segments for each live one; more is rewritten less often, and larger."""
+SPARE_SEGMENTS = 4
+"""Segments that a log may have beyond that."""
 _SMALL_SEGMENTS = 256  # beyond twice as many as live records need; small ones are made by frequent checkpoints
 _FREE, _FILLING, _WAITING, _STORED = range(4)
 
@@ -302,7 +304,7 @@ class RecordLog:
         sealed = np.flatnonzero((self._state >= _WAITING) & (self._live > 0))
         counts, live = self._count[sealed], self._live[sealed]
         used, needed = int(counts.sum()), int(live.sum())
-        if used > USED_SHARE * needed + _SPARE_SEGMENTS * self._capacity:
+        if used > USED_SHARE * needed + SPARE_SEGMENTS * self._capacity:
             return int(sealed[np.argmin(live / counts)])
         if len(sealed) > 2 * needed // self._capacity + _SMALL_SEGMENTS:
             return int(sealed[np.argmin(live)])
