@@ -136,6 +136,30 @@ def test_time_that_has_passed_gives_way_to_what_goes_on():
     assert progress(80, "writing").index("step") == progress(80, "").index("step")
 
 
+def test_what_is_left_falls_with_every_step():
+    def progress(step: int) -> str:
+        stream = io.StringIO()
+        view = LiveView(HEADER, snapshot(step=500, eta_s=100.0), step=step)
+        rich.console.Console(file=stream, width=80, height=24).print(view)
+        return next(line for line in stream.getvalue().splitlines() if "step " in line)
+
+    assert [progress(step)[-11:] for step in (0, 500, 750, 1000)] == [
+        "ETA 0:01:40", "ETA 0:01:40", "ETA 0:00:50", "ETA 0:00:00"
+    ]  # fmt: skip
+
+
+def test_a_tier_that_is_nearly_full_is_in_another_colour():
+    def device(used: int) -> str:
+        stream = io.StringIO()
+        terminal = rich.console.Console(file=stream, width=80, height=24, force_terminal=True, color_system="standard")
+        terminal.print(LiveView(HEADER, snapshot(device_bytes=used, device_limit_bytes=1000)))
+        return next(line for line in stream.getvalue().splitlines() if "device " in line)
+
+    cyan, yellow = "\x1b[36m", "\x1b[33m"
+    assert (cyan in device(900), yellow in device(900)) == (True, False)
+    assert (cyan in device(910), yellow in device(910)) == (False, True)
+
+
 def test_a_data_path_cannot_break_the_screen():
     hostile = RunHeader("npy:/a\nb\x1b[2J\udcff" + "x" * 300, "m", "c", "m")
     lines = screen(80, 24, header=hostile)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from cachedlrm import foresight
+from cachedlrm.architecture import build_architecture
+from cachedlrm.cache.policies import Lookahead, Static
+from cachedlrm.command_line import parse_plan
+from cachedlrm.data.open import open_dataset
 from cachedlrm.foresight import NEXT_USES_FOLDER
+from cachedlrm.resolve import data_request, resolve
+from cachedlrm.schedule import Schedule
 from cachedlrm.train import main
 from runs import one_line, train
 
@@ -54,6 +60,31 @@ def test_lookahead_that_counts_first_moves_fewer_rows(tmp_path, trick):
     assert (moved(counts) < moved(without)) == (counts["steps"] > 14)  # fewer leave nothing to choose
     assert counts["evicted_rows"] > 0
     assert counts["loss_mean"] == without["loss_mean"]
+
+
+@pytest.mark.parametrize("policy", ["lookahead", "static"])
+def test_counts_are_lookups_of_the_whole_run(policy):
+    # Bags of three ids, two epochs of five batches: equal ids of a batch count as often as they are there.
+    arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10", "--nepochs=2"]
+    options, _ = parse_plan([*arguments, f"--policy={policy}", *(["--count-rows"] if policy == "lookahead" else [])])
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    options = resolve(options, dataset)
+    schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
+    counts = np.zeros(10, np.int64)
+    for batch in schedule.batches():
+        (lookups,) = router(batch)
+        counts += np.bincount(lookups.rows, minlength=10)
+    given = []
+
+    class Counting(Lookahead if policy == "lookahead" else Static):
+        def take_counts(self, row_counts):
+            given.append(row_counts)
+
+    known = counts // 2 if policy == "static" else None  # of an epoch, as prepared data has them
+    caches = [[Counting(4, 10, 1) if policy == "lookahead" else Counting(4, 10)]]
+    foresight.inform_policies(caches, [10], router, schedule, options, Path("unused"), known)
+    assert [array.tolist() for array in given] == [counts.tolist()]
+    assert counts.max() > 20  # more than there are samples in two batches
 
 
 def test_counting_is_for_lookahead(tmp_path, capsys):

@@ -191,6 +191,12 @@ def test_a_gpu_that_is_not_there_can_be_planned(capsys):
     assert list(plan["step_ms_at_least"]) == ["device memory"]
 
 
+def test_without_a_device_profile_most_of_what_is_free_is_the_budget(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("cachedlrm.resolve.free_device_bytes", lambda device: 20_000_000)
+    assert planned(capsys, "--device=cuda", "--gpu-budget=auto")["device_limit_bytes"] == 18_000_000
+
+
 # --- the prediction
 
 
