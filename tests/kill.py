@@ -117,7 +117,7 @@ def torture(num_kills: int, seed: int, folder: Path) -> tuple[int, int, list[str
     """Kills until there were ``num_kills``; (passed, failed, what failed)."""
     dice = random.Random(seed)
     record_log.segment_bytes = lambda _: 16 << 10  # small, so that segments fill, die and are reclaimed
-    record_log._SPARE_SEGMENTS = 1
+    record_log.SPARE_SEGMENTS = 1
     database._GATHERED_BYTES = 1  # every segment in a transaction of its own, also between checkpoints
     whole, seconds = {}, {}
     for optimizer in OPTIMIZERS:

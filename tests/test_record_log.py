@@ -26,7 +26,7 @@ WIDTH, NUM_ROWS, CAPACITY = 3, 500, 16
 def small_transactions(monkeypatch):
     """So that segments are written, and moved, all the time."""
     monkeypatch.setattr(database_module, "_GATHERED_BYTES", 1)
-    monkeypatch.setattr(record_log_module, "_SPARE_SEGMENTS", 1)
+    monkeypatch.setattr(record_log_module, "SPARE_SEGMENTS", 1)
 
 
 def opened(path: Path, resumes: bool = False, map_bytes: int = 1 << 20, **identity: str) -> Database:
