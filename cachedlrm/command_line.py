@@ -23,8 +23,6 @@ from cachedlrm import __version__
 from cachedlrm.config import (
     Budget,
     Bytes,
-    InferenceOptions,
-    ModelOptions,
     Options,
     PlanCommand,
     Planning,
@@ -33,6 +31,7 @@ from cachedlrm.config import (
     SimulationCommand,
 )
 from cachedlrm.errors import UserError
+from cachedlrm.option_checks import check_options
 from cachedlrm.output import Output
 from cachedlrm.text import as_argument, as_utf8
 
@@ -62,7 +61,7 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
         options = _parse(tokens)
     if options.run.resume is not None:
         return _resumed(options.run.resume, tokens)
-    return _check(options)
+    return check_options(options)
 
 
 def _with_profiles(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -92,7 +91,7 @@ def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
     if command.options.run.resume is not None:
         run = command.options.run.resume
         raise UserError(f"--resume {run} is for training; plan the run by --profile {run / 'config.toml'}")
-    return _check(command.options), command.plan
+    return check_options(command.options), command.plan
 
 
 def _parse_plan(arguments: Sequence[str]) -> PlanCommand:
@@ -113,7 +112,7 @@ def _resumed(run_dir: Path, tokens: Sequence[str]) -> Options:
     if not config.is_file():
         raise UserError(f"--resume {run_dir} holds no run (config.toml is missing); start it without --resume")
     before = load_options(config)
-    options = _check(_parse([*_not_given(_profile_arguments(config), tokens, _SIZES), *tokens]))
+    options = check_options(_parse([*_not_given(_profile_arguments(config), tokens, _SIZES), *tokens]))
     for group in dataclasses.fields(Options):
         for field in dataclasses.fields(getattr(options, group.name)):
             then, now = (getattr(getattr(side, group.name), field.name) for side in (before, options))
@@ -175,7 +174,7 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
         cache=cache,
         run=RunOptions(device="cpu", steps=command.simulation.steps),
     )
-    return _check(options), command.simulation
+    return check_options(options), command.simulation
 
 
 def _parse_simulation(arguments: Sequence[str]) -> SimulationCommand:
@@ -188,7 +187,7 @@ def load_options(path: Path) -> Options:
     Raises:
         UserError: the file is missing or wrong.
     """
-    return _check(_parse(_profile_arguments(path)))
+    return check_options(_parse(_profile_arguments(path)))
 
 
 def to_toml(options: Options) -> str:
@@ -338,69 +337,6 @@ def _mistake(message: str) -> UserError:
     return UserError(" ".join(message.split()))
 
 
-def _check(options: Options) -> Options:
-    """What no single option shows, and what reads better with the sizes themselves."""
-    cache, model = options.cache, options.model
-    if cache.gpu_cache_ratio is not None and cache.gpu_cache_rows is not None:
-        both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
-        raise UserError(f"{both} exclude each other; give one of them")
-    if cache.count_rows and cache.policy != "lookahead":
-        raise UserError(f"--count-rows is for --policy lookahead and the policy is {cache.policy}; drop it")
-    _check_tricks(model)
-    _check_inference(options.inference, model, options.run)
-    rate = options.optimisation
-    if rate.lr_num_decay_steps and rate.lr_decay_start_step < rate.lr_num_warmup_steps:
-        raise UserError(
-            f"--lr-decay-start-step {rate.lr_decay_start_step} lies before the end of the warm-up, "
-            f"--lr-num-warmup-steps {rate.lr_num_warmup_steps}; let the decay start there or later"
-        )
-    bot, dim = model.arch_mlp_bot, model.arch_sparse_feature_size
-    if bot is not None and len(bot) < 2:
-        raise UserError(
-            f"--arch-mlp-bot {bot[0]} needs at least two sizes: the dense features and the embedding dimension"
-        )
-    if bot is not None and dim is not None and bot[-1] != dim * model.vectors_per_feature:
-        wanted = f"{2 * dim}, twice that for --qr-operation concat" if model.vectors_per_feature == 2 else str(dim)
-        raise UserError(f"--arch-mlp-bot ends in {bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {wanted}")
-    if model.arch_mlp_top is not None and model.arch_mlp_top[-1] != 1:
-        raise UserError(f"--arch-mlp-top ends in {model.arch_mlp_top[-1]}; it must end in 1, one prediction a sample")
-    return options
-
-
-def _check_tricks(model: ModelOptions) -> None:
-    """Table tricks that exclude each other, as in facebookresearch/dlrm."""
-    chosen = [name for name, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)) if given]
-    if model.loss_function != "wbce" and model.loss_weights != (1.0, 1.0):
-        weights = "-".join(map(str, model.loss_weights))
-        raise UserError(f"--loss-weights {weights} are those of --loss-function wbce; add it or drop them")
-    if model.weighted_pooling is not None:
-        chosen.append(f"--weighted-pooling {model.weighted_pooling}")
-    if len(chosen) > 1:
-        raise UserError(f"{' and '.join(chosen)} exclude each other; give one of them")
-
-
-def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions) -> None:
-    """What serving rules out, as in facebookresearch/dlrm."""
-    mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
-    embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
-    quantized = [name for name in (mlp, embeddings) if not name.endswith(" 32")]
-    if inference.inference_only and run.steps:
-        raise UserError(f"--steps {run.steps} trains and --inference-only does not; drop one of them")
-    for option, given in (
-        (f"--profile-trace {run.profile_trace}", run.profile_trace),
-        ("--tensorboard", run.tensorboard),
-    ):
-        if inference.inference_only and given:
-            raise UserError(f"{option} is about training and --inference-only does none; drop one of them")
-    if quantized and not inference.inference_only:
-        raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
-    if quantized and inference.save_onnx:
-        raise UserError(f"--save-onnx writes the model as it is, not with {quantized[0]}; drop one of them")
-    for flag, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)):
-        if embeddings in quantized and given:
-            raise UserError(f"{embeddings} takes plain tables, not those of {flag}; drop one of them")
-
-
 def _profile_arguments(path: Path) -> list[str]:
     """A profile's values spelled as a command line, each as one ``--option=value``."""
     try:
@@ -451,11 +387,11 @@ def _toml_types(annotation: Any) -> tuple[tuple[type, ...], str]:
 def _refuse_profile(path: Path, arguments: Mapping[str, str]) -> None:
     """Refuses values that are wrong or do not fit each other; names the file and, if one alone is wrong, its place."""
     try:
-        _check(_parse(list(arguments.values())))
+        check_options(_parse(list(arguments.values())))
     except UserError as together:
         for place, argument in arguments.items():
             try:
-                _check(_parse([argument]))
+                check_options(_parse([argument]))
             except UserError as alone:
                 if str(alone) == str(together):  # an option may also be wrong only because it is alone here
                     raise _mistake(f"{path}: {place}: {alone}") from alone

@@ -70,8 +70,11 @@ def inform_policies(
         epochs = -(-schedule.num_batches // schedule.batches_per_epoch)
         for policies, group_counts in zip(by_group, counts, strict=True):
             for policy in policies:
-                assert isinstance(policy, Static | Lookahead)
-                policy.take_counts(group_counts * epochs)
+                if isinstance(policy, Lookahead):
+                    policy.take_counts(group_counts, epochs)
+                else:
+                    assert isinstance(policy, Static)
+                    policy.take_counts(group_counts)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
         read_next_uses(num_rows, router, schedule, options, folder, tell=tell)

@@ -14,6 +14,12 @@ PREPARING_PHASES = ("plan", "evict", "admit")
 TABLE_COUNTS = ("lookups", "hit_lookups", "working_set_rows", "first_touch_rows")
 """What is also counted table by table: columns of the arrays [tables, 4] int64, named as in `CacheCounters`."""
 
+
+def waiting_phases(prefetch_depth: int | None) -> tuple[str, ...]:
+    """Phases in which the training thread does not train for want of rows; where it prepares them itself, those too."""
+    return ("wait",) if prefetch_depth != 0 else ("wait", *PREPARING_PHASES)
+
+
 MetricsRow = dict[str, float | int | None]
 
 
@@ -68,6 +74,21 @@ class CacheCounters:
 
     def __sub__(self, other: "CacheCounters") -> "CacheCounters":
         return CacheCounters(*map(operator.sub, _values(self), _values(other)))
+
+    def as_json(self) -> dict[str, float | int]:
+        """What ``report.json`` and ``cachedlrm.simulate`` say of them, by key."""
+        return {
+            "lookups": self.lookups,
+            "hit_ratio": self.hit_ratio,
+            "working_set_rows": self.working_set_rows,
+            "unique_hit_ratio": self.unique_hit_ratio,
+            "first_touch_rows": self.first_touch_rows,
+            "fetched_rows": self.fetched_rows,
+            "evicted_rows": self.evicted_rows,
+            "written_back_rows": self.written_back_rows,
+            "fetched_bytes": self.fetched_bytes,
+            "written_back_bytes": self.written_back_bytes,
+        }
 
     @property
     def moved_rows(self) -> int:
@@ -161,6 +182,7 @@ class Snapshot:
         evaluated: whether there has been an evaluation.
         disk_bytes: of the store's file; None without one.
         disk_limit_bytes: those and what is free beside it.
+        prefetch_depth: batches prepared ahead; 0: the training thread prepares each itself.
     """
 
     step: int
@@ -189,12 +211,15 @@ class Snapshot:
     evaluated: bool = False
     disk_bytes: int | None = None
     disk_limit_bytes: int | None = None
+    prefetch_depth: int | None = None
 
     @property
     def waited_share(self) -> float:
-        """Recent share of waiting in what the training thread did; plan, evict and admit are the prefetch thread's."""
-        spent = sum(self.phase_ms.get(phase, 0.0) for phase in PHASES if phase not in PREPARING_PHASES)
-        return self.phase_ms.get("wait", 0.0) / spent if spent > 0 else 0.0
+        """Recent share of waiting for rows in what the training thread did."""
+        waiting = waiting_phases(self.prefetch_depth)
+        beside = set(PREPARING_PHASES) - set(waiting)  # the prefetch thread's
+        spent = sum(self.phase_ms.get(phase, 0.0) for phase in PHASES if phase not in beside)
+        return sum(self.phase_ms.get(phase, 0.0) for phase in waiting) / spent if spent > 0 else 0.0
 
 
 def finite(value: float | None) -> float | None:

@@ -1,6 +1,5 @@
 """What a run will do, from the ids of its first batches: hits, rows moved, and the highest speed it can have."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from cachedlrm.budget import CacheRequest, size_device
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.foresight import Tell, tell_nobody
-from cachedlrm.metrics import CacheCounters
+from cachedlrm.metrics import CacheCounters, finite
 from cachedlrm.roofline import step_ms
 from cachedlrm.schedule import Schedule
 from cachedlrm.simulation import planned_batches
@@ -94,7 +93,7 @@ class Prediction:
             "fetched_rows_per_step": chosen.per_step(chosen.fetched_rows),
             "first_touch_rows_per_step": chosen.per_step(chosen.first_touch_rows),
             "moved_bytes_per_step": chosen.moved_bytes_per_step,
-            "samples_per_s_at_most": self.samples_per_s_at_most,
+            "samples_per_s_at_most": finite(self.samples_per_s_at_most),
             "sampled_batches": self.sampled_batches,
             "batches": self.num_batches,
         }
@@ -144,12 +143,9 @@ def predict(
     """
     schedule = Schedule(options, dataset.train)
     sampled = min(sampled_batches, schedule.num_batches)
-    ahead = tiers.window if options.cache.policy == "lookahead" else 0  # its last batch also sees so many
-    known = min(sampled + ahead, schedule.num_batches)
-    steps = schedule.steps(known - 1)[1] if known else 0
-    sample = replace(
-        options, run=replace(options.run, steps=steps), cache=replace(options.cache, report_min=False)
-    )  # fmt: skip
+    # Batches behind the sample need not be known to policy lookahead: their rows cannot hit in it.
+    steps = schedule.steps(sampled - 1)[1] if sampled else 0
+    sample = replace(options, run=replace(options.run, steps=steps), cache=replace(options.cache, report_min=False))
     workload, rows = tiers.workload, tiers.workload.num_rows
     ratios = sorted({min(1.0, tiers.device.quota_slots / rows * multiple) for multiple in _CURVE})
     others = [
@@ -158,8 +154,7 @@ def predict(
     ]
     sizes = [tiers.device, *(size for size in others if size.quota_slots != tiers.device.quota_slots)]
     courses: list[list[CacheCounters]] = [[] for _ in sizes]
-    planned = itertools.islice(planned_batches(sample, dataset, [size.groups for size in sizes]), sampled)
-    for index, counters in enumerate(planned):
+    for index, counters in enumerate(planned_batches(sample, dataset, [size.groups for size in sizes])):
         tell(index / sampled)
         for course, one in zip(courses, counters, strict=True):
             course.append(one)

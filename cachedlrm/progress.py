@@ -65,7 +65,12 @@ class Progress:
         )
         saved = dict(job.checkpoint.progress) if job.checkpoint is not None else {}
         pending = [loss for loss in saved.pop("pending_losses", []) if isinstance(loss, float)]
-        self._pending = torch.empty(len(pending) + most, device=job.device)
+        try:
+            self._pending = torch.empty(len(pending) + most, device=job.device)
+        except (MemoryError, RuntimeError, TypeError) as error:  # torch's allocators, and numbers beyond int64
+            raise UserError(
+                f"--print-freq {self._print_freq} keeps the losses of so many steps in memory; lower it"
+            ) from error
         self._pending[: len(pending)] = torch.tensor(pending)
         self._num_pending = len(pending)
         self._losses: list[float] = []
@@ -287,6 +292,7 @@ class Progress:
             evaluated=self._evaluated,
             disk_bytes=disk,
             disk_limit_bytes=disk_limit,
+            prefetch_depth=job.options.cache.prefetch_depth,
         )
         self._counters_at_snapshot = self._counters
         self._seconds_at_snapshot, self._samples_at_snapshot = self._seconds, self._samples

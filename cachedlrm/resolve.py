@@ -181,10 +181,13 @@ def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
             f"--device-reserved {format_bytes(reserved)} leaves nothing of --device-memory {format_bytes(memory)}; "
             "lower it"
         )
-    if memory is not None:
-        return memory - reserved
+    free = None
     if device.type == "cuda" and torch.cuda.is_available():
-        return int(_SHARE_OF_FREE * free_device_bytes(device))
+        free = int(_SHARE_OF_FREE * free_device_bytes(device))
+    if memory is not None:  # of a card like this one, or of a smaller one
+        return memory - reserved if free is None else min(memory - reserved, free)
+    if free is not None:
+        return free
     raise UserError(
         "--gpu-budget auto: there is no CUDA device whose free memory to take; name a device by --profile (such as "
         "rtx3050-4gb), or give its --device-memory or a --gpu-budget in bytes"

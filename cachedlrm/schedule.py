@@ -87,6 +87,8 @@ class Schedule:
         return last == self.num_steps or (every is not None and last // every > first // every)
 
     def largest_working_sets(self, router: Router) -> tuple[int, ...]:
-        """The most unique rows in one batch of the run, counted, in each group of tables."""
-        counts = [[len(np.unique(lookups.rows)) for lookups in router(batch)] for batch in self.one_epoch()]
-        return tuple(map(max, zip(*counts, strict=True)))
+        """The most unique rows in one batch of the run, counted, in each group of tables; 0 without any batch."""
+        largest = (0,) * router.num_groups
+        for batch in self.one_epoch():
+            largest = tuple(map(max, largest, (len(np.unique(lookups.rows)) for lookups in router(batch))))
+        return largest

@@ -67,21 +67,11 @@ def simulate(arguments: Sequence[str]) -> None:
 
 def as_json(point: CurvePoint, num_steps: int, link_bandwidth: int) -> dict[str, float | int | None]:
     """One size of cache, with the keys of ``report.json`` where they mean the same."""
-    counters = point.counters
     return {
         "cache_ratio": point.ratio,
         "cache_slots": point.cache_slots,
-        "lookups": counters.lookups,
-        "hit_ratio": counters.hit_ratio,
-        "working_set_rows": counters.working_set_rows,
-        "unique_hit_ratio": counters.unique_hit_ratio,
-        "first_touch_rows": counters.first_touch_rows,
-        "fetched_rows": counters.fetched_rows,
-        "evicted_rows": counters.evicted_rows,
-        "written_back_rows": counters.written_back_rows,
-        "fetched_bytes": counters.fetched_bytes,
-        "written_back_bytes": counters.written_back_bytes,
-        "moved_rows_min": counters.moved_rows_min or None,
+        **point.counters.as_json(),
+        "moved_rows_min": point.counters.moved_rows_min or None,
         "link_ms": link_ms(point, num_steps, link_bandwidth),
     }
 

@@ -121,11 +121,11 @@ def _test_batch_size(options: Options, dataset: Dataset) -> int:
 def _request(options: Options, device: torch.device) -> tuple[CacheRequest, int]:
     """The slots that are asked for, and the bytes the device may hold."""
     cache = options.cache
-    if options.inference.inference_only:
-        return CacheRequest(None, 1, None), _free_bytes(device)
     assert cache.gpu_budget != "auto"  # resolved
     request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget)
-    if request == CacheRequest(None, None, None):
+    if options.inference.inference_only:  # rows are read where they are
+        request = replace(request, ratio=None, rows=1)
+    elif request == CacheRequest(None, None, None):
         request = replace(request, ratio=1.0)
     return request, cache.gpu_budget or _free_bytes(device)
 

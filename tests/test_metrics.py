@@ -59,6 +59,9 @@ def test_waiting_is_a_share_of_the_training_thread():
     assert snapshot(phase_ms=dict.fromkeys(PHASES, 0.0)).waited_share == 0.0
     assert snapshot(phase_ms={"wait": 3.0, "plan": 9.0}).waited_share == 1.0
     assert set(PREPARING_PHASES) < set(PHASES)
+    # Without a prefetch thread the training thread waits for what it prepares: 0.5 + 3.1 + 0.4 + 0.7 of 54.2.
+    assert snapshot(prefetch_depth=0).waited_share == pytest.approx(4.7 / 54.2)
+    assert snapshot(prefetch_depth=2).waited_share == snapshot().waited_share
 
 
 def test_a_line_has_the_keys_of_the_contract():

@@ -195,6 +195,10 @@ def test_without_a_device_profile_most_of_what_is_free_is_the_budget(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("cachedlrm.resolve.free_device_bytes", lambda device: 20_000_000)
     assert planned(capsys, "--device=cuda", "--gpu-budget=auto")["device_limit_bytes"] == 18_000_000
+    profile = ["--device=cuda", "--gpu-budget=auto", "--device-memory=10MB"]
+    assert planned(capsys, *profile)["device_limit_bytes"] == 10_000_000
+    larger = [*profile[:2], "--device-memory=4GiB"]  # of which others hold the rest
+    assert planned(capsys, *larger)["device_limit_bytes"] == 18_000_000
 
 
 # --- the prediction
@@ -215,7 +219,7 @@ def test_a_sample_of_all_batches_is_the_run(tmp_path, policy):
     assert run["cache_slots"] in slots
     text = (tmp_path / "run" / "report.md").read_text()
     assert "## Prediction and measurement" in text
-    assert f"| hit ratio over lookups | {run['hit_ratio']:.2%} | {run['hit_ratio']:.2%} |" in text
+    assert f"| hit ratio | {run['hit_ratio']:.2%} | {run['hit_ratio']:.2%} | +0.00 points |" in text
 
 
 def test_without_a_wish_nothing_is_predicted(tmp_path):

@@ -242,6 +242,12 @@ def test_lookups_left_are_those_of_the_run_and_never_negative():
     policy.announce(batch, np.full(2, NEVER, np.int32))
     policy.use(batch, np.array([0, 1]))
     assert policy.keys[:2].tolist() == [2**30 - 3, 2**30 - 2]
+    policy.take_counts(np.full(NUM_ROWS, 5), epochs=3)
+    policy.use(batch, np.array([0, 1]))
+    assert policy.keys[:2].tolist() == [13, 14]
+    policy.take_counts(np.full(NUM_ROWS, 2**40), epochs=3)  # clipped before it is multiplied
+    policy.use(batch, np.array([0, 1]))
+    assert policy.keys[:2].tolist() == [3 * ((2**30 - 1) // 3) - 2, 3 * ((2**30 - 1) // 3) - 1]
     policy.take_counts(np.ones(NUM_ROWS, np.int64))
     policy.use(batch, np.array([0, 1]))
     assert policy.keys[:2].tolist() == [0, 0]

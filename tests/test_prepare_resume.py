@@ -63,8 +63,8 @@ def uninterrupted(tmp_path: Path, days: list) -> dict[str, bytes]:
     return contents(tmp_path / "whole")
 
 
-def test_killed_again_and_again_and_resumed(tmp_path, days, monkeypatch):
-    every = 201
+@pytest.mark.parametrize("every", [101, 401])
+def test_killed_again_and_again_and_resumed(tmp_path, days, monkeypatch, every):
     wanted = uninterrupted(tmp_path, days)
     events = 0
 
@@ -136,14 +136,8 @@ def test_what_was_parsed_is_not_parsed_again(tmp_path, days, monkeypatch, capsys
     assert contents(tmp_path / "out") == wanted
 
 
-@pytest.mark.parametrize(
-    ("number", "place"),
-    [
-        (signal.SIGINT, (spool.Spool, "commit")),
-        (signal.SIGTERM, (tables.TableBuilder, "_map")),
-        (signal.SIGINT, (work.Work, "publish")),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", [(spool.Spool, "commit"), (tables.TableBuilder, "_map"), (work.Work, "publish")])
 def test_a_signal_says_that_the_command_resumes(tmp_path, days, monkeypatch, capsys, number, place):
     wanted = uninterrupted(tmp_path, days)
     function, calls = getattr(*place), []

@@ -354,3 +354,11 @@ def test_a_set_numba_cache_is_kept(monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/somewhere")
     done = subprocess.run([sys.executable, "-c", NO_PLACE], capture_output=True, text=True, check=True)
     assert done.stdout == "/somewhere\n"
+
+
+def test_a_command_under_a_profiler_ends_as_others_do():
+    """The profiler prints when the interpreter ends, which `os._exit` leaves out."""
+    child = "import cProfile; cProfile.run('from cachedlrm.program import end_program; end_program(3)', sort='name')"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False)
+    assert done.returncode == 0  # cProfile keeps the status to itself
+    assert "end_program" in done.stdout

@@ -1,6 +1,7 @@
 """The command as a user runs it: its files, its exit statuses, its one line for bad input."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,27 @@ def test_bfloat16_is_exact_under_the_cache_and_near_32_bits(tmp_path):
     assert cached["loss_mean"] == pytest.approx(full["loss_mean"], rel=0.01)
     dense = [run["device_bytes_breakdown"]["dense"] for run in (cached, full)]
     assert dense[0] > dense[1]
+
+
+def test_losses_that_no_memory_holds_are_one_line(tmp_path, capsys):
+    huge = str(2**62)
+    assert main([*SMALL, "--print-freq", huge, "--steps", huge, "--run-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --print-freq {huge} keeps the losses of so many steps in memory; lower it\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--steps=0"], ["--inference-only"], ["--steps=0", "--md-flag", "--md-threshold=10"]]
+)
+def test_a_budget_binds_runs_that_train_nothing(tmp_path, capsys, options):
+    assert main([*SMALL, *options, "--gpu-budget=1KB", "--run-dir", str(tmp_path / "small")]) == 2
+    message = capsys.readouterr().err
+    budget = re.search(r"the smallest --gpu-budget ([\d.]+ \w+)", message)
+    assert message.count("\n") == 1
+    assert main([*SMALL, *options, f"--gpu-budget={budget[1]}", "--run-dir", str(tmp_path / "enough")]) == 0
+    assert report(tmp_path / "enough")["device_limit_bytes"] < 2_000_000
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is taken there")

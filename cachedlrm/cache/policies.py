@@ -118,9 +118,10 @@ class Lookahead(Lrfu):
         self._next_planned = 0
         self._left: Int32s | None = None  # by row
 
-    def take_counts(self, row_counts: Int64s) -> None:
-        """Takes the lookups of each row [num_rows] over the run, where they are known beforehand."""
-        self._left = np.minimum(row_counts, self.known_from - 1).astype(np.int32)
+    def take_counts(self, row_counts: Int64s, epochs: int = 1) -> None:
+        """Takes the lookups of each row [num_rows] in an epoch, where they are known beforehand, and the epochs."""
+        self._left = np.minimum(row_counts, (self.known_from - 1) // epochs).astype(np.int32)
+        self._left *= epochs
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         size = working_set.num_rows

@@ -1,9 +1,8 @@
 """Rows into the slab."""
 
-import numba
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
+
+from cachedlrm.store.host import scatter_rows
 
 
 def scatter(slab: Tensor, slots: Tensor, records: Tensor) -> None:
@@ -14,12 +13,4 @@ def scatter(slab: Tensor, slots: Tensor, records: Tensor) -> None:
     if slab.is_cuda:
         slab.index_copy_(0, slots, records)
     else:
-        _scatter(slab.numpy(), slots.numpy(), records.numpy())
-
-
-@numba.njit(cache=True, nogil=True)
-def _scatter(slab: NDArray[np.float32], slots: NDArray[np.int64], records: NDArray[np.float32]) -> None:
-    for number in range(len(slots)):
-        slot = slots[number]
-        for column in range(records.shape[1]):
-            slab[slot, column] = records[number, column]
+        scatter_rows(slab.numpy(), slots.numpy(), records.numpy())

@@ -71,6 +71,10 @@ class Router:
             for parts in groups
         ]
 
+    @property
+    def num_groups(self) -> int:
+        return len(self._groups)
+
     def __call__(self, batch: Batch) -> tuple[Lookups, ...]:
         """The batch's lookups, group by group."""
         if self.is_identity:

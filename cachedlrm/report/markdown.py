@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from cachedlrm.live_view import format_seconds, sparkline
 from cachedlrm.metrics import PREPARING_PHASES, MetricsRow
 from cachedlrm.report.curves import disk_bytes
+from cachedlrm.report.foreseen import HEADER, foreseen
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.totals import RunTotals
-from cachedlrm.report.typed_report import parse_report
+from cachedlrm.report.typed_report import Report, parse_report
 from cachedlrm.report.words import summary
 from cachedlrm.units import format_bytes
 
@@ -42,12 +43,13 @@ def report_markdown(totals: RunTotals, report: Mapping[str, object], rows: Seque
         header, *lines = totals.inference.rows()
         sections = ["# Inference report", _table(header, lines)]
     else:
+        typed = parse_report(report)
         sections = [
             "# Training report",
-            summary(parse_report(report), totals.options.cache.prefetch_depth),
+            summary(typed, totals.options.cache.prefetch_depth),
             "## Result\n\n" + _result(totals),
             "## Cache traffic\n\n" + _traffic(totals),
-            *(["## Prediction and measurement\n\n" + _prediction(totals)] if totals.prediction is not None else []),
+            *(["## Prediction and measurement\n\n" + _prediction(typed)] if typed.prediction is not None else []),
             "## Tables that miss most\n\n" + _tables(totals),
             "## Memory\n\n" + _memory(totals, rows),
             "## Where a step's time goes\n\n" + _phases(totals),
@@ -94,31 +96,9 @@ def _traffic(totals: RunTotals) -> str:
     return _table(("", "run", "per step"), [(name, f"{n:,}", f"{n / steps:,.1f}") for name, n in counts.items()])
 
 
-def _prediction(totals: RunTotals) -> str:
-    prediction, counters, steps = totals.prediction, totals.counters, max(1, totals.steps)
-    assert prediction is not None
-    chosen, rate = prediction.chosen, prediction.samples_per_s_at_most
-    measured_bytes = (counters.fetched_bytes + counters.written_back_bytes) // steps
-    rows = [
-        ("hit ratio over lookups", f"{chosen.hit_ratio:.2%}", f"{counters.hit_ratio:.2%}"),
-        (
-            "rows created a step",
-            f"{chosen.per_step(chosen.first_touch_rows):,.1f}",
-            f"{counters.first_touch_rows / steps:,.1f}",
-        ),
-        (
-            "rows fetched a step",
-            f"{chosen.per_step(chosen.fetched_rows):,.1f}",
-            f"{counters.fetched_rows / steps:,.1f}",
-        ),
-        ("moved a step", format_bytes(int(chosen.moved_bytes_per_step)), format_bytes(measured_bytes)),
-        ("samples/s", "-" if rate is None else f"at most {rate:,.0f}", f"{totals.samples_per_s:,.0f}"),
-    ]
-    note = (
-        f"Predicted from the ids of {prediction.sampled_batches:,} of {prediction.num_batches:,} batches; the rate is "
-        "what the described hardware bounds, whatever trains on it."
-    )
-    return _table(("", "predicted", "measured"), rows) + f"\n\n{note}"
+def _prediction(report: Report) -> str:
+    rows, note = foreseen(report)
+    return _table(HEADER, rows) + f"\n\n{note}"
 
 
 def _tables(totals: RunTotals) -> str:

@@ -5,16 +5,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from cachedlrm.metrics import PREPARING_PHASES
+from cachedlrm.metrics import PREPARING_PHASES, waiting_phases
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.curves import changes, curve, disk_bytes, per_step
 from cachedlrm.report.document import document, element, section, table
 from cachedlrm.report.figures import NONE, figures
+from cachedlrm.report.foreseen import HEADER, foreseen
 from cachedlrm.report.runs import Run
 from cachedlrm.report.svg import Axis, Bar, Series, bar_chart, line_chart, share_bar
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report
-from cachedlrm.report.words import key_figures, summary, waiting_phases
+from cachedlrm.report.words import key_figures, summary
 from cachedlrm.units import format_bytes
 
 _SHOWN_TABLES = 26  # before the others have to be unfolded
@@ -211,32 +212,8 @@ def _sizes(report: Report) -> Element:
 
 
 def _prediction(report: Report) -> Element:
-    prediction, steps = report.prediction, max(1, report.steps)
-    assert prediction is not None
-    rows = []
-    for name, predicted, measured, unit in (
-        ("hit ratio", prediction.hit_ratio, report.hit_ratio, RATIO),
-        ("rows created a step", prediction.first_touch_rows_per_step, report.first_touch_rows / steps, NUMBER),
-        ("rows fetched a step", prediction.fetched_rows_per_step, report.fetched_rows / steps, NUMBER),
-        ("bytes moved a step", prediction.moved_bytes_per_step, report.moved_bytes_per_step, BYTES),
-        ("samples a second, at most", prediction.samples_per_s_at_most, report.samples_per_s, NUMBER),
-    ):
-        if predicted is None or measured is None:
-            difference = "-"
-        elif unit is RATIO:
-            difference = f"{(measured - predicted) * 100:+.2f} points"
-        elif name.endswith("at most"):
-            difference = f"{measured / predicted:.1%} of it" if predicted else "-"
-        else:
-            difference = f"{measured / predicted - 1:+.1%}" if predicted else "-"
-        cells = ["-" if value is None else unit.say(value) for value in (predicted, measured)]
-        rows.append((name, *cells, difference))
-    note = (
-        f"Predicted from the ids of {prediction.sampled_batches:,} of {prediction.batches:,} batches; the rate is what "
-        "the described hardware bounds."
-    )
-    figures = table(("", "predicted", "measured", "difference"), rows, "narrow")
-    return section("Was it foreseen?", figures, element("p", note, class_="note"))
+    rows, note = foreseen(report)
+    return section("Was it foreseen?", table(HEADER, rows, "narrow"), element("p", note, class_="note"))
 
 
 def _repeat(run: Run) -> list[Element]:

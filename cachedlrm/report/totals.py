@@ -84,7 +84,6 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         totals: the run.
         arguments: its command line.
     """
-    counters = totals.counters
     report: dict[str, object] = {
         "steps": totals.steps,
         "samples": totals.samples,
@@ -99,16 +98,7 @@ def build_report(totals: RunTotals, arguments: Sequence[str]) -> dict[str, objec
         "temporary_slots": totals.temporary_slots,
         "record_bytes": totals.record_bytes,
         "table_bytes": totals.table_bytes,
-        "lookups": counters.lookups,
-        "hit_ratio": counters.hit_ratio,
-        "working_set_rows": counters.working_set_rows,
-        "unique_hit_ratio": counters.unique_hit_ratio,
-        "first_touch_rows": counters.first_touch_rows,
-        "fetched_rows": counters.fetched_rows,
-        "evicted_rows": counters.evicted_rows,
-        "written_back_rows": counters.written_back_rows,
-        "fetched_bytes": counters.fetched_bytes,
-        "written_back_bytes": counters.written_back_bytes,
+        **totals.counters.as_json(),
         "moved_rows_min": _moved_rows_min(totals),
         "device_peak_bytes": totals.device_peak_bytes,
         "device_limit_bytes": totals.device_limit_bytes,

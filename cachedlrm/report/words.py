@@ -1,6 +1,6 @@
 """A run in words, for somebody who did not start it."""
 
-from cachedlrm.metrics import PREPARING_PHASES
+from cachedlrm.metrics import waiting_phases
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report
 from cachedlrm.units import format_bytes
@@ -34,11 +34,6 @@ def summary(report: Report, prefetch_depth: int | None) -> str:
         f"{format_bytes(moved // report.steps)} a step, and training waited {waited:.2f} ms "
         "a step for rows. Results do not depend on the cache: an uncached run gives the same bits."
     )
-
-
-def waiting_phases(prefetch_depth: int | None) -> tuple[str, ...]:
-    """Phases in which the training thread does not train for want of rows; where it prepares them itself, those too."""
-    return ("wait",) if prefetch_depth != 0 else ("wait", *PREPARING_PHASES)
 
 
 def _waited_ms(report: Report, prefetch_depth: int | None) -> float:

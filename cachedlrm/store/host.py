@@ -26,7 +26,8 @@ def _gather(records: NDArray[np.float32], addresses: NDArray[np.int64], out: NDA
 
 
 @numba.njit(cache=True, nogil=True)
-def _scatter(records: NDArray[np.float32], addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+def scatter_rows(records: NDArray[np.float32], addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    """Stores ``values`` [n, width] in the rows ``addresses`` [n] of ``records``."""
     for index in range(len(addresses)):
         target = addresses[index]
         for column in range(records.shape[1]):
@@ -147,7 +148,7 @@ class HostStore:
         """See `Store`."""
         if len(addresses):
             self._used_rows = max(self._used_rows, int(addresses.max()) + 1)
-            _scatter(self._records, addresses, values)
+            scatter_rows(self._records, addresses, values)
             if self._log is not None:
                 self._changed[addresses] = True
 

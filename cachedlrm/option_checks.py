@@ -1,0 +1,71 @@
+"""What no single option shows, and what reads better with the sizes themselves."""
+
+from cachedlrm.config import InferenceOptions, ModelOptions, Options, RunOptions
+from cachedlrm.errors import UserError
+
+
+def check_options(options: Options) -> Options:
+    """The options, if they fit each other.
+
+    Raises:
+        UserError: they do not; names both sides.
+    """
+    cache, model = options.cache, options.model
+    if cache.gpu_cache_ratio is not None and cache.gpu_cache_rows is not None:
+        both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
+        raise UserError(f"{both} exclude each other; give one of them")
+    if cache.count_rows and cache.policy != "lookahead":
+        raise UserError(f"--count-rows is for --policy lookahead and the policy is {cache.policy}; drop it")
+    _check_tricks(model)
+    _check_inference(options.inference, model, options.run)
+    rate = options.optimisation
+    if rate.lr_num_decay_steps and rate.lr_decay_start_step < rate.lr_num_warmup_steps:
+        raise UserError(
+            f"--lr-decay-start-step {rate.lr_decay_start_step} lies before the end of the warm-up, "
+            f"--lr-num-warmup-steps {rate.lr_num_warmup_steps}; let the decay start there or later"
+        )
+    bot, dim = model.arch_mlp_bot, model.arch_sparse_feature_size
+    if bot is not None and len(bot) < 2:
+        raise UserError(
+            f"--arch-mlp-bot {bot[0]} needs at least two sizes: the dense features and the embedding dimension"
+        )
+    if bot is not None and dim is not None and bot[-1] != dim * model.vectors_per_feature:
+        wanted = f"{2 * dim}, twice that for --qr-operation concat" if model.vectors_per_feature == 2 else str(dim)
+        raise UserError(f"--arch-mlp-bot ends in {bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {wanted}")
+    if model.arch_mlp_top is not None and model.arch_mlp_top[-1] != 1:
+        raise UserError(f"--arch-mlp-top ends in {model.arch_mlp_top[-1]}; it must end in 1, one prediction a sample")
+    return options
+
+
+def _check_tricks(model: ModelOptions) -> None:
+    """Table tricks that exclude each other, as in facebookresearch/dlrm."""
+    chosen = [name for name, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)) if given]
+    if model.loss_function != "wbce" and model.loss_weights != (1.0, 1.0):
+        weights = "-".join(map(str, model.loss_weights))
+        raise UserError(f"--loss-weights {weights} are those of --loss-function wbce; add it or drop them")
+    if model.weighted_pooling is not None:
+        chosen.append(f"--weighted-pooling {model.weighted_pooling}")
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)} exclude each other; give one of them")
+
+
+def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions) -> None:
+    """What serving rules out, as in facebookresearch/dlrm."""
+    mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
+    embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
+    quantized = [name for name in (mlp, embeddings) if not name.endswith(" 32")]
+    if inference.inference_only and run.steps:
+        raise UserError(f"--steps {run.steps} trains and --inference-only does not; drop one of them")
+    for option, given in (
+        (f"--profile-trace {run.profile_trace}", run.profile_trace),
+        ("--tensorboard", run.tensorboard),
+    ):
+        if inference.inference_only and given:
+            raise UserError(f"{option} is about training and --inference-only does none; drop one of them")
+    if quantized and not inference.inference_only:
+        raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
+    if quantized and inference.save_onnx:
+        raise UserError(f"--save-onnx writes the model as it is, not with {quantized[0]}; drop one of them")
+    for flag, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)):
+        if embeddings in quantized and given:
+            raise UserError(f"{embeddings} takes plain tables, not those of {flag}; drop one of them")
