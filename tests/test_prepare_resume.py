@@ -46,6 +46,7 @@ def make_small(set_attribute) -> None:
     set_attribute(formats, "_LEAST_BLOCK", 1000)
     set_attribute(reading, "_COMMIT_S", 0.0)
     set_attribute(pipeline, "SLOT_BYTES", 1 << 23)
+    set_attribute(pipeline, "_resident_bytes", lambda: 400 << 20)  # whatever other tests have left in memory
     set_attribute(vocabulary, "_FIRST_SLOTS", 4)
 
 

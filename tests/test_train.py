@@ -158,7 +158,7 @@ def test_bfloat16_is_exact_under_the_cache_and_near_32_bits(tmp_path):
     runs = {"cached": ["--bf16"], "resident": ["--bf16", "--gpu-cache-ratio=1"], "32": []}
     for name, options in runs.items():
         given = arguments[1:] if name == "resident" else arguments
-        assert main([*SMALL[1:], *given, *options, "--run-dir", str(tmp_path / name)]) == 0
+        assert main([*SMALL, *given, *options, "--run-dir", str(tmp_path / name)]) == 0
     cached, resident, full = (report(tmp_path / name) for name in runs)
     assert cached["evicted_rows"] > 0 == resident["evicted_rows"]
     assert cached["losses"] == resident["losses"] != full["losses"]

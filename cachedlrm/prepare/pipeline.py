@@ -112,7 +112,7 @@ def _number(
     work: Work, format_: Format, options: PrepareOptions, num_train: int, num_samples: int, progress: Progress
 ) -> list[Table]:
     """Vocabularies, and the rows of all lookups; tables side by side, with equal shares of the memory."""
-    free = options.memory_bytes - psutil.Process().memory_info().rss - _RESERVE_BYTES
+    free = options.memory_bytes - _resident_bytes() - _RESERVE_BYTES
     affordable = max(1, free // (_THREAD_BYTES + _LEAST_TABLE_BYTES))
     num_threads = min(options.num_threads, len(format_.table_names), affordable)
     slots = max(_LEAST_TABLE_BYTES, free // num_threads - _THREAD_BYTES) // SLOT_BYTES
@@ -140,6 +140,10 @@ def _number(
             "with --max-ind-range, with another --out"
         )
     return tables
+
+
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
 
 
 def _share_noter(stage: Stage, shares: list[float], number: int, num_samples: int) -> Callable[[float], None]:
