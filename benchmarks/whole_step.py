@@ -1,0 +1,336 @@
+"""The whole training step of a DLRM, ours and others': python benchmarks/whole_step.py [ROUNDS] [WARM_UP_BLOCKS]
+
+Criteo-Kaggle's tables (33.8 M rows), dim 16, 13-512-256-64-16 and 512-256-1, 2,048 samples of one id a table. Ours as a
+user runs it (options, job, prefetch thread, threads and bookkeeping of `cachedlrm.train`) with slots for 1 % and 5 % of
+the rows and for all. With every row resident: FBGEMM's table-batched operator (see peers.py) before layers of torch.nn
+with autograd and torch.optim, and before our dense pass and optimizer, so that only the embeddings differ; and
+torch.nn.EmbeddingBag. All begin with the same parameters and train the same batches, which are read before the clock
+starts, in blocks of 20 steps in turn. Nothing is prepared ahead of a block, so that in its first step ours waits.
+
+Caches are filled first, until all evict, by batches whose rows come and go and are not trained; the first round does
+not count. Writes profiles/whole-step_<date>.md: medians and p10-p90 over ROUNDS (default 30) blocks.
+"""
+
+import gc
+import itertools
+import os
+import queue
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cachedlrm.train has it, for all
+
+import numpy as np
+import torch
+from measuring import Neighbours, described, made_by, write_profile
+from peers import fbgemm_operator, table_major
+from torch import Tensor
+
+from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.command_line import parse_command_line
+from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.data.open import open_dataset
+from cachedlrm.job import Job, build_job
+from cachedlrm.model.dense_optimizer import DenseOptimizer
+from cachedlrm.model.dense_pass import DensePass
+from cachedlrm.model.losses import make_loss
+from cachedlrm.progress import Progress
+from cachedlrm.resolve import data_request, resolve
+
+BLOCK = 20  # steps
+SAMPLES = 2048
+OPTIMIZERS = ("sgd", "rwsadagrad")
+RATIOS = {"ours, 1 %": 0.01, "ours, 5 %": 0.05, "ours, all resident": 1.0}
+FBGEMM, FBGEMM_AND_OURS, TORCH = "FBGEMM, torch.nn layers", "FBGEMM, our dense pass", "torch.nn"
+BASES = (FBGEMM, FBGEMM_AND_OURS, "ours, all resident")
+
+
+@dataclass(frozen=True)
+class Block:
+    """What some steps one after the other took.
+
+    Attributes:
+        step_ms: milliseconds a step.
+        loss: mean.
+        wait_ms: of them, waiting for rows.
+        steady_wait_ms: the same without the first step, which nothing was prepared for.
+        evicted_rows: a step.
+    """
+
+    step_ms: float
+    loss: float
+    wait_ms: float = 0.0
+    steady_wait_ms: float = 0.0
+    evicted_rows: float = 0.0
+
+
+class Training(Protocol):
+    """A model in training."""
+
+    def train(self, batches: list[Batch]) -> Block:
+        """Trains a block."""
+        ...
+
+
+class Ours:
+    """A run of the program, block by block."""
+
+    def __init__(self, optimizer: str, ratio: float, steps: int) -> None:
+        options = parse_command_line(
+            [
+                f"--data=zipf:samples={steps * SAMPLES}", f"--optimizer={optimizer}", f"--gpu-cache-ratio={ratio}",
+                f"--mini-batch-size={SAMPLES}", f"--steps={steps}", f"--print-freq={BLOCK}", "--test-freq=-1",
+            ]
+        )  # fmt: skip
+        dataset = open_dataset(options.data.data, None, data_request(options))
+        self.job = build_job(resolve(options, dataset), dataset, Path())
+        self._trainer = self.job.trainer
+        self._progress = Progress(self.job)
+        cache, depth = self._trainer.cache, self.job.options.cache.prefetch_depth
+        assert depth is not None
+        self._waiting: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        prepared = cache.prepare(iter(self._waiting.get, None))
+        self._prefetcher = Prefetcher(prepared, depth, cache.trained, lambda index: (index + 1) % BLOCK == 0)
+        self._batches = iter(self._prefetcher)
+
+    def _next(self, batches: list[Batch]) -> Iterator:
+        for batch in batches:
+            self._waiting.put(batch)
+        return itertools.islice(self._batches, len(batches))
+
+    def fill(self, batches: list[Batch]) -> None:
+        """Brings the rows of a block into the cache and trains nothing."""
+        cache = self._trainer.cache
+        for batch in self._next(batches):
+            cache.scatter(batch, cache.gather(batch))
+
+    def train(self, batches: list[Batch]) -> Block:
+        """Trains a block as `cachedlrm.train` does, a line of metrics at its end included."""
+        ready, progress, first_wait = self._next(batches), self._progress, None
+        started = time.perf_counter()
+        progress.waits()
+        for batch in ready:
+            if first_wait is None:
+                first_wait = (time.perf_counter() - started) * 1e3
+            progress.received(batch)
+            progress.trained(batch, self._trainer.step(batch))
+            progress.waits()
+        snapshot = progress.snapshot()
+        ended = time.perf_counter()
+        wait, rest = snapshot.phase_ms["wait"], max(1, len(batches) - 1)
+        assert first_wait is not None
+        return Block(
+            step_ms=(ended - started) * 1e3 / len(batches),
+            loss=snapshot.loss,
+            wait_ms=wait,
+            steady_wait_ms=max(0.0, wait * len(batches) - first_wait) / rest,
+            evicted_rows=snapshot.recent.evicted_rows / len(batches),
+        )
+
+    def close(self) -> None:
+        """Ends the prefetch thread."""
+        self._waiting.put(None)
+        self._prefetcher.close()
+        self.job.close()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch of B samples as others take it: [B, num_dense], [B], and ids in the order of their bags."""
+
+    dense: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+Pool = Callable[[Tensor], Tensor]
+"""From ids to the pooled vectors of all bags, [B * T, dim]."""
+
+
+class Resident:
+    """Others' embeddings in a loop as their users write it.
+
+    Args:
+        as_ids: from a batch to ids.
+        step: trains a batch; its loss.
+    """
+
+    def __init__(self, as_ids: Callable[[Batch], Tensor], step: Callable[[Inputs], Tensor]) -> None:
+        self._as_ids = as_ids
+        self._step = step
+
+    def train(self, batches: list[Batch]) -> Block:
+        """Trains a block; the loss is read at its end."""
+        inputs = [
+            Inputs(torch.from_numpy(batch.dense).clone(), torch.from_numpy(batch.labels), self._as_ids(batch))
+            for batch in batches
+        ]
+        started = time.perf_counter()
+        loss = torch.stack([self._step(each) for each in inputs]).mean().item()
+        return Block((time.perf_counter() - started) * 1e3 / len(batches), loss)
+
+
+def with_autograd(job: Job, pool: Pool, sparse: Iterator[torch.nn.Parameter]) -> Callable[[Inputs], Tensor]:
+    """The step of a model of torch.nn modules; ``sparse`` are embeddings that torch.optim moves too."""
+    model = job.architecture.dlrm(job.options.batches.numpy_rand_seed)
+    loss_function = torch.nn.BCELoss()
+    kind = torch.optim.SGD if job.options.optimisation.optimizer == "sgd" else torch.optim.Adagrad
+    optimizer = kind([*model.parameters(), *sparse], lr=job.options.optimisation.learning_rate)
+
+    def step(inputs: Inputs) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_function(model(inputs.dense, [pool(inputs.ids)]), inputs.labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
+    """The step of our dense part behind embeddings that autograd moves."""
+    name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
+    model = job.architecture.dlrm(job.options.batches.numpy_rand_seed)
+    optimizer = DenseOptimizer(name, model)
+    dense_pass = DensePass(model, optimizer.grads, make_loss("bce", (), job.device))
+
+    def step(inputs: Inputs) -> Tensor:
+        pooled = pool(inputs.ids)
+        with torch.inference_mode():
+            prediction = dense_pass.forward(inputs.dense, [pooled.detach()])
+            loss = dense_pass.loss(prediction, inputs.labels)
+            (grad,) = dense_pass.backward(prediction, inputs.labels, adds=False)
+            optimizer.step(rate)
+        pooled.backward(grad)
+        return loss
+
+    return step
+
+
+def others(job: Job) -> dict[str, Training]:
+    """Those that can be had, with ``job``'s initial parameters; torch has no row-wise Adagrad."""
+    rows, dim = job.dataset.train.table_rows, job.options.model.arch_sparse_feature_size
+    name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
+    first_rows = table_offsets(rows)
+    init = job.trainer.cache.groups[0].init
+
+    def pool_of_fbgemm() -> Pool | None:
+        operator = fbgemm_operator(rows, dim, name, rate)
+        if operator is None:
+            return None
+        for first, weights in zip(first_rows, operator.split_embedding_weights(), strict=False):
+            init.fill(np.arange(first, first + len(weights)), weights.detach().numpy())
+        offsets = torch.arange(len(rows) * SAMPLES + 1)
+        return lambda ids: operator(ids, offsets).view(-1, dim)
+
+    found: dict[str, Training] = {}
+    if (pool := pool_of_fbgemm()) is not None:
+        step = with_autograd(job, pool, iter(()))
+        found[FBGEMM] = Resident(lambda batch: table_major(batch, first_rows[:-1]), step)
+    if (pool := pool_of_fbgemm()) is not None:
+        found[FBGEMM_AND_OURS] = Resident(lambda batch: table_major(batch, first_rows[:-1]), with_dense_pass(job, pool))
+    if name == "sgd":
+        bags = torch.nn.EmbeddingBag(sum(rows), dim, mode="sum", sparse=True, include_last_offset=True)
+        init.fill(np.arange(sum(rows)), bags.weight.detach().numpy())
+        offsets = torch.arange(len(rows) * SAMPLES + 1)
+        step = with_autograd(job, lambda ids: bags(ids, offsets), bags.parameters())
+        found[TORCH] = Resident(lambda batch: torch.from_numpy(batch.rows), step)
+    return found
+
+
+def measure(optimizer: str, rounds: int, warm_up: int) -> tuple[dict[str, list[Block]], float]:
+    """Measured blocks, by name, round by round; and the processors that other processes used meanwhile."""
+    steps = (warm_up + 1 + rounds) * BLOCK
+    with ExitStack() as closes:
+        ours = {name: closes.enter_context(closing(Ours(optimizer, ratio, steps))) for name, ratio in RATIOS.items()}
+        job = ours["ours, all resident"].job
+        trainings: dict[str, Training] = {**ours, **others(job)}
+        source = job.dataset.train
+        blocks: dict[str, list[Block]] = {name: [] for name in trainings}
+        gc.collect()
+        gc.freeze()  # as cachedlrm.train does
+        order = list(trainings)
+        for block in range(steps // BLOCK):
+            starts = range(block * BLOCK * SAMPLES, (block + 1) * BLOCK * SAMPLES, SAMPLES)
+            batches = [source.read(start, start + SAMPLES) for start in starts]
+            if block < warm_up:
+                for each in ours.values():
+                    each.fill(batches)
+                continue
+            order.append(order.pop(0))  # so that nobody always follows the same one
+            for name in order:
+                blocks[name].append(trainings[name].train(batches))
+            if block == warm_up:
+                neighbours = Neighbours()
+        busy = neighbours.processors()
+    check_losses(blocks)
+    return {name: each[1:] for name, each in blocks.items()}, busy
+
+
+def check_losses(blocks: dict[str, list[Block]]) -> None:
+    """Ours have the same bits, others nearly: everybody trains the same model on the same batches."""
+    losses = {name: [block.loss for block in each] for name, each in blocks.items()}
+    resident = losses["ours, all resident"]
+    for name, each in losses.items():
+        if name in RATIOS:
+            assert each == resident, f"{name} lost a bit"
+        else:
+            np.testing.assert_allclose(each, resident, rtol=1e-3, err_msg=f"{name} trains something else")
+
+
+def table(blocks: dict[str, list[Block]]) -> str:
+    """One line for each; ratios are taken round by round."""
+    bases = [base for base in BASES if base in blocks]
+    lines = [
+        f"| | ms a step | {' | '.join(f'of {base}' for base in bases)} | wait ms | without a block's first step | "
+        "share of the step | evicted a step |",
+        f"|---|{'---:|' * (len(bases) + 5)}",
+    ]
+    for name, each in blocks.items():
+        cells = [described([block.step_ms for block in each])]
+        for base in bases:
+            ratios = [one.step_ms / other.step_ms for one, other in zip(each, blocks[base], strict=True)]
+            cells.append("1" if name == base else described(ratios, 3))
+        if name in RATIOS:
+            cells += [described([getattr(block, wait) for block in each]) for wait in ("wait_ms", "steady_wait_ms")]
+            share = statistics.median(block.steady_wait_ms / block.step_ms for block in each)
+            cells += [f"{share:.2%}", f"{statistics.mean(block.evicted_rows for block in each):,.0f}"]
+        else:
+            cells += ["-"] * 4
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints and writes the tables."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    warm_up = int(sys.argv[2]) if len(sys.argv) > 2 else 45
+    torch.sparse.check_sparse_tensor_invariants.disable()  # torch.nn's optimizer builds valid ones; else it warns
+    parts = []
+    for optimizer in OPTIMIZERS:
+        blocks, busy = measure(optimizer, rounds, warm_up)
+        gc.unfreeze()
+        gc.collect()  # gigabytes of tables
+        parts += [f"## {optimizer}", table(blocks), f"Other processes used {busy:.2f} processors meanwhile."]
+        print("\n\n".join(parts[-3:]), flush=True)
+    write_profile(
+        "whole-step",
+        "# The whole training step",
+        f"{made_by(__file__)}, {torch.get_num_threads()} threads. Criteo-Kaggle's 26 tables, dim 16, 13-512-256-64-16 "
+        f"and 512-256-1, {SAMPLES:,} samples of one id a table, policy lrfu, prefetch depth 2. Wall time by the clock, "
+        f"median (p10-p90) of {rounds} blocks of {BLOCK} steps after {warm_up * BLOCK:,} batches that filled the "
+        f"caches and {BLOCK} steps that do not count; all in turn in one process, ratios round by round. Losses of "
+        "ours were equal to the last bit, those of others within a thousandth. The share of waiting is that without a "
+        "block's first step, for which nothing was prepared; milliseconds a step include it.",
+        *parts,
+    )
+
+
+if __name__ == "__main__":
+    main()
