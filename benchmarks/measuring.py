@@ -44,8 +44,11 @@ class Neighbours:
         self._started, self._others = time.perf_counter(), _others_seconds()
 
     def processors(self) -> float:
-        """Processors that they kept busy, on average; what a host took from a virtual machine counts too."""
-        return (_others_seconds() - self._others) / (time.perf_counter() - self._started)
+        """Processors that they kept busy, on average; what a host took from a virtual machine counts too.
+
+        To a few hundredths, as clocks of processor time tick; own processes count once they have ended.
+        """
+        return max(0.0, (_others_seconds() - self._others) / (time.perf_counter() - self._started))
 
 
 def _others_seconds() -> float:

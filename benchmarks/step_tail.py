@@ -74,7 +74,7 @@ def main() -> None:
     """Runs, prints and writes the table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else 450
-    if steps < WARM_UP + 2:
+    if steps <= WARM_UP:
         sys.exit(f"STEPS {steps}: the first {WARM_UP} do not count; give more")
     made, threads = made_by(__file__), 0
     jobs = {job: Runs() for job in itertools.product(JOBS, DEPTHS)}

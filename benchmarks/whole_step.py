@@ -19,28 +19,23 @@ import queue
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cachedlrm.train has it, for all
 
 import numpy as np
 import torch
 from measuring import Neighbours, described, made_by, write_profile
-from peers import fbgemm_operator, table_major
-from torch import Tensor
+from other_trainers import FBGEMM, FBGEMM_AND_OURS, Block, Training, others
 
+from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.command_line import parse_command_line
-from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.data.batch import Batch
 from cachedlrm.data.open import open_dataset
-from cachedlrm.job import Job, build_job
-from cachedlrm.model.dense_optimizer import DenseOptimizer
-from cachedlrm.model.dense_pass import DensePass
-from cachedlrm.model.losses import make_loss
+from cachedlrm.job import build_job
 from cachedlrm.progress import Progress
 from cachedlrm.resolve import data_request, resolve
 
@@ -48,35 +43,7 @@ BLOCK = 20  # steps
 SAMPLES = 2048
 OPTIMIZERS = ("sgd", "rwsadagrad")
 RATIOS = {"ours, 1 %": 0.01, "ours, 5 %": 0.05, "ours, all resident": 1.0}
-FBGEMM, FBGEMM_AND_OURS, TORCH = "FBGEMM, torch.nn layers", "FBGEMM, our dense pass", "torch.nn"
 BASES = (FBGEMM, FBGEMM_AND_OURS, "ours, all resident")
-
-
-@dataclass(frozen=True)
-class Block:
-    """What some steps one after the other took.
-
-    Attributes:
-        step_ms: milliseconds a step.
-        loss: mean.
-        wait_ms: of them, waiting for rows.
-        steady_wait_ms: the same without the first step, which nothing was prepared for.
-        evicted_rows: a step.
-    """
-
-    step_ms: float
-    loss: float
-    wait_ms: float = 0.0
-    steady_wait_ms: float = 0.0
-    evicted_rows: float = 0.0
-
-
-class Training(Protocol):
-    """A model in training."""
-
-    def train(self, batches: list[Batch]) -> Block:
-        """Trains a block."""
-        ...
 
 
 class Ours:
@@ -100,7 +67,7 @@ class Ours:
         self._prefetcher = Prefetcher(prepared, depth, cache.trained, lambda index: (index + 1) % BLOCK == 0)
         self._batches = iter(self._prefetcher)
 
-    def _next(self, batches: list[Batch]) -> Iterator:
+    def _next(self, batches: list[Batch]) -> Iterator[PreparedBatch]:
         for batch in batches:
             self._waiting.put(batch)
         return itertools.islice(self._batches, len(batches))
@@ -112,7 +79,7 @@ class Ours:
             cache.scatter(batch, cache.gather(batch))
 
     def train(self, batches: list[Batch]) -> Block:
-        """Trains a block as `cachedlrm.train` does, a line of metrics at its end included."""
+        """Trains a block as `cachedlrm.train` does, a snapshot of its metrics at the end included."""
         ready, progress, first_wait = self._next(batches), self._progress, None
         started = time.perf_counter()
         progress.waits()
@@ -139,110 +106,6 @@ class Ours:
         self._waiting.put(None)
         self._prefetcher.close()
         self.job.close()
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A batch of B samples as others take it: [B, num_dense], [B], and ids in the order of their bags."""
-
-    dense: Tensor
-    labels: Tensor
-    ids: Tensor
-
-
-Pool = Callable[[Tensor], Tensor]
-"""From ids to the pooled vectors of all bags, [B * T, dim]."""
-
-
-class Resident:
-    """Others' embeddings in a loop as their users write it.
-
-    Args:
-        as_ids: from a batch to ids.
-        step: trains a batch; its loss.
-    """
-
-    def __init__(self, as_ids: Callable[[Batch], Tensor], step: Callable[[Inputs], Tensor]) -> None:
-        self._as_ids = as_ids
-        self._step = step
-
-    def train(self, batches: list[Batch]) -> Block:
-        """Trains a block; the loss is read at its end."""
-        inputs = [
-            Inputs(torch.from_numpy(batch.dense).clone(), torch.from_numpy(batch.labels), self._as_ids(batch))
-            for batch in batches
-        ]
-        started = time.perf_counter()
-        loss = torch.stack([self._step(each) for each in inputs]).mean().item()
-        return Block((time.perf_counter() - started) * 1e3 / len(batches), loss)
-
-
-def with_autograd(job: Job, pool: Pool, sparse: Iterator[torch.nn.Parameter]) -> Callable[[Inputs], Tensor]:
-    """The step of a model of torch.nn modules; ``sparse`` are embeddings that torch.optim moves too."""
-    model = job.architecture.dlrm(job.options.batches.numpy_rand_seed)
-    loss_function = torch.nn.BCELoss()
-    kind = torch.optim.SGD if job.options.optimisation.optimizer == "sgd" else torch.optim.Adagrad
-    optimizer = kind([*model.parameters(), *sparse], lr=job.options.optimisation.learning_rate)
-
-    def step(inputs: Inputs) -> Tensor:
-        optimizer.zero_grad()
-        loss = loss_function(model(inputs.dense, [pool(inputs.ids)]), inputs.labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
-    """The step of our dense part behind embeddings that autograd moves."""
-    name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
-    model = job.architecture.dlrm(job.options.batches.numpy_rand_seed)
-    optimizer = DenseOptimizer(name, model)
-    dense_pass = DensePass(model, optimizer.grads, make_loss("bce", (), job.device))
-
-    def step(inputs: Inputs) -> Tensor:
-        pooled = pool(inputs.ids)
-        with torch.inference_mode():
-            prediction = dense_pass.forward(inputs.dense, [pooled.detach()])
-            loss = dense_pass.loss(prediction, inputs.labels)
-            (grad,) = dense_pass.backward(prediction, inputs.labels, adds=False)
-            optimizer.step(rate)
-        pooled.backward(grad)
-        return loss
-
-    return step
-
-
-def others(job: Job) -> dict[str, Training]:
-    """Those that can be had, with ``job``'s initial parameters; torch has no row-wise Adagrad."""
-    rows, dim = job.dataset.train.table_rows, job.options.model.arch_sparse_feature_size
-    name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
-    first_rows = table_offsets(rows)
-    init = job.trainer.cache.groups[0].init
-
-    def pool_of_fbgemm() -> Pool | None:
-        operator = fbgemm_operator(rows, dim, name, rate)
-        if operator is None:
-            return None
-        for first, weights in zip(first_rows, operator.split_embedding_weights(), strict=False):
-            init.fill(np.arange(first, first + len(weights)), weights.detach().numpy())
-        offsets = torch.arange(len(rows) * SAMPLES + 1)
-        return lambda ids: operator(ids, offsets).view(-1, dim)
-
-    found: dict[str, Training] = {}
-    if (pool := pool_of_fbgemm()) is not None:
-        step = with_autograd(job, pool, iter(()))
-        found[FBGEMM] = Resident(lambda batch: table_major(batch, first_rows[:-1]), step)
-    if (pool := pool_of_fbgemm()) is not None:
-        found[FBGEMM_AND_OURS] = Resident(lambda batch: table_major(batch, first_rows[:-1]), with_dense_pass(job, pool))
-    if name == "sgd":
-        bags = torch.nn.EmbeddingBag(sum(rows), dim, mode="sum", sparse=True, include_last_offset=True)
-        init.fill(np.arange(sum(rows)), bags.weight.detach().numpy())
-        offsets = torch.arange(len(rows) * SAMPLES + 1)
-        step = with_autograd(job, lambda ids: bags(ids, offsets), bags.parameters())
-        found[TORCH] = Resident(lambda batch: torch.from_numpy(batch.rows), step)
-    return found
 
 
 def measure(optimizer: str, rounds: int, warm_up: int) -> tuple[dict[str, list[Block]], str]:
