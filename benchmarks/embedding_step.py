@@ -4,49 +4,34 @@ Criteo-Kaggle's tables (33.8 M rows), dim 16, 2,048 samples of one id a table, f
 with slots for 1 % and 5 % of the rows and for all: "prepare" is working set, plan, eviction, write-back, fetch and
 first touches, here in the thread that trains; "train" is pooling and moving the rows, all that is left to that thread
 with a prefetch thread beside it. Others with every row resident: one torch.nn.EmbeddingBag over all tables with sparse
-gradients, and FBGEMM's table-batched operator if it can be loaded (pip install --target DIR --no-deps
-fbgemm-gpu-cpu==1.8.0; PYTHONPATH=DIR). All take the same batches in turn, one step each, so that a machine whose speed
-drifts treats them alike; caches are filled first, until they evict. Medians and p10-p90 over STEPS (default 200) steps.
-With one thread the clock is the thread's processor time, which neighbours on a shared machine stretch less than they
-stretch wall time. Writes profiles/embedding-step_<date>.md.
+gradients, and FBGEMM's table-batched operator if it can be loaded (see peers.py). All take the same batches in turn,
+one step each, so that a machine whose speed drifts treats them alike; caches are filled first, until they evict.
+Medians and p10-p90 over STEPS (default 200) steps. With one thread the clock is the thread's processor time, which
+neighbours on a shared machine stretch less than they stretch wall time. Writes profiles/embedding-step_<date>.md.
 """
 
 import gc
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
+from measuring import described, made_by, write_profile
+from peers import fbgemm_operator, table_major
 
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
-from cachedlrm.data.batch import Batch
+from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
-from cachedlrm.report.environment import cpu_model
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 from cachedlrm.trainer import RowUpdate
 
-try:
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
-except (ImportError, OSError):
-    SplitTableBatchedEmbeddingBagsCodegen = None
-
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = CRITEO_KAGGLE_ROWS
 DIM, SAMPLES, RATE = 16, 2048, 0.01
 RATIOS = {"1 %": 0.01, "5 %": 0.05, "all": 1.0}
@@ -114,26 +99,17 @@ def of_torch(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
 
 def of_fbgemm(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
     """FBGEMM's operator, whose backward pass moves the rows; no Adam on the CPU."""
-    if SplitTableBatchedEmbeddingBagsCodegen is None or optimizer == "adam":
+    operator = fbgemm_operator(ROWS, DIM, optimizer, RATE)
+    if operator is None:
         return None
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rwsadagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    operator = SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows in ROWS],
-        optimizer=kinds[optimizer], learning_rate=RATE, eps=1e-10, pooling_mode=PoolingMode.SUM, device="cpu",
-    )  # fmt: skip
     for weights in operator.split_embedding_weights():
         weights.uniform_(-0.01, 0.01)
-    first_rows = np.concatenate([[0], np.cumsum(ROWS[:-1])])
+    first_rows = table_offsets(ROWS)[:-1]
     grads = grad.view(SAMPLES, len(ROWS) * DIM)
     offsets = torch.arange(len(ROWS) * SAMPLES + 1)
 
     def step(batch: Batch) -> dict[str, float]:
-        # Its bags are table-major: made before the clock starts.
-        ids = torch.from_numpy(np.ascontiguousarray((batch.rows.reshape(SAMPLES, -1) - first_rows).T).ravel())
+        ids = table_major(batch, first_rows)  # made before the clock starts
         started = clock()
         operator(ids, offsets).backward(grads)
         return {"FBGEMM table-batched, resident": (clock() - started) * 1e3}
@@ -159,12 +135,6 @@ def measure(
     return times, evicted
 
 
-def described(times: list[float]) -> str:
-    """Median (p10-p90)."""
-    low, high = np.quantile(times, [0.1, 0.9])
-    return f"{statistics.median(times):.2f} ({low:.2f}-{high:.2f})"
-
-
 def main() -> None:
     """Measures, prints and writes the table."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
@@ -181,27 +151,20 @@ def main() -> None:
         for name, times in results[optimizer].items():
             print(f"{optimizer:10} {name:40} {described(times)}", flush=True)
     names = list(dict.fromkeys(name for times in results.values() for name in times))
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    date = datetime.now(UTC).date().isoformat()
     moved = ", ".join(f"{statistics.mean(rows[-steps:]):,.0f} at {name}" for name, rows in evicted.items())
     lines = [f"| | {' | '.join(results)} |", f"|---|{'---:|' * len(results)}"]
     for name in names:
         cells = [described(times[name]) if name in times else "-" for times in results.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n\n".join(
-        [
-            "# One step of the embeddings alone",
-            f"`python {' '.join(['benchmarks/embedding_step.py', *sys.argv[1:]])}` on {date}, commit {commit}, "
-            f"{cpu_model()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads} threads. Criteo-Kaggle's 26 "
-            f"tables, dim {DIM}, {SAMPLES:,} samples of one id a table, policy lrfu, nothing prepared ahead. "
-            f"Milliseconds{' of processor time' if threads == 1 else ''}, median (p10-p90) of {steps} steps after "
-            f"{warm_up}; all in turn in one process. Rows evicted a step: {moved}.",
-            "\n".join(lines),
-        ]
+    write_profile(
+        "embedding-step",
+        "# One step of the embeddings alone",
+        f"{made_by(__file__)}, {threads} threads. Criteo-Kaggle's 26 tables, dim {DIM}, {SAMPLES:,} samples of one id "
+        "a table, policy lrfu, nothing prepared ahead. "
+        f"Milliseconds{' of processor time' if threads == 1 else ''}, median (p10-p90) of {steps} steps after "
+        f"{warm_up}; all in turn in one process. Rows evicted a step: {moved}.",
+        "\n".join(lines),
     )
-    (ROOT / "profiles" / f"embedding-step_{date}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":
