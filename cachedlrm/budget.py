@@ -112,10 +112,10 @@ class Workload:
         }
 
     def _graph_bytes(self, activations: int) -> int:
-        """Bytes that CUDA graphs of the passes keep beside those of a step or an evaluation that runs eagerly.
+        """Bytes that the CUDA graphs of a step keep, whatever runs beside them.
 
         Args:
-            activations: bytes of an eager step's, pooled vectors (here the graphs' inputs) and gradients among them.
+            activations: bytes of an eager step's. Pooled vectors are among them; here they are a copy, as other inputs.
         """
         return activations + 4 * self.batch_size * (self.mlp_bot[0] + 1) + _CUBLAS_WORKSPACE_BYTES
 

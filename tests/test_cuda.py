@@ -48,11 +48,11 @@ def test_temporary_slots_and_evaluation(prefetch_depth):
 @pytest.mark.parametrize("prefetch_depth", [0, 4])
 def test_graphs_have_the_bits_of_eager_passes(prefetch_depth, quota_slots, interaction, deterministic):
     torch.use_deterministic_algorithms(deterministic)
-    depth, record = {"prefetch_depth": prefetch_depth, "evaluate": True}, CudaRecorder()
-    graphs = train("adam", 3, quota_slots, **depth, interaction=interaction, device="cuda", record=record)
+    eager = train("adam", 3, quota_slots, None, "lru", prefetch_depth, True, interaction, "cuda")
+    graphs = train("adam", 3, quota_slots, None, "lru", prefetch_depth, True, interaction, "cuda", CudaRecorder())
     if quota_slots < ALL_ROWS:
         graphs.assert_rows_travelled()
-    graphs.assert_same_bits(train("adam", 3, evaluate=True, interaction=interaction, device="cuda"))
+    graphs.assert_same_bits(eager)
 
 
 @pytest.mark.parametrize(

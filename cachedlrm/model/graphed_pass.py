@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cachedlrm.model.dense_pass import DensePass
 
-# Passes before the capture: what cuBLAS and CUDA load and allocate at their first call may not be called in one.
-# As many as torch.cuda.make_graphed_callables makes.
+# Eager passes before the capture, in which a library may not load and allocate what it does at its first call. As many
+# as torch.cuda.make_graphed_callables makes.
 _WARM_UP_PASSES = 3
 
 Work = Callable[[], list[Tensor]]
@@ -41,12 +41,15 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # The default stream cannot be captured, and torch's own for captures is shared: the end of another graph would
+        # free the workspace of cuBLAS that these use (https://github.com/pytorch/pytorch/issues/193402).
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # Meanwhile the prefetch thread moves rows on a stream of its own and may allocate, which "global", the
-        # default, takes for an error. Capturing is on torch's own side stream, since the default stream cannot.
-        with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+        # Meanwhile the prefetch thread moves rows on a stream of its own and may allocate, which mode "global", the
+        # default, takes for an error.
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             results = work()
 
         def replay() -> list[Tensor]:
@@ -57,10 +60,11 @@ class CudaRecorder:
 
 
 class GraphedPass:
-    """Passes over batches of one size: the first ones eagerly, as all steps are trained once; then as graphs.
+    """Passes over batches of one size, eagerly at first, then as graphs. Capturing does nothing to any result, so the
+    eager passes are those of steps, and each batch is trained once.
 
     Args:
-        dense_pass: of a model of plain tables, as autograd's threads are not captured.
+        dense_pass: of a model of plain tables. That of others runs autograd, whose own thread was not warmed up.
         record: captures work.
     """
 
