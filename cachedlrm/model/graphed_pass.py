@@ -60,8 +60,10 @@ class CudaRecorder:
 
 
 class GraphedPass:
-    """Passes over batches of one size, eagerly at first, then as graphs. Capturing does nothing to any result, so the
-    eager passes are those of steps, and each batch is trained once.
+    """Passes over batches of one size: eager at first, then graphs.
+
+    Capturing executes nothing: the batch at hand is replayed right after, so each is trained once. The eager passes
+    before are those of steps, too.
 
     Args:
         dense_pass: of a model of plain tables. That of others runs autograd, whose own thread was not warmed up.
