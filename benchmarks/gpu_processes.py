@@ -49,6 +49,7 @@ class TimeBudget:
 def run(command: Sequence[str], seconds: float) -> tuple[int | None, str, str]:
     """Exit status, output and errors of a command in the repository's root; status None: killed after ``seconds``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in training
     # Files, not pipes: a pipe that somebody else holds open could not be waited for within the time.
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=errors) as process:
