@@ -71,10 +71,9 @@ def in_process(budget: TimeBudget) -> Measure:
 
     def measure(kind: str, options: Sequence[str], at_least_s: float, card_bytes: int) -> Measured:
         found = _measured(budget, kind, options, at_least_s, card_bytes)
-        said = found.get("note") or ", ".join(
-            f"{key} {found[key]:,.0f}" for key in ("rate", "device_peak_bytes") if key in found
-        )
-        print(f"{budget.spent:4.0f} s: {kind} {' '.join(options)[:150]}: {said}", flush=True)
+        said = found.get("note") or f"{found.get('rate') or 0:,.0f} samples/s, peak {found.get('device_peak_bytes')} B"
+        shown = [option for option in options if not option.startswith(("--data", "--arch"))]
+        print(f"{budget.spent:4.0f} s: {kind} {' '.join(shown)}: {said}", flush=True)
         return found
 
     return measure

@@ -6,7 +6,7 @@ from typing import Any
 
 Measured = Mapping[str, Any]
 
-RESIDENT = "one tensor, plain PyTorch"
+RESIDENT, ALL_CACHED = "one tensor, plain PyTorch", "cache, 100 %"
 PREDECESSOR_BYTES = 3.75e9  # CachedEmbedding's published figure for Criteo 1TB at 1 %, batch 16,384, on an A100
 LEAST_OF_RESIDENT, MOST_TERABYTE_BYTES = 0.95, 1.5e9
 
@@ -29,10 +29,10 @@ def _spread(values: Sequence[float], form: str) -> str:
     return text if len(values) == 1 else f"{text} ({format(min(values), form)}-{format(max(values), form)})"
 
 
-def ratios_to_resident(rounds: Sequence[Mapping[str, Measured]], name: str) -> list[float]:
-    """Rate of ``name`` by that of the resident tensor, of each round that has both."""
-    pairs = [(results.get(name, {}), results.get(RESIDENT, {})) for results in rounds]
-    return [one["rate"] / base["rate"] for one, base in pairs if "rate" in one and "rate" in base]
+def ratios(rounds: Sequence[Mapping[str, Measured]], name: str, base: str) -> list[float]:
+    """Rate of ``name`` by that of ``base``, of each round that has both."""
+    pairs = [(results.get(name, {}), results.get(base, {})) for results in rounds]
+    return [one["rate"] / other["rate"] for one, other in pairs if "rate" in one and "rate" in other]
 
 
 def rates(rounds: Sequence[Mapping[str, Measured]]) -> str:
@@ -45,7 +45,7 @@ def rates(rounds: Sequence[Mapping[str, Measured]]) -> str:
         if not results:
             rows.append(_not_measured(name, first, len(head)))
             continue
-        one, ratios = results[0], ratios_to_resident(rounds, name)
+        one, shares = results[0], ratios(rounds, name, RESIDENT)
         times = [
             _spread([result[key] for result in results], ".2f") if key in one else "-"
             for key in ("step_ms", "wait_ms", "between_ms")
@@ -54,12 +54,11 @@ def rates(rounds: Sequence[Mapping[str, Measured]]) -> str:
         if "hit_ratio" in one:
             cache = [f"{one['hit_ratio']:.2%}", f"{one['fetched_rows']:,}", f"{one['evicted_rows']:,}"]
         rate = _spread([result["rate"] for result in results], ",.0f")
-        of_resident = _spread(ratios, ".3f") if ratios else "-"
-        rows.append(
-            [name, rate, of_resident, *times, *cache, _mib(one["device_peak_bytes"]), f"{one['loss_mean']:.6f}"]
-        )
+        of_resident = _spread(shares, ".3f") if shares else "-"
+        peak, loss = _mib(one["device_peak_bytes"]), f"{one['loss_mean']:.6f}"
+        rows.append([name, rate, of_resident, *times, *cache, peak, loss])
     losses = {one["loss_mean"] for results in rounds for one in results.values() if "hit_ratio" in one}
-    said = "equal, bit for bit" if len(losses) == 1 else f"{len(losses)} different ones"
+    said = {0: "none", 1: "equal, bit for bit"}.get(len(losses), f"{len(losses)} different ones")
     return f"{table(head, rows)}\n\nMean losses of the cached runs: {said}."
 
 
@@ -67,7 +66,7 @@ def link(found: Measured) -> str:
     """What the link does, and what copies of staging buffers do."""
     if "note" in found:
         return str(found["note"])
-    rows = [[name, *(f"{rates[way] / 1e9:.2f}" for way in _WAYS)] for name, rates in found["rates"].items()]
+    rows = [[name, *(f"{speeds[way] / 1e9:.2f}" for way in _WAYS)] for name, speeds in found["rates"].items()]
     return table(["copies of", *(f"{name} GB/s" for name in _WAYS.values())], rows)
 
 
@@ -148,10 +147,11 @@ def targets(
 ) -> str:
     """Each target, what was measured, and whether it is met."""
     rows = []
-    ratios = ratios_to_resident(rounds, "cache, 5 %")
-    measured = f"{median(ratios):.3f}" if ratios else None
-    met = bool(ratios) and median(ratios) >= LEAST_OF_RESIDENT
-    rows.append(_target(f"5 % cache at {LEAST_OF_RESIDENT} of one resident tensor or more", measured, met))
+    for base in (RESIDENT, ALL_CACHED):
+        shares = ratios(rounds, "cache, 5 %", base)
+        measured = f"{median(shares):.3f}" if shares else None
+        met = bool(shares) and median(shares) >= LEAST_OF_RESIDENT
+        rows.append(_target(f"5 % cache at {LEAST_OF_RESIDENT} or more of: {base}", measured, met))
     for name, result in large.items():
         peak = result.get("device_peak_bytes")
         words = f"Criteo 1TB, 1 %, under {_gb(MOST_TERABYTE_BYTES)}: {name}"
