@@ -4,24 +4,12 @@ Each round runs every ratio once, so that a machine whose speed drifts treats th
 all rows resident, checks that every loss is the same, and writes profiles/criteo-kaggle_<device>_<date>.md.
 """
 
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from measuring import ROOT, train
+
 RATIOS = ("1.0", "0.05", "0.01")
-
-
-def run(ratio: str, steps: str) -> dict:
-    """The report of one run, in a process of its own."""
-    with tempfile.TemporaryDirectory() as directory:
-        options = ["--gpu-cache-ratio", ratio, "--steps", steps, "--test-freq=-1", "--print-freq=1", "--ui=off"]
-        command = [sys.executable, "-m", "cachedlrm.train", *options, "--run-dir", f"{directory}/run"]
-        subprocess.run(command, cwd=ROOT, check=True)
-        return json.loads(Path(directory, "run", "report.json").read_text())
 
 
 def main() -> None:
@@ -30,7 +18,8 @@ def main() -> None:
     reports: dict[str, list[dict]] = {ratio: [] for ratio in RATIOS}
     for number in range(int(rounds)):
         for ratio in RATIOS:
-            reports[ratio].append(run(ratio, steps))
+            options = [f"--gpu-cache-ratio={ratio}", f"--steps={steps}", "--test-freq=-1", "--print-freq=1"]
+            reports[ratio].append(train(*options)[0])
             print(f"round {number + 1}: {ratio} {reports[ratio][-1]['samples_per_s']:,.0f} samples/s", flush=True)
     losses = [report["losses"] for ratio in RATIOS for report in reports[ratio]]
     assert all(loss == losses[0] for loss in losses), "a cached run lost a bit"

@@ -2,55 +2,48 @@
 
 Criteo-Kaggle's tables (33.8 M rows), dim 16, 2,048 samples of one id a table, from ids in memory to moved rows. Ours
 with slots for 1 % and 5 % of the rows and for all: "prepare" is working set, plan, eviction, write-back, fetch and
-first touches, here in the thread that trains; "train" is pooling and moving the rows, all that is left to that thread
-with a prefetch thread beside it. Others with every row resident: one torch.nn.EmbeddingBag over all tables with sparse
-gradients, and FBGEMM's table-batched operator if it can be loaded (pip install --target DIR --no-deps
-fbgemm-gpu-cpu==1.8.0; PYTHONPATH=DIR). All take the same batches in turn, one step each, so that a machine whose speed
-drifts treats them alike; caches are filled first, until they evict. Medians and p10-p90 over STEPS (default 200) steps.
-With one thread the clock is the thread's processor time, which neighbours on a shared machine stretch less than they
-stretch wall time. Writes profiles/embedding-step_<date>.md.
+first touches, "train" is pooling and moving the rows. Others with every row resident: one torch.nn.EmbeddingBag over
+all tables with sparse gradients, and FBGEMM's table-batched operator if it can be loaded (see peers.py). All take the
+same batches in turn, so that a machine whose speed drifts treats them alike; caches are filled first, until they evict.
+Medians and p10-p90 over STEPS (default 200) steps. Writes profiles/embedding-step-of-<THREADS>_<date>.md. THREADS:
+
+1, the default: all work in one thread, nothing prepared ahead, in turn step by step. The clock is the thread's
+    processor time, which neighbours on a shared machine stretch less than they stretch wall time.
+2: ours as in a run, where a prefetch thread prepares what another trains. Wall time of blocks of 40 steps in turn, from
+    nothing prepared to all trained. Others with one thread of torch and with two.
 """
 
 import gc
 import os
+import queue
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
+from measuring import described, made_by, write_profile
+from peers import fbgemm_operator, table_major
 
-from cachedlrm.cache.embedding_cache import EmbeddingCache
+from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
+from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
-from cachedlrm.data.batch import Batch
+from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
-from cachedlrm.report.environment import cpu_model
+from cachedlrm.program import keep_freed_memory
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 from cachedlrm.trainer import RowUpdate
 
-try:
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
-except (ImportError, OSError):
-    SplitTableBatchedEmbeddingBagsCodegen = None
-
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = CRITEO_KAGGLE_ROWS
 DIM, SAMPLES, RATE = 16, 2048, 0.01
 RATIOS = {"1 %": 0.01, "5 %": 0.05, "all": 1.0}
 CPU = torch.device("cpu")
+WARM_UP = 920  # batches; slots for 5 % of the rows are all in use by then
+BLOCK = 40  # steps
 
 Step = Callable[[Batch], dict[str, float]]
 """Trains a batch; milliseconds by name."""
@@ -58,31 +51,57 @@ Step = Callable[[Batch], dict[str, float]]
 Clock = Callable[[], float]
 
 
+class Ours:
+    """A cache, fed batch by batch.
+
+    Args:
+        optimizer: of the rows.
+        ratio: slots, of the rows.
+        depth: batches prepared ahead.
+    """
+
+    def __init__(self, optimizer: str, ratio: float, depth: int) -> None:
+        self._layout = RecordLayout(DIM, optimizer)
+        slots = int(sum(ROWS) * ratio)
+        router = Router(ROWS, [[TablePart(feature, rows) for feature, rows in enumerate(ROWS)]])
+        groups = [(GroupSizes(ROWS, slots, slots), self._layout, CounterInit(1, ROWS, self._layout, CPU))]
+        self._cache = EmbeddingCache(router, groups, CacheSettings(prefetch_depth=depth), CPU)
+        self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        prepared = self._cache.prepare(iter(self._batches.get, None))
+        self._prefetcher = Prefetcher(prepared, depth, self._cache.trained, lambda index: False)
+        self._prepared = iter(self._prefetcher)
+
+    def feed(self, batch: Batch) -> None:
+        """Lets a batch be prepared."""
+        self._batches.put(batch)
+
+    def prepared(self) -> PreparedBatch:
+        """The next batch."""
+        return next(self._prepared)
+
+    def train(self, batch: PreparedBatch, grad: torch.Tensor) -> None:
+        """Pools its rows and moves them by the gradient of the pooled vectors."""
+        records = self._cache.gather(batch)
+        update = RowUpdate(self._layout, records[0], batch.tensors.lookups[0])
+        update.step(grad, RATE, batch.tensors.index + 1)
+        self._cache.scatter(batch, records)
+
+    def close(self) -> None:
+        """Ends its thread."""
+        self._batches.put(None)
+        self._prefetcher.close()
+
+
 def ours(optimizer: str, name: str, grad: torch.Tensor, clock: Clock, evicted: dict[str, list[int]]) -> Step:
     """A cache in the training thread."""
-    layout = RecordLayout(DIM, optimizer)
-    slots = int(sum(ROWS) * RATIOS[name])
-    router = Router(ROWS, [[TablePart(feature, rows) for feature, rows in enumerate(ROWS)]])
-    sizes = GroupSizes(ROWS, slots, slots)
-    init = CounterInit(1, ROWS, layout, CPU)
-    cache = EmbeddingCache(router, [(sizes, layout, init)], CacheSettings(prefetch_depth=0), CPU)
-    waiting: list[Batch] = []
-
-    def stream() -> Iterator[Batch]:
-        while True:
-            yield waiting.pop()
-
-    prepared = cache.prepare(stream())
+    cache = Ours(optimizer, RATIOS[name], depth=0)
 
     def step(batch: Batch) -> dict[str, float]:
         started = clock()
-        waiting.append(batch)
-        ready = next(prepared)
+        cache.feed(batch)
+        ready = cache.prepared()
         resident = clock()
-        records = cache.gather(ready)
-        update = RowUpdate(layout, records[0], ready.tensors.lookups[0])
-        update.step(grad, RATE, ready.tensors.index + 1)
-        cache.scatter(ready, records)
+        cache.train(ready, grad)
         ended = clock()
         evicted[name].append(ready.counters.evicted_rows)
         return {
@@ -114,26 +133,17 @@ def of_torch(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
 
 def of_fbgemm(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
     """FBGEMM's operator, whose backward pass moves the rows; no Adam on the CPU."""
-    if SplitTableBatchedEmbeddingBagsCodegen is None or optimizer == "adam":
+    operator = fbgemm_operator(ROWS, DIM, optimizer, RATE)
+    if operator is None:
         return None
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rwsadagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    operator = SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows in ROWS],
-        optimizer=kinds[optimizer], learning_rate=RATE, eps=1e-10, pooling_mode=PoolingMode.SUM, device="cpu",
-    )  # fmt: skip
     for weights in operator.split_embedding_weights():
         weights.uniform_(-0.01, 0.01)
-    first_rows = np.concatenate([[0], np.cumsum(ROWS[:-1])])
+    first_rows = table_offsets(ROWS)[:-1]
     grads = grad.view(SAMPLES, len(ROWS) * DIM)
     offsets = torch.arange(len(ROWS) * SAMPLES + 1)
 
     def step(batch: Batch) -> dict[str, float]:
-        # Its bags are table-major: made before the clock starts.
-        ids = torch.from_numpy(np.ascontiguousarray((batch.rows.reshape(SAMPLES, -1) - first_rows).T).ravel())
+        ids = table_major(batch, first_rows)  # made before the clock starts
         started = clock()
         operator(ids, offsets).backward(grads)
         return {"FBGEMM table-batched, resident": (clock() - started) * 1e3}
@@ -159,49 +169,80 @@ def measure(
     return times, evicted
 
 
-def described(times: list[float]) -> str:
-    """Median (p10-p90)."""
-    low, high = np.quantile(times, [0.1, 0.9])
-    return f"{statistics.median(times):.2f} ({low:.2f}-{high:.2f})"
+def measure_blocks(
+    optimizer: str, source: ZipfSource, steps: int, warm_up: int
+) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """Milliseconds of wall time a step, of each measured block, by name, and rows evicted by every step, by cache."""
+    grad = torch.randn(SAMPLES * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / SAMPLES
+    evicted: dict[str, list[int]] = {name: [] for name in RATIOS}
+    caches = {name: Ours(optimizer, ratio, depth=2) for name, ratio in RATIOS.items()}
+    clock = time.perf_counter
+    others = [step for step in (of_torch(optimizer, grad, clock), of_fbgemm(optimizer, grad, clock)) if step]
+    times: dict[str, list[float]] = {}
+    for first in range(0, warm_up + steps, BLOCK):
+        batches = [source.read(number * SAMPLES, (number + 1) * SAMPLES) for number in range(first, first + BLOCK)]
+        taken: dict[str, float] = {}
+        torch.set_num_threads(1)
+        for name, cache in caches.items():
+            started = clock()
+            for batch in batches:
+                cache.feed(batch)
+            for _ in batches:
+                ready = cache.prepared()
+                cache.train(ready, grad)
+                evicted[name].append(ready.counters.evicted_rows)
+            taken[f"ours, {name}"] = (clock() - started) * 1e3
+        for threads in (1, 2) if first >= warm_up - BLOCK else ():
+            torch.set_num_threads(threads)
+            for batch in batches:
+                for step in others:
+                    for name, milliseconds in step(batch).items():
+                        key = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+                        taken[key] = taken.get(key, 0.0) + milliseconds
+        if first >= warm_up:
+            for name, milliseconds in taken.items():
+                times.setdefault(name, []).append(milliseconds / BLOCK)
+    for cache in caches.values():
+        cache.close()
+    return times, evicted
 
 
 def main() -> None:
     """Measures, prints and writes the table."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    threads = int(sys.argv[2]) if len(sys.argv) > 2 else torch.get_num_threads()
-    torch.set_num_threads(threads)
+    threads = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    torch.set_num_threads(1)
+    keep_freed_memory()
     torch.sparse.check_sparse_tensor_invariants.disable()
-    warm_up = 900  # batches; slots for 5 % of the rows are all in use by then
     source = ZipfSource(ROWS, 1, 1, 1 << 40)
-    clock = time.thread_time if threads == 1 else time.perf_counter
     results = {}
     for optimizer in OPTIMIZERS:
-        results[optimizer], evicted = measure(optimizer, source, steps, warm_up, clock)
+        if threads == 1:
+            results[optimizer], evicted = measure(optimizer, source, steps, WARM_UP, time.thread_time)
+        else:
+            results[optimizer], evicted = measure_blocks(optimizer, source, steps, WARM_UP)
         gc.collect()
         for name, times in results[optimizer].items():
-            print(f"{optimizer:10} {name:40} {described(times)}", flush=True)
+            print(f"{optimizer:10} {name:45} {described(times)}", flush=True)
     names = list(dict.fromkeys(name for times in results.values() for name in times))
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    date = datetime.now(UTC).date().isoformat()
     moved = ", ".join(f"{statistics.mean(rows[-steps:]):,.0f} at {name}" for name, rows in evicted.items())
+    how = (
+        f"One thread, nothing prepared ahead; milliseconds of its processor time, median (p10-p90) of {steps} steps"
+        if threads == 1
+        else "Ours beside a prefetch thread; milliseconds of wall time a step, median (p10-p90) of "
+        f"{steps // BLOCK} blocks of {BLOCK} steps"
+    )
     lines = [f"| | {' | '.join(results)} |", f"|---|{'---:|' * len(results)}"]
     for name in names:
         cells = [described(times[name]) if name in times else "-" for times in results.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n\n".join(
-        [
-            "# One step of the embeddings alone",
-            f"`python {' '.join(['benchmarks/embedding_step.py', *sys.argv[1:]])}` on {date}, commit {commit}, "
-            f"{cpu_model()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads} threads. Criteo-Kaggle's 26 "
-            f"tables, dim {DIM}, {SAMPLES:,} samples of one id a table, policy lrfu, nothing prepared ahead. "
-            f"Milliseconds{' of processor time' if threads == 1 else ''}, median (p10-p90) of {steps} steps after "
-            f"{warm_up}; all in turn in one process. Rows evicted a step: {moved}.",
-            "\n".join(lines),
-        ]
+    write_profile(
+        f"embedding-step-of-{threads}",
+        "# One step of the embeddings alone",
+        f"{made_by(__file__)}. Criteo-Kaggle's 26 tables, dim {DIM}, {SAMPLES:,} samples of one id a table, policy "
+        f"lrfu. {how}, all in turn in one process after {WARM_UP} steps. Rows evicted a step: {moved}.",
+        "\n".join(lines),
     )
-    (ROOT / "profiles" / f"embedding-step_{date}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from cachedlrm.units import format_bytes
 
 _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
 _ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
+_CUBLAS_WORKSPACE_BYTES = 32 << 20  # of a stream, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB
 _OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
 
 
@@ -49,6 +50,7 @@ class Workload:
         dot: whether the interaction is of pairwise products.
         keeps_inputs: whether the activation function's backward needs its input, beside its output.
         bf16: whether layers compute on copies of their parameters of two bytes each.
+        cuda_graphs: whether graphs of the passes over a mini-batch keep memory of their own.
     """
 
     groups: tuple[GroupShape, ...]
@@ -64,6 +66,7 @@ class Workload:
     dot: bool = True
     keeps_inputs: bool = False
     bf16: bool = False
+    cuda_graphs: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -105,8 +108,16 @@ class Workload:
             "staging": staging,
             "working_set": buffers + rows,
             "dense": self._dense_bytes,
-            "activations": activations,
+            "activations": activations + (self._graph_bytes(step[1]) if self.cuda_graphs else 0),
         }
+
+    def _graph_bytes(self, activations: int) -> int:
+        """Bytes that the CUDA graphs of a step keep, whatever runs beside them.
+
+        Args:
+            activations: bytes of an eager step's. Pooled vectors are among them; here they are a copy, as other inputs.
+        """
+        return activations + 4 * self.batch_size * (self.mlp_bot[0] + 1) + _CUBLAS_WORKSPACE_BYTES
 
     def _upload_bytes(self, working_sets: tuple[int, ...]) -> int:
         """Bytes of the uploaded arrays of all batches in preparation."""

@@ -128,6 +128,16 @@ _FREE: tuple[str, ...] = ()
 _DECIDES_BITS: dict[str, tuple[str, ...]] = {
     "batches": ("mini_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"),
     "data": ("data",),
+    "optimisation": (
+        "optimizer",
+        "learning_rate",
+        "lr_num_warmup_steps",
+        "lr_decay_start_step",
+        "lr_num_decay_steps",
+        "mlperf_grad_accum_iter",
+        "bf16",
+        "tf32",
+    ),
     "cache": _FREE,
     "store": ("init",),
     "run": _FREE,

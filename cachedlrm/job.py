@@ -18,6 +18,7 @@ from cachedlrm.data.lookups import Router
 from cachedlrm.errors import UserError
 from cachedlrm.foresight import Tell, inform_policies
 from cachedlrm.initial import initial_parameters
+from cachedlrm.model.graphed_pass import CudaRecorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.schedule import Schedule
@@ -135,7 +136,8 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
         cache = _build_cache(router, workload, tiers.device, host_limit, initial.rows, settings, device, durability)
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
         rate = _learning_rate(options)
-        trainer = Trainer(cache, dlrm.to(device), rate, loss, batches.mini_batch_size, dtype)
+        record = CudaRecorder() if optimisation.cuda_graphs else None
+        trainer = Trainer(cache, dlrm.to(device), rate, loss, batches.mini_batch_size, dtype, record)
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)

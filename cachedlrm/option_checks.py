@@ -18,6 +18,8 @@ def check_options(options: Options) -> Options:
         raise UserError(f"--count-rows is for --policy lookahead and the policy is {cache.policy}; drop it")
     _check_tricks(model)
     _check_inference(options.inference, model, options.run)
+    if options.optimisation.cuda_graphs:
+        _check_graphs(options)
     rate = options.optimisation
     if rate.lr_num_decay_steps and rate.lr_decay_start_step < rate.lr_num_warmup_steps:
         raise UserError(
@@ -47,6 +49,19 @@ def _check_tricks(model: ModelOptions) -> None:
         chosen.append(f"--weighted-pooling {model.weighted_pooling}")
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)} exclude each other; give one of them")
+
+
+def _check_graphs(options: Options) -> None:
+    """What a step needs that no CUDA graph of one mini-batch has."""
+    accumulated = options.optimisation.mlperf_grad_accum_iter
+    for option, given, why in (
+        ("--qr-flag", options.model.qr_flag, "takes plain tables, not those of"),
+        ("--md-flag", options.model.md_flag, "takes plain tables, not those of"),
+        (f"--mlperf-grad-accum-iter {accumulated}", accumulated > 1, "takes steps of one mini-batch, not"),
+        ("--inference-only", options.inference.inference_only, "is about training, which is none with"),
+    ):
+        if given:
+            raise UserError(f"--cuda-graphs {why} {option}; drop one of them")
 
 
 def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions) -> None:

@@ -152,7 +152,8 @@ def _device(plan: Plan) -> str:
         "staging": "pinned copies on their way" if device.breakdown["staging"] else "none on the CPU",
         "working_set": "rows and ids of the batches in preparation, gradients",
         "dense": "parameters, gradients and optimizer state of the layers",
-        "activations": "of a training or an evaluation step, whichever needs more",
+        "activations": "of a training or an evaluation step, whichever needs more"
+        + (", and of CUDA graphs" if plan.tiers.workload.cuda_graphs else ""),
     }
     rows = [(f"  {name.replace('_', ' ')}", _exact(n), purposes[name]) for name, n in device.breakdown.items()]
     rows.append(("  left", _exact(limit - device.total_bytes), f"of {format_bytes(limit)}"))

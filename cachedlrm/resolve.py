@@ -125,6 +125,11 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
     device = device or choose_device(options.run.device)
     if options.optimisation.tf32 and device.type != "cuda":
         raise UserError("--tf32 is for CUDA and this run is on the CPU; drop it, or use --bf16")
+    if options.optimisation.cuda_graphs and device.type != "cuda":
+        raise UserError(
+            "--cuda-graphs is for CUDA and this run is on the CPU; drop it, or say --cuda-graphs=False where a profile "
+            "or the run to resume has it"
+        )
     defaults = _DEFAULTS.get(options.data.data, _SourceDefaults())
     batch_size = options.batches.mini_batch_size or defaults.mini_batch_size
     test_batch_size = options.batches.test_mini_batch_size

@@ -107,6 +107,7 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
         dot=options.model.arch_interaction_op == "dot",
         keeps_inputs=options.model.activation_function in ("gelu", "silu"),
         bf16=options.optimisation.bf16,
+        cuda_graphs=options.optimisation.cuda_graphs,
     )
 
 

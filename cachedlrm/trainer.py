@@ -17,6 +17,7 @@ from cachedlrm.model.bags import pool, weigh, weigh_backward
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
 from cachedlrm.model.row_optimizers import row_step, sgd_by_lookups
@@ -126,6 +127,7 @@ class Trainer:
         mini_batch_size: samples of one forward and backward pass. Gradients of the passes over a larger batch are
             added up, and parameters move once.
         dtype: of layers and interaction in training; see `DensePass`.
+        record: captures the passes over batches of one whole mini-batch; None: all passes are eager.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Trainer:
         loss: Loss,
         mini_batch_size: int,
         dtype: torch.dtype = torch.float32,
+        record: Recorder | None = None,
     ) -> None:
         self.cache = cache
         self.model = model
@@ -143,12 +146,16 @@ class Trainer:
         self._mini_batch_size = mini_batch_size
         self._optimizer = DenseOptimizer(cache.optimizer, model)
         self._dense_pass = DensePass(model, self._optimizer.grads, loss, dtype)
+        self._graphed_pass = None if record is None else GraphedPass(self._dense_pass, record)
         self.steps_before = 0  # of the run whose state was loaded
         self.clock = PhaseClock(cache.device)
 
     @torch.inference_mode()
     def step(self, batch: PreparedBatch) -> Tensor:
-        """Trains one batch; the loss of each mini-batch in it, [M] on the device, not waited for."""
+        """Trains one batch; the loss of each mini-batch in it, [M] on the device, not waited for.
+
+        With a recorder the next step may write its loss to the same place.
+        """
         tensors = batch.tensors
         self.clock.add(batch.phase_ms)
         self.clock.enter("wait")  # on CUDA what the training stream waits for the copy stream
@@ -177,6 +184,10 @@ class Trainer:
             batch: B samples.
             pooled: of each group, [B * T, D].
         """
+        if self._graphed_pass is not None and batch.num_samples == self._mini_batch_size:
+            loss, backward = self._graphed_pass(batch.dense, pooled, batch.labels)
+            self.clock.enter("backward")
+            return loss.view(1), backward()
         losses: list[Tensor] = []
         bags_per_sample = [group.shape[0] // batch.num_samples for group in pooled]
         for first in range(0, batch.num_samples, self._mini_batch_size):

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.planner import Plan, Planner
@@ -14,6 +15,7 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import AddressBook, Int32s, WorkingSet
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.metrics import CacheCounters
+from cachedlrm.model.graphed_pass import Work
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import RecordLayout
 
@@ -103,6 +105,31 @@ def plan_stream(
     for working_set, plan in made:
         model.check(working_set, plan)
     return [plan for _, plan in made]
+
+
+class HostRecorder:
+    """What captured CUDA graphs do, as far as a caller can tell: replayed, the work is done into the same tensors.
+
+    Capturing gives no results: they are NaN until the first replay. `replays` has the number of each work replayed.
+    """
+
+    def __init__(self) -> None:
+        self._num_captured = 0
+        self.replays: list[int] = []
+
+    def __call__(self, work: Work) -> Work:
+        number, results = self._num_captured, [result.clone() for result in work()]
+        self._num_captured += 1
+        for result in results:
+            result.fill_(torch.nan)
+
+        def replay() -> list[Tensor]:
+            self.replays.append(number)
+            for place, result in zip(results, work(), strict=True):
+                place.copy_(result)
+            return results
+
+        return replay
 
 
 class LruModel:

@@ -37,9 +37,9 @@ qr-operation qr-collisions md-flag md-threshold md-temperature md-round-dims min
 numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data data-generation data-size
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
-lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter bf16 tf32 gpu-cache-ratio gpu-cache-rows gpu-budget
-policy lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps run-dir
-checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
+lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows
+gpu-budget policy lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps
+run-dir checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
 device-memory device-reserved device-bandwidth device-flops link-bandwidth load-model save-model inference-only
 quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
@@ -160,6 +160,10 @@ def test_sizes(text, size):
         ("--quantize-emb-with-bit eight", ["--quantize-emb-with-bit", "eight"]),
         ("--quantize-mlp-with-bit 8", ["--quantize-mlp-with-bit 8", "--inference-only"]),
         ("--quantize-emb-with-bit 4", ["--quantize-emb-with-bit 4", "--inference-only"]),
+        ("--cuda-graphs --qr-flag", ["--cuda-graphs takes plain tables", "--qr-flag", "drop one"]),
+        ("--cuda-graphs --md-flag", ["--cuda-graphs takes plain tables", "--md-flag", "drop one"]),
+        ("--cuda-graphs --mlperf-grad-accum-iter 2", ["--cuda-graphs", "--mlperf-grad-accum-iter 2", "drop one"]),
+        ("--cuda-graphs --inference-only", ["--cuda-graphs", "--inference-only", "drop one"]),
         ("--inference-only --quantize-emb-with-bit 4 --qr-flag", ["--quantize-emb-with-bit 4", "--qr-flag"]),
         ("--inference-only --quantize-emb-with-bit 8 --md-flag", ["--quantize-emb-with-bit 8", "--md-flag"]),
         ("--inference-only --quantize-mlp-with-bit 8 --save-onnx", ["--quantize-mlp-with-bit 8", "--save-onnx"]),
@@ -299,6 +303,7 @@ def all_options(draw):
     trick = draw(st.sampled_from(["qr", "md", "pooling", "none"]))
     serves, saves_onnx = draw(st.booleans()), draw(st.booleans())
     quantizes = serves and not saves_onnx
+    graphs = trick not in ("qr", "md") and not serves and draw(st.booleans())
     pooling = st.sampled_from(["fixed", "learned"]) if trick == "pooling" else st.none()
     ends_in_dim = sizes.map(lambda layers: (*layers, dim or layers[0]))
     strategy = st.builds(
@@ -359,9 +364,10 @@ def all_options(draw):
             lr_num_warmup_steps=st.just(warmup),
             lr_decay_start_step=st.integers(warmup, 2**41),
             lr_num_decay_steps=count,
-            mlperf_grad_accum_iter=positive,
+            mlperf_grad_accum_iter=st.just(1) if graphs else positive,
             bf16=st.booleans(),
             tf32=st.booleans(),
+            cuda_graphs=st.booleans() if graphs else st.just(False),
         ),
         cache=every_field(
             CacheOptions,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cachedlrm.model.graphed_pass import CudaRecorder
 from test_exactness import ALL_ROWS, TABLE_ROWS, resident, train
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -41,6 +42,36 @@ def test_temporary_slots_and_evaluation(prefetch_depth):
     cached.assert_same_bits(resident("adagrad", 3, evaluate=True, device="cuda"))
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("quota_slots", [170, ALL_ROWS])
+@pytest.mark.parametrize("prefetch_depth", [0, 4])
+def test_graphs_have_the_bits_of_eager_passes(prefetch_depth, quota_slots, interaction, deterministic):
+    torch.use_deterministic_algorithms(deterministic)
+    eager = train("adam", 3, quota_slots, None, "lru", prefetch_depth, True, interaction, "cuda")
+    graphs = train("adam", 3, quota_slots, None, "lru", prefetch_depth, True, interaction, "cuda", CudaRecorder())
+    if quota_slots < ALL_ROWS:
+        graphs.assert_rows_travelled()
+    graphs.assert_same_bits(eager)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--bf16"], ["--loss-threshold=0.2", "--activation-function=gelu"], ["--loss-function=wbce"], ["--deterministic"]],
+    ids=lambda options: options[0],
+)
+def test_graphs_change_no_loss_of_a_run(tmp_path, options):
+    from cachedlrm.train import main  # noqa: PLC0415
+
+    losses = []
+    for name, graphs in (("eager", []), ("graphs", ["--cuda-graphs"])):
+        arguments = ["--data=zipf:samples=10300", "--gpu-cache-rows=20000", "--mini-batch-size=500", "--print-freq=1"]
+        given = [*arguments, "--nepochs=2", "--device=cuda", "--ui=off", *options, *graphs]
+        assert main([*given, f"--run-dir={tmp_path / name}"]) == 0
+        losses.append(json.loads((tmp_path / name / "report.json").read_text())["losses"])
+    assert losses[0] == losses[1]
+
+
 def test_the_cpu_is_near():
     ours, cpu = train("adagrad", 3, 170, device="cuda"), resident("adagrad", 3)
     assert ours.counters == train("adagrad", 3, 170).counters
@@ -60,7 +91,8 @@ def test_first_touches_have_the_bits_of_the_host():
     assert (device.cpu().numpy() == host).all()
 
 
-def test_a_step_never_waits_for_the_device(tmp_path):
+@pytest.mark.parametrize("options", [[], ["--cuda-graphs"], ["--loss-threshold=0.1"]], ids=" ".join)
+def test_a_step_never_waits_for_the_device(tmp_path, options):
     from cachedlrm import progress, trainer  # noqa: PLC0415
     from cachedlrm.train import main  # noqa: PLC0415
 
@@ -86,11 +118,12 @@ def test_a_step_never_waits_for_the_device(tmp_path):
         patch.setattr(trainer.Trainer, "step", checked)
         patch.setattr(progress.Progress, "trained", trained_checked)
         arguments = ["--data=zipf:samples=10000", "--gpu-cache-rows=20000", "--mini-batch-size=500", "--ui=off"]
-        assert main([*arguments, "--device=cuda", "--run-dir", str(tmp_path / "run")]) == 0
+        assert main([*arguments, *options, "--device=cuda", "--run-dir", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["fetched_rows"] > 0
 
 
-def test_a_budget_is_kept(tmp_path):
+@pytest.mark.parametrize("options", [[], ["--cuda-graphs"]], ids=" ".join)
+def test_a_budget_is_kept(tmp_path, options):
     from cachedlrm.train import main  # noqa: PLC0415
 
     torch.cuda.empty_cache()
@@ -98,15 +131,18 @@ def test_a_budget_is_kept(tmp_path):
     before = torch.cuda.memory_allocated()
     budget = 200 << 20
     arguments = ["--data=zipf:samples=60000", f"--gpu-budget={budget}", "--mini-batch-size=1000", "--ui=off"]
-    assert main([*arguments, "--device=cuda", "--optimizer=adam", "--run-dir", str(tmp_path / "run")]) == 0
+    arguments += ["--device=cuda", "--optimizer=adam", *options]
+    assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
     assert torch.cuda.max_memory_allocated() - before <= budget
 
 
-def test_device_memory_does_not_grow(tmp_path):
+@pytest.mark.parametrize("options", [[], ["--cuda-graphs"]], ids=" ".join)
+def test_device_memory_does_not_grow(tmp_path, options):
     from cachedlrm.train import main  # noqa: PLC0415
 
     arguments = ["--data=zipf:samples=100000", "--gpu-cache-rows=30000", "--mini-batch-size=500", "--print-freq=20"]
-    assert main([*arguments, "--device=cuda", "--ui=off", "--run-dir", str(tmp_path / "run")]) == 0
+    arguments += ["--device=cuda", "--ui=off", *options]
+    assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     peaks = [line["device_bytes"] for line in lines]
     assert peaks[-1] <= 1.02 * peaks[3], "the first batches may still grow the buffers"

@@ -18,6 +18,7 @@ from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import plain_features
+from cachedlrm.model.graphed_pass import Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.store.records import RecordLayout
@@ -99,6 +100,7 @@ def train(
     evaluate: bool = False,
     interaction: str = "dot",
     device: str = "cpu",
+    record: Recorder | None = None,
 ) -> Result:
     stream = batches(lookups_per_bag)
     settings = CacheSettings(policy, window=5, prefetch_depth=prefetch_depth, staging_rows=16)
@@ -108,7 +110,8 @@ def train(
     book = AddressBook(ALL_ROWS)
     inform(group.policy, [book.working_set(index, b.rows, b.offsets) for index, b in enumerate(stream)])
     model = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), interaction, seed=3).to(device)
-    trainer = Trainer(cache, model, LearningRate(LR), make_loss("bce", (), torch.device(device)), BATCH)
+    loss = make_loss("bce", (), torch.device(device))
+    trainer = Trainer(cache, model, LearningRate(LR), loss, BATCH, record=record)
     losses, predictions, counters = [], [], CacheCounters()
     prefetcher = Prefetcher(
         cache.prepare(iter(stream)), prefetch_depth, cache.trained, lambda index: evaluate and index in EVALUATE_AFTER

@@ -189,6 +189,8 @@ def test_a_gpu_that_is_not_there_can_be_planned(capsys):
     plan = planned(capsys, *arguments)
     assert plan["device_bytes_breakdown"]["staging"] > 0
     assert list(plan["step_ms_at_least"]) == ["device memory"]
+    with_graphs = planned(capsys, "--device=cuda", "--gpu-budget=60MB", "--cuda-graphs")["device_bytes_breakdown"]
+    assert with_graphs["activations"] > 2 * plan["device_bytes_breakdown"]["activations"]
 
 
 def test_without_a_device_profile_most_of_what_is_free_is_the_budget(monkeypatch, capsys):

@@ -14,6 +14,7 @@ from cachedlrm.cache.policies import Policy
 from cachedlrm.cache.victims import VictimReserve
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
 from cachedlrm.metrics import TABLE_COUNTS, CacheCounters
+from cachedlrm.rows import AHEAD, load_ahead
 
 # slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
 _EVICTED = -2
@@ -209,11 +210,14 @@ def _look_up(addresses: Int64s, index: int, slot_of: Int32s, last_use: Int32s, s
     """Fills ``slots`` with states of ``slot_of``, marks resident rows as used by batch ``index``; returns the number of
     missing positions."""
     num_missing = 0
-    # In loops of their own, without branches, lines are loaded side by side (see `working_set._deduplicate`).
+    for position in range(min(len(addresses), 2 * AHEAD)):
+        load_ahead(slot_of, addresses[position])
     for position in range(len(addresses)):
-        slots[position] = slot_of[addresses[position]]
-    for position in range(len(addresses)):
-        slot = slots[position]
+        if position + 2 * AHEAD < len(addresses):
+            load_ahead(slot_of, addresses[position + 2 * AHEAD])
+        if position + AHEAD < len(addresses):
+            load_ahead(last_use, max(slot_of[addresses[position + AHEAD]], 0))
+        slot = slots[position] = slot_of[addresses[position]]
         if slot >= 0:
             last_use[slot] = index
         else:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
+from cachedlrm.rows import AHEAD, load_ahead
 
 _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
@@ -192,12 +193,11 @@ def _score_uses(
     keys: Int32s,
 ) -> None:
     """score = log2(2^score + 2^now) in fixed point; positions beyond ``next_uses`` have none known."""
-    before = np.empty(len(addresses), np.int32)
-    # In a loop of its own, without branches, lines are loaded side by side (see `working_set._deduplicate`).
     for index in range(len(addresses)):
-        before[index] = scores[addresses[index]]
-    for index in range(len(addresses)):
-        score = int(before[index]) - 1
+        if index + AHEAD < len(addresses):
+            load_ahead(scores, addresses[index + AHEAD])
+            load_ahead(keys, slots[index + AHEAD])
+        score = int(scores[addresses[index]]) - 1
         if score < 0:
             score = now
         else:

@@ -1,15 +1,31 @@
-"""Rows into the slab."""
+"""The records on the device, [num_slots, width] float32, and the ways in and out.
 
+On the CPU by kernels (`cachedlrm.rows`): torch's index_select takes twice as long there, its index_copy_ three times.
+"""
+
+import torch
 from torch import Tensor
 
-from cachedlrm.store.host import scatter_rows
+from cachedlrm.rows import empty_rows, gather_rows, scatter_rows
+
+
+def make_slab(num_slots: int, width: int, device: torch.device) -> Tensor:
+    """Uninitialised records."""
+    if device.type == "cpu":
+        return torch.from_numpy(empty_rows(num_slots, width))
+    return torch.empty(num_slots, width, device=device)
+
+
+def gather(slab: Tensor, slots: Tensor, out: Tensor) -> None:
+    """Copies the records in ``slots`` [n] int64 into ``out`` [n, width]."""
+    if slab.is_cuda:
+        torch.index_select(slab, 0, slots, out=out)
+    else:
+        gather_rows(slab.numpy(), slots.numpy(), out.numpy())
 
 
 def scatter(slab: Tensor, slots: Tensor, records: Tensor) -> None:
-    """Stores ``records`` [n, width] in ``slots`` [n] int64, all different, of ``slab`` [num_slots, width].
-
-    On the CPU torch's index_copy_ takes three times as long; its index_select, the other way, is as fast as a kernel.
-    """
+    """Stores ``records`` [n, width] in ``slots`` [n] int64, all different."""
     if slab.is_cuda:
         slab.index_copy_(0, slots, records)
     else:

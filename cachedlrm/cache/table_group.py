@@ -10,7 +10,7 @@ from torch import Tensor
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import make_policy
-from cachedlrm.cache.slab import scatter
+from cachedlrm.cache.slab import gather, make_slab, scatter
 from cachedlrm.cache.streams import CopyStream, TrainedBatches
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
@@ -126,7 +126,7 @@ class TableGroup:
             self.store = LmdbStore(num_rows, store_rows, layout.width, self.log)
         else:
             self.store = HostStore(store_rows, layout.width, self.log, self.book.num_addresses)
-        self.slab = torch.empty(sizes.num_slots, layout.width, device=device)
+        self.slab = make_slab(sizes.num_slots, layout.width, device)
         self.transfer = Transfer(self.slab, self.store, init, trained, stream, settings.staging_rows)
         self.init = init
         self._device = device
@@ -161,7 +161,7 @@ class TableGroup:
         if count > self._records.shape[0]:
             self._records = torch.empty(count + count // 4, self.layout.width, device=self._device)
         records = self._records[:count]
-        torch.index_select(self.slab, 0, slots, out=records)
+        gather(self.slab, slots, records)
         return records
 
     def scatter(self, slots: Tensor, records: Tensor) -> None:

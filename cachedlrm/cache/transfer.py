@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.planner import Plan
-from cachedlrm.cache.slab import scatter
+from cachedlrm.cache.slab import gather, scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import Int64s
@@ -137,7 +137,7 @@ class Transfer:
         buffer = self._down[0]
         for first, last in self._turns(len(slots)):
             on_device = torch.from_numpy(slots[first:last]).to(self._slab.device)
-            torch.index_select(self._slab, 0, on_device, out=buffer.device[: last - first])
+            gather(self._slab, on_device, buffer.device[: last - first])
             buffer.to_host(last - first)
             buffer.copied.synchronize()
             log.append(addresses[first:last], buffer.host[: last - first].numpy())
@@ -157,7 +157,7 @@ class Transfer:
         buffer = self._down[self._turn_down]
         self._turn_down = (self._turn_down + 1) % _NUM_BUFFERS
         self._finish(buffer)
-        torch.index_select(self._slab, 0, slots, out=buffer.device[: len(addresses)])
+        gather(self._slab, slots, buffer.device[: len(addresses)])
         buffer.to_host(len(addresses))
         buffer.write_back = _WriteBack(plan, addresses)
 

@@ -10,6 +10,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.rows import AHEAD, load_ahead
+
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
 
@@ -66,50 +68,50 @@ def _deduplicate(
 ) -> tuple[int, int]:
     """Fills the arrays of a `WorkingSet`; returns its size and the new number of addresses.
 
-    ``counts`` [num_lookups + 1] ends as the position offsets.
+    ``counts`` [num_lookups + 2] ends as the position offsets.
     """
-    # Maps of millions of rows are in no cache, and a processor loads one line after the other where a branch depends on
-    # each. So lines are loaded in loops without such branches first.
-    for lookup in range(len(rows)):
-        positions[lookup] = address_of[rows[lookup]] - 1  # 0 in the map: never touched
-    for lookup in range(len(rows)):
-        previous[lookup] = last_seen[max(positions[lookup], 0)]
+    num_lookups = len(rows)
+    # Maps of millions of rows are in no cache, so their lines are on the way before a lookup needs them.
+    for lookup in range(min(num_lookups, 2 * AHEAD)):
+        load_ahead(address_of, rows[lookup])
+    for lookup in range(min(num_lookups, AHEAD)):
+        load_ahead(last_seen, max(address_of[rows[lookup]] - 1, 0))
+    now = np.int64(index + 1) << 32  # batch index i is kept as i + 1; 0: in no batch
     size = 0
-    for lookup in range(len(rows)):
-        address = int(positions[lookup])
-        if address < 0:
-            address = int(address_of[rows[lookup]]) - 1  # touched earlier in this batch
-        if address < 0:
+    counts[0] = counts[1] = 0
+    for lookup in range(num_lookups):
+        if lookup + 2 * AHEAD < num_lookups:
+            load_ahead(address_of, rows[lookup + 2 * AHEAD])
+        if lookup + AHEAD < num_lookups:
+            load_ahead(last_seen, max(address_of[rows[lookup + AHEAD]] - 1, 0))
+        row = rows[lookup]
+        address = int(address_of[row]) - 1
+        if address < 0:  # 0 in the map: never touched
             address = num_addresses
             num_addresses += 1
-            address_of[rows[lookup]] = address + 1
-            row_of[address] = rows[lookup]
-            last_seen[address] = 0  # 0: in no batch; batch index i is kept as i + 1
+            address_of[row] = address + 1
+            row_of[address] = row
+            last_seen[address] = 0
+        # Whether a row is new in this batch cannot be predicted, so there is no branch: the next position is written in
+        # any case, and taken only by a new row.
         seen = last_seen[address]
-        if (seen >> 32) == index + 1:
-            position = seen & 0xFFFFFFFF
-        else:
-            position = size
-            size += 1
-            unique_rows[position] = rows[lookup]
-            unique_addresses[position] = address
-            previous[position] = seen - (np.int64(1) << 32) if seen else NEVER
-            counts[position + 1] = 0
-            last_seen[address] = (np.int64(index + 1) << 32) | position
+        is_new = seen < now
+        position = size if is_new else seen & 0xFFFFFFFF
+        unique_rows[size], unique_addresses[size] = row, address
+        previous[size] = seen - (np.int64(1) << 32) if seen else NEVER
+        counts[size + 2] = 0
+        last_seen[address] = now | position
+        size += is_new
         positions[lookup] = position
-        counts[position + 1] += 1
-    counts[0] = 0
+        counts[position + 2] += 1
+    # Counting sort by position; it advances each start to its end, so starts are kept one place further.
     for position in range(size):
-        counts[position + 1] += counts[position]
-    # Counting sort by position; it advances each start to its end, so the starts are restored behind it.
+        counts[position + 2] += counts[position + 1]
     for bag in range(len(offsets) - 1):
         for lookup in range(offsets[bag], offsets[bag + 1]):
-            position = positions[lookup]
-            bags_by_position[counts[position]] = bag
-            counts[position] += 1
-    for position in range(size, 0, -1):
-        counts[position] = counts[position - 1]
-    counts[0] = 0
+            start = positions[lookup] + 1
+            bags_by_position[counts[start]] = bag
+            counts[start] += 1
     return size, num_addresses
 
 
@@ -142,7 +144,7 @@ class AddressBook:
         if num_lookups > self._room.shape[1]:
             self._room = np.empty((3, num_lookups + num_lookups // 4), np.int64)
         unique_rows, addresses, previous = self._room
-        counts = np.empty(num_lookups + 1, np.int32)
+        counts = np.empty(num_lookups + 2, np.int32)
         positions, bags_by_position = np.empty(num_lookups, np.int32), np.empty(num_lookups, np.int32)
         size, self.num_addresses = _deduplicate(
             rows, offsets, index, self.num_addresses, self._address_of, self._row_of, self._last_seen,

@@ -170,7 +170,7 @@ class DensePass:
         low, high = self._model.bounds
         if low > 0.0:  # of a bounded prediction, those outside do not move
             inside = (self._prediction >= low).logical_and_(self._prediction <= high)
-            grad = torch.where(inside, grad, 0.0)
+            grad = grad.masked_fill(inside.logical_not_(), 0.0)  # torch.where would copy its 0.0 to the device
         inputs_grad = self._top.backward(grad.unsqueeze(1).to(self._dtype), self._gradients, wants_inputs=True)
         assert inputs_grad is not None
         vectors, dim = self._vectors, self._vectors.shape[2]

@@ -7,31 +7,14 @@ rows only, and rows that became popular early are neighbours.
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
+from cachedlrm.rows import empty_rows, gather_rows, scatter_rows
 from cachedlrm.store.record_log import RecordLog
 
 _TURN_ROWS = 1 << 13
-
-
-@numba.njit(cache=True, nogil=True)
-def _gather(records: NDArray[np.float32], addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    for index in range(len(addresses)):
-        source = addresses[index]
-        for column in range(records.shape[1]):
-            out[index, column] = records[source, column]
-
-
-@numba.njit(cache=True, nogil=True)
-def scatter_rows(records: NDArray[np.float32], addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-    """Stores ``values`` [n, width] in the rows ``addresses`` [n] of ``records``."""
-    for index in range(len(addresses)):
-        target = addresses[index]
-        for column in range(records.shape[1]):
-            records[target, column] = values[index, column]
 
 
 RecordsBetween = Callable[[int, int], NDArray[np.float32]]
@@ -109,7 +92,7 @@ class HostStore:
 
     def __init__(self, capacity_rows: int, width: int, log: RecordLog | None = None, num_saved: int = 0) -> None:
         self.capacity_rows = capacity_rows
-        self._records = np.empty((capacity_rows, width), np.float32)
+        self._records = empty_rows(capacity_rows, width)
         self._log = log
         self._changed = np.zeros(capacity_rows if log is not None else 0, bool)
         self._used_rows = 0  # up to the highest address written
@@ -132,7 +115,7 @@ class HostStore:
 
     def peek(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """See `Store`."""
-        _gather(self._records, addresses, out)
+        gather_rows(self._records, addresses, out)
 
     def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """See `Store`."""
@@ -169,6 +152,6 @@ class HostStore:
         for first in range(0, len(changed), _TURN_ROWS):
             addresses = changed[first : first + _TURN_ROWS]
             records = np.empty((len(addresses), self._records.shape[1]), np.float32)
-            _gather(self._records, addresses, records)
+            gather_rows(self._records, addresses, records)
             self._log.append(addresses, records)
         self._changed[changed] = False

@@ -1,0 +1,74 @@
+"""Rows of arrays larger than the processor's caches: allocated, gathered, scattered, loaded before they are needed."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+LINE_BYTES = 64
+_LINE = LINE_BYTES // 4  # float32 elements
+AHEAD = 32  # turns of a loop
+
+
+def _load_ahead(typing_context: Any, array: types.Array, index: types.Integer) -> tuple[Any, Callable[..., Any]]:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        )
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        read, keep, is_data = ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)
+        builder.call(prefetch, [place, read, keep, is_data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+load_ahead = cast("Callable[[NDArray[Any], Any], None]", intrinsic(_load_ahead))
+"""In compiled code: starts to load the line of ``array[index]``, [n]. A hint that changes no value.
+
+A processor runs ahead over some hundred instructions, and no further than a branch that it predicted wrongly. A loop
+that needs one unpredictable line after the other has most of them on their way if it names them early.
+"""
+
+
+def empty_rows(num_rows: int, width: int) -> NDArray[np.float32]:
+    """[num_rows, width] float32, uninitialised, from the start of a line on.
+
+    Of numpy's memory, for which it asks the system for huge pages: rows drawn at random from a gigabyte in pages of
+    4 KiB cost a page walk each.
+    """
+    room = np.empty(num_rows * width + _LINE, np.float32)
+    first = -room.ctypes.data % LINE_BYTES // 4
+    return room[first : first + num_rows * width].reshape(num_rows, width)
+
+
+@numba.njit(cache=True, nogil=True)
+def gather_rows(records: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    """Copies ``rows`` [n] of ``records`` into ``out`` [n, width]."""
+    width = records.shape[1]
+    flat = records.reshape(records.size)
+    for index in range(len(rows)):
+        if index + AHEAD < len(rows):
+            place = rows[index + AHEAD] * width
+            for column in range(0, width, _LINE):
+                load_ahead(flat, place + column)
+            load_ahead(flat, place + width - 1)
+        source = rows[index]
+        for column in range(width):
+            out[index, column] = records[source, column]
+
+
+@numba.njit(cache=True, nogil=True)
+def scatter_rows(records: NDArray[np.float32], rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    """Stores ``values`` [n, width] in ``rows`` [n] of ``records``."""
+    for index in range(len(rows)):
+        target = rows[index]
+        for column in range(records.shape[1]):
+            records[target, column] = values[index, column]

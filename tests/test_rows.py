@@ -1,0 +1,53 @@
+"""Kernels over rows of large arrays, against numpy's own indexing."""
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachedlrm.rows import AHEAD, LINE_BYTES, empty_rows, gather_rows, load_ahead, scatter_rows
+
+
+@settings(deadline=None)  # the first call compiles
+@given(
+    num_rows=st.integers(1, 3 * AHEAD),
+    width=st.sampled_from([1, 2, 15, 16, 17, 33]),
+    count=st.integers(0, 3 * AHEAD),
+    seed=st.integers(0, 99),
+)
+def test_rows_are_gathered_and_scattered(num_rows: int, width: int, count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    records = empty_rows(num_rows, width)
+    records[...] = random.random(records.shape)
+    rows = random.integers(0, num_rows, count)
+    out = np.empty((count, width), np.float32)
+    gather_rows(records, rows, out)
+    assert np.array_equal(out, records[rows])
+
+    rows = random.permutation(num_rows)[:count]
+    values = random.random((len(rows), width), np.float32)
+    expected = records.copy()
+    expected[rows] = values
+    scatter_rows(records, rows, values)
+    assert np.array_equal(records, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 17), (1000, 16), (100_000, 17)])
+def test_rows_begin_with_a_line(shape: tuple[int, int]) -> None:
+    records = empty_rows(*shape)
+    assert (records.shape, records.dtype) == (shape, np.float32)
+    assert records.flags.c_contiguous
+    assert records.ctypes.data % LINE_BYTES == 0
+
+
+def test_loading_ahead_changes_nothing() -> None:
+    @numba.njit
+    def load_all(array: np.ndarray) -> None:
+        for index in range(len(array)):
+            load_ahead(array, index)
+
+    for dtype in (np.int32, np.int64, np.float32):
+        array = np.arange(100, dtype=dtype)
+        load_all(array)
+        assert np.array_equal(array, np.arange(100, dtype=dtype))
