@@ -5,7 +5,6 @@ process of its own (``gpu_measure.py``) and what is left of the time; what does 
 report says so. Exit status 1 if a test or a measurement failed, or the tests did not end in their time.
 """
 
-import contextlib
 import os
 import platform
 import re
@@ -16,13 +15,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import gpu_tables as tables
 import numpy as np
 import torch
-
-import gpu_tables as tables
-from cachedlrm.data.batch import table_offsets
-from gpu_processes import ROOT, Measure, Measured, TimeBudget, in_process, run
+from gpu_processes import Measure, Measured, TimeBudget, in_process, run
+from measuring import write_profile
 from resident import opened
+
+from cachedlrm.data.batch import table_offsets
+from cachedlrm.report.environment import commit, cpu_model
 
 BUDGET_S = 465  # of 480: what starts this program and what a killed process still does takes time too
 TESTS_S = 200
@@ -33,7 +34,12 @@ STEPS = 1000  # of the default job: an epoch, in whose second half caches of 1 %
 BATCH_SIZE = 2048
 ADAGRAD_BYTES = 7 * GIB  # of a device on which all rows of the default job fit with their sums; else without: sgd
 MOST_ROUNDS = 3
-RATIOS = {"cache, 1 %": "0.01", "cache, 5 %": "0.05", tables.ALL_CACHED: "1.0"}
+CACHES = {
+    "cache, 1 %": ("--gpu-cache-ratio=0.01",),
+    "cache, 5 %": ("--gpu-cache-ratio=0.05",),
+    "cache, 5 %, CUDA graphs": ("--gpu-cache-ratio=0.05", "--cuda-graphs"),
+    tables.ALL_CACHED: ("--gpu-cache-ratio=1.0",),
+}
 
 TERABYTE = ("--profile=criteo-1tb", "--gpu-cache-ratio=0.01")
 # Without adagrad: with its sums a row takes 1,024 B, and slots alone 1.9 GB. Of accumulated gradients a pass is a step.
@@ -77,9 +83,7 @@ def write_samples(folder: Path, arguments: Sequence[str], num_samples: int) -> l
 
 def measure_round(measure: Measure, options: Sequence[str]) -> dict[str, Measured]:
     """Each share of cached rows, and all rows in one tensor."""
-    results = {
-        name: measure("cached", [*options, f"--gpu-cache-ratio={ratio}"], 20, 0) for name, ratio in RATIOS.items()
-    }
+    results = {name: measure("cached", [*options, *cache], 20, 0) for name, cache in CACHES.items()}
     return {**results, tables.RESIDENT: measure("resident", options, 20, 0)}
 
 
@@ -154,10 +158,8 @@ def run_tests(budget: TimeBudget) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Writes the report; 1 if a test or a measurement failed."""
+    """Prints and writes the report; 1 if a test or a measurement failed."""
     budget = TimeBudget(BUDGET_S)
-    now = datetime.now(UTC)
-    commit = run(["git", "describe", "--always", "--dirty", "--abbrev=12"], 10)[1].strip()
     has_gpu = torch.cuda.is_available()  # nothing more of CUDA in this process: a context of its own takes memory
     summary, fine = run_tests(budget)
     print(f"{budget.spent:4.0f} s: {summary}", flush=True)
@@ -171,20 +173,17 @@ def main() -> int:
             "the speed of caches beside one resident tensor, no copies between host and device, no peak under emulated "
             "cards of 4 GiB and 8 GiB, no bytes of the Criteo-1TB shape."
         ]
-    lines = [
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    write_profile(
+        f"criteo-kaggle_{name}",
         "# GPU check",
-        f"`make gpu-check` on {now:%Y-%m-%d %H:%M} UTC, commit {commit}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, device: {device}; it took {budget.spent:.0f} s.",
+        f"`make gpu-check` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {cpu_model()}, {os.cpu_count()} cores, device: {device}; it took "
+        f"{budget.spent:.0f} s.",
         "## GPU tests and exactness with deterministic algorithms",
         f"`pytest -m gpu tests/test_cuda.py`: {summary}",
         *sections,
-    ]
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = ROOT / "profiles" / f"criteo-kaggle_{name}_{now:%Y-%m-%d}.md"
-    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-    with contextlib.suppress(ValueError):
-        path = path.relative_to(Path.cwd())
-    print(f"{summary}\nreport: {path}")
+    )
     return 0 if fine else 1
 
 

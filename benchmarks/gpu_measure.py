@@ -17,6 +17,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from resident import opened, synchronize, train_resident
 
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import CopyStream
@@ -26,7 +27,6 @@ from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
 from cachedlrm.progress import Progress
 from cachedlrm.report.totals import build_report
 from cachedlrm.tiers import STAGING_ROWS
-from resident import opened, synchronize, train_resident
 
 PEAK_BYTES = 256 << 20  # of the copies that measure the link
 STAGING_COLUMNS = (32, 128)  # records of dim 16 with adagrad, and of dim 128 with sgd

@@ -7,10 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from measuring import ROOT
 
 Measured = Mapping[str, Any]
 Measure = Callable[[str, Sequence[str], float, int], Measured]

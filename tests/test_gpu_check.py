@@ -2,16 +2,17 @@
 
 import json
 
-import pytest
-import torch
-
 import gpu_check
 import gpu_measure
 import gpu_processes
 import gpu_tables
-from cachedlrm.train import main as train
+import measuring
+import pytest
+import torch
 from gpu_processes import TimeBudget, run
 from resident import train_resident
+
+from cachedlrm.train import main as train
 from runs import SMALL
 
 CPU = torch.device("cpu")
@@ -180,6 +181,8 @@ def _small(monkeypatch):
     monkeypatch.setattr(gpu_check, "STEPS", 10)
     monkeypatch.setattr(gpu_check, "BATCH_SIZE", 20)
     monkeypatch.setattr(gpu_check, "MOST_ROUNDS", 2)
+    caches = {name: options for name, options in gpu_check.CACHES.items() if "--cuda-graphs" not in options}
+    monkeypatch.setattr(gpu_check, "CACHES", caches)
     sizes = ["--arch-embedding-size=400-30-900-5", "--arch-mlp-bot=13-8"]
     write = gpu_check.write_samples
     monkeypatch.setattr(gpu_check, "write_samples", lambda folder, given, count: write(folder, sizes, count))
@@ -263,9 +266,10 @@ def test_without_a_gpu_the_report_says_what_was_not_run(tmp_path, monkeypatch, c
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     (tmp_path / "profiles").mkdir()
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(measuring, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_check, "run_tests", lambda budget: ("127 skipped", True))
     assert gpu_check.main() == 0
     (report,) = (tmp_path / "profiles").iterdir()
+    assert "`pytest -m gpu tests/test_cuda.py`: 127 skipped" in report.read_text()
     assert "**Not run:** this machine has no CUDA device" in report.read_text()
-    assert "127 skipped" in capsys.readouterr().out
+    assert report.read_text() in capsys.readouterr().out
