@@ -88,6 +88,6 @@ def _measured(budget: TimeBudget, kind: str, options: Sequence[str], at_least_s:
         return {"note": f"stopped after {seconds:.0f} s, when the time was over"}
     if status:
         last = (errors.strip() or f"exit status {status}").splitlines()[-1]
-        return {"note": f"failed: {last[:300]}", "failed": True}
+        return {"note": f"failed: {last[:300].replace('|', '/')}", "failed": True}  # for a cell of a table
     found: Measured = json.loads(output.splitlines()[-1])
     return found

@@ -121,6 +121,12 @@ def test_the_link_is_measured_both_ways():
     assert all(rate > 0 for rates in found["rates"].values() for rate in (rates["to_device"], rates["to_host"]))
 
 
+def test_samples_in_files_train_the_same(cached, tmp_path):
+    options = gpu_check.write_samples(tmp_path, EVERY_LOSS, 2000)
+    generated = [option for option in EVERY_LOSS if not option.startswith(("--data", "--arch-embedding-size"))]
+    assert gpu_measure.cached([*generated, *options, *EVICTING, "--optimizer=adagrad"])["losses"] == cached["losses"]
+
+
 # --- the time
 
 
