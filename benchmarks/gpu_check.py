@@ -26,6 +26,7 @@ from cachedlrm.data.batch import table_offsets
 from cachedlrm.report.environment import commit, cpu_model
 
 BUDGET_S = 465  # of 480: what starts this program and what a killed process still does takes time too
+TESTS = ("tests/test_cuda.py", "tests/test_library.py")  # all that have tests for a GPU
 TESTS_S = 200
 GIB = 1 << 30
 
@@ -150,7 +151,7 @@ def measured(measure: Measure, budget: TimeBudget) -> tuple[str, list[str], bool
 
 def run_tests(budget: TimeBudget) -> tuple[str, bool]:
     """pytest's last line, and whether it was content."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_cuda.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
     seconds = min(TESTS_S, budget.left)
     status, output, _ = run(command, seconds)
     summary = output.strip().splitlines()[-1] if output.strip() else "no output"
@@ -183,7 +184,7 @@ def main() -> int:
         f"Python {platform.python_version()}, {cpu_model()}, {os.cpu_count()} cores, device: {device}; it took "
         f"{budget.spent:.0f} s.",
         "## GPU tests and exactness with deterministic algorithms",
-        f"`pytest -m gpu tests/test_cuda.py`: {summary}",
+        f"`pytest -m gpu {' '.join(TESTS)}`: {summary}",
         *sections,
     )
     return 0 if fine else 1

@@ -1,6 +1,7 @@
 """What `make gpu-check` measures on a GPU, here on the CPU with small shapes."""
 
 import json
+from pathlib import Path
 
 import gpu_check
 import gpu_measure
@@ -268,6 +269,12 @@ def test_copies_are_set_against_the_link():
     ]
 
 
+def test_all_files_with_tests_for_a_gpu_are_run():
+    tests = Path(__file__).parent
+    marked = [f"tests/{path.name}" for path in sorted(tests.glob("*.py")) if "mark.gp" + "u" in path.read_text()]
+    assert tuple(marked) == gpu_check.TESTS
+
+
 def test_without_a_gpu_the_report_says_what_was_not_run(tmp_path, monkeypatch, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -276,6 +283,6 @@ def test_without_a_gpu_the_report_says_what_was_not_run(tmp_path, monkeypatch, c
     monkeypatch.setattr(gpu_check, "run_tests", lambda budget: ("127 skipped", True))
     assert gpu_check.main() == 0
     (report,) = (tmp_path / "profiles").iterdir()
-    assert "`pytest -m gpu tests/test_cuda.py`: 127 skipped" in report.read_text()
+    assert "`pytest -m gpu tests/test_cuda.py tests/test_library.py`: 127 skipped" in report.read_text()
     assert "**Not run:** this machine has no CUDA device" in report.read_text()
     assert report.read_text() in capsys.readouterr().out
