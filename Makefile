@@ -20,7 +20,7 @@ lint: .venv/installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# GPU tests, exactness and a short measured run under an emulated 4 GiB card; the report goes to profiles/.
+# GPU tests, speed beside one resident tensor, copies and memory, in at most 8 minutes; the report goes to profiles/.
 # GPU_PYTHON may name an interpreter that already has a CUDA torch.
 GPU_PYTHON ?= $(PY)
 gpu-check: $(if $(filter $(PY),$(GPU_PYTHON)),.venv/installed)

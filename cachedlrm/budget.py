@@ -139,10 +139,11 @@ class Workload:
             layout = group.layout
             copies = 1 + _ROW_TEMPORARIES[layout.optimizer] + 2 * layout.weighted
             row_bytes += 4 * rows * layout.parameter_width * copies
-            pooled += self.batch_size * len(group.table_rows) * layout.dim
+            # Vectors of the batch, and gradients of one mini-batch, which take the vectors' place where there are more.
+            pooled += (self.batch_size + self.mini_batch_size) * len(group.table_rows) * layout.dim
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
         kept = outputs * (2 if self.keeps_inputs else 1) + sum(self._interaction_units)
-        return row_bytes, 4 * (self.mini_batch_size * (kept + self._largest_pair) + 2 * pooled)
+        return row_bytes, 4 * (self.mini_batch_size * (kept + self._largest_pair) + pooled)
 
     def _evaluation_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
         """The same of an evaluation step, which keeps no activations.

@@ -189,7 +189,6 @@ class Trainer:
             self.clock.enter("backward")
             return loss.view(1), backward()
         losses: list[Tensor] = []
-        grads: list[list[Tensor]] = []
         bags_per_sample = [group.shape[0] // batch.num_samples for group in pooled]
         for first in range(0, batch.num_samples, self._mini_batch_size):
             last = min(first + self._mini_batch_size, batch.num_samples)
@@ -202,10 +201,13 @@ class Trainer:
             prediction = self._dense_pass.forward(dense, parts)  # [B]
             losses.append(self._dense_pass.loss(prediction, labels))
             self.clock.enter("backward")
-            grads.append(self._dense_pass.backward(prediction, labels, adds=first > 0))
-        if len(losses) == 1:
-            return losses[0].view(1), grads[0]
-        return torch.stack(losses), [torch.cat(parts) for parts in zip(*grads, strict=True)]
+            grads = self._dense_pass.backward(prediction, labels, adds=first > 0)
+            if last - first == batch.num_samples:
+                return losses[0].view(1), grads
+            for part, grad in zip(parts, grads, strict=True):
+                part.copy_(grad)  # nobody needs the vectors any more, and a batch of them is large
+            del grads, grad
+        return torch.stack(losses), pooled
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """State of the dense parameters' optimizer, by parameter name and torch's key."""

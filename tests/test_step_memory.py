@@ -29,6 +29,34 @@ def peak_bytes(work: Callable[[], None]) -> int:
     return max(itertools.accumulate(event.nbytes() for event in allocations))
 
 
+def test_accumulated_gradients_take_the_place_of_the_vectors():
+    # Nearly all of the step is vectors: of a large batch, and gradients of the eighth part that is under way.
+    layout, passes, mini_batch = RecordLayout(64, "sgd"), 8, 64
+    workload = Workload(
+        groups=(GroupShape(ROWS, layout),),
+        num_features=len(ROWS),
+        lookups_per_bag=1,
+        mini_batch_size=mini_batch,
+        mlp_bot=(5, 64),
+        mlp_top=(num_interactions(len(ROWS), 64, "dot", False), 1),
+        prefetch_depth=0,
+        staging_rows=0,
+        num_mini_batches=passes,
+    )
+    batch = passes * mini_batch
+    source = ZipfSource(ROWS, 5, 1, batch)
+    cache = one_group(ROWS, layout, sum(ROWS), settings=CacheSettings(prefetch_depth=0))
+    model = Dlrm(plain_features(len(ROWS), 64), (5, 64), (1,))
+    trainer = Trainer(cache, model, LearningRate(0.01), make_loss("bce", (), torch.device("cpu")), mini_batch)
+    (prepared,) = cache.prepare([source.read(0, batch)])
+    cache.gather(prepared)  # its buffer stays
+    peak = peak_bytes(lambda: trainer.step(prepared))
+    vectors = 4 * batch * len(ROWS) * 64
+    assert vectors < peak < 1.6 * vectors  # gradients of the whole batch beside them would take as much again
+    parts = workload.fixed_bytes((prepared.counters.working_set_rows,))
+    assert peak <= parts["activations"]
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
 @pytest.mark.parametrize(
     ("dim", "hot", "batch", "activation", "interaction"),
