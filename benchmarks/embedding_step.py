@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as in `cachedlrm.train`, for everybody's tables
 
 import torch
 from measuring import described, made_by, write_profile
@@ -33,7 +34,6 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
-from cachedlrm.program import keep_freed_memory
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 from cachedlrm.trainer import RowUpdate
@@ -211,8 +211,11 @@ def main() -> None:
     """Measures, prints and writes the table."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    if threads not in (1, 2):
+        sys.exit("THREADS is 1 or 2")
+    if threads == 2:
+        steps = -(-steps // BLOCK) * BLOCK
     torch.set_num_threads(1)
-    keep_freed_memory()
     torch.sparse.check_sparse_tensor_invariants.disable()
     source = ZipfSource(ROWS, 1, 1, 1 << 40)
     results = {}

@@ -141,7 +141,7 @@ def measured(measure: Measure, budget: TimeBudget) -> tuple[str, list[str], bool
         tables.terabyte(terabyte),
         "## Emulated cards",
         "The card is what torch's allocator may take (`torch.cuda.set_per_process_memory_fraction`); the budget is the "
-        "card less 768 MiB. cuBLAS's workspace is in the peak and not in what is accounted. In use: of all of the "
+        "card less 768 MiB. In use: of all of the "
         "device, contexts of processes included.",
         tables.cards(cards),
     ]

@@ -11,7 +11,8 @@ from cachedlrm.units import format_bytes
 
 _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
 _ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
-_CUBLAS_WORKSPACE_BYTES = 32 << 20  # of a stream, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB
+# Of each stream that multiplies matrices, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB.
+_CUBLAS_WORKSPACE_BYTES = 32 << 20
 _OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
 
 
@@ -102,13 +103,15 @@ class Workload:
         step, evaluation = self._step_bytes(working_sets), self._evaluation_bytes(working_sets)
         rows, activations = max(step, evaluation, key=sum)
         staging = sum(4 * self.staging_rows * group.layout.record_bytes for group in self.groups)
-        if staging:  # initial rows are computed on the device in turns, with a few int64 temporaries
+        workspace = 0
+        if staging:  # on CUDA; initial rows are computed there in turns, with a few int64 temporaries
             staging += max(6 * 8 * DEVICE_TURN_ROWS * group.layout.dim for group in self.groups)
+            workspace = _CUBLAS_WORKSPACE_BYTES
         return {
             "staging": staging,
             "working_set": buffers + rows,
             "dense": self._dense_bytes,
-            "activations": activations + (self._graph_bytes(step[1]) if self.cuda_graphs else 0),
+            "activations": activations + workspace + (self._graph_bytes(step[1]) if self.cuda_graphs else 0),
         }
 
     def _graph_bytes(self, activations: int) -> int:

@@ -23,6 +23,7 @@ from cachedlrm import __version__
 from cachedlrm.config import (
     Budget,
     Bytes,
+    OptimisationOptions,
     Options,
     PlanCommand,
     Planning,
@@ -128,16 +129,7 @@ _FREE: tuple[str, ...] = ()
 _DECIDES_BITS: dict[str, tuple[str, ...]] = {
     "batches": ("mini_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"),
     "data": ("data",),
-    "optimisation": (
-        "optimizer",
-        "learning_rate",
-        "lr_num_warmup_steps",
-        "lr_decay_start_step",
-        "lr_num_decay_steps",
-        "mlperf_grad_accum_iter",
-        "bf16",
-        "tf32",
-    ),
+    "optimisation": tuple({field.name for field in dataclasses.fields(OptimisationOptions)} - {"cuda_graphs"}),
     "cache": _FREE,
     "store": ("init",),
     "run": _FREE,

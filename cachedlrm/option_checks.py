@@ -59,6 +59,7 @@ def _check_graphs(options: Options) -> None:
         ("--md-flag", options.model.md_flag, "takes plain tables, not those of"),
         (f"--mlperf-grad-accum-iter {accumulated}", accumulated > 1, "takes steps of one mini-batch, not"),
         ("--inference-only", options.inference.inference_only, "is about training, which is none with"),
+        ("--profile-trace", options.run.profile_trace, "replays operators that are not seen by"),
     ):
         if given:
             raise UserError(f"--cuda-graphs {why} {option}; drop one of them")

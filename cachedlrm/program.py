@@ -3,7 +3,6 @@
 Imports nothing heavy, so that signals are in hand before torch is loaded.
 """
 
-import ctypes
 import gc
 import os
 import signal
@@ -18,7 +17,6 @@ from cachedlrm.output import Output
 from cachedlrm.text import printable
 
 _INTERRUPTED = 130
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -120,19 +118,6 @@ def start_program() -> None:
     for number in _SIGNALS:
         signal.signal(number, _quit)
     gc.disable()
-
-
-def keep_freed_memory() -> None:
-    """Of a program that takes and frees the same megabytes at every step: lets the C library keep them.
-
-    glibc (mallopt(3)) gives the end of its heap back to the system, which then fills every page anew with zeros: a
-    thousand pages and more a step. Elsewhere nothing happens.
-    """
-    if sys.platform == "linux":
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-        if set_option is not None:
-            set_option(_M_MMAP_THRESHOLD, 1 << 28)  # activations are smaller, tables larger
-            set_option(_M_TRIM_THRESHOLD, 1 << 29)
 
 
 def end_program(status: int) -> NoReturn:

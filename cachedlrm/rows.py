@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 LINE_BYTES = 64
 _LINE = LINE_BYTES // 4  # float32 elements
-AHEAD = 32  # turns of a loop
+# Turns of a loop. Numba compiles a kernel anew when its own file changes, not when this one does.
+AHEAD = 32
 
 
 def _load_ahead(typing_context: Any, array: types.Array, index: types.Integer) -> tuple[Any, Callable[..., Any]]:
@@ -51,7 +52,7 @@ def empty_rows(num_rows: int, width: int) -> NDArray[np.float32]:
 
 @numba.njit(cache=True, nogil=True)
 def gather_rows(records: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    """Copies ``rows`` [n] of ``records`` into ``out`` [n, width]."""
+    """Copies ``rows`` [n] of ``records``, C-contiguous, into ``out`` [n, width]."""
     width = records.shape[1]
     flat = records.reshape(records.size)
     for index in range(len(rows)):

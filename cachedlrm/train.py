@@ -7,15 +7,16 @@ Reads top to bottom: `main` turns arguments into an exit status, `train` prepare
 import os
 import sys
 
-from cachedlrm.program import Interrupts, end_program, keep_freed_memory, run_program, start_program
+from cachedlrm.program import Interrupts, end_program, run_program, start_program
 
 if __name__ == "__main__":
     start_program()
-    keep_freed_memory()
 
 # Idle OpenMP threads that spin for work take the processor from the prefetch thread, which then stalls torch's
 # operators in turn. Read once, when torch loads the OpenMP runtime.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tensors of two MiB and more in huge pages: the system fills fewer pages with zeros when a step takes its memory anew.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Needed by --deterministic on CUDA, and read once too.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

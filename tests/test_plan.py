@@ -185,22 +185,22 @@ def test_what_cannot_be_planned_is_said(monkeypatch, capsys, arguments, words):
 
 
 def test_a_gpu_that_is_not_there_can_be_planned(capsys):
-    arguments = ["--device=cuda", "--gpu-budget=20MB", "--device-bandwidth=1GB"]
+    arguments = ["--device=cuda", "--gpu-budget=60MB", "--device-bandwidth=1GB"]
     plan = planned(capsys, *arguments)
     assert plan["device_bytes_breakdown"]["staging"] > 0
     assert list(plan["step_ms_at_least"]) == ["device memory"]
-    with_graphs = planned(capsys, "--device=cuda", "--gpu-budget=60MB", "--cuda-graphs")["device_bytes_breakdown"]
+    with_graphs = planned(capsys, "--device=cuda", "--gpu-budget=100MB", "--cuda-graphs")["device_bytes_breakdown"]
     assert with_graphs["activations"] > 2 * plan["device_bytes_breakdown"]["activations"]
 
 
 def test_without_a_device_profile_most_of_what_is_free_is_the_budget(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("cachedlrm.resolve.free_device_bytes", lambda device: 20_000_000)
-    assert planned(capsys, "--device=cuda", "--gpu-budget=auto")["device_limit_bytes"] == 18_000_000
-    profile = ["--device=cuda", "--gpu-budget=auto", "--device-memory=10MB"]
-    assert planned(capsys, *profile)["device_limit_bytes"] == 10_000_000
+    monkeypatch.setattr("cachedlrm.resolve.free_device_bytes", lambda device: 100_000_000)
+    assert planned(capsys, "--device=cuda", "--gpu-budget=auto")["device_limit_bytes"] == 90_000_000
+    profile = ["--device=cuda", "--gpu-budget=auto", "--device-memory=60MB"]
+    assert planned(capsys, *profile)["device_limit_bytes"] == 60_000_000
     larger = [*profile[:2], "--device-memory=4GiB"]  # of which others hold the rest
-    assert planned(capsys, *larger)["device_limit_bytes"] == 18_000_000
+    assert planned(capsys, *larger)["device_limit_bytes"] == 90_000_000
 
 
 # --- the prediction

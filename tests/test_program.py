@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -363,22 +362,3 @@ def test_a_command_under_a_profiler_ends_as_others_do():
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False)
     assert done.returncode == 0  # cProfile keeps the status to itself
     assert "end_program" in done.stdout
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_kept() -> None:
-    script = """if True:
-        import resource, torch
-        from cachedlrm.program import keep_freed_memory
-
-        def faults_of_a_step():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            tensors = [torch.zeros(10 << 20) for _ in range(2)]  # 40 MiB each
-            del tensors
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-        keep_freed_memory()
-        print(*[faults_of_a_step() for _ in range(8)])
-    """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert min(map(int, done.stdout.split())) < 100  # of 20,000 pages

@@ -207,6 +207,9 @@ def test_a_copy_goes_on_and_the_original_stays(tmp_path, monkeypatch, whole):
         ("--data=flights", ["--data flights", "--data zipf:samples=2000"]),
         ("--optimizer=sgd", ["--optimizer sgd", "--optimizer adam"]),
         ("--init=reference", ["--init reference", "--init counter"]),
+        ("--bf16", ["--bf16", "--resume"]),
+        ("--mlperf-grad-accum-iter=2", ["--mlperf-grad-accum-iter 2", "--mlperf-grad-accum-iter 1"]),
+        ("--lr-num-warmup-steps=3", ["--lr-num-warmup-steps 3", "--lr-num-warmup-steps 0"]),
     ],
 )
 def test_what_changes_bits_is_refused_with_both_sides(tmp_path, capsys, option, words):

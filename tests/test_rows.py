@@ -1,5 +1,10 @@
 """Kernels over rows of large arrays, against numpy's own indexing."""
 
+import os
+import subprocess
+import sys
+import tempfile
+
 import numba
 import numpy as np
 import pytest
@@ -51,3 +56,31 @@ def test_loading_ahead_changes_nothing() -> None:
         array = np.arange(100, dtype=dtype)
         load_all(array)
         assert np.array_equal(array, np.arange(100, dtype=dtype))
+    assert all("llvm.prefetch" in code for code in load_all.inspect_llvm().values())
+
+
+def test_loading_ahead_stays_inside() -> None:
+    """With numba's checks of bounds, which are for a process that compiles anew."""
+    script = """if True:
+        import numpy as np
+        from cachedlrm.cache.planner import Planner
+        from cachedlrm.cache.policies import make_policy
+        from cachedlrm.cache.working_set import AddressBook
+        from cachedlrm.rows import AHEAD, gather_rows
+
+        random = np.random.default_rng(0)
+        book = AddressBook(300)
+        planner = Planner(300, 150, 150, make_policy("lrfu", 150, 300, 0), in_flight=0)
+        sizes = [0, 1, AHEAD, AHEAD + 1, 2 * AHEAD, 2 * AHEAD + 1]
+        for index, size in enumerate(sizes * 3):
+            planner.announce(book.working_set(index, random.permutation(300)[:size], np.arange(size + 1)))
+            _, plan = planner.plan()
+            gather_rows(np.zeros((150, 17), np.float32), plan.slots, np.empty((size, 17), np.float32))
+        assert planner.resident_rows == 150, "nothing was evicted"
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": directory}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr

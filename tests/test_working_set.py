@@ -96,3 +96,18 @@ def test_large_batches_against_numpy():
         assert (sums == np.bincount(got.positions, weights=bags)).all()
         assert (book.rows()[book.addresses(rows)] == rows).all()
         assert got.positions.dtype == got.bags_by_position.dtype == got.position_offsets.dtype == np.int32
+
+
+def test_more_unique_rows_than_sixteen_bits_count():
+    rows = np.random.default_rng(1).permutation(70_000)
+    got = AddressBook(70_000).working_set(0, np.concatenate([rows, rows]), np.arange(140_001))
+    assert np.array_equal(got.rows, rows)
+    assert np.array_equal(got.positions, np.concatenate([np.arange(70_000)] * 2))
+    assert np.array_equal(got.bags_by_position, np.arange(140_000).reshape(2, -1).T.ravel())
+
+
+def test_batches_come_in_order():
+    book = AddressBook(10)
+    book.working_set(3, np.array([1]), np.array([0, 1]))
+    with pytest.raises(AssertionError, match="in order"):
+        book.working_set(3, np.array([1]), np.array([0, 1]))

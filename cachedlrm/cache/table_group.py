@@ -178,13 +178,14 @@ class TableGroup:
         slots = np.where(addresses >= 0, self.planner.slot_of[np.maximum(addresses, 0)], NEVER).astype(np.int64)
         below = np.flatnonzero(slots < NEVER)
         untouched = np.flatnonzero(slots == NEVER)
-        records = torch.index_select(self.slab, 0, torch.from_numpy(np.maximum(slots, 0)).to(self._device))
+        records = torch.empty(len(rows), self.layout.width, device=self._device)
+        gather(self.slab, torch.from_numpy(np.maximum(slots, 0)).to(self._device), records)
         created = np.empty((len(untouched), self.layout.width), np.float32)
         self.init.fill(rows[untouched], created)
         for indices, values in ((below, self.transfer.read(addresses[below])), (untouched, created)):
             if len(indices):
                 target = torch.from_numpy(indices).to(self._device)
-                records.index_copy_(0, target, torch.from_numpy(values).to(self._device))
+                scatter(records, target, torch.from_numpy(values).to(self._device))
         return records[:, : self.layout.parameter_width]
 
     def records(self, addresses: Int64s) -> NDArray[np.float32]:

@@ -131,6 +131,7 @@ class AddressBook:
         self._last_seen = np.empty(num_rows, np.int64)
         self._room = np.empty((3, 0), np.int64)  # for rows, addresses and last uses of a batch
         self.num_addresses = 0
+        self._newest = -1
 
     def working_set(self, index: int, rows: Int64s, offsets: Int64s) -> WorkingSet:
         """The working set of training batch ``index``.
@@ -140,6 +141,8 @@ class AddressBook:
             rows: [num_lookups] global rows, in range.
             offsets: [num_bags + 1] bag boundaries.
         """
+        assert index > self._newest, "batches are numbered in order"
+        self._newest = index
         num_lookups = len(rows)
         if num_lookups > self._room.shape[1]:
             self._room = np.empty((3, num_lookups + num_lookups // 4), np.int64)

@@ -41,8 +41,8 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        # The default stream cannot be captured, and torch's own for captures is shared: the end of another graph would
-        # free the workspace of cuBLAS that these use (https://github.com/pytorch/pytorch/issues/193402).
+        # The default stream cannot be captured, and torch's own for captures is shared: the destruction of another
+        # graph would free the workspace of cuBLAS that these use (https://github.com/pytorch/pytorch/issues/193402).
         self._stream = torch.cuda.Stream()
 
     def __call__(self, work: Work) -> Work:
