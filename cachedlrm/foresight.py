@@ -14,7 +14,7 @@ import numpy as np
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
-from cachedlrm.config import Options
+from cachedlrm.config import CacheOptions, Options
 from cachedlrm.data.lookups import Router
 from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import cannot_write
@@ -25,6 +25,7 @@ NEXT_USES_FOLDER = "next_uses"
 
 _SAVE_EVERY_S = 60.0
 _NUM_SAMPLED_BATCHES = 8  # of which the fingerprint has the ids
+_MOST_REPEATS = 2**30  # no policy tells more of them apart, and their sum fits 64 bits
 
 Tell = Callable[[float], None]
 
@@ -42,6 +43,7 @@ def inform_policies(
     run_dir: Path,
     row_counts: Int64s | None = None,
     tell: Tell = tell_nobody,
+    first_batch: int = 0,
 ) -> None:
     """Gives policies what they need of the stream; one pass over the ids if they need anything.
 
@@ -54,6 +56,7 @@ def inform_policies(
         run_dir: where next uses go.
         row_counts: lookups of each row in an epoch, where the data knows them.
         tell: takes the share of the ids that was read, again and again.
+        first_batch: the first of the run to plan; those before it were trained by an earlier process.
 
     Raises:
         UserError: ids are wrong, or the disk is full.
@@ -62,19 +65,23 @@ def inform_policies(
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
     counts = [row_counts] if row_counts is not None and router.is_identity else None
-    if isinstance(kind, Lookahead) and counts is None and options.cache.count_rows:
-        counts = _count_lookups(num_rows, router, schedule, tell)
     if isinstance(kind, Static) and counts is None:
         _count_uses(by_group, num_rows, router, schedule, tell)
-    elif isinstance(kind, Static | Lookahead) and counts is not None:
-        epochs = -(-schedule.num_batches // schedule.batches_per_epoch)
+    elif isinstance(kind, Static) and counts is not None:
         for policies, group_counts in zip(by_group, counts, strict=True):
             for policy in policies:
-                if isinstance(policy, Lookahead):
-                    policy.take_counts(group_counts, epochs)
-                else:
-                    assert isinstance(policy, Static)
-                    policy.take_counts(group_counts)
+                assert isinstance(policy, Static)
+                policy.take_counts(group_counts)
+    if isinstance(kind, Lookahead) and knows_counts(options.cache, router, row_counts):
+        epochs, passed = -(-schedule.num_batches // schedule.batches_per_epoch), None
+        if counts is None:  # those behind `first_batch`, all epochs together
+            epochs, counts = 1, _count_lookups(num_rows, router, schedule, (first_batch, schedule.num_batches), tell)
+        elif first_batch:
+            passed = _count_lookups(num_rows, router, schedule, (0, first_batch), tell)
+        for number, policies in enumerate(by_group):
+            for policy in policies:
+                assert isinstance(policy, Lookahead)
+                policy.take_counts(counts[number], epochs, None if passed is None else passed[number])
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
         read_next_uses(num_rows, router, schedule, options, folder, tell=tell)
@@ -84,19 +91,31 @@ def inform_policies(
                 policy.know(NextUses(folder / str(number)))
 
 
+def knows_counts(cache: CacheOptions, router: Router, row_counts: Int64s | None) -> bool:
+    """Whether policy ``lookahead`` is told how often each row is still to be used; arguments as of `inform_policies`.
+
+    Counts of the data are of its own tables, not of those that tricks make of them.
+    """
+    return cache.count_rows or (row_counts is not None and router.is_identity)
+
+
 def discard_next_uses(run_dir: Path) -> None:
     """Removes what a finished run does not need any more."""
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
 
 
-def _count_lookups(num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell) -> list[Int64s]:
-    """Lookups of each row of each group in an epoch, as far as the run goes."""
+def _count_lookups(
+    num_rows: Sequence[int], router: Router, schedule: Schedule, between: tuple[int, int], tell: Tell
+) -> list[Int64s]:
+    """Lookups of each row of each group in batches ``between`` two of the run; reads an epoch at most."""
     counts = [np.zeros(rows, np.int64) for rows in num_rows]
     num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
-    for index, batch in enumerate(schedule.one_epoch()):
+    for index in range(num_batches):
         tell(index / num_batches)
-        for of_group, lookups in zip(counts, router(batch), strict=True):
-            np.add.at(of_group, lookups.rows, 1)
+        times = schedule.repeats(index, *between)
+        if times:
+            for of_group, lookups in zip(counts, router(schedule.read(index)), strict=True):
+                np.add.at(of_group, lookups.rows, min(times, _MOST_REPEATS))
     return counts
 
 

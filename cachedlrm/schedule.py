@@ -69,6 +69,10 @@ class Schedule:
         stop = start + (last - first) * self._mini_batch_size
         return self._source.read(start, min(stop, self._source.num_samples))
 
+    def repeats(self, number: int, first_batch: int, end: int) -> int:
+        """How often batch ``number`` of an epoch is among batches ``first_batch`` to ``end - 1`` of the run."""
+        return (end - 1 - number) // self.batches_per_epoch - (first_batch - 1 - number) // self.batches_per_epoch
+
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, as far as the run goes."""
         return itertools.islice(self.batches(), self.batches_per_epoch)

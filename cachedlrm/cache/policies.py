@@ -93,7 +93,7 @@ class Static(Lru):
 
     def take_counts(self, row_counts: Int64s) -> None:
         """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
-        self._uses = np.minimum(row_counts, 2**31 - 1).astype(np.int32)
+        self._uses = _at_most(row_counts, 2**31 - 1)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         self.keys[slots] = self._uses[working_set.rows]
@@ -119,10 +119,18 @@ class Lookahead(Lrfu):
         self._next_planned = 0
         self._left: Int32s | None = None  # by row
 
-    def take_counts(self, row_counts: Int64s, epochs: int = 1) -> None:
-        """Takes the lookups of each row [num_rows] in an epoch, where they are known beforehand, and the epochs."""
-        self._left = np.minimum(row_counts, (self.known_from - 1) // epochs).astype(np.int32)
+    def take_counts(self, row_counts: Int64s, epochs: int = 1, passed: Int64s | None = None) -> None:
+        """Takes how often each row is still to be looked up, where that is known beforehand.
+
+        Args:
+            row_counts: lookups of each row [num_rows] in an epoch.
+            epochs: of the run.
+            passed: lookups of each row [num_rows] in batches that were trained before; None: there were none.
+        """
+        self._left = _at_most(row_counts, (self.known_from - 1) // epochs)
         self._left *= epochs
+        if passed is not None:
+            self._left -= np.minimum(passed, self._left)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         size = working_set.num_rows
@@ -167,12 +175,27 @@ class Oracle(Lru):
 Policy = Lru
 
 
+def bytes_per_row(name: str, counts_lookups: bool) -> int:
+    """Bytes that the policy called ``name`` keeps for every row of the tables; what others keep is by address.
+
+    Args:
+        name: on the command line.
+        counts_lookups: whether policy ``lookahead`` takes counts.
+    """
+    return 4 if name == "static" or (name == "lookahead" and counts_lookups) else 0
+
+
 def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy:
     """The policy called ``name`` on the command line."""
     if name == "lookahead":
         return Lookahead(num_slots, num_rows, window)
     policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static, "oracle": Oracle}
     return policies[name](num_slots, num_rows)
+
+
+def _at_most(counts: Int64s, limit: int) -> Int32s:
+    """Counts [n] cut off at ``limit``, without another array of 64 bits beside them."""
+    return np.minimum(counts, limit, out=np.empty(len(counts), np.int32), casting="unsafe")
 
 
 @numba.njit(cache=True, nogil=True)
