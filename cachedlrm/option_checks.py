@@ -1,6 +1,6 @@
 """What no single option shows, and what reads better with the sizes themselves."""
 
-from cachedlrm.config import InferenceOptions, ModelOptions, Options, RunOptions
+from cachedlrm.config import CacheOptions, InferenceOptions, ModelOptions, Options, RunOptions
 from cachedlrm.errors import UserError
 
 
@@ -17,7 +17,7 @@ def check_options(options: Options) -> Options:
     if cache.count_rows and cache.policy != "lookahead":
         raise UserError(f"--count-rows is for --policy lookahead and the policy is {cache.policy}; drop it")
     _check_tricks(model)
-    _check_inference(options.inference, model, options.run)
+    _check_inference(options.inference, model, options.run, cache)
     if options.optimisation.cuda_graphs:
         _check_graphs(options)
     rate = options.optimisation
@@ -65,7 +65,7 @@ def _check_graphs(options: Options) -> None:
             raise UserError(f"--cuda-graphs {why} {option}; drop one of them")
 
 
-def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions) -> None:
+def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions, cache: CacheOptions) -> None:
     """What serving rules out, as in facebookresearch/dlrm."""
     mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
     embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
@@ -75,9 +75,12 @@ def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunO
     for option, given in (
         (f"--profile-trace {run.profile_trace}", run.profile_trace),
         ("--tensorboard", run.tensorboard),
+        ("--report-min", cache.report_min),
+        ("--predict", cache.predict),
     ):
         if inference.inference_only and given:
-            raise UserError(f"{option} is about training and --inference-only does none; drop one of them")
+            no = "" if " " in option else f", or say {option}=False where a profile has it"
+            raise UserError(f"{option} is about training and --inference-only does none; drop one of them{no}")
     if quantized and not inference.inference_only:
         raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
     if quantized and inference.save_onnx:
