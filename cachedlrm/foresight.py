@@ -73,7 +73,7 @@ def inform_policies(
                 assert isinstance(policy, Static)
                 policy.take_counts(group_counts)
     if isinstance(kind, Lookahead) and knows_counts(options.cache, router, row_counts):
-        epochs, passed = -(-schedule.num_batches // schedule.batches_per_epoch), None
+        epochs, passed = max(1, -(-schedule.num_batches // schedule.batches_per_epoch)), None
         if counts is None:  # those behind `first_batch`, all epochs together
             epochs, counts = 1, _count_lookups(num_rows, router, schedule, (first_batch, schedule.num_batches), tell)
         elif first_batch:

@@ -92,7 +92,7 @@ def test_counts_are_lookups_of_the_whole_run(policy):
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["counted", "of the data"])
-@pytest.mark.parametrize(("first_batch", "steps"), [(0, 13), (3, 13), (5, 13), (8, 10), (10, 10)])
+@pytest.mark.parametrize(("first_batch", "steps"), [(0, 13), (3, 13), (5, 13), (8, 10), (10, 10), (0, 0)])
 def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, steps):
     # Epochs of five batches; the run ends within one.
     arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10"]
@@ -113,7 +113,7 @@ def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, s
     )
     to_come = lookups(schedule.batches(first_batch))
     if known:  # counts of the data are of whole epochs
-        to_come = -(-steps // 5) * counts - lookups(map(schedule.read, range(first_batch)))
+        to_come = (-(-steps // 5) or 1) * counts - lookups(map(schedule.read, range(first_batch)))
     assert policy._left.tolist() == to_come.tolist()
 
 
