@@ -13,6 +13,7 @@ _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
 _ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
 # Of each stream that multiplies matrices, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB.
 _CUBLAS_WORKSPACE_BYTES = 32 << 20
+_MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle
 _OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
 
 
@@ -41,11 +42,13 @@ class Workload:
         groups: of tables.
         num_features: T, sparse features.
         lookups_per_bag: the most lookups a bag can hold.
-        mini_batch_size: samples of one forward and backward pass.
+        mini_batch_size: samples of a loss.
         mlp_bot: layer sizes of the bottom MLP, its input first.
         mlp_top: layer sizes of the top MLP, its (derived) input first.
         prefetch_depth: batches prepared ahead.
         staging_rows: rows of a staging buffer; 0 on the CPU, which needs none of its own.
+        micro_batch_size: samples that go through the layers at a time, at most; 0: a mini-batch.
+        samples_multiplied: samples whose interaction is computed at a time, at most; 0: all that go through the layers.
         num_mini_batches: mini-batches of a step, whose gradients are added up.
         test_batch_size: samples of an evaluation step; 0: none.
         dot: whether the interaction is of pairwise products.
@@ -62,6 +65,8 @@ class Workload:
     mlp_top: tuple[int, ...]
     prefetch_depth: int
     staging_rows: int
+    micro_batch_size: int = 0
+    samples_multiplied: int = 0
     num_mini_batches: int = 1
     test_batch_size: int = 0
     dot: bool = True
@@ -73,6 +78,11 @@ class Workload:
     def batch_size(self) -> int:
         """Samples of a step."""
         return self.mini_batch_size * self.num_mini_batches
+
+    @property
+    def pass_size(self) -> int:
+        """Samples that go through the layers at a time."""
+        return min(self.micro_batch_size or self.mini_batch_size, self.mini_batch_size)
 
     @property
     def num_rows(self) -> int:
@@ -142,11 +152,11 @@ class Workload:
             layout = group.layout
             copies = 1 + _ROW_TEMPORARIES[layout.optimizer] + 2 * layout.weighted
             row_bytes += 4 * rows * layout.parameter_width * copies
-            # Vectors of the batch, and gradients of one mini-batch, which take the vectors' place where there are more.
-            pooled += (self.batch_size + self.mini_batch_size) * len(group.table_rows) * layout.dim
+            pooled += self.batch_size * len(group.table_rows) * layout.dim  # and their gradients, in the same place
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
-        kept = outputs * (2 if self.keeps_inputs else 1) + sum(self._interaction_units)
-        return row_bytes, 4 * (self.mini_batch_size * (kept + self._largest_pair) + pooled)
+        kept = outputs * (2 if self.keeps_inputs else 1) + self.mlp_top[0]
+        layers = self.pass_size * (kept + self._largest_pair + self._combined)
+        return row_bytes, 4 * (pooled + layers + self._multiplied(self.pass_size))
 
     def _evaluation_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
         """The same of an evaluation step, which keeps no activations.
@@ -161,18 +171,28 @@ class Workload:
             most = min(times * rows, group.num_rows)
             row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
             pooled += bags * group.layout.dim
-        return row_bytes, 4 * (self.test_batch_size * (self._largest_pair + self.mlp_bot[0]) + pooled)
+        layers = self.test_batch_size * (self._largest_pair + self.mlp_bot[0])
+        return row_bytes, 4 * (pooled + layers + self._multiplied(self.test_batch_size))
+
+    def _multiplied(self, samples: int) -> int:
+        """Numbers in a part's vectors, their gradient and its two terms, and their products, while it is multiplied."""
+        if not self.dot:
+            return 0
+        vectors = self.num_features + 1
+        return min(samples, self.samples_multiplied or samples) * (3 * vectors * self.mlp_bot[-1] + vectors**2)
 
     @property
-    def _interaction_units(self) -> tuple[int, int, int]:
-        """Numbers a sample has in the interaction: vectors, their products, and the inputs of the top MLP."""
-        vectors = self.num_features + 1
-        return vectors * self.mlp_bot[-1], vectors**2 if self.dot else 0, self.mlp_top[0]
+    def _combined(self) -> int:
+        """Numbers a sample has while pooled vectors are combined and projected: copies of both, and gradients."""
+        tables = [(len(group.table_rows), group.layout.dim) for group in self.groups]
+        if tables == [(self.num_features, self.mlp_bot[-1])]:
+            return 0  # each is the vector of its feature
+        return 2 * (sum(number * dim for number, dim in tables) + self.num_features * self.mlp_bot[-1])
 
     @property
     def _largest_pair(self) -> int:
         """What a sample has in two neighbouring layers at most, as an input and an output or their gradients."""
-        return sum(sorted([*self.mlp_bot, *self.mlp_top, *self._interaction_units])[-2:])
+        return sum(sorted([*self.mlp_bot, *self.mlp_top, self.mlp_top[0]])[-2:])
 
     @property
     def _dense_bytes(self) -> int:
@@ -345,11 +365,21 @@ def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, w
     if room >= needed:
         most = largest_ratio(room, num_rows)
         return f"{asked:,} slots are asked for, {facts}; use --gpu-cache-ratio {most} or less, or {least}"
-    return f"{facts}; use {_smaller_step(workload, request, limit_bytes)}, or {least}"
+    return f"{facts}; use {_smaller_step(workload, request, limit_bytes, working_sets)}, or {least}"
 
 
-def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int) -> str:
-    """The largest batch that fits; with fewer slots, if those asked for leave no room for any."""
+def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
+    """Fewer samples in the layers at a time, else the largest batch that fits.
+
+    With fewer slots, if those asked for leave no room for any batch.
+    """
+    for passes in range(2, _MOST_PASSES + 1):
+        samples = -(-workload.mini_batch_size // passes)
+        divided = replace(workload, micro_batch_size=samples)
+        if samples < workload.pass_size and _sizes(divided, request, limit_bytes, working_sets).holds(
+            working_sets, limit_bytes
+        ):
+            return f"--micro-batch-size {samples} or less"
     batch_size = largest_batch(workload, request, limit_bytes)
     if batch_size:
         return f"--mini-batch-size {batch_size} or less"

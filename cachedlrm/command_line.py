@@ -127,7 +127,7 @@ def _resumed(run_dir: Path, tokens: Sequence[str]) -> Options:
 
 _FREE: tuple[str, ...] = ()
 _DECIDES_BITS: dict[str, tuple[str, ...]] = {
-    "batches": ("mini_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"),
+    "batches": ("mini_batch_size", "micro_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"),
     "data": ("data",),
     "optimisation": tuple({field.name for field in dataclasses.fields(OptimisationOptions)} - {"cuda_graphs"}),
     "cache": _FREE,

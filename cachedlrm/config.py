@@ -140,6 +140,9 @@ class BatchOptions:
 
     mini_batch_size: Positive | None = None
     """Samples of a step. Default: 2048; 1024 for flights, 1 for reference data."""
+    micro_batch_size: Positive | None = None
+    """Samples that go through the layers at a time, at most; gradients of a mini-batch's passes are added up. Fewer
+    need less memory on the device. Default: the mini-batch."""
     num_batches: Count = 0
     """Steps of an epoch at most; 0: all."""
     nepochs: Count = 1
@@ -152,7 +155,7 @@ class BatchOptions:
     """Steps between evaluations, and one at the end; -1: never. Default: ten evaluations a run; -1 for reference
     data."""
     test_mini_batch_size: PositiveOrOff = -1
-    """Samples of an evaluation step; -1: as in training."""
+    """Samples of an evaluation step; -1: as many as go through the layers at a time in training."""
     print_freq: Positive = 50
     """Steps between lines of metrics; 1 also records every loss in report.json."""
 

@@ -107,6 +107,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     optimisation, batches = options.optimisation, options.batches
     assert optimisation.optimizer is not None
     assert batches.mini_batch_size is not None
+    assert batches.micro_batch_size is not None
     assert options.model.loss_function is not None
     assert options.cache.prefetch_depth is not None
     device = choose_device(options.run.device)
@@ -137,7 +138,8 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
         rate = _learning_rate(options)
         record = CudaRecorder() if optimisation.cuda_graphs else None
-        trainer = Trainer(cache, dlrm.to(device), rate, loss, batches.mini_batch_size, dtype, record)
+        sizes = batches.mini_batch_size, batches.micro_batch_size
+        trainer = Trainer(cache, dlrm.to(device), rate, loss, *sizes, dtype, record)
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)

@@ -10,6 +10,7 @@ from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.errors import UserError
 from cachedlrm.memory import free_device_bytes, free_host_bytes
+from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.schedule import Schedule
 from cachedlrm.units import format_bytes
 
@@ -89,7 +90,9 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
     """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
     batches, inference = options.batches, options.inference.inference_only
     assert batches.mini_batch_size is not None
+    assert batches.micro_batch_size is not None
     assert options.cache.prefetch_depth is not None
+    num_vectors = len(architecture.embeddings) + 1
     return Workload(
         groups=tuple(
             GroupShape(tuple(table.num_rows for table in group), layout)
@@ -102,6 +105,8 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
         mlp_top=architecture.mlp_top,
         prefetch_depth=options.cache.prefetch_depth,
         staging_rows=STAGING_ROWS if device.type == "cuda" else 0,
+        micro_batch_size=batches.micro_batch_size,
+        samples_multiplied=samples_multiplied(num_vectors, architecture.mlp_bot[-1], device),
         num_mini_batches=1 if inference else options.optimisation.mlperf_grad_accum_iter,
         test_batch_size=_test_batch_size(options, dataset),
         dot=options.model.arch_interaction_op == "dot",

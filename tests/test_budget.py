@@ -32,6 +32,9 @@ WORKLOAD = Workload(
 )
 
 
+SAMPLE_BY_SAMPLE = replace(WORKLOAD, micro_batch_size=1)  # no fewer can go through the layers at a time
+
+
 def unmeasured() -> tuple[int, ...]:
     raise AssertionError("the bound fits: nothing needs counting")
 
@@ -42,7 +45,11 @@ def unmeasured() -> tuple[int, ...]:
 )
 def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     workload = replace(
-        WORKLOAD, groups=(GroupShape((1000, 10, 5), RecordLayout(4, optimizer)),), staging_rows=64, test_batch_size=0
+        WORKLOAD,
+        groups=(GroupShape((1000, 10, 5), RecordLayout(4, optimizer)),),
+        staging_rows=64,
+        samples_multiplied=7,
+        test_batch_size=0,
     )
     assert workload.working_set_bounds == (40 + 10 + 5,)
     fixed = workload.fixed_bytes((55,))
@@ -51,25 +58,33 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     gradients = 55 * 4 * 4 * (1 + temporaries)
     assert fixed["working_set"] == int(1.25 * (3 * upload + 55 * 4 * width)) + gradients
     assert fixed["dense"] == 4 * (3 * 4 + 4 + 10 * 1 + 1) * (2 + dense_states)
-    # Kept: outputs of 4 and 1, vectors 16, products 16, inputs of the top MLP 10; in passing the two largest, 16 + 16;
-    # pooled vectors of 3 tables and their gradients; on CUDA a workspace of cuBLAS.
-    activations, workspace = 4 * (20 * (4 + 1 + 16 + 16 + 10 + 32) + 2 * 20 * 3 * 4), 32 * 2**20
+    # Kept: outputs of 4 and 1, inputs of the top MLP 10; in passing these twice; pooled vectors of 3 tables; of seven
+    # samples multiplied at a time the vectors, 16, and their gradient in two terms, and products, 16; on CUDA a
+    # workspace of cuBLAS.
+    activations, workspace = 4 * (20 * (4 + 1 + 10 + 20) + 20 * 3 * 4 + 7 * (3 * 16 + 16)), 32 * 2**20
     assert fixed["activations"] == activations + workspace
     assert replace(workload, staging_rows=0).fixed_bytes((55,))["activations"] == activations
     # Once more what the graphs keep, their inputs of 3 dense features and a label, and a workspace of their own.
     graphs = replace(workload, cuda_graphs=True).fixed_bytes((55,))
     assert graphs == fixed | {"activations": 2 * (activations + workspace) + 4 * 20 * (3 + 1)}
     gelu = replace(workload, keeps_inputs=True, dot=False).fixed_bytes((55,))
-    assert gelu["activations"] == 4 * (20 * (2 * 5 + 16 + 10 + 26) + 2 * 20 * 3 * 4) + workspace
+    assert gelu["activations"] == 4 * (20 * (2 * 5 + 10 + 20) + 20 * 3 * 4) + workspace
+    # All but pooled vectors is of six samples at a time; of these vectors there are copies and gradients of both where
+    # a projection from 4 to 6 columns comes between.
+    passes = replace(workload, micro_batch_size=6).fixed_bytes((55,))
+    assert passes["activations"] == 4 * (6 * (4 + 1 + 10 + 20) + 20 * 3 * 4 + 6 * (3 * 16 + 16)) + workspace
+    projected = replace(workload, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
+    combined = 2 * (3 * 4 + 3 * 6)
+    assert projected["activations"] == 4 * (6 * (6 + 1 + 10 + 20 + combined) + 20 * 3 * 4) + workspace
 
 
 def test_an_evaluation_step_counts_where_it_needs_more():
     plain, fixed = WORKLOAD.fixed_bytes((55,)), replace(WORKLOAD, test_batch_size=2000).fixed_bytes((55,))
     rows = 1015  # of all tables; at most 100 times 55
-    assert fixed["activations"] == 4 * (2000 * (32 + 3) + 2000 * 3 * 4)
+    assert fixed["activations"] == 4 * (2000 * (20 + 3) + 2000 * 3 * 4 + 2000 * (3 * 16 + 16))
     evaluation = rows * (32 + 8) + 8 * (2000 * 3 * 2 + 2000 * 3)
     assert fixed["working_set"] - evaluation == plain["working_set"] - 55 * 4 * 4 * 2
-    assert replace(WORKLOAD, test_batch_size=20).fixed_bytes((55,)) == plain
+    assert replace(WORKLOAD, test_batch_size=10).fixed_bytes((55,)) == plain
 
 
 def test_small_groups_stay_and_the_others_share():
@@ -113,21 +128,20 @@ def test_a_bound_that_does_not_fit_is_counted():
 
 
 def test_the_advice_of_the_message_works():
-    budget = sum(WORKLOAD.fixed_bytes((30,)).values()) + 29 * 32
+    workload = SAMPLE_BY_SAMPLE
+    budget = sum(workload.fixed_bytes((30,)).values()) + 29 * 32
     request = CacheRequest(None, 7, budget)
-    with pytest.raises(UserError) as refused:
-        size_device(WORKLOAD, request, budget, lambda: (30,))
-    message = str(refused.value)
+    message = refusal(workload, request, budget, 30)
     assert "needs 30 rows" in message
     assert "29 slots" in message
     assert "\n" not in message
     batch = int(re.search(r"--mini-batch-size (\d+)", message)[1])
-    smaller = replace(WORKLOAD, mini_batch_size=batch)
+    smaller = replace(workload, mini_batch_size=batch)
     size_device(smaller, request, budget, unmeasured)
-    assert largest_batch(WORKLOAD, request, budget) == batch
+    assert largest_batch(workload, request, budget) == batch
     number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
     larger = int(float(number) * {"KiB": 2**10, "MiB": 2**20}[unit])
-    size_device(WORKLOAD, CacheRequest(None, 7, larger), larger, lambda: (30,))
+    size_device(workload, CacheRequest(None, 7, larger), larger, lambda: (30,))
     ratio = float(re.search(r"where --gpu-cache-ratio ([\d.e-]+) holds", message)[1])
     assert int(ratio * 1015) >= 30
 
@@ -184,6 +198,11 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
         at_most = re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)
         for tried in (float(at_most[1]), float(at_most[1]) / 2) if at_most else ():
             assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: (needed,)), limit)
+        passes = re.search(r"--micro-batch-size (\d+) or less", message)
+        for samples in {int(passes[1]), 1} if passes else ():
+            assert samples < workload.pass_size
+            divided = replace(workload, micro_batch_size=samples)
+            assert check(size_device(divided, request, limit, lambda: (needed,)), limit)
         batch = re.search(r"--mini-batch-size (\d+)(?: with --gpu-cache-rows (\d+))?", message)
         if batch:
             smaller = replace(workload, mini_batch_size=int(batch[1]))
@@ -236,12 +255,23 @@ def test_the_ratio_of_the_message_works_where_too_many_slots_are_asked_for():
     assert sizes.quota_slots in (99, 100)  # four digits of ratio
 
 
-def test_the_batch_of_the_message_works_where_the_budget_is_too_small():
+def test_passes_over_fewer_samples_are_advised_before_smaller_batches():
     # 7 slots are asked for, there is room for 29, and a batch has 30 rows.
     request, limit = CacheRequest(None, 7, None), step_bytes(WORKLOAD, 30, 29)
-    batch = int(re.search(r"--mini-batch-size (\d+)", refusal(WORKLOAD, request, limit, 30))[1])
-    assert batch < WORKLOAD.batch_size
-    smaller = replace(WORKLOAD, mini_batch_size=batch)
+    message = refusal(WORKLOAD, request, limit, 30)
+    assert "--mini-batch-size" not in message
+    samples = int(re.search(r"use --micro-batch-size (\d+) or less", message)[1])
+    assert samples == 10, "half of 20"
+    for tried in (samples, 1):
+        assert check(size_device(replace(WORKLOAD, micro_batch_size=tried), request, limit, lambda: (30,)), limit)
+
+
+def test_the_batch_of_the_message_works_where_the_budget_is_too_small():
+    workload = SAMPLE_BY_SAMPLE
+    request, limit = CacheRequest(None, 7, None), step_bytes(workload, 30, 29)
+    batch = int(re.search(r"--mini-batch-size (\d+)", refusal(workload, request, limit, 30))[1])
+    assert batch < workload.batch_size
+    smaller = replace(workload, mini_batch_size=batch)
     assert check(size_device(smaller, request, limit, unmeasured), limit)
 
 

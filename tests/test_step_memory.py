@@ -2,21 +2,31 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import torch
 
 from cachedlrm.budget import GroupShape, Workload
 from cachedlrm.cache.table_group import CacheSettings
+from cachedlrm.command_line import parse_command_line
+from cachedlrm.data.open import open_dataset
 from cachedlrm.data.zipf import ZipfSource
-from cachedlrm.model.dlrm import Dlrm, num_interactions
+from cachedlrm.job import build_job
+from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import plain_features
+from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
+from cachedlrm.resolve import data_request, resolve
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
 from models import one_group
 
+WIDE = (
+    "--data=zipf:samples=1200 --arch-embedding-size=4000-300-9000-50-800-700 --arch-sparse-feature-size=64 "
+    "--arch-mlp-bot=3-64-64 --arch-mlp-top=32-1 --mini-batch-size=400 --ui=off --test-freq=-1 --prefetch-depth=0"
+)
 ROWS = (3000, 40, 800, 2000)
 
 
@@ -55,6 +65,39 @@ def test_accumulated_gradients_take_the_place_of_the_vectors():
     assert vectors < peak < 1.6 * vectors  # gradients of the whole batch beside them would take as much again
     parts = workload.fixed_bytes((prepared.counters.working_set_rows,))
     assert peak <= parts["activations"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["", "--qr-flag", "--md-flag", "--md-flag --arch-interaction-op=cat --micro-batch-size=100", "--qr-flag --bf16"],
+)
+def test_combined_and_projected_vectors_are_accounted(tmp_path, arguments):
+    options = parse_command_line([*WIDE.split(), *arguments.split()])
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    with closing(build_job(resolve(options, dataset), dataset, tmp_path)) as job:
+
+        def work() -> None:
+            for batch in job.trainer.cache.prepare(job.schedule.batches()):
+                job.trainer.step(batch)
+
+        peak, parts = peak_bytes(work), job.tiers.device.breakdown
+    accounted = parts["working_set"] + parts["activations"]
+    assert accounted / 3 < peak <= accounted
+
+
+def test_a_pass_over_fewer_samples_holds_less(tmp_path):
+    def peak(arguments: str) -> int:
+        options = parse_command_line([*WIDE.split(), *arguments.split()])
+        dataset = open_dataset(options.data.data, None, data_request(options))
+        with closing(build_job(resolve(options, dataset), dataset, tmp_path)) as job:
+            (batch,) = job.trainer.cache.prepare([job.schedule.read(0)])
+            job.trainer.cache.gather(batch)  # its buffer stays
+            return peak_bytes(lambda: job.trainer.step(batch))
+
+    vectors = 4 * 400 * 6 * 64
+    whole, passes = peak("--optimizer=sgd"), peak("--optimizer=sgd --micro-batch-size=20")
+    assert vectors < passes < 1.5 * vectors  # beside the vectors a twentieth of the rest
+    assert whole > 2 * vectors
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])

@@ -167,6 +167,22 @@ def test_bfloat16_is_exact_under_the_cache_and_near_32_bits(tmp_path):
     assert dense[0] > dense[1]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_a_mini_batch_in_several_passes(tmp_path, optimizer):
+    arguments = ["--print-freq=1", "--mlperf-grad-accum-iter=2", f"--optimizer={optimizer}"]
+    passes = ["--micro-batch-size=30"]  # of a hundred samples: the last pass has ten
+    runs = {"cached": [*passes, "--gpu-cache-rows=420"], "resident": passes, "one pass": []}
+    for name, options in runs.items():
+        assert main([*SMALL, *arguments, *options, "--run-dir", str(tmp_path / name)]) == 0
+    cached, resident, whole = (report(tmp_path / name) for name in runs)
+    assert cached["evicted_rows"] > 0 == resident["evicted_rows"]
+    assert cached["losses"] == resident["losses"] != whole["losses"]
+    assert cached["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    assert cached["auc"] == pytest.approx(whole["auc"], abs=1e-3)
+    activations = [run["device_bytes_breakdown"]["activations"] for run in (resident, whole)]
+    assert activations[0] < 0.7 * activations[1]
+
+
 def test_losses_that_no_memory_holds_are_one_line(tmp_path, capsys):
     huge = str(2**62)
     assert main([*SMALL, "--print-freq", huge, "--steps", huge, "--run-dir", str(tmp_path / "run")]) == 2
