@@ -155,8 +155,8 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
     )
     if options.optimisation.cuda_graphs and micro_batch_size < batch_size:
         raise UserError(
-            f"--cuda-graphs takes steps of one pass and --micro-batch-size {micro_batch_size} divides them; raise it to "
-            f"--mini-batch-size {batch_size}, or drop --cuda-graphs"
+            f"--cuda-graphs takes steps of one pass and --micro-batch-size {micro_batch_size} divides them; raise it "
+            f"to --mini-batch-size {batch_size}, or drop --cuda-graphs"
         )
     multiplications = _multiplications(resolved)
     depth = options.cache.prefetch_depth

@@ -5,7 +5,7 @@ products are made for a part of the batch at a time, so that neither is ever who
 cache, and the way back puts its vectors together again. A sample's numbers do not depend on the part it is in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,7 @@ class Interaction(nn.Module):
         """
         if not self._multiplies:
             return self._together(dense, vectors).flatten(1)
-        parts = []
-        for dense_part, vectors_part in self._parts(dense, vectors):
-            together = self._together(dense_part, vectors_part)
-            products = torch.bmm(together, together.mT).flatten(1)  # [b, (T + 1)^2]
-            parts.append(torch.cat([dense_part, products.index_select(1, self.pairs)], dim=1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._by_parts(self._multiply, dense, vectors)
 
     def backward(self, dense: Tensor, vectors: Tensor, grad: Tensor) -> Tensor:
         """The gradient of ``dense``, [B, D]; that of ``vectors`` takes their place, as nobody needs them any more.
@@ -62,27 +57,35 @@ class Interaction(nn.Module):
             together_grad = grad.view(-1, self._num_vectors, self._dim)
             vectors.copy_(together_grad[:, 1:])
             return together_grad[:, 0]
-        dense_grad = torch.empty_like(dense)
-        for dense_part, vectors_part, grad_part, dense_out in self._parts(dense, vectors, grad, dense_grad):
-            together = self._together(dense_part, vectors_part)
-            passed_on, pairs_grad = grad_part.split_with_sizes([self._dim, grad_part.shape[1] - self._dim], 1)
-            products_grad = together.new_zeros(together.shape[0], self._num_vectors**2)
-            products_grad.index_add_(1, self.pairs, pairs_grad)
-            products_grad = products_grad.view(-1, self._num_vectors, self._num_vectors)
-            together_grad = products_grad.bmm(together)
-            together_grad += together.mT.bmm(products_grad).mT
-            torch.add(passed_on, together_grad[:, 0], out=dense_out)
-            vectors_part.copy_(together_grad[:, 1:])
-        return dense_grad
+        return self._by_parts(self._multiply_backward, dense, vectors, grad)
 
     def _together(self, dense: Tensor, vectors: Tensor) -> Tensor:
         """[B, T + 1, D]."""
         return torch.cat([dense.unsqueeze(1), vectors.to(dense.dtype)], dim=1)
 
-    def _parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The same samples of each."""
+    def _by_parts(self, compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """What ``compute`` makes of the samples of each part, one after the other."""
         samples = samples_multiplied(self._num_vectors, self._dim, tensors[0].device)
-        return zip(*(tensor.split(samples) for tensor in tensors), strict=True)
+        if tensors[0].shape[0] <= samples:
+            return compute(*tensors)
+        parts = zip(*(tensor.split(samples) for tensor in tensors), strict=True)
+        return torch.cat([compute(*part) for part in parts])
+
+    def _multiply(self, dense: Tensor, vectors: Tensor) -> Tensor:
+        together = self._together(dense, vectors)
+        products = torch.bmm(together, together.mT).flatten(1)  # [B, (T + 1)^2]
+        return torch.cat([dense, products.index_select(1, self.pairs)], dim=1)
+
+    def _multiply_backward(self, dense: Tensor, vectors: Tensor, grad: Tensor) -> Tensor:
+        together = self._together(dense, vectors)
+        passed_on, pairs_grad = grad.split_with_sizes([self._dim, grad.shape[1] - self._dim], 1)
+        products_grad = together.new_zeros(together.shape[0], self._num_vectors**2)
+        products_grad.index_add_(1, self.pairs, pairs_grad)
+        products_grad = products_grad.view(-1, self._num_vectors, self._num_vectors)
+        together_grad = products_grad.bmm(together)
+        together_grad += together.mT.bmm(products_grad).mT
+        vectors.copy_(together_grad[:, 1:])
+        return passed_on + together_grad[:, 0]
 
 
 def samples_multiplied(num_vectors: int, dim: int, device: torch.device) -> int:
