@@ -29,7 +29,7 @@ STREAMS = {
 }
 POLICIES = {
     "oracle": [],
-    "lookahead 200, rows counted": ["--count-rows"],
+    "lookahead 200, rows not counted": ["--count-rows=False"],
     "lookahead 200": [],
     "lookahead 400": ["--lookahead=400"],
     "lookahead 800": ["--lookahead=800"],

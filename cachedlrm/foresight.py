@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cachedlrm.cache.lookup_counts import Counts, add_lookups
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
@@ -61,7 +63,9 @@ def inform_policies(
     """
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
-    counts = [row_counts] if row_counts is not None and router.is_identity else None
+    counts: Sequence[NDArray[np.integer]] | None = None
+    if row_counts is not None and router.is_identity:
+        counts = [row_counts]
     if isinstance(kind, Lookahead) and counts is None and options.cache.count_rows:
         counts = _count_lookups(num_rows, router, schedule, tell)
     if isinstance(kind, Static) and counts is None:
@@ -89,14 +93,14 @@ def discard_next_uses(run_dir: Path) -> None:
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
 
 
-def _count_lookups(num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell) -> list[Int64s]:
+def _count_lookups(num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell) -> list[Counts]:
     """Lookups of each row of each group in an epoch, as far as the run goes."""
-    counts = [np.zeros(rows, np.int64) for rows in num_rows]
+    counts = [np.zeros(rows, np.uint16) for rows in num_rows]
     num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
     for index, batch in enumerate(schedule.one_epoch()):
         tell(index / num_batches)
         for of_group, lookups in zip(counts, router(batch), strict=True):
-            np.add.at(of_group, lookups.rows, 1)
+            add_lookups(lookups.rows, of_group)
     return counts
 
 

@@ -378,7 +378,7 @@ def all_options(draw):
             gpu_budget=st.just("auto") | maybe(positive),
             policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]),
             lookahead=positive,
-            count_rows=st.just(False),
+            count_rows=st.booleans(),
             prefetch_depth=maybe(st.integers(0, 64)),
             report_min=st.booleans(),
             predict=st.booleans(),

@@ -53,8 +53,8 @@ def test_the_oracle_moves_as_many_rows_as_min(tmp_path, trick, prefetch_depth):
 @pytest.mark.parametrize("trick", TRICKS, ids=" ".join)
 def test_lookahead_that_counts_first_moves_fewer_rows(tmp_path, trick):
     options = [*ROWS, *trick, "--policy=lookahead", "--lookahead=2", "--report-min"]
-    assert train(tmp_path / "counts", *options, "--count-rows") == 0
-    assert train(tmp_path / "not", *options) == 0
+    assert train(tmp_path / "counts", *options) == 0
+    assert train(tmp_path / "not", *options, "--count-rows=False") == 0
     counts, without = report(tmp_path / "counts"), report(tmp_path / "not")
     assert counts["moved_rows_min"] <= moved(counts) <= moved(without)
     assert (moved(counts) < moved(without)) == (counts["steps"] > 14)  # fewer leave nothing to choose
@@ -66,7 +66,7 @@ def test_lookahead_that_counts_first_moves_fewer_rows(tmp_path, trick):
 def test_counts_are_lookups_of_the_whole_run(policy):
     # Bags of three ids, two epochs of five batches: equal ids of a batch count as often as they are there.
     arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10", "--nepochs=2"]
-    options, _ = parse_plan([*arguments, f"--policy={policy}", *(["--count-rows"] if policy == "lookahead" else [])])
+    options, _ = parse_plan([*arguments, f"--policy={policy}"])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
     schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
@@ -87,11 +87,6 @@ def test_counts_are_lookups_of_the_whole_run(policy):
     # How often a row is used, against others, is the same in every epoch; how often it is still to be used is not.
     assert given == [(one_epoch.tolist(), 2 if policy == "lookahead" else 1)]
     assert counts.max() > 20  # more than there are samples in two batches
-
-
-def test_counting_is_for_lookahead(tmp_path, capsys):
-    message = one_line(capsys, train(tmp_path / "run", "--count-rows", "--policy=static"))
-    assert "--count-rows is for --policy lookahead and the policy is static" in message
 
 
 def test_min_is_reported_where_it_was_asked_for(tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedlrm.cache.lookup_counts import MANY, add_lookups
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, make_policy
 from cachedlrm.cache.working_set import NEVER
@@ -237,20 +238,34 @@ def test_lookahead_with_counts_ranks_rows_beyond_the_window_by_lookups_left(stre
 
 def test_lookups_left_are_those_of_the_run_and_never_negative():
     policy = Lookahead(4, NUM_ROWS, 0)
-    policy.take_counts(np.full(NUM_ROWS, 2**40))
+    policy.take_counts(np.full(NUM_ROWS, 65534))
     (batch,) = working_sets([[1, 1, 2]])
     policy.announce(batch, np.full(2, NEVER, np.int32))
     policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [2**30 - 3, 2**30 - 2]
+    assert policy.keys[:2].tolist() == [65532, 65533]
     policy.take_counts(np.full(NUM_ROWS, 5), epochs=3)
     policy.use(batch, np.array([0, 1]))
     assert policy.keys[:2].tolist() == [13, 14]
-    policy.take_counts(np.full(NUM_ROWS, 2**40), epochs=3)  # clipped before it is multiplied
+    for count, epochs in ((65535, 1), (2**62, 3), (21845, 3), (1, 2**40)):  # as many as are not counted any more
+        policy.take_counts(np.full(NUM_ROWS, count), epochs)
+        policy.use(batch, np.array([0, 1]))
+        assert policy.keys[:2].tolist() == [65535, 65535]
+    policy.take_counts(np.full(NUM_ROWS, 21844), epochs=3)
     policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [3 * ((2**30 - 1) // 3) - 2, 3 * ((2**30 - 1) // 3) - 1]
+    assert policy.keys[:2].tolist() == [65530, 65531]
     policy.take_counts(np.ones(NUM_ROWS, np.int64))
     policy.use(batch, np.array([0, 1]))
     assert policy.keys[:2].tolist() == [0, 0]
+
+
+def test_lookups_are_counted_up_to_many():
+    counts = np.zeros(300, np.uint16)
+    rows = np.random.default_rng(2).integers(0, 300, 5000)
+    add_lookups(rows, counts)
+    assert counts.tolist() == np.bincount(rows, minlength=300).tolist()
+    counts[:] = MANY - 2
+    add_lookups(np.array([7, 7, 7, 8, 7]), counts)
+    assert (counts[7], counts[8], counts[9]) == (MANY, MANY - 1, MANY - 2)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

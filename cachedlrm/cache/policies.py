@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.cache.lookup_counts import MANY, Counts, lookups_of_run
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
 from cachedlrm.rows import AHEAD, load_ahead
 
@@ -91,7 +92,7 @@ class Static(Lru):
         for working_set in working_sets:
             self._uses[working_set.rows] += 1
 
-    def take_counts(self, row_counts: Int64s) -> None:
+    def take_counts(self, row_counts: NDArray[np.integer]) -> None:
         """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
         self._uses = np.minimum(row_counts, 2**31 - 1).astype(np.int32)
 
@@ -117,12 +118,11 @@ class Lookahead(Lrfu):
         # Row ``index % (window + 1)``: the next use of each position of batch ``index``, or NEVER.
         self._next_uses = np.empty((window + 1, 0), np.int32)
         self._next_planned = 0
-        self._left: Int32s | None = None  # by row
+        self._left: Counts | None = None  # by row
 
-    def take_counts(self, row_counts: Int64s, epochs: int = 1) -> None:
+    def take_counts(self, row_counts: NDArray[np.integer], epochs: int = 1) -> None:
         """Takes the lookups of each row [num_rows] in an epoch, where they are known beforehand, and the epochs."""
-        self._left = np.minimum(row_counts, (self.known_from - 1) // epochs).astype(np.int32)
-        self._left *= epochs
+        self._left = lookups_of_run(row_counts, epochs)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         size = working_set.num_rows
@@ -238,11 +238,15 @@ def _announce_uses(
 
 @numba.njit(cache=True, nogil=True)
 def _rank_by_lookups_left(
-    rows: Int64s, position_offsets: Int32s, slots: Int64s, next_uses: Int32s, left: Int32s, keys: Int32s
+    rows: Int64s, position_offsets: Int32s, slots: Int64s, next_uses: Int32s, left: Counts, keys: Int32s
 ) -> None:
     """Takes this batch's lookups from those left; a key tells the next use, or what is left where that is not known."""
     for position in range(len(rows)):
+        if position + AHEAD < len(rows):
+            load_ahead(left, rows[position + AHEAD])
+            load_ahead(keys, slots[position + AHEAD])
         row = rows[position]
-        left[row] = max(0, left[row] - (position_offsets[position + 1] - position_offsets[position]))
+        if left[row] != MANY:
+            left[row] -= min(left[row], position_offsets[position + 1] - position_offsets[position])
         known = next_uses[position] != NEVER
         keys[slots[position]] = _KNOWN_USE - next_uses[position] if known else left[row]
