@@ -46,7 +46,7 @@ class Workload:
         mlp_bot: layer sizes of the bottom MLP, its input first.
         mlp_top: layer sizes of the top MLP, its (derived) input first.
         prefetch_depth: batches prepared ahead.
-        staging_rows: rows of a staging buffer; 0 on the CPU, which needs none of its own.
+        most_staging_rows: rows of a staging buffer, at most; 0 on the CPU, which needs none of its own.
         micro_batch_size: samples that go through the layers at a time, at most; 0: a mini-batch.
         samples_multiplied: samples whose interaction is computed at a time, at most; 0: all that go through the layers.
         num_mini_batches: mini-batches of a step, whose gradients are added up.
@@ -64,7 +64,7 @@ class Workload:
     mlp_bot: tuple[int, ...]
     mlp_top: tuple[int, ...]
     prefetch_depth: int
-    staging_rows: int
+    most_staging_rows: int
     micro_batch_size: int = 0
     samples_multiplied: int = 0
     num_mini_batches: int = 1
@@ -93,6 +93,11 @@ class Workload:
         """The most unique rows one batch can have, in each group."""
         lookups = self.batch_size * self.lookups_per_bag
         return tuple(sum(min(rows, lookups) for rows in group.table_rows) for group in self.groups)
+
+    @property
+    def staging_rows(self) -> int:
+        """Rows of a staging buffer: no more than a batch can move."""
+        return min(self.most_staging_rows, max(self.working_set_bounds))
 
     @property
     def batch_host_bytes(self) -> int:

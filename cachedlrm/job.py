@@ -24,7 +24,7 @@ from cachedlrm.model.losses import make_loss
 from cachedlrm.schedule import Schedule
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import frames_for
-from cachedlrm.tiers import STAGING_ROWS, Tiers, size_tiers
+from cachedlrm.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.trainer import Trainer
 from cachedlrm.units import format_bytes
 
@@ -132,7 +132,11 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             undo.callback(durability.database.close)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(
-            options.cache.policy, tiers.window, options.cache.prefetch_depth, STAGING_ROWS, counts_min
+            options.cache.policy,
+            tiers.window,
+            options.cache.prefetch_depth,
+            workload.staging_rows or MOST_STAGING_ROWS,
+            counts_min,
         )
         cache = _build_cache(router, workload, tiers.device, host_limit, initial.rows, settings, device, durability)
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32

@@ -14,8 +14,8 @@ from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.schedule import Schedule
 from cachedlrm.units import format_bytes
 
-STAGING_ROWS = 16384
-"""Rows of a staging buffer."""
+MOST_STAGING_ROWS = 16384
+"""Rows that move in one turn, at most."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
         mlp_bot=architecture.mlp_bot,
         mlp_top=architecture.mlp_top,
         prefetch_depth=options.cache.prefetch_depth,
-        staging_rows=STAGING_ROWS if device.type == "cuda" else 0,
+        most_staging_rows=MOST_STAGING_ROWS if device.type == "cuda" else 0,
         micro_batch_size=batches.micro_batch_size,
         samples_multiplied=samples_multiplied(num_vectors, architecture.mlp_bot[-1], device),
         num_mini_batches=1 if inference else options.optimisation.mlperf_grad_accum_iter,

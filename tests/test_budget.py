@@ -28,7 +28,7 @@ WORKLOAD = Workload(
     mlp_bot=(3, 4),
     mlp_top=(10, 1),
     prefetch_depth=1,
-    staging_rows=0,
+    most_staging_rows=0,
 )
 
 
@@ -47,13 +47,15 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     workload = replace(
         WORKLOAD,
         groups=(GroupShape((1000, 10, 5), RecordLayout(4, optimizer)),),
-        staging_rows=64,
+        most_staging_rows=64,
         samples_multiplied=7,
         test_batch_size=0,
     )
     assert workload.working_set_bounds == (40 + 10 + 5,)
     fixed = workload.fixed_bytes((55,))
-    assert fixed["staging"] == 4 * 64 * 4 * width + 6 * 8 * 2048 * 4
+    assert fixed["staging"] == 4 * 55 * 4 * width + 6 * 8 * 2048 * 4
+    few = replace(workload, most_staging_rows=9).fixed_bytes((55,))
+    assert fixed["staging"] - few["staging"] == 4 * (55 - 9) * 4 * width, "no more rows than a batch can move"
     upload = 32 * 55 + 8 * 120 + 4 * (60 + 55) + 4 * 20 * 4
     gradients = 55 * 4 * 4 * (1 + temporaries)
     assert fixed["working_set"] == int(1.25 * (3 * upload + 55 * 4 * width)) + gradients
@@ -63,7 +65,7 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     # workspace of cuBLAS.
     activations, workspace = 4 * (20 * (4 + 1 + 10 + 20) + 20 * 3 * 4 + 7 * (3 * 16 + 16)), 32 * 2**20
     assert fixed["activations"] == activations + workspace
-    assert replace(workload, staging_rows=0).fixed_bytes((55,))["activations"] == activations
+    assert replace(workload, most_staging_rows=0).fixed_bytes((55,))["activations"] == activations
     # Once more what the graphs keep, their inputs of 3 dense features and a label, and a workspace of their own.
     graphs = replace(workload, cuda_graphs=True).fixed_bytes((55,))
     assert graphs == fixed | {"activations": 2 * (activations + workspace) + 4 * 20 * (3 + 1)}
@@ -166,7 +168,7 @@ workloads = st.builds(
     mlp_bot=st.just((3, 4)),
     mlp_top=st.just((10, 1)),
     prefetch_depth=st.integers(0, 3),
-    staging_rows=st.sampled_from([0, 64]),
+    most_staging_rows=st.sampled_from([0, 64]),
 )
 
 

@@ -50,7 +50,7 @@ def test_accumulated_gradients_take_the_place_of_the_vectors():
         mlp_bot=(5, 64),
         mlp_top=(num_interactions(len(ROWS), 64, "dot", False), 1),
         prefetch_depth=0,
-        staging_rows=0,
+        most_staging_rows=0,
         num_mini_batches=passes,
     )
     batch = passes * mini_batch
@@ -116,7 +116,7 @@ def test_a_step_holds_no_more_than_is_accounted(dim, hot, batch, activation, int
         mlp_bot=bot,
         mlp_top=(num_interactions(len(ROWS), dim, interaction, False), *top),
         prefetch_depth=0,
-        staging_rows=0,
+        most_staging_rows=0,
         test_batch_size=2 * batch,
         dot=interaction == "dot",
         keeps_inputs=activation in ("gelu", "silu"),
