@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cachedlrm.errors import UserError
+from cachedlrm.model.dense_optimizer import ALIGNMENT
 from cachedlrm.store.init import DEVICE_TURN_ROWS
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.units import format_bytes
@@ -14,6 +15,8 @@ _ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tenso
 # Of each stream that multiplies matrices, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB.
 _CUBLAS_WORKSPACE_BYTES = 32 << 20
 _MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle
+_DENSE_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors as large as the parameters
+_LOSS_NUMBERS = 8  # of a sample: prediction, loss and their gradients
 _OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
 
 
@@ -115,8 +118,10 @@ class Workload:
         Buffers stay; beside them is what a training step needs, or an evaluation step if that is more.
         """
         buffers = int(_SPARE * (self._upload_bytes(working_sets) + self._record_bytes(working_sets)))
-        step, evaluation = self._step_bytes(working_sets), self._evaluation_bytes(working_sets)
-        rows, activations = max(step, evaluation, key=sum)
+        vectors, layers, rows = self._step_bytes(working_sets)
+        # Parameters, and after them rows, move when the layers have given their memory back.
+        step = rows, vectors + max(layers, self._dense_temporaries, rows) - rows
+        rows, activations = max(step, self._evaluation_bytes(working_sets), key=sum)
         staging = sum(4 * self.staging_rows * group.layout.record_bytes for group in self.groups)
         workspace = 0
         if staging:  # on CUDA; initial rows are computed there in turns, with a few int64 temporaries
@@ -126,7 +131,7 @@ class Workload:
             "staging": staging,
             "working_set": buffers + rows,
             "dense": self._dense_bytes,
-            "activations": activations + workspace + (self._graph_bytes(step[1]) if self.cuda_graphs else 0),
+            "activations": activations + workspace + (self._graph_bytes(vectors + layers) if self.cuda_graphs else 0),
         }
 
     def _graph_bytes(self, activations: int) -> int:
@@ -150,8 +155,8 @@ class Workload:
         pairs = zip(self.groups, working_sets, strict=True)
         return sum(rows * group.layout.record_bytes for group, rows in pairs)
 
-    def _step_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
-        """Bytes of a training step: gradients and temporaries of the rows, and activations with their gradients."""
+    def _step_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int, int]:
+        """Bytes of a training step: pooled vectors, activations and gradients of layers, those of rows after that."""
         row_bytes = pooled = 0
         for group, rows in zip(self.groups, working_sets, strict=True):
             layout = group.layout
@@ -160,11 +165,14 @@ class Workload:
             pooled += self.batch_size * len(group.table_rows) * layout.dim  # and their gradients, in the same place
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
         kept = outputs * (2 if self.keeps_inputs else 1) + self.mlp_top[0]
-        layers = self.pass_size * (kept + self._largest_pair + self._combined)
-        return row_bytes, 4 * (pooled + layers + self._multiplied(self.pass_size))
+        # A layer's gradient by its output, and that by its activation's input or by its own.
+        layers = self.pass_size * (kept + 2 * self._widest + self._combined + _LOSS_NUMBERS)
+        # Gradients of a pass before they are added: of one layer after the other, of all projections at once.
+        added = max(inputs * outputs for inputs, outputs in self._layers) + sum(self._projections)
+        return 4 * pooled, 4 * (layers + self._multiplied(self.pass_size) + added), row_bytes
 
     def _evaluation_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
-        """The same of an evaluation step, which keeps no activations.
+        """Bytes of an evaluation step, which keeps no activations: rows and lookups, then vectors and layers.
 
         Unique rows grow more slowly than samples, so a test batch of k batches has at most k times their rows.
         """
@@ -176,7 +184,7 @@ class Workload:
             most = min(times * rows, group.num_rows)
             row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
             pooled += bags * group.layout.dim
-        layers = self.test_batch_size * (self._largest_pair + self.mlp_bot[0])
+        layers = self.test_batch_size * (2 * self._widest + self.mlp_bot[0])
         return row_bytes, 4 * (pooled + layers + self._multiplied(self.test_batch_size))
 
     def _multiplied(self, samples: int) -> int:
@@ -195,20 +203,38 @@ class Workload:
         return 2 * (sum(number * dim for number, dim in tables) + self.num_features * self.mlp_bot[-1])
 
     @property
-    def _largest_pair(self) -> int:
-        """What a sample has in two neighbouring layers at most, as an input and an output or their gradients."""
-        return sum(sorted([*self.mlp_bot, *self.mlp_top, self.mlp_top[0]])[-2:])
+    def _widest(self) -> int:
+        """Numbers that a sample has in the widest layer."""
+        return max(*self.mlp_bot, *self.mlp_top)
+
+    @property
+    def _layers(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each."""
+        return [*itertools.pairwise(self.mlp_bot), *itertools.pairwise(self.mlp_top)]
+
+    @property
+    def _projections(self) -> list[int]:
+        """Parameters of each. Tables of all the same dimension need none."""
+        dim = self.mlp_bot[-1]
+        narrow = [group for group in self.groups if group.layout.dim < dim and len(self.groups) > 1]
+        return [group.layout.dim * dim for group in narrow for _ in group.table_rows]
+
+    @property
+    def _num_parameters(self) -> int:
+        """Of layers and projections, as they lie in memory."""
+        layers = [size for inputs, outputs in self._layers for size in (inputs * outputs, outputs)]
+        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in [*layers, *self._projections])
 
     @property
     def _dense_bytes(self) -> int:
-        parameters = sum(
-            inputs * outputs + outputs
-            for sizes in (self.mlp_bot, self.mlp_top)
-            for inputs, outputs in itertools.pairwise(sizes)
-        )
-        projections = sum(len(group.table_rows) * group.layout.dim * self.mlp_bot[-1] for group in self.groups[1:])
-        copies = 2 * parameters if self.bf16 else 0
-        return 4 * (parameters + projections) * (2 + _OPTIMIZER_STATES[self.groups[0].layout.optimizer]) + copies
+        """Bytes of parameters, gradients and state, and of copies to compute on."""
+        states = _OPTIMIZER_STATES[self.groups[0].layout.optimizer]
+        return self._num_parameters * (4 * (2 + states) + (2 if self.bf16 else 0))
+
+    @property
+    def _dense_temporaries(self) -> int:
+        """Bytes while parameters move."""
+        return 4 * self._num_parameters * _DENSE_TEMPORARIES[self.groups[0].layout.optimizer]
 
 
 @dataclass(frozen=True)

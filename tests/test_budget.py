@@ -59,25 +59,41 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     upload = 32 * 55 + 8 * 120 + 4 * (60 + 55) + 4 * 20 * 4
     gradients = 55 * 4 * 4 * (1 + temporaries)
     assert fixed["working_set"] == int(1.25 * (3 * upload + 55 * 4 * width)) + gradients
-    assert fixed["dense"] == 4 * (3 * 4 + 4 + 10 * 1 + 1) * (2 + dense_states)
-    # Kept: outputs of 4 and 1, inputs of the top MLP 10; in passing these twice; pooled vectors of 3 tables; of seven
-    # samples multiplied at a time the vectors, 16, and their gradient in two terms, and products, 16; on CUDA a
-    # workspace of cuBLAS.
-    activations, workspace = 4 * (20 * (4 + 1 + 10 + 20) + 20 * 3 * 4 + 7 * (3 * 16 + 16)), 32 * 2**20
-    assert fixed["activations"] == activations + workspace
-    assert replace(workload, most_staging_rows=0).fixed_bytes((55,))["activations"] == activations
+    # Two matrices and two biases, each of 64 elements in memory.
+    assert fixed["dense"] == 4 * 4 * 64 * (2 + dense_states)
+    workspace = 32 * 2**20  # of cuBLAS, on CUDA
+
+    def activations(layers: int) -> int:
+        """Pooled vectors of 3 tables beside what layers, the dense optimizer or rows need, whose part is elsewhere."""
+        moved = 4 * 4 * 64 * temporaries
+        return 4 * 20 * 3 * 4 + max(4 * layers, moved, gradients) - gradients
+
+    # Kept: outputs of 4 and 1, inputs of the top MLP 10; in passing twice the widest layer, 10, and 8 numbers of the
+    # loss; of seven samples multiplied at a time the vectors, 16, and their gradient in two terms, and products, 16; a
+    # gradient of the larger matrix before it is added.
+    layers = 20 * (4 + 1 + 10 + 20 + 8) + 7 * (3 * 16 + 16) + 12
+    assert fixed["activations"] == activations(layers) + workspace
+    assert replace(workload, most_staging_rows=0).fixed_bytes((55,))["activations"] == activations(layers)
     # Once more what the graphs keep, their inputs of 3 dense features and a label, and a workspace of their own.
     graphs = replace(workload, cuda_graphs=True).fixed_bytes((55,))
-    assert graphs == fixed | {"activations": 2 * (activations + workspace) + 4 * 20 * (3 + 1)}
+    kept = 4 * (layers + 20 * 3 * 4 + 20 * (3 + 1)) + workspace
+    assert graphs == fixed | {"activations": fixed["activations"] + kept}
     gelu = replace(workload, keeps_inputs=True, dot=False).fixed_bytes((55,))
-    assert gelu["activations"] == 4 * (20 * (2 * 5 + 10 + 20) + 20 * 3 * 4) + workspace
+    assert gelu["activations"] == activations(20 * (2 * 5 + 10 + 20 + 8) + 12) + workspace
     # All but pooled vectors is of six samples at a time; of these vectors there are copies and gradients of both where
     # a projection from 4 to 6 columns comes between.
     passes = replace(workload, micro_batch_size=6).fixed_bytes((55,))
-    assert passes["activations"] == 4 * (6 * (4 + 1 + 10 + 20) + 20 * 3 * 4 + 6 * (3 * 16 + 16)) + workspace
+    assert passes["activations"] == activations(6 * (4 + 1 + 10 + 20 + 8) + 6 * (3 * 16 + 16) + 12) + workspace
     projected = replace(workload, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
     combined = 2 * (3 * 4 + 3 * 6)
-    assert projected["activations"] == 4 * (6 * (6 + 1 + 10 + 20 + combined) + 20 * 3 * 4) + workspace
+    assert projected["activations"] == activations(6 * (6 + 1 + 10 + 20 + 8 + combined) + 18) + workspace
+
+
+def test_projections_are_parameters_of_groups_narrower_than_the_vectors():
+    groups = tuple(GroupShape((100,) * tables, RecordLayout(dim, "sgd")) for tables, dim in ((1, 2), (2, 8), (3, 1)))
+    workload = replace(WORKLOAD, groups=groups, num_features=6, mlp_bot=(3, 8), mlp_top=(44, 1))
+    layers = 64 + 64 + 64 + 64
+    assert workload.fixed_bytes((9, 9, 9))["dense"] == 4 * 2 * (layers + 64 + 3 * 64)
 
 
 def test_an_evaluation_step_counts_where_it_needs_more():

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from contextlib import closing
+from random import Random
 
 import pytest
 import torch
@@ -63,26 +64,60 @@ def test_accumulated_gradients_take_the_place_of_the_vectors():
     peak = peak_bytes(lambda: trainer.step(prepared))
     vectors = 4 * batch * len(ROWS) * 64
     assert vectors < peak < 1.6 * vectors  # gradients of the whole batch beside them would take as much again
-    parts = workload.fixed_bytes((prepared.counters.working_set_rows,))
-    assert peak <= parts["activations"]
+    rows = prepared.counters.working_set_rows
+    parts = workload.fixed_bytes((rows,))
+    assert peak <= parts["activations"] + 4 * rows * 64
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    ["", "--qr-flag", "--md-flag", "--md-flag --arch-interaction-op=cat --micro-batch-size=100", "--qr-flag --bf16"],
+FORMS = (  # without --bf16, for which the CPU's matrix library takes memory of its own
+    "",
+    "--qr-flag --qr-threshold=100",
+    "--md-flag --md-threshold=40",
+    "--weighted-pooling=learned",
+    "--arch-interaction-op=cat",
+    "--activation-function=gelu",
+    "--mlperf-grad-accum-iter=2",
+    "--loss-threshold=0.1",
 )
-def test_combined_and_projected_vectors_are_accounted(tmp_path, arguments):
-    options = parse_command_line([*WIDE.split(), *arguments.split()])
+
+
+def drawn_job(seed: int) -> list[str]:
+    """A command line of some shape and form."""
+    random = Random(seed)
+    dim, samples = random.choice([1, 2, 16, 64, 128]), random.choice([1, 7, 64, 400])
+    layers = [[random.choice([2, 16, 128, 256]) for _ in range(random.randint(0, 2))] for _ in range(2)]
+    rows = [random.choice([3, 50, 900, 20_000]) for _ in range(random.randint(1, 8))]
+    words = (
+        f"--data=zipf:samples={3 * samples},hot={random.choice([1, 1, 5])} --mini-batch-size={samples} "
+        f"--micro-batch-size={random.choice([samples, -(-samples // 4)])} --test-freq={random.choice([-1, 2])} "
+        f"--arch-embedding-size={'-'.join(map(str, rows))} --arch-sparse-feature-size={dim} "
+        f"--arch-mlp-bot={'-'.join(map(str, [3, *layers[0], dim]))} "
+        f"--arch-mlp-top={'-'.join(map(str, [*layers[1], 1]))} "
+        f"--optimizer={random.choice(['sgd', 'adagrad', 'rwsadagrad', 'adam'])} --ui=off --prefetch-depth=0"
+    )
+    return [*words.split(), *FORMS[seed % len(FORMS)].split()]
+
+
+@pytest.mark.parametrize("seed", range(3 * len(FORMS)))
+def test_what_is_drawn_holds_no_more_than_is_accounted(tmp_path, seed):
+    options = parse_command_line(drawn_job(seed))
     dataset = open_dataset(options.data.data, None, data_request(options))
-    with closing(build_job(resolve(options, dataset), dataset, tmp_path)) as job:
+    options = resolve(options, dataset)
+    with closing(build_job(options, dataset, tmp_path)) as job:
+        trainer, most_rows = job.trainer, [0] * len(job.trainer.cache.groups)
 
         def work() -> None:
-            for batch in job.trainer.cache.prepare(job.schedule.batches()):
-                job.trainer.step(batch)
+            for batch in trainer.cache.prepare(job.schedule.batches()):
+                rows = [len(lookups.slots) for lookups in batch.tensors.lookups]
+                most_rows[:] = map(max, most_rows, rows)
+                trainer.step(batch)
+            if options.batches.test_freq > 0:
+                trainer.evaluate(dataset.test, options.batches.test_mini_batch_size)
 
-        peak, parts = peak_bytes(work), job.tiers.device.breakdown
-    accounted = parts["working_set"] + parts["activations"]
-    assert accounted / 3 < peak <= accounted
+        peak, parts = peak_bytes(work), job.tiers.workload.fixed_bytes(tuple(most_rows))
+        held = sum(parameter.nbytes for parameter in trainer.model.parameters())
+    assert peak <= parts["working_set"] + parts["activations"], drawn_job(seed)
+    assert parts["dense"] >= 2 * held, "parameters and gradients"
 
 
 def test_a_pass_over_fewer_samples_holds_less(tmp_path):
