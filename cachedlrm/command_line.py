@@ -69,7 +69,8 @@ def _with_profiles(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """The arguments with the values of profiles below them; a later profile goes before an earlier one."""
     tokens = list(arguments)
     for name in reversed(names):
-        tokens = [*_not_given(_profile_arguments(_find_profile(name)), tokens, _EITHER), *tokens]
+        values, _ = _read_profile(_find_profile(name))
+        tokens = [*_not_given(values, tokens, _EITHER), *tokens]
     return tokens
 
 
@@ -112,8 +113,8 @@ def _resumed(run_dir: Path, tokens: Sequence[str]) -> Options:
     config = run_dir / "config.toml"
     if not config.is_file():
         raise UserError(f"--resume {run_dir} holds no run (config.toml is missing); start it without --resume")
-    before = load_options(config)
-    options = check_options(_parse([*_not_given(_profile_arguments(config), tokens, _SIZES), *tokens]))
+    values, before = _read_profile(config)
+    options = check_options(_parse([*_not_given(values, tokens, _SIZES), *tokens]))
     for group in dataclasses.fields(Options):
         for field in dataclasses.fields(getattr(options, group.name)):
             then, now = (getattr(getattr(side, group.name), field.name) for side in (before, options))
@@ -189,7 +190,7 @@ def load_options(path: Path) -> Options:
     Raises:
         UserError: the file is missing or wrong.
     """
-    return check_options(_parse(_profile_arguments(path)))
+    return _read_profile(path)[1]
 
 
 def to_toml(options: Options) -> str:
@@ -339,8 +340,8 @@ def _mistake(message: str) -> UserError:
     return UserError(" ".join(message.split()))
 
 
-def _profile_arguments(path: Path) -> list[str]:
-    """A profile's values spelled as a command line, each as one ``--option=value``."""
+def _read_profile(path: Path) -> tuple[list[str], Options]:
+    """A profile's values spelled as a command line, each as one ``--option=value``, and the options they give."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -364,8 +365,7 @@ def _profile_arguments(path: Path) -> list[str]:
             if type(value) not in types:  # isinstance would take True for a number
                 raise _mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
             arguments[f"[{table}] {key}"] = as_argument(f"--{key}={value}")
-    _refuse_profile(path, arguments)
-    return list(arguments.values())
+    return list(arguments.values()), _profile_options(path, arguments)
 
 
 _TOML_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
@@ -386,10 +386,10 @@ def _toml_types(annotation: Any) -> tuple[tuple[type, ...], str]:
     return _TOML_TYPES.get(annotation, ((str,), "a string"))
 
 
-def _refuse_profile(path: Path, arguments: Mapping[str, str]) -> None:
-    """Refuses values that are wrong or do not fit each other; names the file and, if one alone is wrong, its place."""
+def _profile_options(path: Path, arguments: Mapping[str, str]) -> Options:
+    """The options of a profile's values, by place; an error names the file and, if one alone is wrong, its place."""
     try:
-        check_options(_parse(list(arguments.values())))
+        return check_options(_parse(list(arguments.values())))
     except UserError as together:
         for place, argument in arguments.items():
             try:
