@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TextIO, TypeVar, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, Union, cast, get_args, get_origin
 
 import cyclopts
 import rich.console
@@ -36,6 +36,9 @@ from cachedlrm.option_checks import check_options
 from cachedlrm.output import Output
 from cachedlrm.text import as_argument, as_utf8
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _HELP = """Train a deep learning recommendation model whose embedding tables exceed the device.
 
 Example: python -m cachedlrm.train --gpu-cache-ratio 0.05
@@ -49,6 +52,9 @@ _SIZES = {*_EITHER, "--gpu-budget"}
 """All that decides how many rows are kept."""
 
 
+_Command = TypeVar("_Command", bound="DataclassInstance")
+
+
 def parse_command_line(arguments: Sequence[str]) -> Options:
     """Options from a command line.
 
@@ -56,22 +62,47 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    options, tokens = _parse(arguments), list(arguments)
-    if options.run.profile:
-        tokens = _with_profiles(options.run.profile, arguments)
-        options = _parse(tokens)
+    options, given = _parse(arguments), _given(arguments)
+    options, given = _with_profiles(options, options.run.profile, given)
     if options.run.resume is not None:
-        return _resumed(options.run.resume, tokens)
+        return _resumed(options.run.resume, options, given)
     return check_options(options)
 
 
-def _with_profiles(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The arguments with the values of profiles below them; a later profile goes before an earlier one."""
-    tokens = list(arguments)
+def _given(arguments: Sequence[str]) -> set[str]:
+    """The options among arguments, spelled with dashes."""
+    return {argument.split("=")[0].replace("_", "-") for argument in arguments}
+
+
+def _with_profiles(command: _Command, names: Sequence[str], given: set[str]) -> tuple[_Command, set[str]]:
+    """The values of profiles below those that are ``given``, and all options given then.
+
+    A later profile goes before an earlier one.
+    """
     for name in reversed(names):
-        values, _ = _read_profile(_find_profile(name))
-        tokens = [*_not_given(values, tokens, _EITHER), *tokens]
-    return tokens
+        profile = _read_profile(_find_profile(name))
+        command = _with_values(command, profile, given, _EITHER)
+        given = given | profile.given
+    return command, given
+
+
+def _with_values(command: _Command, profile: "_Profile", given: set[str], either: set[str]) -> _Command:
+    """``command`` with a profile's values of options not ``given``; one of ``either`` stands for all of them."""
+    if given & either:
+        given = given | either
+    values = {
+        name: value
+        for group in dataclasses.fields(profile.options)
+        for name, value in vars(getattr(profile.options, group.name)).items()
+        if (option := _as_option(name)) in profile.given and option not in given
+    }
+    groups = {}
+    for field in dataclasses.fields(command):
+        group = getattr(command, field.name)
+        groups[field.name] = dataclasses.replace(
+            group, **{name: values[name] for name in vars(group) if name in values}
+        )
+    return dataclasses.replace(command, **groups)
 
 
 _PLAN_HELP = """What fits where: the bytes of each tier, and the hits, rows moved and speed to expect. Trains nothing.
@@ -87,41 +118,27 @@ def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    command = _parse_plan(arguments)
-    if command.options.run.profile:
-        command = _parse_plan(_with_profiles(command.options.run.profile, arguments))
-    if command.options.run.resume is not None:
-        run = command.options.run.resume
+    command = _parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
+    options, _ = _with_profiles(command.options, command.options.run.profile, _given(arguments))
+    if (run := options.run.resume) is not None:
         raise UserError(f"--resume {run} is for training; plan the run by --profile {run / 'config.toml'}")
-    return check_options(command.options), command.plan
+    return check_options(options), command.plan
 
 
-def _parse_plan(arguments: Sequence[str]) -> PlanCommand:
-    return _parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
-
-
-def _not_given(lower: Sequence[str], tokens: Sequence[str], either: set[str]) -> list[str]:
-    """The arguments ``lower`` that ``tokens`` do not override; one of ``either`` overrides all of them."""
-    given = {token.split("=")[0].replace("_", "-") for token in tokens}
-    if given & either:
-        given |= either
-    return [token for token in lower if token.split("=")[0] not in given]
-
-
-def _resumed(run_dir: Path, tokens: Sequence[str]) -> Options:
-    """The options of the run in ``run_dir`` with those of ``tokens`` over them."""
+def _resumed(run_dir: Path, options: Options, given: set[str]) -> Options:
+    """The options of the run in ``run_dir`` with those that are ``given`` over them."""
     config = run_dir / "config.toml"
     if not config.is_file():
         raise UserError(f"--resume {run_dir} holds no run (config.toml is missing); start it without --resume")
-    values, before = _read_profile(config)
-    options = check_options(_parse([*_not_given(values, tokens, _SIZES), *tokens]))
+    profile = _read_profile(config)
+    before, options = profile.options, check_options(_with_values(options, profile, given, _SIZES))
     for group in dataclasses.fields(Options):
         for field in dataclasses.fields(getattr(options, group.name)):
             then, now = (getattr(getattr(side, group.name), field.name) for side in (before, options))
             if then != now and field.name in _DECIDES_BITS.get(group.name, (field.name,)):
                 raise UserError(
-                    f"{_as_option(field.name, now)}: the run in {run_dir} was started with "
-                    f"{_as_option(field.name, then)}; drop the option, or start another run without --resume"
+                    f"{_with_value(field.name, now)}: the run in {run_dir} was started with "
+                    f"{_with_value(field.name, then)}; drop the option, or start another run without --resume"
                 )
     return options
 
@@ -140,9 +157,12 @@ _DECIDES_BITS: dict[str, tuple[str, ...]] = {
 """Options of each group that a resumed run keeps; all of those of a group that is missing here."""
 
 
-def _as_option(name: str, value: object) -> str:
-    option = f"--{name.replace('_', '-')}"
-    return f"no {option}" if value is None else f"{option} {_toml_value(value)}"
+def _as_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with_value(name: str, value: object) -> str:
+    return f"no {_as_option(name)}" if value is None else f"{_as_option(name)} {_toml_value(value)}"
 
 
 _SIMULATION_HELP = """What caches of several sizes would do on the ids of a run, without training: the miss-ratio curve.
@@ -158,12 +178,8 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    command = _parse_simulation(arguments)
-    if command.simulation.profile:
-        known = {f"--{name}" for names in _option_names(SimulationCommand).values() for name in names}
-        profiles = _with_profiles(command.simulation.profile, [])
-        lower = [token for token in profiles if token.split("=")[0] in known - _SIZES]
-        command = _parse_simulation([*_not_given(lower, arguments, set()), *arguments])
+    command = _parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
+    command, _ = _with_profiles(command, command.simulation.profile, _given(arguments) | _SIZES)
     cache = command.cache
     for name in sorted(_SIZES):
         if (value := getattr(cache, name.lstrip("-").replace("-", "_"))) is not None:
@@ -180,17 +196,13 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
     return check_options(options), command.simulation
 
 
-def _parse_simulation(arguments: Sequence[str]) -> SimulationCommand:
-    return _parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
-
-
 def load_options(path: Path) -> Options:
     """Options from a TOML file alone.
 
     Raises:
         UserError: the file is missing or wrong.
     """
-    return _read_profile(path)[1]
+    return _read_profile(path).options
 
 
 def to_toml(options: Options) -> str:
@@ -222,9 +234,6 @@ def _toml_value(value: object) -> object:
 
 def _parse(arguments: Sequence[str]) -> Options:
     return _parse_as(Options(), arguments, "python -m cachedlrm.train", _HELP)
-
-
-_Command = TypeVar("_Command", Options, PlanCommand, SimulationCommand)
 
 
 def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_text: str) -> _Command:
@@ -340,8 +349,15 @@ def _mistake(message: str) -> UserError:
     return UserError(" ".join(message.split()))
 
 
-def _read_profile(path: Path) -> tuple[list[str], Options]:
-    """A profile's values spelled as a command line, each as one ``--option=value``, and the options they give."""
+@dataclasses.dataclass(frozen=True)
+class _Profile:
+    """What a TOML file says: the options it gives, spelled with dashes, and all options with their values."""
+
+    given: set[str]
+    options: Options
+
+
+def _read_profile(path: Path) -> _Profile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -351,7 +367,7 @@ def _read_profile(path: Path) -> tuple[list[str], Options]:
     if not isinstance(tables.pop("description", ""), str):
         raise _mistake(f"{path}: description must be a string")
     groups = {group.name: _annotations(group) for group in dataclasses.fields(Options)}
-    arguments = {}
+    arguments: dict[tuple[str, str], str] = {}
     for table, values in tables.items():
         if table not in groups or not isinstance(values, dict):
             raise _mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
@@ -364,8 +380,8 @@ def _read_profile(path: Path) -> tuple[list[str], Options]:
             types, words = _toml_types(groups[table][key])
             if type(value) not in types:  # isinstance would take True for a number
                 raise _mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
-            arguments[f"[{table}] {key}"] = as_argument(f"--{key}={value}")
-    return list(arguments.values()), _profile_options(path, arguments)
+            arguments[table, key] = as_argument(f"--{key}={value}")
+    return _Profile({f"--{key}" for _, key in arguments}, _profile_options(path, arguments))
 
 
 _TOML_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
@@ -386,17 +402,25 @@ def _toml_types(annotation: Any) -> tuple[tuple[type, ...], str]:
     return _TOML_TYPES.get(annotation, ((str,), "a string"))
 
 
-def _profile_options(path: Path, arguments: Mapping[str, str]) -> Options:
-    """The options of a profile's values, by place; an error names the file and, if one alone is wrong, its place."""
+def _profile_options(path: Path, arguments: Mapping[tuple[str, str], str]) -> Options:
+    """The options of a profile's values, by table and key; an error names the file and, if one is wrong alone, these.
+
+    Table by table: `cyclopts` looks at every option for each argument, which for all of a run's takes a tenth of a
+    second.
+    """
     try:
-        return check_options(_parse(list(arguments.values())))
+        groups = {}
+        for group in dataclasses.fields(Options):
+            values = [argument for (table, _), argument in arguments.items() if table == group.name]
+            groups[group.name] = _parse_as(group.default_factory(), values, "", "")  # type: ignore[operator]
+        return check_options(Options(**groups))
     except UserError as together:
-        for place, argument in arguments.items():
+        for (table, key), argument in arguments.items():
             try:
                 check_options(_parse([argument]))
             except UserError as alone:
                 if str(alone) == str(together):  # an option may also be wrong only because it is alone here
-                    raise _mistake(f"{path}: {place}: {alone}") from alone
+                    raise _mistake(f"{path}: [{table}] {key}: {alone}") from alone
         raise _mistake(f"{path}: {together}") from together
 
 
