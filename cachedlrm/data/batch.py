@@ -117,11 +117,6 @@ class Dataset:
     row_counts: NDArray[np.int64] | None = None
 
 
-def shown(text: object) -> str:
-    """Text from outside for a message of one line: characters that do not print are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
-
-
 def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:
     """First global row of each table, and the number of all rows: [T + 1] int64."""
     return np.concatenate([[0], np.cumsum(table_rows, dtype=np.int64)]).astype(np.int64)
