@@ -6,20 +6,18 @@ spelled like the options.
 
 import dataclasses
 import difflib
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import cyclopts
-import rich.console
 import tomli_w
 from cyclopts import Parameter
 
-from cachedlrm import __version__
+from cachedlrm.app import make_app, mistake, read_arguments
 from cachedlrm.config import (
     Budget,
     Bytes,
@@ -33,7 +31,6 @@ from cachedlrm.config import (
 )
 from cachedlrm.errors import UserError
 from cachedlrm.option_checks import check_options
-from cachedlrm.output import Output
 from cachedlrm.text import as_argument, as_utf8
 
 if TYPE_CHECKING:
@@ -240,21 +237,14 @@ def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_te
     """The dataclass ``nothing`` with the values that ``arguments`` give."""
     _refuse_odd_text(arguments)
     kind = type(nothing)
-    app = cyclopts.App(
-        name=program,
-        help=help_text,
-        version=__version__,
-        result_action="return_value",
-        console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),  # a pipe may be closed
-        suppress_keyboard_interrupt=False,
-    )
+    app = make_app(program, help_text)
 
     @app.default
     def collect(*, options: Annotated[kind, Parameter(name="*")] = nothing) -> _Command:  # type: ignore[valid-type]
         return options
 
     try:
-        options = app(list(arguments), exit_on_error=False, print_error=False)
+        return read_arguments(app, arguments, kind)
     except cyclopts.UnusedCliTokensError as error:
         stray = (error.unused_tokens or ["?"])[0]
         raise UserError(f"unexpected argument {stray!r}; options start with two dashes") from error
@@ -262,28 +252,25 @@ def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_te
         name = error.token.keyword or error.token.value
         why = _NOT_CARRIED.get(name.split("=")[0].lstrip("-").replace("_", "-"))
         if why:
-            raise _mistake(f"{name} of facebookresearch/dlrm is not carried over: {why}") from error
+            raise mistake(f"{name} of facebookresearch/dlrm is not carried over: {why}") from error
         known = [name for names in _option_names(kind).values() for name in names]
         hint = _nearest(name, known, "--") or "--help lists the options"
-        raise _mistake(f"unknown option {name}; {hint}") from error
+        raise mistake(f"unknown option {name}; {hint}") from error
     except cyclopts.CycloptsError as error:
-        raise _mistake(str(error)) from error
-    if not isinstance(options, kind):
-        raise SystemExit(0)  # --help or --version was printed
-    return options
+        raise mistake(str(error)) from error
 
 
 def _refuse_odd_text(arguments: Sequence[str]) -> None:
     """Empty values, which are usually a shell variable that is not set, and bytes that config.toml cannot hold."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if before.startswith("--") and "=" not in before and not argument:
-            raise _mistake(f"{before} needs a value, not an empty one")
+            raise mistake(f"{before} needs a value, not an empty one")
         if argument.startswith("--") and argument.find("=") == len(argument) - 1:
-            raise _mistake(f"{argument[:-1]} needs a value, not an empty one")
+            raise mistake(f"{argument[:-1]} needs a value, not an empty one")
         try:
             as_utf8(argument)
         except UnicodeError as error:
-            raise _mistake(f"{argument!r} is not valid UTF-8; rename what it names") from error
+            raise mistake(f"{argument!r} is not valid UTF-8; rename what it names") from error
 
 
 _LOOP = "the loop here evaluates by AUC and ends after --nepochs or --steps"
@@ -344,11 +331,6 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {prefix}{matches[0]}?" if matches else ""
 
 
-def _mistake(message: str) -> UserError:
-    """One line, whatever was quoted in it."""
-    return UserError(" ".join(message.split()))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Profile:
     """What a TOML file says: the options it gives, spelled with dashes, and all options with their values."""
@@ -361,25 +343,25 @@ def _read_profile(path: Path) -> _Profile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _mistake(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
+        raise mistake(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
-        raise _mistake(f"{path} is not valid TOML: {error}") from error
+        raise mistake(f"{path} is not valid TOML: {error}") from error
     if not isinstance(tables.pop("description", ""), str):
-        raise _mistake(f"{path}: description must be a string")
+        raise mistake(f"{path}: description must be a string")
     groups = {group.name: _annotations(group) for group in dataclasses.fields(Options)}
     arguments: dict[tuple[str, str], str] = {}
     for table, values in tables.items():
         if table not in groups or not isinstance(values, dict):
-            raise _mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
+            raise mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
         for key, value in values.items():
             if (table, key) == ("run", "profile"):
-                raise _mistake(f"{path}: [run] profile: a profile takes no other one; copy the other's values here")
+                raise mistake(f"{path}: [run] profile: a profile takes no other one; copy the other's values here")
             if key not in groups[table]:
                 hint = _nearest(key, groups[table]) or f"there are {', '.join(groups[table])}"
-                raise _mistake(f"{path}: [{table}] {key} is not an option; {hint}")
+                raise mistake(f"{path}: [{table}] {key} is not an option; {hint}")
             types, words = _toml_types(groups[table][key])
             if type(value) not in types:  # isinstance would take True for a number
-                raise _mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
+                raise mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
             arguments[table, key] = as_argument(f"--{key}={value}")
     return _Profile({f"--{key}" for _, key in arguments}, _profile_options(path, arguments))
 
@@ -420,8 +402,8 @@ def _profile_options(path: Path, arguments: Mapping[tuple[str, str], str]) -> Op
                 check_options(_parse([argument]))
             except UserError as alone:
                 if str(alone) == str(together):  # an option may also be wrong only because it is alone here
-                    raise _mistake(f"{path}: [{table}] {key}: {alone}") from alone
-        raise _mistake(f"{path}: {together}") from together
+                    raise mistake(f"{path}: [{table}] {key}: {alone}") from alone
+        raise mistake(f"{path}: {together}") from together
 
 
 def _find_profile(name: str) -> Path:
@@ -435,4 +417,4 @@ def _find_profile(name: str) -> Path:
     for path in packaged:
         if path.stem == name:
             return path
-    raise _mistake(f"--profile {name}: no such profile; there are {', '.join(path.stem for path in packaged)}")
+    raise mistake(f"--profile {name}: no such profile; there are {', '.join(path.stem for path in packaged)}")

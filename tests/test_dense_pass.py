@@ -8,9 +8,10 @@ import torch
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.features import FeatureVectors, plain_features
+from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.losses import make_loss
 from cachedlrm.model.tables import Embedding, Table
+from models import plain_features
 
 CPU = torch.device("cpu")
 TORCH_OPTIMIZERS = {

@@ -10,12 +10,11 @@ from cachedlrm.budget import GroupShape, Workload
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.zipf import ZipfSource
 from cachedlrm.model.dlrm import Dlrm, num_interactions
-from cachedlrm.model.features import plain_features
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
-from models import one_group
+from models import one_group, plain_features
 
 ROWS = (3000, 40, 800, 2000)
 
