@@ -62,8 +62,8 @@ class Source(Protocol):
         ...
 
 
-class RoundedTargets:
-    """A `Source` whose labels are rounded to 0 or 1 (halves to 0).
+class SourceWrapper:
+    """A `Source` of another one's samples; subclasses do something to them.
 
     Args:
         source: of the samples.
@@ -78,11 +78,19 @@ class RoundedTargets:
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``."""
-        batch = self._source.read(start, stop)
+        return self._source.read(start, stop)
+
+
+class RoundedTargets(SourceWrapper):
+    """A `Source` whose labels are rounded to 0 or 1 (halves to 0)."""
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        batch = super().read(start, stop)
         return replace(batch, labels=np.round(batch.labels))
 
 
-class WatchedSource:
+class WatchedSource(SourceWrapper):
     """A `Source` that tells how far it was read.
 
     Args:
@@ -91,16 +99,13 @@ class WatchedSource:
     """
 
     def __init__(self, source: Source, tell: Callable[[float], None]) -> None:
-        self.table_rows = source.table_rows
-        self.num_dense = source.num_dense
-        self.max_lookups_per_bag = source.max_lookups_per_bag
-        self.num_samples = source.num_samples
-        self._source, self._tell = source, tell
+        super().__init__(source)
+        self._tell = tell
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``."""
         self._tell(start / self.num_samples)
-        return self._source.read(start, stop)
+        return super().read(start, stop)
 
 
 @dataclass(frozen=True)
