@@ -4,11 +4,10 @@ from pathlib import Path
 
 from cachedlrm.train import main
 
+MODEL = ["--arch-embedding-size=400-30-900-5", "--arch-mlp-bot=3-16-8", "--arch-mlp-top=16-1"]
 SMALL = [
     "--data=zipf:samples=2000",
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
+    *MODEL,
     "--mini-batch-size=100",
     "--threads=1",
     "--ui=off",

@@ -17,14 +17,13 @@ from cachedlrm import full_tables, inference
 from cachedlrm.export import main as export_main
 from cachedlrm.model.quantized import QuantizedTables
 from cachedlrm.train import main
+from runs import MODEL
 
 HERE = Path(__file__).parent / "golden_inference"
 GOLDEN = json.loads((HERE / "predictions.json").read_text())
 ZIPF = [
     "--data=zipf:samples=8000",
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
+    *MODEL,
     "--mini-batch-size=100",
     "--ui=off",
 ]
