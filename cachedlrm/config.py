@@ -385,7 +385,7 @@ class Simulation:
     """Print JSON instead of a table."""
     profile: Names = ()
     """Values from a run's TOML file, or from a packaged one by name, as for training; the command line overrides them.
-    The tables store, run and inference and the size of the cache are left out."""
+    The tables store and inference, the table run but for steps, and the size of the cache are left out."""
 
 
 @Parameter(name="*")

@@ -150,9 +150,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
         elif initial.dense_state:
             trainer.load_optimizer_state(initial.dense_state)
         undo.pop_all()
-    return Job(
-        options, architecture, dataset, schedule, device, tiers, trainer, initial.note, checkpoint
-    )  # fmt: skip
+    return Job(options, architecture, dataset, schedule, device, tiers, trainer, initial.note, checkpoint)
 
 
 def _compares_with_min(checkpoint: Checkpoint) -> bool:

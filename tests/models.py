@@ -15,12 +15,20 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import AddressBook, Int32s, WorkingSet
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.metrics import CacheCounters
+from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.graphed_pass import Work
+from cachedlrm.model.tables import Embedding
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import RecordLayout
 
 POLICIES = ["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]
 NUM_ROWS = 40
+
+
+def plain_features(num_tables: int, dim: int) -> FeatureVectors:
+    """Of ``num_tables`` plain tables of ``dim`` columns."""
+    embeddings = [Embedding(number, 1, dim) for number in range(num_tables)]
+    return FeatureVectors(embeddings, [[table for e in embeddings for table in e.tables]], dim, "mult")
 
 
 def one_group(

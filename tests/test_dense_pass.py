@@ -9,10 +9,11 @@ from cachedlrm.model import interaction as interaction_module
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.features import FeatureVectors, plain_features
+from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.interaction import Interaction
 from cachedlrm.model.losses import make_loss
 from cachedlrm.model.tables import Embedding, Table
+from models import plain_features
 
 CPU = torch.device("cpu")
 TORCH_OPTIMIZERS = {

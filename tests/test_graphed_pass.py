@@ -17,19 +17,17 @@ from cachedlrm.job import build_job
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.features import plain_features
 from cachedlrm.model.graphed_pass import GraphedPass
 from cachedlrm.model.losses import make_loss
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.train import main
-from models import HostRecorder
+from models import HostRecorder, plain_features
+from runs import MODEL
 
 SMALL = [
     "--data=zipf:samples=950",  # ten batches an epoch, the last of which is smaller
     "--nepochs=2",
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
+    *MODEL,
     "--arch-sparse-feature-size=8",
     "--mini-batch-size=100",
     "--ui=off",

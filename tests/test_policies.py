@@ -308,26 +308,15 @@ def test_evicting_the_farthest_next_use_is_the_minimum(stream, slots):
     assert fewest_moves(stream, slots) == fewest_moves_of_all(stream, slots)
 
 
+@pytest.mark.parametrize("name", ["lookahead", "oracle"])
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(
     stream=st.one_of(streams, st.integers(0, 99).map(random_stream)),
     quota=st.integers(1, 25),
     in_flight=st.integers(0, 3),
 )
-def test_a_window_over_the_whole_stream_moves_as_few_rows_as_min(stream, quota, in_flight):
-    policy = Lookahead(quota + 14, NUM_ROWS, window=len(stream))
-    made = plans(Planner(NUM_ROWS, quota, quota + 14, policy, in_flight), working_sets(stream))
-    assert moved([plan for _, plan in made]) == fewest_moves(stream, quota)
-
-
-@settings(deadline=None, derandomize=True, max_examples=100)
-@given(
-    stream=st.one_of(streams, st.integers(0, 99).map(random_stream)),
-    quota=st.integers(1, 25),
-    in_flight=st.integers(0, 3),
-)
-def test_the_oracle_moves_as_few_rows_as_min(stream, quota, in_flight):
-    policy = policy_for("oracle", stream, quota + 14)
+def test_a_policy_that_knows_the_whole_stream_moves_as_few_rows_as_min(name, stream, quota, in_flight):
+    policy = policy_for(name, stream, quota + 14, window=len(stream))
     made = plans(Planner(NUM_ROWS, quota, quota + 14, policy, in_flight), working_sets(stream))
     assert moved([plan for _, plan in made]) == fewest_moves(stream, quota)
 

@@ -15,14 +15,13 @@ from cachedlrm.data.open import open_dataset
 from cachedlrm.data.zipf import ZipfSource
 from cachedlrm.job import build_job
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.features import plain_features
 from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
-from models import one_group
+from models import one_group, plain_features
 
 WIDE = (
     "--data=zipf:samples=1200 --arch-embedding-size=4000-300-9000-50-800-700 --arch-sparse-feature-size=64 "

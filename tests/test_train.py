@@ -21,12 +21,11 @@ from cachedlrm.export import main as export_main
 from cachedlrm.job import usable_processors
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.train import main
+from runs import MODEL
 
 SMALL = [
     "--data=zipf:samples=2000",
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
+    *MODEL,
     "--arch-sparse-feature-size=8",
     "--mini-batch-size=100",
     "--ui=off",

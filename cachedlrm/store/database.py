@@ -174,7 +174,6 @@ class Database:
             UserError: the writer has failed: the disk is full, say. What was committed before stays.
         """
         size = _size(operation)
-
         with self._room:
             self._room.wait_for(
                 lambda: (
@@ -205,9 +204,8 @@ class Database:
 
     def close(self) -> None:
         """Writes what is queued, if it can, and lets others open the store."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
+        self._queue.put(None)
+        self._thread.join()
         self._environment.close()
         self._owner.release()
 

@@ -113,10 +113,6 @@ class RecordLog:
         """Of the store."""
         return self._database.path
 
-    def contains(self, addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the log has a record of ``addresses`` [n]."""
-        return self._numbers[addresses] > 0
-
     def append(self, addresses: NDArray[np.int64], records: NDArray[np.float32]) -> None:
         """Takes records [n, width]; they are the newest of ``addresses`` [n] from now on.
 
