@@ -73,7 +73,9 @@ Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64
 Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
 Number = Annotated[float, _must_be("a finite number", math.isfinite)]
 Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0 <= threshold < 0.5)]
-Flops = Annotated[float | None, _must_be("above 0, and finite", lambda flops: 0 < flops < math.inf)]
+# Beyond it, what optimizers make of it does not fit the 32 bits of parameters.
+LearningRate = Annotated[float, _must_be("a finite number from 0 to 1e30", lambda rate: 0 <= rate <= 1e30)]
+Flops = Annotated[float | None, _must_be("from 1 to 1e18", lambda flops: 1 <= flops <= 1e18)]
 Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
 
 
@@ -212,7 +214,7 @@ class OptimisationOptions:
     optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] | None = None
     """Lazy on rows: only rows of the batch move (adam as torch.optim.SparseAdam). Default: adagrad; sgd for reference
     data."""
-    learning_rate: Rate | None = None
+    learning_rate: LearningRate | None = None
     """Of rows and dense parameters. Default: 0.01; 0.003 for flights."""
     lr_num_warmup_steps: Count = 0
     """Steps of linear warm-up."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.cache.lookup_counts import Counts, add_lookups
+from cachedlrm.cache.lookup_counts import MANY, Counts, add_lookups
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
-from cachedlrm.config import Options
+from cachedlrm.config import CacheOptions, Options
 from cachedlrm.data.lookups import Router
 from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import cannot_write
@@ -44,6 +44,7 @@ def inform_policies(
     run_dir: Path,
     row_counts: Int64s | None = None,
     tell: Tell = tell_nobody,
+    first_batch: int = 0,
 ) -> None:
     """Gives policies what they need of the stream; one pass over the ids if they need anything.
 
@@ -56,6 +57,7 @@ def inform_policies(
         run_dir: where next uses go.
         row_counts: lookups of each row in an epoch, where the data knows them.
         tell: takes the share of the ids that was read, again and again.
+        first_batch: the first of the run to plan; those before it were trained by an earlier process.
 
     Raises:
         UserError: ids are wrong, or the disk is full.
@@ -63,22 +65,15 @@ def inform_policies(
     """
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
-    counts: Sequence[NDArray[np.integer]] | None = None
-    if row_counts is not None and router.is_identity:
-        counts = [row_counts]
-    if isinstance(kind, Lookahead) and counts is None and options.cache.count_rows:
-        counts = _count_lookups(num_rows, router, schedule, tell)
-    if isinstance(kind, Static) and counts is None:
+    known = row_counts if router.is_identity else None
+    if isinstance(kind, Static) and known is None:
         _count_uses(by_group, num_rows, router, schedule, tell)
-    elif isinstance(kind, Static | Lookahead) and counts is not None:
-        epochs = -(-schedule.num_batches // schedule.batches_per_epoch)
-        for policies, group_counts in zip(by_group, counts, strict=True):
-            for policy in policies:
-                if isinstance(policy, Lookahead):
-                    policy.take_counts(group_counts, epochs)
-                else:
-                    assert isinstance(policy, Static)
-                    policy.take_counts(group_counts)
+    elif isinstance(kind, Static) and known is not None:
+        for (policy,) in caches:  # plain tables share a slab
+            assert isinstance(policy, Static)
+            policy.take_counts(known)
+    if isinstance(kind, Lookahead) and knows_counts(options.cache, router, row_counts):
+        _count_what_is_left(by_group, num_rows, router, schedule, known, first_batch, tell)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
         read_next_uses(num_rows, router, schedule, options, folder, tell=tell)
@@ -88,19 +83,55 @@ def inform_policies(
                 policy.know(NextUses(folder / str(number)))
 
 
+def _count_what_is_left(
+    by_group: Sequence[Sequence[Policy]],
+    num_rows: Sequence[int],
+    router: Router,
+    schedule: Schedule,
+    known: Int64s | None,
+    first_batch: int,
+    tell: Tell,
+) -> None:
+    """Policy ``lookahead`` ranks rows by lookups left; ``known`` are those of an epoch, where the data has them."""
+    epochs, passed = 1, None
+    counts: Sequence[NDArray[np.integer]]
+    if known is None:  # those behind `first_batch`, all epochs together
+        counts = _count_lookups(num_rows, router, schedule, (first_batch, schedule.num_batches), tell)
+    else:
+        epochs, counts = -(-schedule.num_batches // schedule.batches_per_epoch), [known]
+        if first_batch:
+            passed = _count_lookups(num_rows, router, schedule, (0, first_batch), tell)
+    for number, policies in enumerate(by_group):
+        for policy in policies:
+            assert isinstance(policy, Lookahead)
+            policy.take_counts(counts[number], epochs, None if passed is None else passed[number])
+
+
+def knows_counts(cache: CacheOptions, router: Router, row_counts: Int64s | None) -> bool:
+    """Whether policy ``lookahead`` is told how often each row is still to be used; arguments as of `inform_policies`.
+
+    Counts of the data are of its own tables, not of those that tricks make of them.
+    """
+    return cache.count_rows or (row_counts is not None and router.is_identity)
+
+
 def discard_next_uses(run_dir: Path) -> None:
     """Removes what a finished run does not need any more."""
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
 
 
-def _count_lookups(num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell) -> list[Counts]:
-    """Lookups of each row of each group in an epoch, as far as the run goes."""
+def _count_lookups(
+    num_rows: Sequence[int], router: Router, schedule: Schedule, between: tuple[int, int], tell: Tell
+) -> list[Counts]:
+    """Lookups of each row of each group in batches ``between`` two of the run; reads an epoch at most."""
     counts = [np.zeros(rows, np.uint16) for rows in num_rows]
     num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
-    for index, batch in enumerate(schedule.one_epoch()):
+    for index in range(num_batches):
         tell(index / num_batches)
-        for of_group, lookups in zip(counts, router(batch), strict=True):
-            add_lookups(lookups.rows, of_group)
+        times = schedule.repeats(index, *between)
+        if times:
+            for of_group, lookups in zip(counts, router(schedule.read(index)), strict=True):
+                add_lookups(lookups.rows, of_group, min(times, MANY))
     return counts
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from cachedlrm.architecture import Architecture, build_architecture
-from cachedlrm.budget import DeviceSizes, Workload
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
@@ -23,7 +22,6 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.schedule import Schedule
 from cachedlrm.store.init import RowInit
-from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.trainer import Trainer
 from cachedlrm.units import format_bytes
@@ -86,7 +84,9 @@ class Job:
         policies = [group.policy for group in cache.groups]
         num_rows = [group.num_rows for group in self.tiers.workload.groups]
         counts = self.dataset.row_counts
-        inform_policies([policies], num_rows, cache.router, self.schedule, self.options, run_dir, counts, tell)
+        inform_policies(
+            [policies], num_rows, cache.router, self.schedule, self.options, run_dir, counts, tell, self.first_batch
+        )
 
     def close(self) -> None:
         """Lets others open the store."""
@@ -119,7 +119,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     architecture = build_architecture(options.model, optimisation.optimizer)
     router = architecture.router()
     tiers = size_tiers(options, architecture, dataset, device)
-    workload, host_limit = tiers.workload, tiers.host.records
+    workload = tiers.workload
     initial = initial_parameters(options, architecture, device)
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
@@ -128,7 +128,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     durability = checkpoint = None
     with ExitStack() as undo:
         if keeps_log(options):
-            durability, checkpoint = open_durability(options, run_dir, len(workload.groups), host_limit)
+            durability, checkpoint = open_durability(options, run_dir, len(workload.groups), tiers.host.records)
             undo.callback(durability.database.close)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(
@@ -138,7 +138,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             workload.staging_rows or MOST_STAGING_ROWS,
             counts_min,
         )
-        cache = _build_cache(router, workload, tiers.device, host_limit, initial.rows, settings, device, durability)
+        cache = _build_cache(router, tiers, initial.rows, settings, device, durability)
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
         rate = _learning_rate(options)
         record = CudaRecorder() if optimisation.cuda_graphs else None
@@ -180,29 +180,22 @@ def _learning_rate(options: Options) -> LearningRate:
 
 def _build_cache(
     router: Router,
-    workload: Workload,
-    sizes: DeviceSizes,
-    host_limit: int,
+    tiers: Tiers,
     inits: tuple[RowInit, ...],
     settings: CacheSettings,
     device: torch.device,
     durability: Durability | None,
 ) -> EmbeddingCache:
-    spills = durability is not None and durability.spills
-    if spills:
-        host_limit = host_limit * 3 // 4  # the rest is for what waits to be written
-    all_bytes = sum(group.num_rows * group.layout.record_bytes for group in workload.groups)
-    groups = []
-    for group, slots, init in zip(workload.groups, sizes.groups, inits, strict=True):
-        share = host_limit * group.num_rows // all_bytes  # all groups are full at once, so of records
-        if spills:
-            share = frames_for(share * group.layout.record_bytes, group.layout.record_bytes, group.num_rows)
-        store_rows = max(1, share)
-        groups.append((GroupSizes(group.table_rows, slots.quota, slots.total, store_rows), group.layout, init))
+    groups = [
+        (GroupSizes(group.table_rows, slots.quota, slots.total, store_rows), group.layout, init)
+        for group, slots, store_rows, init in zip(
+            tiers.workload.groups, tiers.device.groups, tiers.host.store_rows, inits, strict=True
+        )
+    ]
     try:
         return EmbeddingCache(router, groups, settings, device, durability)
     except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError and a subclass
         raise UserError(
-            f"{format_bytes(sizes.breakdown['slab'])} of slots or {format_bytes(host_limit)} of host records cannot be "
-            "reserved; lower --gpu-cache-ratio or --host-budget"
+            f"{format_bytes(tiers.device.breakdown['slab'])} of slots or {format_bytes(tiers.host.records)} of host "
+            "records cannot be reserved; lower --gpu-cache-ratio or --host-budget"
         ) from error

@@ -27,7 +27,7 @@ from cachedlrm.job import choose_device
 from cachedlrm.prediction import Prediction, predict
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
-from cachedlrm.tiers import Tiers, size_tiers
+from cachedlrm.tiers import Tiers, size_tiers, store_rows
 from cachedlrm.units import format_bytes
 
 
@@ -123,7 +123,10 @@ def make_plan(options: Options, sampled_batches: int) -> Plan:
     options = resolve(options, dataset, device)
     assert options.optimisation.optimizer is not None
     tiers = size_tiers(options, build_architecture(options.model, options.optimisation.optimizer), dataset, device)
-    return Plan(options, tiers, predict(options, dataset, tiers, sampled_batches))
+    plan = Plan(options, tiers, predict(options, dataset, tiers, sampled_batches))
+    if plan.needs_disk:  # what it will advise must fit, too
+        store_rows(tiers.workload, tiers.host.records, spills=True)
+    return plan
 
 
 def describe(plan: Plan, arguments: Sequence[str]) -> str:
@@ -165,10 +168,10 @@ def _device(plan: Plan) -> str:
 
 
 def _host(plan: Plan) -> str:
-    host, touched = plan.tiers.host, plan.touched_bytes
+    host, touched, num_rows = plan.tiers.host, plan.touched_bytes, plan.tiers.workload.num_rows
     fits = "more than fits; --store lmdb keeps the others on disk" if plan.needs_disk else f"{_exact(touched)} expected"
     rows = [
-        ("  maps", _exact(host.maps), f"4 B for each of {plan.tiers.workload.num_rows:,} rows"),
+        ("  maps", _exact(host.maps), f"{host.maps // num_rows} B for each of {num_rows:,} rows"),
         ("  batches known ahead", _exact(host.batches), f"--policy {plan.options.cache.policy}"),
         ("  records, at most", _exact(host.records), fits),
     ]

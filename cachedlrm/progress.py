@@ -67,7 +67,7 @@ class Progress:
         pending = [loss for loss in saved.pop("pending_losses", []) if isinstance(loss, float)]
         try:
             self._pending = torch.empty(len(pending) + most, device=job.device)
-        except (MemoryError, RuntimeError, TypeError) as error:  # torch's allocators, and numbers beyond int64
+        except (MemoryError, RuntimeError) as error:  # torch's allocators
             raise UserError(
                 f"--print-freq {self._print_freq} keeps the losses of so many steps in memory; lower it"
             ) from error

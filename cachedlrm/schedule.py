@@ -8,6 +8,10 @@ import numpy as np
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.lookups import Router
+from cachedlrm.errors import UserError
+
+_MOST_BATCHES = 2**31 - 1
+"""Planner and policies number them in 31 bits: at a thousand a second, 24 days of training."""
 
 
 class Schedule:
@@ -20,6 +24,9 @@ class Schedule:
     Args:
         options: resolved but for ``test_freq``.
         source: training samples.
+
+    Raises:
+        UserError: more batches than can be numbered.
     """
 
     def __init__(self, options: Options, source: Source) -> None:
@@ -35,6 +42,11 @@ class Schedule:
             self.steps_per_epoch = min(self.steps_per_epoch, batches.num_batches)
         steps = options.run.steps
         self.num_steps = batches.nepochs * self.steps_per_epoch if steps is None else steps
+        if self.num_batches > _MOST_BATCHES:
+            raise UserError(
+                f"a run of {self.num_steps:,} steps is longer than {_MOST_BATCHES:,} batches; lower --steps, or "
+                "--nepochs or --num-batches"
+            )
 
     @property
     def batches_per_epoch(self) -> int:
@@ -68,6 +80,10 @@ class Schedule:
         start = first % self.steps_per_epoch * self._mini_batch_size
         stop = start + (last - first) * self._mini_batch_size
         return self._source.read(start, min(stop, self._source.num_samples))
+
+    def repeats(self, number: int, first_batch: int, end: int) -> int:
+        """How often batch ``number`` of an epoch is among batches ``first_batch`` to ``end - 1`` of the run."""
+        return (end - 1 - number) // self.batches_per_epoch - (first_batch - 1 - number) // self.batches_per_epoch
 
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, as far as the run goes."""

@@ -6,13 +6,18 @@ import torch
 
 from cachedlrm.architecture import Architecture
 from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, size_device
+from cachedlrm.cache.policies import bytes_per_row
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.errors import UserError
+from cachedlrm.foresight import knows_counts
 from cachedlrm.memory import free_device_bytes, free_host_bytes
 from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.schedule import Schedule
+from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.units import format_bytes
+
+_ADDRESS_BYTES = 4  # of each row's place in the map to addresses
 
 MOST_STAGING_ROWS = 16384
 """Rows that move in one turn, at most."""
@@ -23,16 +28,18 @@ class HostSizes:
     """Bytes of the host tier.
 
     Attributes:
-        maps: from row to address; the only thing that grows with the tables.
+        maps: of every row: its address, and what the policy keeps; all that grows with the tables.
         batches: the most that batches known ahead take.
         records: ``--host-budget``, or what is left: the most that records may take.
         free: memory that was free.
+        store_rows: of each group, records that host memory may hold.
     """
 
     maps: int
     batches: int
     records: int
     free: int
+    store_rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ def size_tiers(options: Options, architecture: Architecture, dataset: Dataset, d
     request, limit = _request(options, device)
     sizes = size_device(workload, request, limit, lambda: schedule.largest_working_sets(architecture.router()))
     window = min(options.cache.lookahead, schedule.num_batches)
-    host = _size_host(options, workload, sizes.total_bytes if device.type == "cpu" else 0, window)
+    counted = knows_counts(options.cache, architecture.router(), dataset.row_counts)
+    map_bytes = workload.num_rows * (_ADDRESS_BYTES + bytes_per_row(options.cache.policy, counted))
+    host = _size_host(options, workload, sizes.total_bytes if device.type == "cpu" else 0, window, map_bytes)
     return Tiers(workload, window, sizes, limit, host)
 
 
@@ -146,7 +155,7 @@ def _free_bytes(device: torch.device) -> int:
     return free_device_bytes(device)
 
 
-def _size_host(options: Options, workload: Workload, device_bytes: int, window: int) -> HostSizes:
+def _size_host(options: Options, workload: Workload, device_bytes: int, window: int, maps: int) -> HostSizes:
     """What the host tier takes, and what it leaves for records.
 
     Args:
@@ -154,15 +163,16 @@ def _size_host(options: Options, workload: Workload, device_bytes: int, window: 
         workload: the training step.
         device_bytes: of the device tier where that is in the host's memory; else 0.
         window: batches known ahead to policy ``lookahead``.
+        maps: bytes that grow with the tables.
 
     Raises:
-        UserError: maps of the rows or the batches of policy ``lookahead`` alone do not fit.
+        UserError: maps of the rows or the batches of policy ``lookahead`` alone do not fit, or ``--host-budget`` is too
+            small.
     """
     free = free_host_bytes()
-    maps = 4 * workload.num_rows
     if maps > free:
         raise UserError(
-            f"{workload.num_rows:,} rows need {format_bytes(maps)} of host memory for their map and "
+            f"{workload.num_rows:,} rows need {format_bytes(maps)} of host memory for their maps and "
             f"{format_bytes(free)} are free; fold ids with --max-ind-range or lower --arch-embedding-size"
         )
     ahead = window * workload.batch_host_bytes if options.cache.policy == "lookahead" else 0
@@ -172,8 +182,31 @@ def _size_host(options: Options, workload: Workload, device_bytes: int, window: 
             f"--lookahead {options.cache.lookahead} keeps {window:,} batches, up to {format_bytes(ahead)} of host "
             f"memory, and {format_bytes(free - maps)} are free; use --lookahead {most} or less"
         )
-    records = options.store.host_budget
+    records, spills = options.store.host_budget, options.store.store == "lmdb"
     if records is None:
         left = max(1, free - maps - ahead - device_bytes)
-        records = left // 2 if options.store.store == "lmdb" else left  # the other half is for pages of the store
-    return HostSizes(maps, ahead, records, free)
+        records = left // 2 if spills else left  # the other half is for pages of the store
+    return HostSizes(maps, ahead, records, free, store_rows(workload, records, spills))
+
+
+def store_rows(workload: Workload, records: int, spills: bool) -> tuple[int, ...]:
+    """Records of each group that host memory may hold.
+
+    Args:
+        workload: groups.
+        records: bytes they may take.
+        spills: whether others go to the disk.
+
+    Raises:
+        UserError: too few for that; names ``--host-budget``.
+    """
+    if spills:
+        records = records * 3 // 4  # the rest is for what waits to be written
+    all_bytes = sum(group.num_rows * group.layout.record_bytes for group in workload.groups)
+    rows = []
+    for group in workload.groups:
+        share = records * group.num_rows // all_bytes  # all groups are full at once, so of records
+        if spills:
+            share = frames_for(share * group.layout.record_bytes, group.layout.record_bytes, group.num_rows)
+        rows.append(max(1, share))
+    return tuple(rows)

@@ -142,6 +142,9 @@ def test_sizes(text, size):
         ("--learning-rate nan", ["--learning-rate"]),
         ("--learning-rate inf", ["--learning-rate"]),
         ("--learning-rate -0.1", ["--learning-rate"]),
+        ("--learning-rate 1e308", ["--learning-rate", "1e30"]),
+        ("--device-flops 1e308", ["--device-flops", "1e18"]),
+        ("--device-flops 1e-320", ["--device-flops", "from 1"]),
         ("--arch-mlp-bot 13-x", ["--arch-mlp-bot"]),
         ("--arch-mlp-bot 13-0-4", ["--arch-mlp-bot"]),
         ("--arch-mlp-bot 13", ["--arch-mlp-bot", "13", "two"]),
@@ -362,7 +365,7 @@ def all_options(draw):
         optimisation=every_field(
             OptimisationOptions,
             optimizer=st.sampled_from([None, "sgd", "adagrad", "rwsadagrad", "adam"]),
-            learning_rate=maybe(st.floats(0, allow_infinity=False)),
+            learning_rate=maybe(st.floats(0, 1e30)),
             lr_num_warmup_steps=st.just(warmup),
             lr_decay_start_step=st.integers(warmup, 2**41),
             lr_num_decay_steps=count,
@@ -411,7 +414,7 @@ def all_options(draw):
             device_memory=maybe(positive),
             device_reserved=maybe(positive),
             device_bandwidth=maybe(positive),
-            device_flops=maybe(st.floats(0, allow_infinity=False, exclude_min=True)),
+            device_flops=maybe(st.floats(1, 1e18)),
             link_bandwidth=maybe(positive),
         ),
         inference=every_field(

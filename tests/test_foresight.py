@@ -8,14 +8,16 @@ import pytest
 
 from cachedlrm import foresight
 from cachedlrm.architecture import build_architecture
+from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Lookahead, Static
+from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.command_line import parse_plan
 from cachedlrm.data.open import open_dataset
 from cachedlrm.foresight import NEXT_USES_FOLDER
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.schedule import Schedule
 from cachedlrm.train import main
-from runs import one_line, train
+from runs import SMALL, one_line, train
 
 ROWS = ["--gpu-cache-rows=300", "--test-freq=-1"]
 
@@ -77,7 +79,7 @@ def test_counts_are_lookups_of_the_whole_run(policy):
     given = []
 
     class Counting(Lookahead if policy == "lookahead" else Static):
-        def take_counts(self, row_counts, epochs=1):
+        def take_counts(self, row_counts, epochs=1, passed=None):
             given.append((row_counts.tolist(), epochs))
 
     one_epoch = counts // 2
@@ -85,8 +87,60 @@ def test_counts_are_lookups_of_the_whole_run(policy):
     caches = [[Counting(4, 10, 1) if policy == "lookahead" else Counting(4, 10)]]
     foresight.inform_policies(caches, [10], router, schedule, options, Path("unused"), known)
     # How often a row is used, against others, is the same in every epoch; how often it is still to be used is not.
-    assert given == [(one_epoch.tolist(), 2 if policy == "lookahead" else 1)]
+    assert given == [((counts if policy == "lookahead" else one_epoch).tolist(), 1)]
     assert counts.max() > 20  # more than there are samples in two batches
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["counted", "of the data"])
+@pytest.mark.parametrize(("first_batch", "steps"), [(0, 13), (3, 13), (5, 13), (8, 10), (10, 10)])
+def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, steps):
+    # Epochs of five batches; the run ends within one.
+    arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10"]
+    options, _ = parse_plan([*arguments, f"--steps={steps}", "--policy=lookahead"])
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    options = resolve(options, dataset)
+    schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
+
+    def lookups(batches) -> np.ndarray:
+        return sum((np.bincount(batch.rows, minlength=10) for batch in batches), np.zeros(10, np.int64))
+
+    counts = lookups(schedule.one_epoch()) if known else None
+    policy = Lookahead(4, 10, 1)
+    foresight.inform_policies(
+        [[policy]], [10], router, schedule, options, Path("unused"), counts, first_batch=first_batch
+    )
+    to_come = lookups(schedule.batches(first_batch))
+    if known:  # counts of the data are of whole epochs
+        to_come = -(-steps // 5) * counts - lookups(map(schedule.read, range(first_batch)))
+    assert policy._left.tolist() == to_come.tolist()
+
+
+def test_a_resumed_run_moves_the_rows_that_it_would_with_the_rest_as_its_stream(tmp_path):
+    """What a row was used for before does not make it worth keeping."""
+    options = [*ROWS, "--policy=lookahead", "--lookahead=1", "--prefetch-depth=0"]
+    assert train(tmp_path / "run", *options, "--checkpoint-every=100", "--num-batches=20", "--steps=10") == 0
+    before = report(tmp_path / "run")
+    assert main(["--resume", str(tmp_path / "run"), "--steps=20", "--ui=off"]) == 0
+    after = report(tmp_path / "run")
+    # Counted by hand: a policy that knows the ten batches left, and nothing of those before.
+    parsed, _ = parse_plan([*SMALL, *options, "--num-batches=20"])
+    dataset = open_dataset(parsed.data.data, None, data_request(parsed))
+    parsed = resolve(parsed, dataset)
+    schedule = Schedule(parsed, dataset.train)
+    policy = Lookahead(after["cache_slots"] + after["temporary_slots"], after["table_rows"], 1)
+    rest = [schedule.read(index) for index in range(10, 20)]
+    policy.take_counts(sum(np.bincount(batch.rows, minlength=after["table_rows"]) for batch in rest))
+    book = AddressBook(after["table_rows"])
+    planner = Planner(after["table_rows"], after["cache_slots"], len(policy.keys), policy, 0)
+    hits = 0
+    for index, batch in enumerate(rest):
+        planner.announce(book.working_set(index, batch.rows, batch.offsets))
+        if planner.ready:
+            hits += planner.plan()[1].counters.hit_lookups
+    hits += planner.plan()[1].counters.hit_lookups
+    hit = [round(run["hit_ratio"] * run["lookups"]) for run in (before, after)]
+    assert hit[1] - hit[0] == hits
+    assert after["evicted_rows"] > before["evicted_rows"] > 0
 
 
 def test_min_is_reported_where_it_was_asked_for(tmp_path, capsys):

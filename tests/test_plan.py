@@ -27,6 +27,8 @@ from test_budget import WORKLOAD
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 DEVICES = sorted(path.stem for path in PROFILES.glob("devices/*.toml"))
+MANY_ROWS = [*SMALL[2:], "--data=zipf:samples=4000,hot=2", "--arch-embedding-size=40000-900", "--gpu-cache-ratio=0.1"]
+"""A run that touches more of them than a small --host-budget holds."""
 WORKLOADS = sorted(path.stem for path in PROFILES.glob("workloads/*.toml"))
 
 
@@ -81,7 +83,39 @@ def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
     assert on_disk["records_limit"] == ((1 << 30) - maps - device) // 2
     ahead, one = (planned(capsys, *case, "--policy=lookahead", f"--lookahead={n}")["host_bytes"] for n in (7, 1))
     assert ahead["batches"] == 7 * one["batches"] > 0
-    assert ahead["records_limit"] == (1 << 30) - maps - device - ahead["batches"]
+    assert ahead["maps"] == maps + maps // 2, "counts of lookups take two bytes beside the four of an address"
+    assert ahead["records_limit"] == (1 << 30) - ahead["maps"] - device - ahead["batches"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "bytes_per_row"),
+    [
+        (["--policy=static"], 8),
+        (["--policy=lookahead", "--lookahead=2", "--count-rows=False"], 4),
+        (["--policy=lookahead", "--lookahead=2"], 6),
+    ],
+    ids=["static", "lookahead", "with counts"],
+)
+def test_what_a_policy_keeps_of_every_row_is_the_maps(tmp_path, monkeypatch, capsys, policy, bytes_per_row):
+    monkeypatch.setattr("cachedlrm.tiers.free_host_bytes", lambda: 1 << 30)
+    case = ["--gpu-cache-ratio=0.1", "--test-freq=-1", "--steps=1", *policy]
+    plan, run = planned(capsys, *case), trained(tmp_path / "run", *case)
+    assert plan["host_bytes"]["maps"] == bytes_per_row * plan["table_rows"]
+    assert plan["host_bytes"]["records_limit"] == run["host_limit_bytes"]
+    assert main([*SMALL, *case]) == 0
+    assert f"{bytes_per_row} B for each of {plan['table_rows']:,} rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("store", "budget"), [("lmdb", "102KB"), ("lmdb", "98KB"), ("host", "50KB")], ids=["enough", "lmdb", "host"]
+)
+def test_a_plan_takes_a_host_budget_that_the_run_takes(tmp_path, capsys, store, budget):
+    case = [*MANY_ROWS, f"--host-budget={budget}"]
+    status = main([*case, f"--store={store}"])
+    captured = capsys.readouterr()
+    assert (train(tmp_path / "run", *case, "--store=lmdb"), capsys.readouterr().err) == (status, captured.err)
+    assert status == (0 if budget == "102KB" else 2)
+    assert ("--host-budget leaves room for" in captured.err) == (status == 2)
 
 
 @pytest.mark.parametrize("tables", [[], ["--md-flag", "--md-threshold=10"]], ids=["one group", "groups"])
@@ -111,9 +145,9 @@ def test_the_command_it_ends_with_trains_what_was_planned(tmp_path, capsys):
 
 @pytest.mark.parametrize("store", [["--store=host"], ["--store", "host"]], ids=" ".join)
 def test_a_store_that_is_too_small_is_replaced_in_the_command(capsys, store):
-    assert main([*SMALL, *store, "--gpu-cache-ratio=0.1", "--host-budget=40KB", "--json=false"]) == 0
+    assert main([*MANY_ROWS, *store, "--host-budget=110KB", "--json=false"]) == 0
     last = capsys.readouterr().out.splitlines()[-1].split()
-    assert last[-4:] == ["--gpu-cache-ratio=0.1", "--host-budget=40KB", "--store", "lmdb"]
+    assert last[-5:] == [*MANY_ROWS[-2:], "--host-budget=110KB", "--store", "lmdb"]
     assert parse_command_line(last[3:]).store.store == "lmdb"
 
 
@@ -127,13 +161,14 @@ def test_an_interrupt_of_a_plan_promises_nothing(monkeypatch, capsys):
 
 
 def test_more_touched_rows_than_the_host_holds_go_to_disk(capsys):
-    plan = planned(capsys, "--gpu-cache-ratio=0.1", "--host-budget=40KB")
+    case = [*MANY_ROWS, "--host-budget=110KB"]
+    plan = planned(capsys, *case)
     assert plan["needs_disk"]
-    assert plan["expected_record_bytes"] > 40_000
+    assert plan["expected_record_bytes"] > 110_000
     assert plan["disk_bytes"]["log"] > plan["disk_bytes"]["final_state"] > 0
-    assert main([*SMALL, "--gpu-cache-ratio=0.1", "--host-budget=40KB"]) == 0
+    assert main(case) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(" --store lmdb")
-    assert not planned(capsys, "--gpu-cache-ratio=0.1", "--host-budget=40KB", "--store=lmdb")["needs_disk"]
+    assert not planned(capsys, *case, "--store=lmdb")["needs_disk"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def refusal(capsys, *arguments: object) -> str:
         (["criteo", "log", "--out=o", "--memory=much"], '"much" is not a size such as 2GiB'),
         (["criteo", "log", "--out=o", "--min-count=0"], "Must be 1 or more"),
         (["criteo", "log", "--out=o", "--max-ind-range=0"], "Must be -1, or 1 or more"),
+        (["criteo", "log", "--out=o", f"--max-ind-range={2**31}"], "at most 2147483647"),
         (["criteo", "log", "--out=o", "--test-fraction=1"], "Must be from 0 to below 1"),
         (["criteo", "log", "--out=o", "--test-fraction=nan"], "Must be from 0 to below 1"),
         (["criteo", "log", "--out=o", "--test-fraction=.1", "--test-files=1"], "exclude each other"),

@@ -183,11 +183,20 @@ def test_a_mini_batch_in_several_passes(tmp_path, optimizer):
 
 
 def test_losses_that_no_memory_holds_are_one_line(tmp_path, capsys):
-    huge = str(2**62)
-    assert main([*SMALL, "--print-freq", huge, "--steps", huge, "--run-dir", str(tmp_path / "run")]) == 2
+    huge, run_dir = str(2**39), ["--run-dir", str(tmp_path / "run")]
+    steps = ["--print-freq", huge, "--steps", huge, "--mlperf-grad-accum-iter=3000", "--test-freq=-1"]
+    small = [argument for argument in SMALL if not argument.startswith("--mini-batch-size")]
+    assert main([*small, *steps, "--mini-batch-size=1", *run_dir]) == 2
     assert capsys.readouterr().err == (
         f"error: --print-freq {huge} keeps the losses of so many steps in memory; lower it\n"
     )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", [f"--steps={2**63 - 1}", f"--nepochs={2**63 - 1}", f"--steps={2**31}"])
+def test_more_batches_than_can_be_numbered_are_one_line(tmp_path, capsys, option):
+    message = one_line(capsys, main([*SMALL, option, f"--print-freq={2**63 - 1}", f"--run-dir={tmp_path / 'run'}"]))
+    assert "longer than 2,147,483,647 batches; lower --steps, or --nepochs" in message
     assert not (tmp_path / "run").exists()
 
 

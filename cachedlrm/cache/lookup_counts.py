@@ -20,18 +20,29 @@ _PIECE = 1 << 20  # rows taken over at a time
 
 
 @numba.njit(cache=True, nogil=True)
-def add_lookups(rows: Int64s, counts: Counts) -> None:
-    """Adds the lookups ``rows`` [L] to ``counts`` [num_rows]."""
+def add_lookups(rows: Int64s, counts: Counts, times: int) -> None:
+    """Adds the lookups ``rows`` [L], each ``times`` times, to ``counts`` [num_rows]."""
     for index in range(len(rows)):
         if index + AHEAD < len(rows):
             load_ahead(counts, rows[index + AHEAD])
-        counts[rows[index]] += counts[rows[index]] != MANY
+        count = int(counts[rows[index]]) + times
+        counts[rows[index]] = min(count, MANY)
 
 
-def lookups_of_run(row_counts: NDArray[np.integer], epochs: int) -> Counts:
-    """Lookups of each row in so many epochs, from those in one, [num_rows]."""
-    total = np.empty(len(row_counts), np.uint16)
+def lookups_left(row_counts: NDArray[np.integer], epochs: int, passed: Counts | None = None) -> Counts:
+    """Lookups of each row that are left of a run, [num_rows].
+
+    Args:
+        row_counts: lookups in an epoch, [num_rows].
+        epochs: of the run.
+        passed: lookups that were trained before, [num_rows]; None: there were none.
+    """
+    left = np.empty(len(row_counts), np.uint16)
+    enough = 2 * MANY  # so many are many, whatever passed
     for start in range(0, len(row_counts), _PIECE):
-        piece = np.minimum(row_counts[start : start + _PIECE], MANY).astype(np.int64)
-        total[start : start + _PIECE] = np.minimum(piece * epochs, MANY)
-    return total
+        piece = slice(start, start + _PIECE)
+        counts = np.minimum(row_counts[piece].astype(np.int64), enough) * min(epochs, enough)
+        if passed is not None:
+            counts = np.where(passed[piece] == MANY, MANY, np.maximum(counts - passed[piece], 0))
+        left[piece] = np.minimum(counts, MANY)
+    return left

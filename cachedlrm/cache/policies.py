@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.cache.lookup_counts import MANY, Counts, lookups_of_run
+from cachedlrm.cache.lookup_counts import MANY, Counts, lookups_left
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
 from cachedlrm.rows import AHEAD, load_ahead
 
@@ -94,7 +94,7 @@ class Static(Lru):
 
     def take_counts(self, row_counts: NDArray[np.integer]) -> None:
         """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
-        self._uses = np.minimum(row_counts, 2**31 - 1).astype(np.int32)
+        self._uses = _at_most(row_counts, 2**31 - 1)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         self.keys[slots] = self._uses[working_set.rows]
@@ -120,9 +120,15 @@ class Lookahead(Lrfu):
         self._next_planned = 0
         self._left: Counts | None = None  # by row
 
-    def take_counts(self, row_counts: NDArray[np.integer], epochs: int = 1) -> None:
-        """Takes the lookups of each row [num_rows] in an epoch, where they are known beforehand, and the epochs."""
-        self._left = lookups_of_run(row_counts, epochs)
+    def take_counts(self, row_counts: NDArray[np.integer], epochs: int = 1, passed: Counts | None = None) -> None:
+        """Takes how often each row is still to be looked up, where that is known beforehand.
+
+        Args:
+            row_counts: lookups of each row [num_rows] in an epoch.
+            epochs: of the run.
+            passed: lookups of each row [num_rows] in batches that were trained before; None: there were none.
+        """
+        self._left = lookups_left(row_counts, epochs, passed)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         size = working_set.num_rows
@@ -167,12 +173,28 @@ class Oracle(Lru):
 Policy = Lru
 
 
+def bytes_per_row(name: str, counts_lookups: bool) -> int:
+    """Bytes that the policy called ``name`` keeps for every row of the tables; what others keep is by address.
+
+    Args:
+        name: on the command line.
+        counts_lookups: whether policy ``lookahead`` takes counts.
+    """
+    return {"static": 4, "lookahead": 2 if counts_lookups else 0}.get(name, 0)
+
+
 def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy:
     """The policy called ``name`` on the command line."""
     if name == "lookahead":
         return Lookahead(num_slots, num_rows, window)
     policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static, "oracle": Oracle}
     return policies[name](num_slots, num_rows)
+
+
+def _at_most(counts: NDArray[np.integer], limit: int) -> Int32s:
+    """Counts [n] cut off at ``limit``, without another array of 64 bits beside them."""
+    cut_off: Int32s = np.minimum(counts, limit, out=np.empty(len(counts), np.int32), casting="unsafe")
+    return cut_off
 
 
 @numba.njit(cache=True, nogil=True)

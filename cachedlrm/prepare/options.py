@@ -10,7 +10,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from cachedlrm.app import make_app, mistake, read_arguments
-from cachedlrm.config import Bytes, Flag, Positive, PositiveOrOff, Threads
+from cachedlrm.config import Bytes, Flag, Positive, Threads, Whole
 from cachedlrm.errors import UserError
 
 _HELP = """Turn raw click logs into the files that cachedlrm.train reads with --data npy:DIR.
@@ -19,12 +19,21 @@ Example: python -m cachedlrm.prepare criteo train.txt --out DIR
 """
 _LEAST_MEMORY = 768 << 20
 
+MOST_ROWS = 2**31 - 1
+"""Of all tables together, that can be trained."""
+
+
+def _check_range(_: type, value: int) -> None:
+    if value != -1 and not 1 <= value <= MOST_ROWS:
+        raise ValueError(f"Must be -1, or 1 or more and at most {MOST_ROWS}.")
+
 
 def _check_fraction(_: type, value: float | None) -> None:
     if value is not None and not 0 <= value < 1:
         raise ValueError("Must be from 0 to below 1.")
 
 
+FoldedRows = Annotated[Whole, Parameter(validator=_check_range)]
 Fraction = Annotated[float, Parameter(validator=_check_fraction)]
 
 
@@ -37,7 +46,7 @@ class PrepareOptions:
     """Folder to write into; made if it is missing. An interrupted command goes on from there when it is repeated."""
     min_count: Positive = 1
     """Values seen less often than this in the training samples share row 0 of their table."""
-    max_ind_range: PositiveOrOff = -1
+    max_ind_range: FoldedRows = -1
     """Fold values: each, as a number, modulo this; -1: as they are."""
     test_fraction: Fraction | None = None
     """Hold out this share of the samples, from the end; 0: none. Default: the last of several files, the last 1/7 of

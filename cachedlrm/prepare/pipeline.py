@@ -15,7 +15,7 @@ from cachedlrm.data.npy import PREPARED_FILE
 from cachedlrm.errors import UserError
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
 from cachedlrm.prepare.inputs import find_inputs
-from cachedlrm.prepare.options import PrepareOptions
+from cachedlrm.prepare.options import MOST_ROWS, PrepareOptions
 from cachedlrm.prepare.progress import Progress, Stage
 from cachedlrm.prepare.reading import read_files, thread_pool
 from cachedlrm.prepare.samples import Format
@@ -24,7 +24,6 @@ from cachedlrm.prepare.vocabulary import SLOT_BYTES
 from cachedlrm.prepare.work import Work, open_work, write_whole
 from cachedlrm.text import shown
 
-_MOST_ROWS = 2**31 - 1
 _RESERVE_BYTES = 64 << 20  # compiled kernels and the display
 _THREAD_BYTES = 32 << 20  # pieces of columns
 _LEAST_TABLE_BYTES = 16 << 20
@@ -134,9 +133,9 @@ def _number(
         finally:
             stop.set()
     rows = sum(table.num_rows for table in tables)
-    if rows > _MOST_ROWS:
+    if rows > MOST_ROWS:
         raise UserError(
-            f"the tables have {rows:,} rows, of which there can be {_MOST_ROWS:,}; raise --min-count, or fold values "
+            f"the tables have {rows:,} rows, of which there can be {MOST_ROWS:,}; raise --min-count, or fold values "
             "with --max-ind-range, with another --out"
         )
     return tables

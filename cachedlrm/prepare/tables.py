@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.errors import UserError
+from cachedlrm.prepare.options import MOST_ROWS
 from cachedlrm.prepare.samples import Keys
 from cachedlrm.prepare.spool import keys_file, read_numbers
 from cachedlrm.prepare.vocabulary import (
@@ -25,7 +26,6 @@ from cachedlrm.prepare.vocabulary import (
 )
 
 _CHUNK = 1 << 20
-_MOST_ROWS = 2**31 - 1
 UINT64, INT64, INT32 = np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.int32)
 
 
@@ -110,9 +110,9 @@ class TableBuilder:
         table = Table(folder, 0, 0)
         parts = self._count(folder, column, lambda share: done(0.6 * share))
         ranking = Ranking((np.fromfile(_counts(part), INT64) for part in parts), self._min_count)
-        if ranking.num_rows > _MOST_ROWS:
+        if ranking.num_rows > MOST_ROWS:
             raise UserError(
-                f"table {name} has {ranking.num_rows:,} rows, of which there can be {_MOST_ROWS:,}; raise --min-count, "
+                f"table {name} has {ranking.num_rows:,} rows, of which there can be {MOST_ROWS:,}; raise --min-count, "
                 "or fold its values with --max-ind-range"
             )
         for part in parts:
