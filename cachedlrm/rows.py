@@ -39,6 +39,43 @@ that needs one unpredictable line after the other has most of them on their way 
 """
 
 
+def _add_block(
+    typing_context: Any,
+    target: types.Array,
+    place: types.Integer,
+    values: types.Array,
+    index: types.Integer,
+    factor: types.Float,
+) -> tuple[Any, Callable[..., Any]]:
+    vector = ir.VectorType(ir.FloatType(), BLOCK)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointers = []
+        for first in (0, 2):
+            data = context.make_array(signature.args[first])(context, builder, arguments[first]).data
+            pointers.append(builder.bitcast(builder.gep(data, [arguments[first + 1]]), vector.as_pointer()))
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[4], ir.Constant(ir.IntType(32), 0))
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
+        factors = builder.shuffle_vector(one, one, lanes)
+        total, added = (builder.load(pointer, align=4) for pointer in pointers)
+        product = builder.fmul(factors, added, flags=("contract",))
+        builder.store(builder.fadd(total, product, flags=("contract",)), pointers[0], align=4)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, values, types.int64, types.float32), generate
+
+
+BLOCK = 16  # columns
+
+add_block = cast(
+    "Callable[[NDArray[np.float32], int, NDArray[np.float32], int, np.float32], None]", intrinsic(_add_block)
+)
+"""In compiled code: ``target[place : place + BLOCK] += factor * values[index : index + BLOCK]``, rounded once.
+
+In vectors, which numba's compiler makes of a loop over columns only if their number is known and large.
+"""
+
+
 def empty_rows(num_rows: int, width: int) -> NDArray[np.float32]:
     """[num_rows, width] float32, uninitialised, from the start of a line on.
 

@@ -212,7 +212,7 @@ class ResidencyModel:
         """Asserts that a plan is right, then applies it."""
         addresses = working_set.addresses.tolist()
         self.row_of.update(zip(addresses, working_set.rows.tolist(), strict=True))
-        lookups = np.diff(working_set.position_offsets)
+        lookups = working_set.lookups
         hits = [position for position, address in enumerate(addresses) if address in self.slot_of]
         missing = [address for address in addresses if address not in self.slot_of]
 

@@ -139,7 +139,9 @@ class Planner:
         missing = np.empty(size, np.int64)
         num_missing = _look_up(addresses, index, self.slot_of, self._last_use, slots, missing)
         table_counts = np.zeros((self._num_tables, len(TABLE_COUNTS)), np.int64)
-        hit_lookups = _count_by_table(slots, working_set.bags_by_position, working_set.position_offsets, table_counts)
+        hit_lookups = _count_by_table(
+            slots, working_set.lookups, working_set.first_lookups, working_set.offsets, table_counts
+        )
         evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
         admit_slots = self._free_slots_for(num_missing, evict_slots)
         fetch_addresses = fetch_slots = create_rows = create_slots = NO_ROWS
@@ -227,33 +229,41 @@ def _look_up(addresses: Int64s, index: int, slot_of: Int32s, last_use: Int32s, s
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_by_table(states: Int64s, bags_by_position: Int32s, position_offsets: Int32s, table_counts: Int64s) -> int:
+def _count_by_table(
+    states: Int64s, lookups: Int32s, first_lookups: Int32s, offsets: Int32s, table_counts: Int64s
+) -> int:
     """Adds the `TABLE_COUNTS` of a batch to ``table_counts`` [num_tables, 4]; returns the number of lookups that hit.
 
     Apart from `_look_up`: with more branches in its loop the processor waits for the map of rows line by line.
 
     Args:
         states: [U], of each position: its slot, `NEVER`, or when it was evicted.
-        bags_by_position: of the `WorkingSet`.
-        position_offsets: of the `WorkingSet`.
+        lookups: of the `WorkingSet`.
+        first_lookups: of the `WorkingSet`.
+        offsets: of the `WorkingSet`.
         table_counts: changed.
     """
     num_tables = len(table_counts)
     hit_lookups = 0
-    first_bag = 0  # of a sample; as positions are in order of first appearance, no division is needed
+    last_bag = len(offsets) - 2
+    first_bag = bag = before = 0  # `first_bag` of a sample; as first lookups ascend, no division is needed
     for position in range(len(states)):
-        start = position_offsets[position]
-        lookups = position_offsets[position + 1] - start
-        bag = bags_by_position[start]
+        first = first_lookups[position]
+        bag = min(bag + first - before, last_bag)  # its bag, where bags have one lookup each
+        while offsets[bag] > first:
+            bag -= 1
+        while offsets[bag + 1] <= first:
+            bag += 1
+        before = first
         while bag >= first_bag + num_tables:
             first_bag += num_tables
         table = bag - first_bag
         state = states[position]
-        table_counts[table, 0] += lookups
-        table_counts[table, 1] += lookups * (state >= 0)
+        table_counts[table, 0] += lookups[position]
+        table_counts[table, 1] += lookups[position] * (state >= 0)
         table_counts[table, 2] += 1
         table_counts[table, 3] += state == NEVER
-        hit_lookups += lookups * (state >= 0)
+        hit_lookups += lookups[position] * (state >= 0)
     return hit_lookups
 
 

@@ -141,7 +141,7 @@ class Lookahead(Lrfu):
             self._score(working_set, slots, next_uses)
         else:
             _rank_by_lookups_left(
-                working_set.rows, working_set.position_offsets, slots, next_uses, self._left, self.keys
+                working_set.rows, working_set.lookups, slots, next_uses, self._left, self.keys
             )  # fmt: skip
 
 
@@ -238,11 +238,11 @@ def _announce_uses(
 
 @numba.njit(cache=True, nogil=True)
 def _rank_by_lookups_left(
-    rows: Int64s, position_offsets: Int32s, slots: Int64s, next_uses: Int32s, left: Int32s, keys: Int32s
+    rows: Int64s, lookups: Int32s, slots: Int64s, next_uses: Int32s, left: Int32s, keys: Int32s
 ) -> None:
     """Takes this batch's lookups from those left; a key tells the next use, or what is left where that is not known."""
     for position in range(len(rows)):
         row = rows[position]
-        left[row] = max(0, left[row] - (position_offsets[position + 1] - position_offsets[position]))
+        left[row] = max(0, left[row] - lookups[position])
         known = next_uses[position] != NEVER
         keys[slots[position]] = _KNOWN_USE - next_uses[position] if known else left[row]

@@ -7,13 +7,9 @@ so a row's bits are those of that implementation on a whole table.
 import math
 from collections.abc import Callable
 
-import numba
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.model.bags import pool
 from cachedlrm.store.records import RecordLayout
 
 _ADAGRAD_EPS = 1e-10
@@ -78,47 +74,3 @@ def row_step(layout: RecordLayout, records: Tensor, grad: Tensor, learning_rate:
     """
     with torch.no_grad():
         _STEPS[layout.optimizer](records, grad, learning_rate, layout, step)
-
-
-def sgd_by_lookups(
-    records: Tensor,
-    grad: Tensor,
-    lookups: tuple[Tensor, Tensor],
-    transposed: tuple[Tensor, Tensor],
-    learning_rate: float,
-) -> None:
-    """Stochastic gradient descent on the gradients of the bags, in place.
-
-    On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient of
-    nn.EmbeddingBag: to the last bit, which a sum subtracted once is not. Bag by bag, since reading gradients in their
-    order takes half the time of reading them row by row, and the order within a row is the same.
-
-    Args:
-        records: [U, dim] float32, the working set's records.
-        grad: [num_bags, dim] float32, gradient of the pooled vectors.
-        lookups: positions [L] and bag boundaries in them [num_bags + 1], int32.
-        transposed: bags [L] of the lookups sorted by position and boundaries in them [U + 1], int32.
-        learning_rate: of this step.
-    """
-    if records.is_cuda:
-        records.add_(pool(grad, *transposed), alpha=-learning_rate)
-    else:
-        positions, offsets = lookups
-        _subtract(
-            records.numpy(), grad.contiguous().numpy(), positions.numpy(), offsets.numpy(), np.float32(-learning_rate)
-        )
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})  # fused multiply-add, as in torch
-def _subtract(
-    records: NDArray[np.float32],
-    grad: NDArray[np.float32],
-    positions: NDArray[np.int32],
-    offsets: NDArray[np.int32],
-    factor: np.float32,
-) -> None:
-    for bag in range(len(offsets) - 1):
-        for lookup in range(offsets[bag], offsets[bag + 1]):
-            position = positions[lookup]
-            for column in range(grad.shape[1]):
-                records[position, column] += factor * grad[bag, column]
