@@ -101,7 +101,7 @@ def plan_stream(
     policy = make_policy(policy_name, quota + spare, NUM_ROWS, window=3)
     inform(policy, stream)
     model = ResidencyModel(quota, in_flight if never_knows(policy) else 0)
-    made = plans(Planner(NUM_ROWS, quota, quota + spare, policy, in_flight), stream)
+    made = plans(Planner(quota, quota + spare, policy, in_flight), stream)
     for working_set, plan in made:
         model.check(working_set, plan)
     return [plan for _, plan in made]

@@ -70,7 +70,7 @@ def test_loading_ahead_stays_inside() -> None:
 
         random = np.random.default_rng(0)
         book = AddressBook(300)
-        planner = Planner(300, 150, 150, make_policy("lrfu", 150, 300, 0), in_flight=0)
+        planner = Planner(150, 150, make_policy("lrfu", 150, 300, 0), in_flight=0)
         sizes = [0, 1, AHEAD, AHEAD + 1, 2 * AHEAD, 2 * AHEAD + 1]
         for index, size in enumerate(sizes * 3):
             planner.announce(book.working_set(index, random.permutation(300)[:size], np.arange(size + 1)))

@@ -64,10 +64,9 @@ class Planner:
     Memory: 4 bytes per touched row, 12 per slot, and the policy's.
 
     Args:
-        num_rows: rows of all tables.
         quota_slots: slots the cache may keep.
         num_slots: slots there are; those beyond the quota are used only by a batch whose working set exceeds it.
-        policy: eviction policy with keys for ``num_slots``.
+        policy: eviction policy with keys for ``num_slots``; has the arrays in which slots and last uses are kept.
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
             as evicting one means waiting for its training, but not where that costs a row of which a use is known.
         minimum: counts what MIN would move; None: nobody asked.
@@ -76,7 +75,6 @@ class Planner:
 
     def __init__(
         self,
-        num_rows: int,
         quota_slots: int,
         num_slots: int,
         policy: Policy,
@@ -90,10 +88,10 @@ class Planner:
         self._policy = policy
         self._in_flight = in_flight
         self._minimum = minimum
-        self.slot_of: Int32s = np.empty(num_rows, np.int32)  # by address
+        self.slot_of = policy.slot_of
         self.num_addresses = 0
         self._address_in: Int32s = np.empty(num_slots, np.int32)
-        self._last_use: Int32s = np.empty(num_slots, np.int32)
+        self._last_use = policy.last_use
         self._used_slots = 0  # slots from here on were never used
         self._free_slots = np.empty(0, np.int64)  # used once, free now
         self._reserve = VictimReserve(policy, self._last_use)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
-from cachedlrm.rows import AHEAD, load_ahead
+from cachedlrm.rows import AHEAD, load_ahead, side_by_side
 
 _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
@@ -25,13 +25,22 @@ _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, fall
 
 
 class Lru:
-    """Least recently used first (all keys equal: the tie-break does it)."""
+    """Least recently used first (all keys equal: the tie-break does it).
+
+    Attributes:
+        keys: [num_slots].
+        last_use: [num_slots], the planner's; here since who needs the one needs the other.
+        slot_of: [num_rows] by address, the planner's; in policies with a history beside that.
+        window: batches known ahead.
+        known_from: keys from here on are those of rows whose next use is known; here there are none.
+    """
 
     window = 0
-    known_from = 2**31  # keys from here on are those of rows whose next use is known; here there are none
+    known_from = 2**31
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
-        self.keys: Int32s = np.zeros(num_slots, np.int32)
+        self.keys, self.last_use = side_by_side(num_slots)
+        self.slot_of: Int32s = np.zeros(num_rows, np.int32)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         """A batch entered the known window; it is planned `window` batches later."""
@@ -45,7 +54,7 @@ class Lfu(Lru):
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         super().__init__(num_slots, num_rows)
-        self._uses = np.zeros(num_rows, np.int32)
+        self._uses, self.slot_of = side_by_side(num_rows)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         _count_uses(working_set.addresses, slots, self._uses, self.keys)
@@ -65,7 +74,7 @@ class Lrfu(Lru):
     def __init__(self, num_slots: int, num_rows: int, half_life: float = 2000.0) -> None:
         super().__init__(num_slots, num_rows)
         self._half_life = half_life
-        self._scores = np.zeros(num_rows, np.int32)  # plus one; zero: never used
+        self._scores, self.slot_of = side_by_side(num_rows)  # scores plus one; zero: never used
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         self._score(working_set, slots, _UNKNOWN)
