@@ -75,8 +75,8 @@ def _adam(records: Tensor, grad: Tensor, learning_rate: float, layout: RecordLay
     records[:, :width].add_(first.div(second.sqrt().add_(_ADAM_EPS)).mul_(-step_size))
 
 
-# Kernels over records [U, width], gradients [U, parameter_width] and their like. They divide as numpy does, since checks
-# for zero would keep the compiler from vectors.
+# Kernels over records [U, width], gradients [U, parameter_width] and their like. They divide as numpy does: checks for
+# zero would keep the compiler from vectors.
 
 
 @numba.njit(cache=True, nogil=True)
