@@ -48,7 +48,7 @@ def measure(name: str, ratio: float, batches: list[Batch], folder: Path) -> tupl
     quota = int(ratio * NUM_ROWS)
     policy = make_policy(name, quota + 26 * BATCH, NUM_ROWS, WINDOW)
     inform(policy, batches, folder)
-    planner, book = Planner(NUM_ROWS, quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH), AddressBook(NUM_ROWS)
+    planner, book = Planner(quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH), AddressBook(NUM_ROWS)
     found, planned, evicted = [], [], 0
     for index, batch in enumerate(batches):
         started = time.thread_time()
@@ -75,7 +75,7 @@ def row_bytes() -> tuple[float, float]:
     rows = 4_000_000
     before = host_memory()[0]
     policy = make_policy("lrfu", 60_000, rows, 0)
-    planner, book = Planner(rows, 1000, 60_000, policy, 0), AddressBook(rows)
+    planner, book = Planner(1000, 60_000, policy, 0), AddressBook(rows)
     step = 50_000
     book._address_of[:] = 0  # backs every page of the map, as rows touched here and there do
     mapped = host_memory()[0]

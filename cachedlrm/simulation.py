@@ -161,7 +161,7 @@ class _PlannedCache:
             policy = make_policy(options.policy, group.total, rows, window)
             minimum = MinimumMoves(group.quota) if options.report_min else None
             self.policies.append(policy)
-            self._planners.append(Planner(rows, group.quota, group.total, policy, options.prefetch_depth, minimum))
+            self._planners.append(Planner(group.quota, group.total, policy, options.prefetch_depth, minimum))
 
     def announce(self, working_sets: Sequence[WorkingSet]) -> None:
         """Takes the next batch."""

@@ -13,14 +13,14 @@ from cachedlrm.cache.upload import DeviceBatch, DeviceLookups
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.evaluation import Evaluation, evaluate
 from cachedlrm.metrics import PHASES
-from cachedlrm.model.bags import pool, weigh, weigh_backward
+from cachedlrm.model.bags import add_bags, pool, pool_backward, weigh, weigh_backward
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
-from cachedlrm.model.row_optimizers import row_step, sgd_by_lookups
+from cachedlrm.model.row_optimizers import row_step
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trace import PhaseRanges
 
@@ -105,13 +105,12 @@ class RowUpdate:
     def step(self, grad: Tensor, learning_rate: float, step: int) -> None:
         """Moves the rows by the gradient of `pooled`, [B * T, D]; ``step`` counts from 1."""
         layout, records, lookups = self._layout, self._records, self._lookups
-        transposed = lookups.bags_by_position, lookups.position_offsets
-        # Plain stochastic gradient descent takes the gradients of bags as they are.
-        if layout.optimizer == "sgd" and not layout.weighted:
-            sgd_by_lookups(records, grad, (lookups.positions, lookups.offsets), transposed, learning_rate)
+        # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
+        # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
+        if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:
+            add_bags(records, grad, lookups, -learning_rate)
             return
-        # A position's gradient is the sum of its bags': pooling of the transposed lookups.
-        vectors_grad = pool(grad.contiguous(), *transposed)  # [U, D]
+        vectors_grad = pool_backward(grad, lookups, records.shape[0])  # [U, D]
         parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
         row_step(layout, records, parameters_grad, learning_rate, step)
 

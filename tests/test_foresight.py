@@ -131,7 +131,7 @@ def test_a_resumed_run_moves_the_rows_that_it_would_with_the_rest_as_its_stream(
     rest = [schedule.read(index) for index in range(10, 20)]
     policy.take_counts(sum(np.bincount(batch.rows, minlength=after["table_rows"]) for batch in rest))
     book = AddressBook(after["table_rows"])
-    planner = Planner(after["table_rows"], after["cache_slots"], len(policy.keys), policy, 0)
+    planner = Planner(after["cache_slots"], len(policy.keys), policy, 0)
     hits = 0
     for index, batch in enumerate(rest):
         planner.announce(book.working_set(index, batch.rows, batch.offsets))

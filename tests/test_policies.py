@@ -52,7 +52,7 @@ def moved(made: list[Plan]) -> int:
 def check_victims(name: str, stream: Stream, quota: int, in_flight: int) -> int:
     """Asserts that each batch evicts as many rows as it must, of the lowest ranks; returns how many in all."""
     policy = policy_for(name, stream, quota + 14)
-    planner = Planner(NUM_ROWS, quota, quota + 14, policy, in_flight)
+    planner = Planner(quota, quota + 14, policy, in_flight)
     before: list[dict[int, tuple[int, int]]] = []  # by plan: key and last use of each resident address
 
     def remember() -> None:
@@ -149,7 +149,7 @@ def test_lookahead_evicts_rows_without_a_known_use_first():
 def test_lrfu_forgets_with_its_half_life(half_life, victim):
     # At batch 4, with a half-life of one batch, row 1 is worth 2^-4 + 2^-3 = 3/16 and row 2, used last, 1/4: 1 goes.
     # With one of 100 batches two uses beat one.
-    planner = Planner(NUM_ROWS, 2, 2, Lrfu(2, NUM_ROWS, half_life), in_flight=0)
+    planner = Planner(2, 2, Lrfu(2, NUM_ROWS, half_life), in_flight=0)
     made = plans(planner, working_sets([[1], [1], [2], [], [3]]))
     assert made[4][1].evict_addresses.tolist() == [victim - 1]
 
@@ -177,7 +177,7 @@ def test_lookahead_learns_a_use_of_a_row_that_left():
 
 def resident_keys(policy: Policy, stream: Stream, num_slots: int, quota: int) -> list[dict[int, int]]:
     """By plan: the key of each resident row when the plan is made."""
-    planner = Planner(NUM_ROWS, quota, num_slots, policy, in_flight=0)
+    planner = Planner(quota, num_slots, policy, in_flight=0)
     sets = working_sets(stream)
     row_of = {a: r for ws in sets for a, r in zip(ws.addresses.tolist(), ws.rows.tolist(), strict=True)}
     keys: list[dict[int, int]] = []
@@ -299,7 +299,7 @@ def test_lookahead_keys_are_next_uses_inside_the_window_and_lrfu_beyond(stream, 
 @given(stream=st.one_of(streams, st.integers(0, 99).map(random_stream)), quota=st.integers(1, 20))
 def test_lru_is_an_ordered_dictionary(stream, quota):
     policy = make_policy("lru", quota + 14, NUM_ROWS, 0)
-    planner = Planner(NUM_ROWS, quota, quota + 14, policy, in_flight=0)
+    planner = Planner(quota, quota + 14, policy, in_flight=0)
     model = LruModel(quota)
     for working_set, plan in plans(planner, working_sets(stream)):
         addresses = working_set.addresses.tolist()
@@ -328,7 +328,7 @@ def test_evicting_the_farthest_next_use_is_the_minimum(stream, slots):
 )
 def test_a_policy_that_knows_the_whole_stream_moves_as_few_rows_as_min(name, stream, quota, in_flight):
     policy = policy_for(name, stream, quota + 14, window=len(stream))
-    made = plans(Planner(NUM_ROWS, quota, quota + 14, policy, in_flight), working_sets(stream))
+    made = plans(Planner(quota, quota + 14, policy, in_flight), working_sets(stream))
     assert moved([plan for _, plan in made]) == fewest_moves(stream, quota)
 
 

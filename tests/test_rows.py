@@ -71,7 +71,7 @@ def test_loading_ahead_stays_inside() -> None:
         random = np.random.default_rng(0)
         book = AddressBook(300)
         book.register(np.arange(100))
-        planner = Planner(300, 300, 300, make_policy("lrfu", 300, 300, 0), in_flight=0)
+        planner = Planner(300, 300, make_policy("lrfu", 300, 300, 0), in_flight=0)
         planner.restore(100)  # as if evicted: choosing victims would be three quarters of what is compiled
         sizes = [0, 1, AHEAD, AHEAD + 1, 2 * AHEAD, 2 * AHEAD + 1]
         fetched = 0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.cache.lookup_counts import MANY, Counts, lookups_left
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
-from cachedlrm.rows import AHEAD, load_ahead
+from cachedlrm.rows import AHEAD, load_ahead, side_by_side
 
 _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
@@ -26,13 +26,22 @@ _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, fall
 
 
 class Lru:
-    """Least recently used first (all keys equal: the tie-break does it)."""
+    """Least recently used first (all keys equal: the tie-break does it).
+
+    Attributes:
+        keys: [num_slots].
+        last_use: [num_slots], the planner's; here since who needs the one needs the other.
+        slot_of: [num_rows] by address, the planner's; in policies with a history beside that.
+        window: batches known ahead.
+        known_from: keys from here on are those of rows whose next use is known; here there are none.
+    """
 
     window = 0
-    known_from = 2**31  # keys from here on are those of rows whose next use is known; here there are none
+    known_from = 2**31
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
-        self.keys: Int32s = np.zeros(num_slots, np.int32)
+        self.keys, self.last_use = side_by_side(num_slots)
+        self.slot_of: Int32s = np.zeros(num_rows, np.int32)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         """A batch entered the known window; it is planned `window` batches later."""
@@ -46,7 +55,7 @@ class Lfu(Lru):
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         super().__init__(num_slots, num_rows)
-        self._uses = np.zeros(num_rows, np.int32)
+        self._uses, self.slot_of = side_by_side(num_rows)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         _count_uses(working_set.addresses, slots, self._uses, self.keys)
@@ -66,7 +75,7 @@ class Lrfu(Lru):
     def __init__(self, num_slots: int, num_rows: int, half_life: float = 2000.0) -> None:
         super().__init__(num_slots, num_rows)
         self._half_life = half_life
-        self._scores = np.zeros(num_rows, np.int32)  # plus one; zero: never used
+        self._scores, self.slot_of = side_by_side(num_rows)  # scores plus one; zero: never used
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         self._score(working_set, slots, _UNKNOWN)
@@ -147,7 +156,7 @@ class Lookahead(Lrfu):
             self._score(working_set, slots, next_uses)
         else:
             _rank_by_lookups_left(
-                working_set.rows, working_set.position_offsets, slots, next_uses, self._left, self.keys
+                working_set.rows, working_set.lookups, slots, next_uses, self._left, self.keys
             )  # fmt: skip
 
 
@@ -260,7 +269,7 @@ def _announce_uses(
 
 @numba.njit(cache=True, nogil=True)
 def _rank_by_lookups_left(
-    rows: Int64s, position_offsets: Int32s, slots: Int64s, next_uses: Int32s, left: Counts, keys: Int32s
+    rows: Int64s, lookups: Int32s, slots: Int64s, next_uses: Int32s, left: Counts, keys: Int32s
 ) -> None:
     """Takes this batch's lookups from those left; a key tells the next use, or what is left where that is not known."""
     for position in range(len(rows)):
@@ -269,6 +278,6 @@ def _rank_by_lookups_left(
             load_ahead(keys, slots[position + AHEAD])
         row = rows[position]
         if left[row] != MANY:
-            left[row] -= min(left[row], position_offsets[position + 1] - position_offsets[position])
+            left[row] -= min(left[row], lookups[position])
         known = next_uses[position] != NEVER
         keys[slots[position]] = _KNOWN_USE - next_uses[position] if known else left[row]
