@@ -347,7 +347,7 @@ def _read_profile(path: Path) -> _Profile:
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
         raise mistake(f"{path} is not valid TOML: {error}") from error
     if not isinstance(tables.pop("description", ""), str):
-        raise mistake(f"{path}: description must be a string")
+        raise mistake(f"{path}: description must be a string; put quotes around it")
     groups = {group.name: _annotations(group) for group in dataclasses.fields(Options)}
     arguments: dict[tuple[str, str], str] = {}
     for table, values in tables.items():

@@ -282,7 +282,7 @@ def test_npy_of_any_legal_name(tmp_path):
 
 
 def test_an_npy_folder_that_cannot_be_read(tmp_path, monkeypatch):
-    assert refused(f"npy:{tmp_path}/no").endswith("no: no such folder")
+    assert refused(f"npy:{tmp_path}/no").endswith("no: no such folder; name another one")
     assert "no such folder" in refused("npy:a\0b")
     assert "no *_dense.npy" in refused(f"npy:{tmp_path}", tmp_path)
     (tmp_path / "file").touch()

@@ -57,7 +57,9 @@ class Avazu:
         with reading(path), TextFile(path) as file:
             line, newline, _ = file.read(1 << 12).partition(b"\n")
         if line.rstrip(b"\r") != ",".join(_HEADER).encode():
-            raise UserError(f"{shown(path)}: line 1 is not the header of Avazu's train file, {','.join(_HEADER)}")
+            raise UserError(
+                f"{shown(path)}: line 1 is not the header of Avazu's train file, {','.join(_HEADER)}; name that file"
+            )
         return len(line + newline)
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:

@@ -157,9 +157,15 @@ class Database:
                     if sequence <= before:  # pages that lead in a circle
                         raise ValueError(f"segment {sequence} comes after segment {before}")
                 except ValueError as error:
-                    raise UserError(f"the store in {self.path} is damaged: group {group}: {error}") from error
+                    raise self.damaged(f"group {group}: {error}") from error
                 yield sequence, value
                 before = sequence
+
+    def damaged(self, what: str) -> UserError:
+        """The error that ends a run whose store is not as it was written; ``what`` says where."""
+        return UserError(
+            f"the store in {self.path} is damaged: {what}; put back a copy of the store, or start the run again"
+        )
 
     def read_meta(self, key: bytes) -> bytes | None:
         """An entry of the metadata that was committed."""
