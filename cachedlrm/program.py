@@ -32,7 +32,8 @@ class Interrupts:
         """Signals come here, and go where they went before afterwards."""
         before = [signal.signal(number, self._note) for number in _SIGNALS]
         try:
-            yield
+            with recognised():
+                yield
         finally:
             for number, handler in zip(_SIGNALS, before, strict=True):
                 signal.signal(number, handler)
@@ -53,7 +54,8 @@ class Interrupts:
         try:
             if self._came:
                 raise KeyboardInterrupt
-            yield
+            with recognised():
+                yield
         finally:
             self._held = before
 
@@ -78,6 +80,20 @@ class _Held:
         self._interrupts._held = self._before
         if kind is None and self._interrupts.came and not self._before:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def recognised() -> Iterator[None]:
+    """A KeyboardInterrupt that came to numba's dispatcher, which makes a SystemError of it, is one again."""
+    try:
+        yield
+    except SystemError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, SystemError):
+            cause = cause.__cause__
+        if not isinstance(cause, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt(*cause.args) from error
 
 
 def run_program(body: Callable[[Interrupts], None], interrupted: str) -> int:

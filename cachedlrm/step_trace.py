@@ -101,9 +101,9 @@ class StepTrace:
     def _stop(self, trace: Trace) -> None:
         clock = self._job.trainer.clock
         with self._interrupts.held(), self._progress.paused():  # the device has finished, too
-            assert clock.ranges is not None
-            clock.ranges.enter(None)  # where an error ended a step
-            clock.ranges = None
+            ranges, clock.ranges = clock.ranges, None
+            if ranges is not None:  # else a second signal ended an earlier call
+                ranges.enter(None)  # where an error ended a step
             trace.stop()
             self._num_traced = self._progress.steps - self._before
         self._progress.waits()

@@ -7,7 +7,7 @@ Reads top to bottom: `main` turns arguments into an exit status, `train` prepare
 import os
 import sys
 
-from cachedlrm.program import Interrupts, end_program, run_program, start_program
+from cachedlrm.program import Interrupts, end_program, recognised, run_program, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -85,18 +85,19 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
             closing(_Recorder(job, progress, run, console)) as recorder,
         ):
             try:
-                run.write_text("config.toml", config)
-                console.start(progress.header())
-                _say_first(job, run, console)
-                job.inform_policies(run.path("."), lambda share: console.busy(0, "reading the ids", share))
-                _predict(job, progress, console)
-                _train_steps(job, recorder, interrupts)
-                if not job.trainer.is_finite():
-                    raise progress.not_finite("parameters")
-                if options.inference.inference_only:
-                    _serve(job, progress, run, console)
-                _save(arguments, job, recorder, config)
-                discard_next_uses(run.path("."))
+                with recognised():
+                    run.write_text("config.toml", config)
+                    console.start(progress.header())
+                    _say_first(job, run, console)
+                    job.inform_policies(run.path("."), lambda share: console.busy(0, "reading the ids", share))
+                    _predict(job, progress, console)
+                    _train_steps(job, recorder, interrupts)
+                    if not job.trainer.is_finite():
+                        raise progress.not_finite("parameters")
+                    if options.inference.inference_only:
+                        _serve(job, progress, run, console)
+                    _save(arguments, job, recorder, config)
+                    discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
             trace = run.path(TRACE_FILE)

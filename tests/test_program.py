@@ -362,3 +362,33 @@ def test_a_command_under_a_profiler_ends_as_others_do():
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False)
     assert done.returncode == 0  # cProfile keeps the status to itself
     assert "end_program" in done.stdout
+
+
+def numba_met_a_signal(*arguments: object) -> None:
+    """What its dispatcher makes of a KeyboardInterrupt while it looks for the compiled code."""
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("<function _numba_unpickle> returned a result with an exception set") from error
+    except SystemError as error:
+        raise SystemError("CPUDispatcher returned a result with an exception set") from error
+
+
+def test_a_signal_that_numba_met_is_an_interrupt(tmp_path, monkeypatch, capsys):
+    assert run_program(lambda _: numba_met_a_signal(), "interrupted; nothing was written") == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    monkeypatch.setattr(train_module.Progress, "evaluated", numba_met_a_signal)  # behind the first line of metrics
+    assert train(tmp_path / "run", "--steps=6", "--test-freq=4", "--print-freq=2") == 130
+    assert "interrupted after step 4; " in capsys.readouterr().err
+    with pytest.raises(SystemError, match="something else"):
+        run_program(lambda _: (_ for _ in ()).throw(SystemError("something else")), "")
+
+
+def test_a_signal_that_numba_met_in_an_evaluation_is_saved(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "evaluate", numba_met_a_signal)
+        patch.setattr(Interrupts, "came", True)
+        arguments = ["--steps=6", "--test-freq=4", "--checkpoint-every=100"]
+        assert train(tmp_path / "run", *arguments) == 130
+    assert "go on with --resume" in capsys.readouterr().err

@@ -189,6 +189,23 @@ def test_a_signal_waits_for_the_profiler(tmp_path, monkeypatch, moment):
         assert steps(read(run)) == named(2, 5)
 
 
+@pytest.mark.parametrize("method", ["stop", "_mark", "write"])
+def test_a_second_signal_does_not_wait_for_the_profiler_and_is_one_line(tmp_path, monkeypatch, capsys, method):
+    whole = getattr(step_trace.Trace, method)
+
+    def interrupted(self, *arguments):
+        if self._began:  # the trace has
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(step_trace.Trace, method, interrupted)
+    assert train(tmp_path / "run", *OPTIONS, "--profile-trace=4") == 130
+    error = capsys.readouterr().err
+    assert error.startswith("interrupted after step ")
+    assert error.count("\n") == 1
+
+
 def test_phases_are_ranges_no_longer_than_the_trace_lasts(tmp_path, monkeypatch):
     entered = []
     monkeypatch.setattr(step_trace.PhaseRanges, "enter", lambda self, phase: entered.append(phase))
