@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedlrm.rows import AHEAD, LINE_BYTES, empty_rows, gather_rows, load_ahead, scatter_rows
+from cachedlrm.rows import AHEAD, LINE_BYTES, empty_rows, gather_rows, load_ahead, scatter_rows, side_by_side
 
 
 @settings(deadline=None)  # the first call compiles
@@ -46,6 +46,16 @@ def test_rows_begin_with_a_line(shape: tuple[int, int]) -> None:
     assert records.ctypes.data % LINE_BYTES == 0
 
 
+def test_elements_of_one_index_lie_side_by_side() -> None:
+    first, second = side_by_side(10)
+    assert (first.shape, first.dtype, first.any()) == (second.shape, second.dtype, second.any()) == ((10,), np.int32, 0)
+    for index in range(10):
+        places = {part[index:].ctypes.data for part in (first, second)}
+        assert max(places) - min(places) == 4
+    first[:] = 1
+    assert not second.any()
+
+
 def test_loading_ahead_changes_nothing() -> None:
     @numba.njit
     def load_all(array: np.ndarray) -> None:
@@ -55,6 +65,7 @@ def test_loading_ahead_changes_nothing() -> None:
     for dtype in (np.int32, np.int64, np.float32):
         array = np.arange(100, dtype=dtype)
         load_all(array)
+        load_all(array[::3])
         assert np.array_equal(array, np.arange(100, dtype=dtype))
     assert all("llvm.prefetch" in code for code in load_all.inspect_llvm().values())
 
