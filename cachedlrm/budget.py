@@ -166,7 +166,7 @@ class Workload:
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
         kept = outputs * (2 if self.keeps_inputs else 1) + self.mlp_top[0]
         # A layer's gradient by its output, and that by its activation's input or by its own.
-        layers = self.pass_size * (kept + 2 * self._widest + self._combined + _LOSS_NUMBERS)
+        layers = self.pass_size * (kept + 2 * self._widest + self._combined(trains=True) + _LOSS_NUMBERS)
         # Gradients of a pass before they are added: of one layer after the other, of all projections at once.
         added = max(inputs * outputs for inputs, outputs in self._layers) + sum(self._projections)
         return 4 * pooled, 4 * (layers + self._multiplied(self.pass_size) + added), row_bytes
@@ -181,10 +181,10 @@ class Workload:
         for group, rows in zip(self.groups, working_sets, strict=True):
             bags = self.test_batch_size * len(group.table_rows)
             lookups = bags * self.lookups_per_bag
-            most = min(times * rows, group.num_rows)
+            most = min(times * rows, sum(min(r, self.test_batch_size * self.lookups_per_bag) for r in group.table_rows))
             row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
             pooled += bags * group.layout.dim
-        layers = self.test_batch_size * (2 * self._widest + self.mlp_bot[0])
+        layers = self.test_batch_size * (2 * self._widest + self.mlp_bot[0] + self._combined(trains=False))
         return row_bytes, 4 * (pooled + layers + self._multiplied(self.test_batch_size))
 
     def _multiplied(self, samples: int) -> int:
@@ -194,13 +194,16 @@ class Workload:
         vectors = self.num_features + 1
         return min(samples, self.samples_multiplied or samples) * (3 * vectors * self.mlp_bot[-1] + vectors**2)
 
-    @property
-    def _combined(self) -> int:
-        """Numbers a sample has while pooled vectors are combined and projected: copies of both, and gradients."""
+    def _combined(self, trains: bool) -> int:
+        """Numbers a sample has while pooled vectors are combined and projected, beside these."""
         tables = [(len(group.table_rows), group.layout.dim) for group in self.groups]
         if tables == [(self.num_features, self.mlp_bot[-1])]:
             return 0  # each is the vector of its feature
-        return 2 * (sum(number * dim for number, dim in tables) + self.num_features * self.mlp_bot[-1])
+        pooled, vectors = sum(number * dim for number, dim in tables), self.num_features * self.mlp_bot[-1]
+        if not trains:
+            return 2 * vectors  # one by one, and all in one tensor
+        # The same of a copy; on the way back its gradient, to which autograd adds one as large for each table.
+        return pooled + vectors + max(vectors, 2 * pooled)
 
     @property
     def _widest(self) -> int:
@@ -400,17 +403,23 @@ def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, w
 
 
 def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
-    """Fewer samples in the layers at a time, else the largest batch that fits.
+    """Fewer samples in an evaluation or in the layers at a time, else the largest batch that fits.
 
     With fewer slots, if those asked for leave no room for any batch.
     """
-    for passes in range(2, _MOST_PASSES + 1):
+
+    def fits(samples: int, tested: int) -> bool:
+        divided = replace(workload, micro_batch_size=samples, test_batch_size=tested)
+        return _sizes(divided, request, limit_bytes, working_sets).holds(working_sets, limit_bytes)
+
+    tested = workload.test_batch_size
+    if most := _largest(tested, lambda fewer: fits(workload.pass_size, fewer)):
+        return f"--test-mini-batch-size {most} or less"
+    for passes in range(2, 1 if workload.cuda_graphs else _MOST_PASSES + 1):  # graphs are of whole mini-batches
         samples = -(-workload.mini_batch_size // passes)
-        divided = replace(workload, micro_batch_size=samples)
-        if samples < workload.pass_size and _sizes(divided, request, limit_bytes, working_sets).holds(
-            working_sets, limit_bytes
-        ):
-            return f"--micro-batch-size {samples} or less"
+        if samples < workload.pass_size and fits(samples, min(samples, tested)):
+            tests = "" if fits(samples, tested) else f" with --test-mini-batch-size {samples}"
+            return f"--micro-batch-size {samples}{tests} or less"
     batch_size = largest_batch(workload, request, limit_bytes)
     if batch_size:
         return f"--mini-batch-size {batch_size} or less"
@@ -447,7 +456,12 @@ def largest_batch(workload: Workload, request: CacheRequest, limit_bytes: int) -
         bounds = smaller.working_set_bounds
         return _sizes(smaller, request, limit_bytes, bounds).holds(bounds, limit_bytes)
 
-    low, high = 0, workload.mini_batch_size
+    return _largest(workload.mini_batch_size, fits)
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` that fits, as all smaller ones then do; 0 if none does."""
+    low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

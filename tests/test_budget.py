@@ -85,7 +85,7 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     passes = replace(workload, micro_batch_size=6).fixed_bytes((55,))
     assert passes["activations"] == activations(6 * (4 + 1 + 10 + 20 + 8) + 6 * (3 * 16 + 16) + 12) + workspace
     projected = replace(workload, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
-    combined = 2 * (3 * 4 + 3 * 6)
+    combined = 3 * 4 + 3 * 6 + 2 * 3 * 4
     assert projected["activations"] == activations(6 * (6 + 1 + 10 + 20 + 8 + combined) + 18) + workspace
 
 
@@ -185,6 +185,10 @@ workloads = st.builds(
     mlp_top=st.just((10, 1)),
     prefetch_depth=st.integers(0, 3),
     most_staging_rows=st.sampled_from([0, 64]),
+    micro_batch_size=st.sampled_from([0, 1, 30]),
+    samples_multiplied=st.sampled_from([0, 7]),
+    test_batch_size=st.sampled_from([0, 7, 1000]),
+    cuda_graphs=st.booleans(),
 )
 
 
@@ -216,10 +220,18 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
         at_most = re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)
         for tried in (float(at_most[1]), float(at_most[1]) / 2) if at_most else ():
             assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: (needed,)), limit)
-        passes = re.search(r"--micro-batch-size (\d+) or less", message)
+        tests = re.search(r"--test-mini-batch-size (\d+) or less", message)
+        for tested in {int(tests[1]), 1} if tests else ():
+            assert tested <= workload.test_batch_size
+            fewer_tested = replace(workload, test_batch_size=tested)
+            if "--micro-batch-size" not in message:
+                assert tested < workload.test_batch_size
+                assert check(size_device(fewer_tested, request, limit, lambda: (needed,)), limit)
+        passes = re.search(r"--micro-batch-size (\d+)", message)
         for samples in {int(passes[1]), 1} if passes else ():
             assert samples < workload.pass_size
-            divided = replace(workload, micro_batch_size=samples)
+            assert not workload.cuda_graphs
+            divided = replace(fewer_tested if tests else workload, micro_batch_size=samples)
             assert check(size_device(divided, request, limit, lambda: (needed,)), limit)
         batch = re.search(r"--mini-batch-size (\d+)(?: with --gpu-cache-rows (\d+))?", message)
         if batch:
@@ -282,6 +294,33 @@ def test_passes_over_fewer_samples_are_advised_before_smaller_batches():
     assert samples == 10, "half of 20"
     for tried in (samples, 1):
         assert check(size_device(replace(WORKLOAD, micro_batch_size=tried), request, limit, lambda: (30,)), limit)
+
+
+def test_graphs_are_not_divided():
+    workload = replace(WORKLOAD, cuda_graphs=True)
+    message = refusal(workload, CacheRequest(None, 7, None), step_bytes(workload, 30, 29), 30)
+    assert "--micro-batch-size" not in message
+    assert "use --mini-batch-size" in message
+
+
+def test_fewer_samples_of_an_evaluation_are_advised_where_it_needs_most():
+    request, limit = CacheRequest(None, 55, None), step_bytes(WORKLOAD, 55, 55)
+    workload = replace(WORKLOAD, test_batch_size=2000)
+    tested = int(re.search(r"use --test-mini-batch-size (\d+) or less", refusal(workload, request, limit, 55))[1])
+    assert 0 < tested < 2000
+    assert check(size_device(replace(workload, test_batch_size=tested), request, limit, unmeasured), limit)
+    refusal(replace(workload, test_batch_size=tested + 1), request, limit, 55)
+
+
+def test_an_evaluation_that_would_need_more_than_the_passes_is_divided_too():
+    workload = replace(WORKLOAD, test_batch_size=20)
+    divided = replace(workload, micro_batch_size=2, test_batch_size=2)
+    request, limit = CacheRequest(None, 55, None), step_bytes(divided, 55, 55)
+    message = refusal(workload, request, limit, 55)
+    samples = int(re.search(r"use --micro-batch-size (\d+) with --test-mini-batch-size \1 or less", message)[1])
+    for tried in (samples, 1):
+        divided = replace(workload, micro_batch_size=tried, test_batch_size=tried)
+        assert check(size_device(divided, request, limit, unmeasured), limit)
 
 
 def test_the_batch_of_the_message_works_where_the_budget_is_too_small():

@@ -119,6 +119,25 @@ def test_what_is_drawn_holds_no_more_than_is_accounted(tmp_path, seed):
     assert parts["dense"] >= 2 * held, "parameters and gradients"
 
 
+@pytest.mark.parametrize("trick", ["--qr-flag --qr-threshold=1 --qr-collisions=2", "--md-flag --md-threshold=1"])
+@pytest.mark.parametrize("work", ["training", "evaluation"])
+def test_combined_vectors_are_accounted_where_rows_are_few(tmp_path, trick, work):
+    few = "--arch-embedding-size=8-16-4-6-8-12-4-8-64-9 --arch-sparse-feature-size=128 --arch-mlp-bot=3-128"
+    many = "--mini-batch-size=2000 --test-freq=-1" if work == "training" else "--mini-batch-size=10 --test-freq=1"
+    fixed = "--data=zipf:samples=16000 --arch-mlp-top=1 --ui=off --prefetch-depth=0 --test-mini-batch-size=2000"
+    options = parse_command_line([*few.split(), *many.split(), *fixed.split(), *trick.split()])
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    assert dataset.test is not None
+    assert dataset.test.num_samples == 2000
+    with closing(build_job(resolve(options, dataset), dataset, tmp_path)) as job:
+        (batch,) = job.trainer.cache.prepare([job.schedule.read(0)])
+        run = job.trainer.step if work == "training" else job.trainer.evaluate
+        arguments = (batch,) if work == "training" else (dataset.test, 2000)
+        peak, parts = peak_bytes(lambda: run(*arguments)), job.tiers.device.breakdown
+    accounted = parts["working_set"] + parts["activations"]
+    assert accounted / 3 < peak <= accounted
+
+
 def test_a_pass_over_fewer_samples_holds_less(tmp_path):
     def peak(arguments: str) -> int:
         options = parse_command_line([*WIDE.split(), *arguments.split()])
