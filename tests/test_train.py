@@ -308,7 +308,7 @@ def one_line(capsys, status: int) -> str:
         (["--arch-mlp-top=16-2"], ["--arch-mlp-top"]),
         (["--data=csv:x"], ["csv:x", "npy:DIR"]),
         (["--data=npy:/nowhere"], ["/nowhere"]),
-        (["--gpu-budget=150KiB", "--gpu-cache-rows=20"], ["slots", "--mini-batch-size", "--gpu-cache-ratio"]),
+        (["--gpu-budget=150KiB", "--gpu-cache-rows=20"], ["slots", "--micro-batch-size", "--gpu-cache-ratio"]),
         (["--host-budget=1KiB", "--gpu-cache-rows=300"], ["--host-budget"]),
         (["--learning-rate=1e30", "--optimizer=sgd", "--steps=20"], ["step", "--learning-rate"]),
         (["--device=cuda"], ["--device"]),
