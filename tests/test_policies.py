@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedlrm.cache.lookup_counts import MANY, add_lookups
+from cachedlrm.cache.lookup_counts import MANY, add_lookups, lookups_of_run
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, make_policy
 from cachedlrm.cache.working_set import NEVER
@@ -266,6 +266,11 @@ def test_lookups_are_counted_up_to_many():
     counts[:] = MANY - 2
     add_lookups(np.array([7, 7, 7, 8, 7]), counts)
     assert (counts[7], counts[8], counts[9]) == (MANY, MANY - 1, MANY - 2)
+
+
+def test_lookups_of_a_run_over_many_rows():
+    counts = np.arange(2**20 + 7) % 40_000  # more rows than are taken over at a time
+    assert (lookups_of_run(counts, 2) == np.minimum(2 * counts, MANY)).all()
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
