@@ -81,6 +81,7 @@ def test_combined_and_projected_vectors_are_accounted(tmp_path, arguments):
                 job.trainer.step(batch)
 
         peak, parts = peak_bytes(work), job.tiers.device.breakdown
+        assert job.tiers.workload.samples_multiplied == (2 << 20) // (4 * 7 * 64)
     accounted = parts["working_set"] + parts["activations"]
     assert accounted / 3 < peak <= accounted
 
