@@ -49,8 +49,8 @@ def test_gradients_of_rows_are_those_of_the_transposed_lookups(dim: int, num_bag
     grad = values(num_bags, dim, seed=seed)
     assert lookups.transposed is not None
     expected = pool_backward(grad, lookups.positions, lookups.offsets, lookups.transposed, num_rows)
-    for given in (grad, grad.t().contiguous().t()):  # in the order of memory, and not
-        found = pool_backward(given, lookups.positions, lookups.offsets, None, num_rows)
+    for values_grad in (grad, grad.t().contiguous().t()):  # in the order of memory, and not
+        found = pool_backward(values_grad, lookups.positions, lookups.offsets, None, num_rows)
         assert bits(found) == bits(expected)
 
 
