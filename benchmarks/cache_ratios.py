@@ -7,7 +7,7 @@ all rows resident, checks that every loss is the same, and writes profiles/crite
 import statistics
 import sys
 
-from measuring import ROOT, train
+from measuring import made_by, train, write_profile
 
 RATIOS = ("1.0", "0.05", "0.01")
 
@@ -15,6 +15,7 @@ RATIOS = ("1.0", "0.05", "0.01")
 def main() -> None:
     """Runs, prints and writes the table."""
     rounds, steps = (sys.argv[1:] + ["5", "300"][len(sys.argv) - 1 :])[:2]
+    made = made_by(__file__)
     reports: dict[str, list[dict]] = {ratio: [] for ratio in RATIOS}
     for number in range(int(rounds)):
         for ratio in RATIOS:
@@ -26,12 +27,7 @@ def main() -> None:
     environment = reports["1.0"][0]["environment"]
     resident = [report["samples_per_s"] for report in reports["1.0"]]
     lines = [
-        "# Cached and resident, the default job",
-        f"`python benchmarks/cache_ratios.py {rounds} {steps}` on {environment['date'][:10]}, commit "
-        f"{environment['commit']}, {environment['cpu']}, {environment['cores']} cores, torch {environment['torch']}, "
-        f"{environment['threads']} threads. {rounds} rounds of {steps} steps; medians (range). The losses of all "
-        "steps of all runs were equal, bit for bit.",
-        "| cache ratio | samples/s | of resident | wait ms | hit ratio | fetched | created | evicted |\n"
+        "| cache ratio | samples/s | of resident | wait ms | hit ratio | fetched | created | evicted |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for ratio in RATIOS:
@@ -39,14 +35,18 @@ def main() -> None:
         share = statistics.median(rate / base for rate, base in zip(rates, resident, strict=True))
         wait = statistics.median(report["phase_ms"]["wait"] for report in reports[ratio])
         last = reports[ratio][-1]
-        lines[-1] += (
-            f"\n| {ratio} | {statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f}) | {share:.3f} "
+        lines.append(
+            f"| {ratio} | {statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f}) | {share:.3f} "
             f"| {wait:.2f} | {last['hit_ratio']:.2%} | {last['fetched_rows']:,} | {last['first_touch_rows']:,} "
             f"| {last['evicted_rows']:,} |"
         )
-    text = "\n\n".join(lines) + "\n"
-    (ROOT / "profiles" / f"criteo-kaggle_{environment['device']}_{environment['date'][:10]}.md").write_text(text)
-    print(text)
+    write_profile(
+        f"criteo-kaggle_{environment['device']}",
+        "# Cached and resident, the default job",
+        f"{made}, {environment['threads']} threads. {rounds} rounds of {steps} steps; medians (range). The losses of "
+        "all steps of all runs were equal, bit for bit.",
+        "\n".join(lines),
+    )
 
 
 if __name__ == "__main__":

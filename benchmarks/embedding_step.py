@@ -7,8 +7,8 @@ all tables with sparse gradients, and FBGEMM's table-batched operator if it can 
 same batches in turn, so that a machine whose speed drifts treats them alike; caches are filled first, until they evict.
 Medians and p10-p90 over STEPS (default 200) steps. Writes profiles/embedding-step-of-<THREADS>_<date>.md. THREADS:
 
-1, the default: all work in one thread, nothing prepared ahead, in turn step by step. The clock is the thread's
-    processor time, which neighbours on a shared machine stretch less than they stretch wall time.
+1, the default: all work in one thread, nothing prepared ahead, step by step in an order drawn anew for each. The clock
+    is the thread's processor time, which neighbours on a shared machine stretch less than they stretch wall time.
 2: ours as in a run, where a prefetch thread prepares what another trains. Wall time of blocks of 40 steps in turn, from
     nothing prepared to all trained. Others with one thread of torch and with two.
 """
@@ -16,6 +16,7 @@ Medians and p10-p90 over STEPS (default 200) steps. Writes profiles/embedding-st
 import gc
 import os
 import queue
+import random
 import statistics
 import sys
 import time
@@ -160,12 +161,16 @@ def measure(
     caches = [ours(optimizer, name, grad, clock, evicted) for name in RATIOS]
     others = [step for step in (of_torch(optimizer, grad, clock), of_fbgemm(optimizer, grad, clock)) if step]
     times: dict[str, list[float]] = {}
+    draw = random.Random(1)
     for number in range(warm_up + steps):
         batch = source.read(number * SAMPLES, (number + 1) * SAMPLES)
-        for step in [*caches, *(others if number >= warm_up - 20 else [])]:
-            for name, milliseconds in step(batch).items():
-                if number >= warm_up:
-                    times.setdefault(name, []).append(milliseconds)
+        everybody = [*caches, *(others if number >= warm_up - 20 else [])]
+        # Whoever runs first finds the batch in the processor's caches; others find what the one before left there.
+        order = draw.sample(range(len(everybody)), len(everybody))
+        taken = {place: everybody[place](batch) for place in order}
+        for place in range(len(everybody) if number >= warm_up else 0):  # so that the table is in their own order
+            for name, milliseconds in taken[place].items():
+                times.setdefault(name, []).append(milliseconds)
     return times, evicted
 
 

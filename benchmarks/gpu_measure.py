@@ -26,7 +26,7 @@ from cachedlrm.job import build_job
 from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
 from cachedlrm.progress import Progress
 from cachedlrm.report.totals import build_report
-from cachedlrm.tiers import STAGING_ROWS
+from cachedlrm.tiers import MOST_STAGING_ROWS
 
 PEAK_BYTES = 256 << 20  # of the copies that measure the link
 STAGING_COLUMNS = (32, 128)  # records of dim 16 with adagrad, and of dim 128 with sgd
@@ -169,7 +169,7 @@ def _memory(device: torch.device) -> Measured:
     return {"reserved_bytes": torch.cuda.max_memory_reserved(), "used_bytes": total - free}
 
 
-def link(device: torch.device, num_bytes: int = PEAK_BYTES, staging_rows: int = STAGING_ROWS) -> Measured:
+def link(device: torch.device, num_bytes: int = PEAK_BYTES, staging_rows: int = MOST_STAGING_ROWS) -> Measured:
     """Bytes a second between host and device.
 
     Args:

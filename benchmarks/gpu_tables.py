@@ -1,6 +1,6 @@
 """What ``benchmarks/gpu_check.py`` measured, as Markdown. A result that has a ``note`` was not measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -21,6 +21,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _not_measured(name: str, result: Measured, columns: int) -> list[str]:
     return [name, str(result["note"]), *[""] * (columns - 2)]
+
+
+def _table_of(results: Mapping[str, Measured], head: Sequence[str], cells: Callable[[Measured], list[str]]) -> str:
+    """A line for each result: its name and ``cells`` of it."""
+    return table(
+        head,
+        [
+            _not_measured(name, result, len(head)) if "note" in result else [name, *cells(result)]
+            for name, result in results.items()
+        ],
+    )
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -72,16 +83,8 @@ def link(found: Measured) -> str:
 
 def copies(results: Mapping[str, Measured], found: Measured) -> str:
     """What runs moved, while they moved it and over all of their time."""
-    head = [
-        "run",
-        "way",
-        "moved MiB",
-        "copies",
-        "KiB a copy",
-        "GB/s of a copy",
-        "of the link's peak",
-        "GB/s over the run",
-    ]
+    head = ["run", "way", "moved MiB", "copies", "KiB a copy"]
+    head += ["GB/s of a copy", "of the link's peak", "GB/s over the run"]
     peaks = next(iter(found["rates"].values())) if "rates" in found else {}
     rows = []
     for name, result in results.items():
@@ -103,43 +106,29 @@ def copies(results: Mapping[str, Measured], found: Measured) -> str:
 
 def terabyte(results: Mapping[str, Measured]) -> str:
     """Bytes of the Criteo-1TB shape on the device."""
-    head = [
-        "run",
-        "slab",
-        "accounted",
-        "device peak",
-        "of 3.75 GB",
-        "allocator",
-        "host",
-        "samples/s",
-        "hits",
-        "evicted",
-    ]
-    rows = []
-    for name, result in results.items():
-        if "note" in result:
-            rows.append(_not_measured(name, result, len(head)))
-            continue
+    head = ["run", "slab", "accounted", "device peak", "of 3.75 GB", "allocator", "host"]
+    head += ["samples/s", "hits", "evicted"]
+
+    def cells(result: Measured) -> list[str]:
         parts, peak = result["device_bytes_breakdown"], result["device_peak_bytes"]
         sizes = *map(_gb, (parts["slab"], sum(parts.values()), peak)), f"{peak / PREDECESSOR_BYTES:.2f}"
         others = _gb(result["reserved_bytes"]), _gb(result["host_peak_bytes"])
-        work = f"{result['rate']:,.0f}", f"{result['hit_ratio']:.2%}", f"{result['evicted_rows']:,}"
-        rows.append([name, *sizes, *others, *work])
-    return table(head, rows)
+        return [*sizes, *others, f"{result['rate']:,.0f}", f"{result['hit_ratio']:.2%}", f"{result['evicted_rows']:,}"]
+
+    return _table_of(results, head, cells)
 
 
 def cards(results: Mapping[str, Measured]) -> str:
     """Peaks against the budget."""
     head = ["card and job", "budget", "accounted", "device peak", "of the budget", "allocator", "in use at the end"]
-    rows = []
-    for name, result in results.items():
-        if "note" in result:
-            rows.append(_not_measured(name, result, len(head)))
-            continue
+
+    def cells(result: Measured) -> list[str]:
         budget, peak = result["device_limit_bytes"], result["device_peak_bytes"]
-        sizes = [_mib(budget), _mib(sum(result["device_bytes_breakdown"].values())), _mib(peak), f"{peak / budget:.1%}"]
-        rows.append([name, *sizes, _mib(result["reserved_bytes"]), _mib(result["used_bytes"])])
-    return table(head, rows)
+        accounted = sum(result["device_bytes_breakdown"].values())
+        ends = _mib(result["reserved_bytes"]), _mib(result["used_bytes"])
+        return [_mib(budget), _mib(accounted), _mib(peak), f"{peak / budget:.1%}", *ends]
+
+    return _table_of(results, head, cells)
 
 
 def targets(

@@ -23,12 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 def train(*options: str) -> tuple[dict, list[dict]]:
     """The report and the metrics of one run of the program, in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
-        run = Path(directory, "run")
-        subprocess.run(
-            [sys.executable, "-m", "cachedlrm.train", *options, "--ui=off", f"--run-dir={run}"], cwd=ROOT, check=True
-        )
-        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return json.loads((run / "report.json").read_text()), metrics
+        return train_into(Path(directory, "run"), *options)
+
+
+def train_into(run: Path, *options: str, prefix: Sequence[str] = ()) -> tuple[dict, list[dict]]:
+    """The same, leaving the run directory; ``prefix`` is a command that starts the program."""
+    subprocess.run(
+        [*prefix, sys.executable, "-m", "cachedlrm.train", *options, "--ui=off", f"--run-dir={run}"],
+        cwd=ROOT,
+        check=True,
+    )
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((run / "report.json").read_text()), metrics
 
 
 def described(values: Sequence[float], digits: int = 2) -> str:
@@ -57,9 +63,16 @@ def _others_seconds() -> float:
     return busy - (own.user + own.system + own.children_user + own.children_system)
 
 
-def made_by(script: str) -> str:
-    """Command, date, commit and machine of figures that are being made, as a sentence begins."""
-    command = " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
+def made_by(script: str, arguments: Sequence[str] | None = None) -> str:
+    """Command, date, commit and machine of figures that are being made, as a sentence begins.
+
+    Args:
+        script: the benchmark's own ``__file__``.
+        arguments: None: those the program was called with; else those to show, where a folder of this machine says
+            nothing to others or a part of the call made the figures.
+    """
+    shown = sys.argv[1:] if arguments is None else arguments
+    command = " ".join(["python", f"benchmarks/{Path(script).name}", *shown])
     return (
         f"`{command}` on {_today()}, commit {commit()}, {cpu_model()}, {os.cpu_count()} cores, torch "
         f"{torch.__version__}"

@@ -108,10 +108,11 @@ def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
 
     def step(inputs: Inputs) -> Tensor:
         pooled = pool(inputs.ids)
+        grad = pooled.detach()  # takes the vectors' place
         with torch.inference_mode():
-            prediction = dense_pass.forward(inputs.dense, [pooled.detach()])
+            prediction = dense_pass.forward(inputs.dense, [grad])
             loss = dense_pass.loss(prediction, inputs.labels)
-            (grad,) = dense_pass.backward(prediction, inputs.labels, adds=False)
+            dense_pass.backward(prediction, inputs.labels, adds=False)
             optimizer.step(rate)
         pooled.backward(grad)
         return loss

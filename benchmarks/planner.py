@@ -12,16 +12,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+from measuring import described, made_by, write_profile
 
+from cachedlrm.cache.lookup_counts import add_lookups
 from cachedlrm.cache.planner import Planner
-from cachedlrm.cache.policies import Oracle, Policy, Static, make_policy
+from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static, make_policy
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
 from cachedlrm.memory import host_memory
-from cachedlrm.report.environment import commit, cpu_model
 
-ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ("lru", "lfu", "lrfu", "static", "lookahead", "oracle")
 RATIOS = (0.01, 0.05)
 BATCH, WINDOW, PREFETCH_DEPTH = 2048, 200, 2
@@ -29,10 +29,15 @@ NUM_ROWS = sum(CRITEO_KAGGLE_ROWS)
 
 
 def inform(policy: Policy, batches: list[Batch], folder: Path) -> None:
-    """Gives ``static`` and ``oracle`` what they read ahead."""
+    """Gives policies what they read ahead."""
     if isinstance(policy, Static):
         book = AddressBook(NUM_ROWS)
         policy.count(book.working_set(index, b.rows, b.offsets) for index, b in enumerate(batches))
+    if isinstance(policy, Lookahead):
+        counts = np.zeros(NUM_ROWS, np.uint16)
+        for batch in batches:
+            add_lookups(batch.rows, counts, 1)
+        policy.take_counts(counts)
     if isinstance(policy, Oracle):
         from cachedlrm.cache.next_use import NextUses, NextUseWriter  # noqa: PLC0415 - only here
 
@@ -49,7 +54,7 @@ def measure(name: str, ratio: float, batches: list[Batch], folder: Path) -> tupl
     quota = int(ratio * NUM_ROWS)
     policy = make_policy(name, quota + 26 * BATCH, NUM_ROWS, WINDOW)
     inform(policy, batches, folder)
-    planner, book = Planner(NUM_ROWS, quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH), AddressBook(NUM_ROWS)
+    planner, book = Planner(quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH), AddressBook(NUM_ROWS)
     found, planned, evicted = [], [], 0
     for index, batch in enumerate(batches):
         started = time.thread_time()
@@ -68,8 +73,7 @@ def measure(name: str, ratio: float, batches: list[Batch], folder: Path) -> tupl
 
 def spread(times: np.ndarray) -> str:
     """Median, p10-p90 and p99."""
-    p10, p50, p90, p99 = np.percentile(times, [10, 50, 90, 99])
-    return f"{p50:.2f} ({p10:.2f}-{p90:.2f}), {p99:.2f}"
+    return f"{described(times)}, {np.percentile(times, 99):.2f}"
 
 
 def row_bytes() -> tuple[float, float]:
@@ -77,7 +81,7 @@ def row_bytes() -> tuple[float, float]:
     rows = 4_000_000
     before = host_memory()[0]
     policy = make_policy("lrfu", 60_000, rows, 0)
-    planner, book = Planner(rows, 1000, 60_000, policy, 0), AddressBook(rows)
+    planner, book = Planner(1000, 60_000, policy, 0), AddressBook(rows)
     step = 50_000
     book._address_of[:] = 0  # backs every page of the map, as rows touched here and there do
     mapped = host_memory()[0]
@@ -92,16 +96,9 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1200
     source = ZipfSource(CRITEO_KAGGLE_ROWS, 13, 123, BATCH * count, 1)
     batches = [source.read(index * BATCH, (index + 1) * BATCH) for index in range(count)]
-    untouched, touched = row_bytes()
-    date = time.strftime("%Y-%m-%d")
+    made, (untouched, touched) = made_by(__file__), row_bytes()
     lines = [
-        "# The planner",
-        f"`python benchmarks/planner.py {count}` on {date}, commit {commit()}, {cpu_model()}. {count} batches of the "
-        "default stream, 53,248 lookups each; those that evict, in one thread, processor time in milliseconds: median "
-        f"(p10-p90), p99. Window of lookahead {WINDOW}, prefetch depth {PREFETCH_DEPTH}.",
-        f"Host memory: {untouched:.1f} bytes a table row (the map from row to address), and {touched:.1f} more for "
-        "each row touched (lrfu).",
-        "| cache | policy | batches | rows evicted a batch | plan with victims | working set |\n"
+        "| cache | policy | batches | rows evicted a batch | plan with victims | working set |",
         "|---:|---|---:|---:|---:|---:|",
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -109,14 +106,21 @@ def main() -> None:
             for name in POLICIES:
                 measure(name, ratio, batches[: WINDOW + 5], Path(folder, "warm-up"))
                 found, planned, evicted = measure(name, ratio, batches, Path(folder, "next_uses"))
-                lines[-1] += (
-                    f"\n| {ratio:.0%} | {name} | {len(planned)} | {evicted / max(1, len(planned)):,.0f} "
+                lines.append(
+                    f"| {ratio:.0%} | {name} | {len(planned)} | {evicted / max(1, len(planned)):,.0f} "
                     f"| {spread(planned)} | {spread(found)} |"
                 )
-                print(lines[-1].splitlines()[-1], flush=True)
-    text = "\n\n".join(lines) + "\n"
-    (ROOT / "profiles" / f"planner_{date}.md").write_text(text)
-    print(text)
+                print(lines[-1], flush=True)
+    write_profile(
+        "planner",
+        "# The planner",
+        f"{made}. {count} batches of the default stream, 53,248 lookups each; those that evict, in one thread, "
+        "processor time in milliseconds: median (p10-p90), p99. Window of lookahead "
+        f"{WINDOW}, prefetch depth {PREFETCH_DEPTH}.",
+        f"Host memory: {untouched:.1f} bytes a table row (the map from row to address; lookahead has two of counts "
+        f"beside that), and {touched:.1f} more for each row touched (lrfu).",
+        "\n".join(lines),
+    )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+from measuring import made_by, write_profile
 
 from cachedlrm.command_line import parse_simulation
 from cachedlrm.data.open import open_dataset
-from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.schedule import Schedule
 from cachedlrm.simulation import Curve, miss_ratio_curve
 
-ROOT = Path(__file__).resolve().parents[1]
 STREAMS = {
     "zipf, 400 batches of 2,048": ["--data=zipf", "--steps=400", "--cache-ratios=0.01,0.02"],
     "zipf, 1,000 batches of 2,048: an epoch": ["--data=zipf", "--steps=1000", "--cache-ratios=0.01,0.02,0.05"],
@@ -29,7 +27,7 @@ STREAMS = {
 }
 POLICIES = {
     "oracle": [],
-    "lookahead 200, rows counted": ["--count-rows"],
+    "lookahead 200, rows not counted": ["--count-rows=False"],
     "lookahead 200": [],
     "lookahead 400": ["--lookahead=400"],
     "lookahead 800": ["--lookahead=800"],
@@ -121,17 +119,14 @@ def main() -> None:
     with_online = len(sys.argv) > 1
     if with_online:
         sys.path.append(sys.argv[1])
-    date = time.strftime("%Y-%m-%d")
-    parts = [
+    made = made_by(__file__, ["LIBCACHESIM_DIRECTORY"] if with_online else [])
+    write_profile(
+        "policies",
         "# Policies and the physical limit",
-        f"`python benchmarks/policies.py{' LIBCACHESIM_DIRECTORY' * with_online}` on {date}, commit {commit()}, "
-        f"{cpu_model()}. Prefetch depth 2. MIN: Belady's, with all rows of a batch resident together, from an empty "
-        "cache. libcachesim's policies get the unique rows of each batch one by one.",
-    ]
-    parts += [section(title, arguments, with_online) for title, arguments in STREAMS.items()]
-    text = "\n\n".join(parts) + "\n"
-    (ROOT / "profiles" / f"policies_{date}.md").write_text(text)
-    print(text)
+        f"{made}. Prefetch depth 2. MIN: Belady's, with all rows of a batch resident together, from an empty cache. "
+        "libcachesim's policies get the unique rows of each batch one by one.",
+        *(section(title, arguments, with_online) for title, arguments in STREAMS.items()),
+    )
 
 
 if __name__ == "__main__":

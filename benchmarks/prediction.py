@@ -7,23 +7,20 @@ Writes profiles/predictions_<date>.md.
 
 import itertools
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
+from measuring import made_by, write_profile
 
 from cachedlrm.architecture import build_architecture
 from cachedlrm.command_line import parse_plan
 from cachedlrm.data.open import open_dataset
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.prediction import predict
-from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.simulation import planned_batches
 from cachedlrm.tiers import size_tiers
 
-ROOT = Path(__file__).resolve().parents[1]
 STREAMS = {
     "zipf, 1,000 batches": (["--data=zipf"], (0.005, 0.01, 0.02, 0.05)),
     "zipf, 3 epochs": (["--data=zipf", "--nepochs=3"], (0.005, 0.01, 0.02, 0.05)),
@@ -58,16 +55,17 @@ def rows(sample: int) -> Iterator[str]:
 
 def main(sample: int) -> None:
     """Prints the table, row by row, and writes it."""
-    date = time.strftime("%Y-%m-%d")
-    text = (
-        "# Predictions and what the cache then did\n\n"
-        f"`python benchmarks/prediction.py {sample}` on {date}, commit {commit()}, {cpu_model()}. Hits and rows "
-        f"brought in, created or fetched: predicted from the ids of the first {sample} batches, then counted.\n\n"
-    )
+    made, lines = made_by(__file__), []
     for line in rows(sample):
         print(line, flush=True)
-        text += f"{line}\n"
-    (ROOT / "profiles" / f"predictions_{date}.md").write_text(text)
+        lines.append(line)
+    write_profile(
+        "predictions",
+        "# Predictions and what the cache then did",
+        f"{made}. Hits and rows brought in, created or fetched: predicted from the ids of the first {sample} batches, "
+        "then counted.",
+        "\n".join(lines),
+    )
 
 
 if __name__ == "__main__":

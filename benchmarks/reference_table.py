@@ -6,16 +6,15 @@ time for the rest is extrapolated: its time is proportional to its batches. ROWS
 Writes profiles/reference-table_<date>.md.
 """
 
-import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from measuring import made_by, train, write_profile
+
 SMALL = ["--arch-sparse-feature-size=2", "--arch-mlp-bot=4-3-2", "--arch-mlp-top=4-2-1", "--arch-embedding-size=4-3-2"]
 LARGE = [
     "--arch-sparse-feature-size=16",
@@ -59,10 +58,9 @@ def seconds(command: list[str], folder: Path) -> float:
 
 def ours(row: Row) -> tuple[float, dict]:
     """Seconds of the whole experiment here, and its report."""
-    with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "cachedlrm.train", "--data=reference", *row.arguments(row.samples)]
-        took = seconds([*command, "--ui=off", f"--run-dir={directory}/run"], ROOT)
-        return took, json.loads(Path(directory, "run", "report.json").read_text())
+    started = time.perf_counter()
+    report, _ = train("--data=reference", *row.arguments(row.samples))
+    return time.perf_counter() - started, report
 
 
 def theirs(row: Row, checkout: Path, share: float) -> float:
@@ -81,11 +79,11 @@ def main() -> None:
     checkout = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
     share = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
     num_rows = int(sys.argv[3]) if len(sys.argv) > 3 else len(ROWS)
-    lines, environment = [], {}
+    made = made_by(__file__, ["CHECKOUT"] * bool(checkout) + sys.argv[2:])
+    lines = []
     for row in ROWS[:num_rows]:
         reference = theirs(row, checkout, share) if checkout else None
         took, report = ours(row)
-        environment = report["environment"]
         ratio = f"{reference:,.0f} | {reference / took:.1f}" if reference else "- | -"
         step_ms = report["training_s"] * 1e3 / report["steps"]
         shape = re.sub("--arch-", "", " ".join(row.architecture[1:3]))
@@ -93,19 +91,14 @@ def main() -> None:
             f"| {row.samples:,} | {row.batch} | {row.epochs} | {shape} | {took:.1f} | {step_ms:.3f} | {ratio} |"
         )
         print(lines[-1], flush=True)
-    text = "\n\n".join(
-        [
-            "# facebookresearch/dlrm's table of CPU experiments",
-            f"`python {' '.join(['benchmarks/reference_table.py', *sys.argv[1:]])}` on {environment['date'][:10]}, "
-            f"commit {environment['commit']}, {environment['cpu']}, {environment['cores']} cores, torch "
-            f"{environment['torch']}. The batches, initial weights and losses are the reference's own. Seconds are "
-            "those of the whole command; the reference's are extrapolated from a share of the batches, in turn with "
-            "ours.",
-            "| samples | batch | epochs | layers | seconds | ms a step | reference, seconds | times faster |\n"
-            "|---:|---:|---:|---|---:|---:|---:|---:|\n" + "\n".join(lines),
-        ]
+    write_profile(
+        "reference-table",
+        "# facebookresearch/dlrm's table of CPU experiments",
+        f"{made}. The batches, initial weights and losses are the reference's own. Seconds are those of the whole "
+        "command; the reference's are extrapolated from a share of the batches, in turn with ours.",
+        "| samples | batch | epochs | layers | seconds | ms a step | reference, seconds | times faster |\n"
+        "|---:|---:|---:|---|---:|---:|---:|---:|\n" + "\n".join(lines),
     )
-    (ROOT / "profiles" / f"reference-table_{environment['date'][:10]}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -11,30 +11,26 @@ throughput  training with a host budget of 25 % of the touched records, beside t
 stall       how much longer than others the steps with a checkpoint take, the pipeline's draining and filling included.
 limit       a run under a cgroup limit (version 1, root) whose touched records are at least four times the limit.
 
-Writes ``profiles/storage_<date>.md``, a section a part.
+Writes ``profiles/storage-<part>_<date>.md``. Stores lie below STORAGE_BENCHMARK_DIR, or else where temporary files do.
 """
 
-import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
+from measuring import made_by, train_into, write_profile
 
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.record_log import RecordLog
 from cachedlrm.units import format_bytes
 
-ROOT = Path(__file__).parents[1]
 PLACE = Path(os.environ.get("STORAGE_BENCHMARK_DIR", tempfile.gettempdir()))
 
 
@@ -132,32 +128,30 @@ def reads() -> list[str]:
     return lines
 
 
-def trained(*arguments: str, prefix: tuple[str, ...] = ()) -> dict:
+def trained(*arguments: str, prefix: tuple[str, ...] = ()) -> tuple[dict, list[dict]]:
+    """The report of a run of the program, with the sizes of its files, and its metrics."""
     run = PLACE / "storage-run"
     shutil.rmtree(run, ignore_errors=True)
-    command = [*prefix, sys.executable, "-m", "cachedlrm.train", *arguments, f"--run-dir={run}", "--ui=off"]
-    subprocess.run(command, check=True, cwd=ROOT)
-    report = json.loads((run / "report.json").read_text())
-    report["metrics"] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    report, metrics = train_into(run, *arguments, prefix=prefix)
     store = run / "store" / "data.mdb"
     report["store_bytes"] = store.stat().st_size if store.exists() else 0
     report["final_bytes"] = (run / "final.safetensors").stat().st_size
     shutil.rmtree(run)
-    return report
+    return report, metrics
 
 
 def throughput() -> list[str]:
     steps = 600
     shape = [f"--steps={steps}", "--test-freq=-1", "--gpu-cache-ratio=0.01", "--optimizer=rwsadagrad"]
-    rows = trained(*shape)["first_touch_rows"]
+    rows = trained(*shape)[0]["first_touch_rows"]
     budget = rows * 68 // 4
     ratios, lines = (
         [],
         ["| turn | samples/s, all in memory | LMDB | ratio | fetched rows | store |", "|---|---|---|---|---|---|"],
     )
     for turn in range(3):
-        memory = trained(*shape, "--print-freq=1")
-        disk = trained(*shape, "--print-freq=1", "--store=lmdb", f"--host-budget={budget}")
+        memory, _ = trained(*shape, "--print-freq=1")
+        disk, _ = trained(*shape, "--print-freq=1", "--store=lmdb", f"--host-budget={budget}")
         assert memory["losses"] == disk["losses"]
         ratios.append(disk["samples_per_s"] / memory["samples_per_s"])
         lines.append(
@@ -176,10 +170,10 @@ def stall() -> list[str]:
     lines = ["| store | cache | step ms, median | stall ms, each checkpoint | median |", "|" + "---|" * 5]
     for store, ratio in (("host", 0.05), ("host", 0.01), ("lmdb", 0.01)):
         options = ["--store=lmdb", "--host-budget=64MiB"] if store == "lmdb" else []
-        rows = trained(
+        _, rows = trained(
             f"--steps={steps}", "--test-freq=-1", f"--gpu-cache-ratio={ratio}", "--optimizer=adagrad", "--print-freq=1",
             f"--checkpoint-every={every}", *options,
-        )["metrics"]  # fmt: skip
+        )  # fmt: skip
         at = np.array([row["elapsed_s"] for row in rows]) * 1e3  # of the end of each step
         step = float(np.median(np.diff(at)))
         # A checkpoint comes behind its step's line; the prefetch depth of steps behind it may wait for the pipeline.
@@ -197,7 +191,7 @@ def limit() -> list[str]:
     prefix = ("bash", "-c", f'echo $$ > {group}/cgroup.procs; exec "$0" "$@"')
     rows, dim = 26 * 130_000, 128
     begun = time.monotonic()
-    report = trained(
+    report, _ = trained(
         "--data=reference", "--data-size=400000", "--mini-batch-size=64", f"--arch-sparse-feature-size={dim}",
         "--arch-embedding-size=" + "-".join(["130000"] * 26), "--arch-mlp-bot=13-128", "--arch-mlp-top=64-1",
         "--optimizer=adam", "--init=counter", "--num-indices-per-lookup=10", "--steps=400", "--threads=1",
@@ -223,13 +217,8 @@ def limit() -> list[str]:
 PARTS = {"writes": writes, "reads": reads, "throughput": throughput, "stall": stall, "limit": limit}
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(PARTS)
-    out = ROOT / "profiles" / f"storage_{date.today()}.md"
-    text = out.read_text() if out.exists() else f"# The tier on disk, {date.today()}\n"
-    for name in chosen:
-        measured = PARTS[name]()
-        command = f"python benchmarks/storage.py {name}"
-        text += f"\n## {name}\n`{command}`, {cpu_model()}, {os.cpu_count()} cores, commit {commit()}\n\n"
-        text += "\n".join(measured) + "\n"
-        print("\n".join(measured), flush=True)
-        out.write_text(text)
+    for part in sys.argv[1:] or PARTS:
+        measured = PARTS[part]()
+        write_profile(
+            f"storage-{part}", f"# The tier on disk: {part}", f"{made_by(__file__, [part])}.", "\n".join(measured)
+        )

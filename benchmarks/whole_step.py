@@ -9,7 +9,8 @@ Batches are read before the clock starts, and for others made into tensors. Noth
 its first step ours waits.
 
 Caches are filled first, until those of 1 % and 5 % evict, by batches whose rows come and go untrained; the first round
-does not count. Writes profiles/whole-step_<date>.md: medians and p10-p90 over ROUNDS (default 30) blocks. Takes 8 GiB.
+does not count. Writes profiles/whole-step-<OMP_WAIT_POLICY>_<date>.md: medians and p10-p90 over ROUNDS (default 30)
+blocks. Takes 8 GiB.
 """
 
 import gc

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from cachedlrm.config import ModelOptions
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.errors import UserError
-from cachedlrm.model.dlrm import Dlrm, num_interactions
+from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
+from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
 from cachedlrm.store.records import RecordLayout
 

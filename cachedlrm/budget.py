@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cachedlrm.errors import UserError
+from cachedlrm.model.dense_optimizer import ALIGNMENT
 from cachedlrm.store.init import DEVICE_TURN_ROWS
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.units import format_bytes
@@ -13,6 +14,9 @@ _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
 _ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
 # Of each stream that multiplies matrices, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB.
 _CUBLAS_WORKSPACE_BYTES = 32 << 20
+_MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle
+_DENSE_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors as large as the parameters
+_LOSS_NUMBERS = 8  # of a sample: prediction, loss and their gradients
 _OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
 
 
@@ -41,11 +45,13 @@ class Workload:
         groups: of tables.
         num_features: T, sparse features.
         lookups_per_bag: the most lookups a bag can hold.
-        mini_batch_size: samples of one forward and backward pass.
+        mini_batch_size: samples of a loss.
         mlp_bot: layer sizes of the bottom MLP, its input first.
         mlp_top: layer sizes of the top MLP, its (derived) input first.
         prefetch_depth: batches prepared ahead.
-        staging_rows: rows of a staging buffer; 0 on the CPU, which needs none of its own.
+        most_staging_rows: rows of a staging buffer, at most; 0 on the CPU, which needs none of its own.
+        micro_batch_size: samples that go through the layers at a time, at most; 0: a mini-batch.
+        samples_multiplied: samples whose interaction is computed at a time, at most; 0: all that go through the layers.
         num_mini_batches: mini-batches of a step, whose gradients are added up.
         test_batch_size: samples of an evaluation step; 0: none.
         dot: whether the interaction is of pairwise products.
@@ -61,7 +67,9 @@ class Workload:
     mlp_bot: tuple[int, ...]
     mlp_top: tuple[int, ...]
     prefetch_depth: int
-    staging_rows: int
+    most_staging_rows: int
+    micro_batch_size: int = 0
+    samples_multiplied: int = 0
     num_mini_batches: int = 1
     test_batch_size: int = 0
     dot: bool = True
@@ -75,6 +83,11 @@ class Workload:
         return self.mini_batch_size * self.num_mini_batches
 
     @property
+    def pass_size(self) -> int:
+        """Samples that go through the layers at a time."""
+        return min(self.micro_batch_size or self.mini_batch_size, self.mini_batch_size)
+
+    @property
     def num_rows(self) -> int:
         return sum(group.num_rows for group in self.groups)
 
@@ -83,6 +96,11 @@ class Workload:
         """The most unique rows one batch can have, in each group."""
         lookups = self.batch_size * self.lookups_per_bag
         return tuple(sum(min(rows, lookups) for rows in group.table_rows) for group in self.groups)
+
+    @property
+    def staging_rows(self) -> int:
+        """Rows of a staging buffer: no more than a batch can move."""
+        return min(self.most_staging_rows, max(self.working_set_bounds))
 
     @property
     def batch_host_bytes(self) -> int:
@@ -100,8 +118,10 @@ class Workload:
         Buffers stay; beside them is what a training step needs, or an evaluation step if that is more.
         """
         buffers = int(_SPARE * (self._upload_bytes(working_sets) + self._record_bytes(working_sets)))
-        step, evaluation = self._step_bytes(working_sets), self._evaluation_bytes(working_sets)
-        rows, activations = max(step, evaluation, key=sum)
+        vectors, layers, rows = self._step_bytes(working_sets)
+        # Parameters, and after them rows, move when the layers have given their memory back.
+        step = rows, vectors + max(layers, self._dense_temporaries, rows) - rows
+        rows, activations = max(step, self._evaluation_bytes(working_sets), key=sum)
         staging = sum(4 * self.staging_rows * group.layout.record_bytes for group in self.groups)
         workspace = 0
         if staging:  # on CUDA; initial rows are computed there in turns, with a few int64 temporaries
@@ -111,7 +131,7 @@ class Workload:
             "staging": staging,
             "working_set": buffers + rows,
             "dense": self._dense_bytes,
-            "activations": activations + workspace + (self._graph_bytes(step[1]) if self.cuda_graphs else 0),
+            "activations": activations + workspace + (self._graph_bytes(vectors + layers) if self.cuda_graphs else 0),
         }
 
     def _graph_bytes(self, activations: int) -> int:
@@ -135,21 +155,24 @@ class Workload:
         pairs = zip(self.groups, working_sets, strict=True)
         return sum(rows * group.layout.record_bytes for group, rows in pairs)
 
-    def _step_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
-        """Bytes of a training step: gradients and temporaries of the rows, and activations with their gradients."""
+    def _step_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int, int]:
+        """Bytes of a training step: pooled vectors, activations and gradients of layers, those of rows after that."""
         row_bytes = pooled = 0
         for group, rows in zip(self.groups, working_sets, strict=True):
             layout = group.layout
             copies = 1 + _ROW_TEMPORARIES[layout.optimizer] + 2 * layout.weighted
             row_bytes += 4 * rows * layout.parameter_width * copies
-            # Vectors of the batch, and gradients of one mini-batch, which take the vectors' place where there are more.
-            pooled += (self.batch_size + self.mini_batch_size) * len(group.table_rows) * layout.dim
+            pooled += self.batch_size * len(group.table_rows) * layout.dim  # and their gradients, in the same place
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
-        kept = outputs * (2 if self.keeps_inputs else 1) + sum(self._interaction_units)
-        return row_bytes, 4 * (self.mini_batch_size * (kept + self._largest_pair) + pooled)
+        kept = outputs * (2 if self.keeps_inputs else 1) + self.mlp_top[0]
+        # A layer's gradient by its output, and that by its activation's input or by its own.
+        layers = self.pass_size * (kept + 2 * self._widest + self._combined(trains=True) + _LOSS_NUMBERS)
+        # Gradients of a pass before they are added: of one layer after the other, of all projections at once.
+        added = max(inputs * outputs for inputs, outputs in self._layers) + sum(self._projections)
+        return 4 * pooled, 4 * (layers + self._multiplied(self.pass_size) + added), row_bytes
 
     def _evaluation_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
-        """The same of an evaluation step, which keeps no activations.
+        """Bytes of an evaluation step, which keeps no activations: rows and lookups, then vectors and layers.
 
         Unique rows grow more slowly than samples, so a test batch of k batches has at most k times their rows.
         """
@@ -158,32 +181,63 @@ class Workload:
         for group, rows in zip(self.groups, working_sets, strict=True):
             bags = self.test_batch_size * len(group.table_rows)
             lookups = bags * self.lookups_per_bag
-            most = min(times * rows, group.num_rows)
+            most = min(times * rows, sum(min(r, self.test_batch_size * self.lookups_per_bag) for r in group.table_rows))
             row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
             pooled += bags * group.layout.dim
-        return row_bytes, 4 * (self.test_batch_size * (self._largest_pair + self.mlp_bot[0]) + pooled)
+        layers = self.test_batch_size * (2 * self._widest + self.mlp_bot[0] + self._combined(trains=False))
+        return row_bytes, 4 * (pooled + layers + self._multiplied(self.test_batch_size))
 
-    @property
-    def _interaction_units(self) -> tuple[int, int, int]:
-        """Numbers a sample has in the interaction: vectors, their products, and the inputs of the top MLP."""
+    def _multiplied(self, samples: int) -> int:
+        """Numbers in a part's vectors, their gradient and its two terms, and their products, while it is multiplied."""
+        if not self.dot:
+            return 0
         vectors = self.num_features + 1
-        return vectors * self.mlp_bot[-1], vectors**2 if self.dot else 0, self.mlp_top[0]
+        return min(samples, self.samples_multiplied or samples) * (3 * vectors * self.mlp_bot[-1] + vectors**2)
+
+    def _combined(self, trains: bool) -> int:
+        """Numbers a sample has while pooled vectors are combined and projected, beside these."""
+        tables = [(len(group.table_rows), group.layout.dim) for group in self.groups]
+        if tables == [(self.num_features, self.mlp_bot[-1])]:
+            return 0  # each is the vector of its feature
+        pooled, vectors = sum(number * dim for number, dim in tables), self.num_features * self.mlp_bot[-1]
+        if not trains:
+            return 2 * vectors  # one by one, and all in one tensor
+        # The same of a copy; on the way back its gradient, to which autograd adds one as large for each table.
+        return pooled + vectors + max(vectors, 2 * pooled)
 
     @property
-    def _largest_pair(self) -> int:
-        """What a sample has in two neighbouring layers at most, as an input and an output or their gradients."""
-        return sum(sorted([*self.mlp_bot, *self.mlp_top, *self._interaction_units])[-2:])
+    def _widest(self) -> int:
+        """Numbers that a sample has in the widest layer."""
+        return max(*self.mlp_bot, *self.mlp_top)
+
+    @property
+    def _layers(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each."""
+        return [*itertools.pairwise(self.mlp_bot), *itertools.pairwise(self.mlp_top)]
+
+    @property
+    def _projections(self) -> list[int]:
+        """Parameters of each. Tables of all the same dimension need none."""
+        dim = self.mlp_bot[-1]
+        narrow = [group for group in self.groups if group.layout.dim < dim and len(self.groups) > 1]
+        return [group.layout.dim * dim for group in narrow for _ in group.table_rows]
+
+    @property
+    def _num_parameters(self) -> int:
+        """Of layers and projections, as they lie in memory."""
+        layers = [size for inputs, outputs in self._layers for size in (inputs * outputs, outputs)]
+        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in [*layers, *self._projections])
 
     @property
     def _dense_bytes(self) -> int:
-        parameters = sum(
-            inputs * outputs + outputs
-            for sizes in (self.mlp_bot, self.mlp_top)
-            for inputs, outputs in itertools.pairwise(sizes)
-        )
-        projections = sum(len(group.table_rows) * group.layout.dim * self.mlp_bot[-1] for group in self.groups[1:])
-        copies = 2 * parameters if self.bf16 else 0
-        return 4 * (parameters + projections) * (2 + _OPTIMIZER_STATES[self.groups[0].layout.optimizer]) + copies
+        """Bytes of parameters, gradients and state, and of copies to compute on."""
+        states = _OPTIMIZER_STATES[self.groups[0].layout.optimizer]
+        return self._num_parameters * (4 * (2 + states) + (2 if self.bf16 else 0))
+
+    @property
+    def _dense_temporaries(self) -> int:
+        """Bytes while parameters move."""
+        return 4 * self._num_parameters * _DENSE_TEMPORARIES[self.groups[0].layout.optimizer]
 
 
 @dataclass(frozen=True)
@@ -345,11 +399,27 @@ def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, w
     if room >= needed:
         most = largest_ratio(room, num_rows)
         return f"{asked:,} slots are asked for, {facts}; use --gpu-cache-ratio {most} or less, or {least}"
-    return f"{facts}; use {_smaller_step(workload, request, limit_bytes)}, or {least}"
+    return f"{facts}; use {_smaller_step(workload, request, limit_bytes, working_sets)}, or {least}"
 
 
-def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int) -> str:
-    """The largest batch that fits; with fewer slots, if those asked for leave no room for any."""
+def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
+    """Fewer samples in an evaluation or in the layers at a time, else the largest batch that fits.
+
+    With fewer slots, if those asked for leave no room for any batch.
+    """
+
+    def fits(samples: int, tested: int) -> bool:
+        divided = replace(workload, micro_batch_size=samples, test_batch_size=tested)
+        return _sizes(divided, request, limit_bytes, working_sets).holds(working_sets, limit_bytes)
+
+    tested = workload.test_batch_size
+    if most := _largest(tested, lambda fewer: fits(workload.pass_size, fewer)):
+        return f"--test-mini-batch-size {most} or less"
+    for passes in range(2, 1 if workload.cuda_graphs else _MOST_PASSES + 1):  # graphs are of whole mini-batches
+        samples = -(-workload.mini_batch_size // passes)
+        if samples < workload.pass_size and fits(samples, min(samples, tested)):
+            tests = "" if fits(samples, tested) else f" with --test-mini-batch-size {samples}"
+            return f"--micro-batch-size {samples}{tests} or less"
     batch_size = largest_batch(workload, request, limit_bytes)
     if batch_size:
         return f"--mini-batch-size {batch_size} or less"
@@ -386,7 +456,12 @@ def largest_batch(workload: Workload, request: CacheRequest, limit_bytes: int) -
         bounds = smaller.working_set_bounds
         return _sizes(smaller, request, limit_bytes, bounds).holds(bounds, limit_bytes)
 
-    low, high = 0, workload.mini_batch_size
+    return _largest(workload.mini_batch_size, fits)
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` that fits, as all smaller ones then do; 0 if none does."""
+    low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

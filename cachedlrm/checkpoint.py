@@ -160,9 +160,7 @@ def _read_checkpoint(database: Database, num_groups: int) -> Checkpoint | None:
         if len(checkpoint.ends) != num_groups:
             raise ValueError(f"it is of {len(checkpoint.ends)} groups of tables, not {num_groups}")
     except ValueError as error:
-        raise UserError(
-            f"the store in {database.path} is damaged: {error}; put back a copy of the store, or start the run again"
-        ) from error
+        raise database.damaged(str(error)) from error
     return checkpoint
 
 

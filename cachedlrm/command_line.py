@@ -6,20 +6,18 @@ spelled like the options.
 
 import dataclasses
 import difflib
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TextIO, TypeVar, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import cyclopts
-import rich.console
 import tomli_w
 from cyclopts import Parameter
 
-from cachedlrm import __version__
+from cachedlrm.app import make_app, mistake, read_arguments
 from cachedlrm.config import (
     Budget,
     Bytes,
@@ -33,8 +31,10 @@ from cachedlrm.config import (
 )
 from cachedlrm.errors import UserError
 from cachedlrm.option_checks import check_options
-from cachedlrm.output import Output
 from cachedlrm.text import as_argument, as_utf8
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _HELP = """Train a deep learning recommendation model whose embedding tables exceed the device.
 
@@ -49,6 +49,9 @@ _SIZES = {*_EITHER, "--gpu-budget"}
 """All that decides how many rows are kept."""
 
 
+_Command = TypeVar("_Command", bound="DataclassInstance")
+
+
 def parse_command_line(arguments: Sequence[str]) -> Options:
     """Options from a command line.
 
@@ -56,21 +59,47 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    options, tokens = _parse(arguments), list(arguments)
-    if options.run.profile:
-        tokens = _with_profiles(options.run.profile, arguments)
-        options = _parse(tokens)
+    options, given = _parse(arguments), _given(arguments)
+    options, given = _with_profiles(options, options.run.profile, given)
     if options.run.resume is not None:
-        return _resumed(options.run.resume, tokens)
+        return _resumed(options.run.resume, options, given)
     return check_options(options)
 
 
-def _with_profiles(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The arguments with the values of profiles below them; a later profile goes before an earlier one."""
-    tokens = list(arguments)
+def _given(arguments: Sequence[str]) -> set[str]:
+    """The options among arguments, spelled with dashes."""
+    return {argument.split("=")[0].replace("_", "-") for argument in arguments}
+
+
+def _with_profiles(command: _Command, names: Sequence[str], given: set[str]) -> tuple[_Command, set[str]]:
+    """The values of profiles below those that are ``given``, and all options given then.
+
+    A later profile goes before an earlier one.
+    """
     for name in reversed(names):
-        tokens = [*_not_given(_profile_arguments(_find_profile(name)), tokens, _EITHER), *tokens]
-    return tokens
+        profile = _read_profile(_find_profile(name))
+        command = _with_values(command, profile, given, _EITHER)
+        given = given | profile.given
+    return command, given
+
+
+def _with_values(command: _Command, profile: "_Profile", given: set[str], either: set[str]) -> _Command:
+    """``command`` with a profile's values of options not ``given``; one of ``either`` stands for all of them."""
+    if given & either:
+        given = given | either
+    values = {
+        name: value
+        for group in dataclasses.fields(profile.options)
+        for name, value in vars(getattr(profile.options, group.name)).items()
+        if (option := _as_option(name)) in profile.given and option not in given
+    }
+    groups = {}
+    for field in dataclasses.fields(command):
+        group = getattr(command, field.name)
+        groups[field.name] = dataclasses.replace(
+            group, **{name: values[name] for name in vars(group) if name in values}
+        )
+    return dataclasses.replace(command, **groups)
 
 
 _PLAN_HELP = """What fits where: the bytes of each tier, and the hits, rows moved and speed to expect. Trains nothing.
@@ -86,48 +115,34 @@ def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    command = _parse_plan(arguments)
-    if command.options.run.profile:
-        command = _parse_plan(_with_profiles(command.options.run.profile, arguments))
-    if command.options.run.resume is not None:
-        run = command.options.run.resume
+    command = _parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
+    options, _ = _with_profiles(command.options, command.options.run.profile, _given(arguments))
+    if (run := options.run.resume) is not None:
         raise UserError(f"--resume {run} is for training; plan the run by --profile {run / 'config.toml'}")
-    return check_options(command.options), command.plan
+    return check_options(options), command.plan
 
 
-def _parse_plan(arguments: Sequence[str]) -> PlanCommand:
-    return _parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
-
-
-def _not_given(lower: Sequence[str], tokens: Sequence[str], either: set[str]) -> list[str]:
-    """The arguments ``lower`` that ``tokens`` do not override; one of ``either`` overrides all of them."""
-    given = {token.split("=")[0].replace("_", "-") for token in tokens}
-    if given & either:
-        given |= either
-    return [token for token in lower if token.split("=")[0] not in given]
-
-
-def _resumed(run_dir: Path, tokens: Sequence[str]) -> Options:
-    """The options of the run in ``run_dir`` with those of ``tokens`` over them."""
+def _resumed(run_dir: Path, options: Options, given: set[str]) -> Options:
+    """The options of the run in ``run_dir`` with those that are ``given`` over them."""
     config = run_dir / "config.toml"
     if not config.is_file():
         raise UserError(f"--resume {run_dir} holds no run (config.toml is missing); start it without --resume")
-    before = load_options(config)
-    options = check_options(_parse([*_not_given(_profile_arguments(config), tokens, _SIZES), *tokens]))
+    profile = _read_profile(config)
+    before, options = profile.options, check_options(_with_values(options, profile, given, _SIZES))
     for group in dataclasses.fields(Options):
         for field in dataclasses.fields(getattr(options, group.name)):
             then, now = (getattr(getattr(side, group.name), field.name) for side in (before, options))
             if then != now and field.name in _DECIDES_BITS.get(group.name, (field.name,)):
                 raise UserError(
-                    f"{_as_option(field.name, now)}: the run in {run_dir} was started with "
-                    f"{_as_option(field.name, then)}; drop the option, or start another run without --resume"
+                    f"{_with_value(field.name, now)}: the run in {run_dir} was started with "
+                    f"{_with_value(field.name, then)}; drop the option, or start another run without --resume"
                 )
     return options
 
 
 _FREE: tuple[str, ...] = ()
 _DECIDES_BITS: dict[str, tuple[str, ...]] = {
-    "batches": ("mini_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"),
+    "batches": ("mini_batch_size", "micro_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"),
     "data": ("data",),
     "optimisation": tuple({field.name for field in dataclasses.fields(OptimisationOptions)} - {"cuda_graphs"}),
     "cache": _FREE,
@@ -139,9 +154,12 @@ _DECIDES_BITS: dict[str, tuple[str, ...]] = {
 """Options of each group that a resumed run keeps; all of those of a group that is missing here."""
 
 
-def _as_option(name: str, value: object) -> str:
-    option = f"--{name.replace('_', '-')}"
-    return f"no {option}" if value is None else f"{option} {_toml_value(value)}"
+def _as_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with_value(name: str, value: object) -> str:
+    return f"no {_as_option(name)}" if value is None else f"{_as_option(name)} {_toml_value(value)}"
 
 
 _SIMULATION_HELP = """What caches of several sizes would do on the ids of a run, without training: the miss-ratio curve.
@@ -157,12 +175,8 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    command = _parse_simulation(arguments)
-    if command.simulation.profile:
-        known = {f"--{name}" for names in _option_names(SimulationCommand).values() for name in names}
-        profiles = _with_profiles(command.simulation.profile, [])
-        lower = [token for token in profiles if token.split("=")[0] in known - _SIZES]
-        command = _parse_simulation([*_not_given(lower, arguments, set()), *arguments])
+    command = _parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
+    command, _ = _with_profiles(command, command.simulation.profile, _given(arguments) | _SIZES)
     cache = command.cache
     for name in sorted(_SIZES):
         if (value := getattr(cache, name.lstrip("-").replace("-", "_"))) is not None:
@@ -179,17 +193,13 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
     return check_options(options), command.simulation
 
 
-def _parse_simulation(arguments: Sequence[str]) -> SimulationCommand:
-    return _parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
-
-
 def load_options(path: Path) -> Options:
     """Options from a TOML file alone.
 
     Raises:
         UserError: the file is missing or wrong.
     """
-    return check_options(_parse(_profile_arguments(path)))
+    return _read_profile(path).options
 
 
 def to_toml(options: Options) -> str:
@@ -223,28 +233,18 @@ def _parse(arguments: Sequence[str]) -> Options:
     return _parse_as(Options(), arguments, "python -m cachedlrm.train", _HELP)
 
 
-_Command = TypeVar("_Command", Options, PlanCommand, SimulationCommand)
-
-
 def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_text: str) -> _Command:
     """The dataclass ``nothing`` with the values that ``arguments`` give."""
     _refuse_odd_text(arguments)
     kind = type(nothing)
-    app = cyclopts.App(
-        name=program,
-        help=help_text,
-        version=__version__,
-        result_action="return_value",
-        console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),  # a pipe may be closed
-        suppress_keyboard_interrupt=False,
-    )
+    app = make_app(program, help_text)
 
     @app.default
     def collect(*, options: Annotated[kind, Parameter(name="*")] = nothing) -> _Command:  # type: ignore[valid-type]
         return options
 
     try:
-        options = app(list(arguments), exit_on_error=False, print_error=False)
+        return read_arguments(app, arguments, kind)
     except cyclopts.UnusedCliTokensError as error:
         stray = (error.unused_tokens or ["?"])[0]
         raise UserError(f"unexpected argument {stray!r}; options start with two dashes") from error
@@ -252,28 +252,25 @@ def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_te
         name = error.token.keyword or error.token.value
         why = _NOT_CARRIED.get(name.split("=")[0].lstrip("-").replace("_", "-"))
         if why:
-            raise _mistake(f"{name} of facebookresearch/dlrm is not carried over: {why}") from error
+            raise mistake(f"{name} of facebookresearch/dlrm is not carried over: {why}") from error
         known = [name for names in _option_names(kind).values() for name in names]
         hint = _nearest(name, known, "--") or "--help lists the options"
-        raise _mistake(f"unknown option {name}; {hint}") from error
+        raise mistake(f"unknown option {name}; {hint}") from error
     except cyclopts.CycloptsError as error:
-        raise _mistake(str(error)) from error
-    if not isinstance(options, kind):
-        raise SystemExit(0)  # --help or --version was printed
-    return options
+        raise mistake(str(error)) from error
 
 
 def _refuse_odd_text(arguments: Sequence[str]) -> None:
     """Empty values, which are usually a shell variable that is not set, and bytes that config.toml cannot hold."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if before.startswith("--") and "=" not in before and not argument:
-            raise _mistake(f"{before} needs a value, not an empty one")
+            raise mistake(f"{before} needs a value, not an empty one")
         if argument.startswith("--") and argument.find("=") == len(argument) - 1:
-            raise _mistake(f"{argument[:-1]} needs a value, not an empty one")
+            raise mistake(f"{argument[:-1]} needs a value, not an empty one")
         try:
             as_utf8(argument)
         except UnicodeError as error:
-            raise _mistake(f"{argument!r} is not valid UTF-8; rename what it names") from error
+            raise mistake(f"{argument!r} is not valid UTF-8; rename what it names") from error
 
 
 _LOOP = "the loop here evaluates by AUC and ends after --nepochs or --steps"
@@ -334,38 +331,39 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {prefix}{matches[0]}?" if matches else ""
 
 
-def _mistake(message: str) -> UserError:
-    """One line, whatever was quoted in it."""
-    return UserError(" ".join(message.split()))
+@dataclasses.dataclass(frozen=True)
+class _Profile:
+    """What a TOML file says: the options it gives, spelled with dashes, and all options with their values."""
+
+    given: set[str]
+    options: Options
 
 
-def _profile_arguments(path: Path) -> list[str]:
-    """A profile's values spelled as a command line, each as one ``--option=value``."""
+def _read_profile(path: Path) -> _Profile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _mistake(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
+        raise mistake(f"cannot read {path}: {error.strerror}; check --profile or the run directory") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
-        raise _mistake(f"{path} is not valid TOML: {error}") from error
+        raise mistake(f"{path} is not valid TOML: {error}") from error
     if not isinstance(tables.pop("description", ""), str):
-        raise _mistake(f"{path}: description must be a string")
+        raise mistake(f"{path}: description must be a string; put quotes around it")
     groups = {group.name: _annotations(group) for group in dataclasses.fields(Options)}
-    arguments = {}
+    arguments: dict[tuple[str, str], str] = {}
     for table, values in tables.items():
         if table not in groups or not isinstance(values, dict):
-            raise _mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
+            raise mistake(f"{path}: unknown table [{table}]; there are {', '.join(groups)}")
         for key, value in values.items():
             if (table, key) == ("run", "profile"):
-                raise _mistake(f"{path}: [run] profile: a profile takes no other one; copy the other's values here")
+                raise mistake(f"{path}: [run] profile: a profile takes no other one; copy the other's values here")
             if key not in groups[table]:
                 hint = _nearest(key, groups[table]) or f"there are {', '.join(groups[table])}"
-                raise _mistake(f"{path}: [{table}] {key} is not an option; {hint}")
+                raise mistake(f"{path}: [{table}] {key} is not an option; {hint}")
             types, words = _toml_types(groups[table][key])
             if type(value) not in types:  # isinstance would take True for a number
-                raise _mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
-            arguments[f"[{table}] {key}"] = as_argument(f"--{key}={value}")
-    _refuse_profile(path, arguments)
-    return list(arguments.values())
+                raise mistake(f"{path}: [{table}] {key} must be {words}, not {value!r}")
+            arguments[table, key] = as_argument(f"--{key}={value}")
+    return _Profile({f"--{key}" for _, key in arguments}, _profile_options(path, arguments))
 
 
 _TOML_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
@@ -386,18 +384,26 @@ def _toml_types(annotation: Any) -> tuple[tuple[type, ...], str]:
     return _TOML_TYPES.get(annotation, ((str,), "a string"))
 
 
-def _refuse_profile(path: Path, arguments: Mapping[str, str]) -> None:
-    """Refuses values that are wrong or do not fit each other; names the file and, if one alone is wrong, its place."""
+def _profile_options(path: Path, arguments: Mapping[tuple[str, str], str]) -> Options:
+    """The options of a profile's values, by table and key; an error names the file and, if one is wrong alone, these.
+
+    Table by table: `cyclopts` looks at every option for each argument, which for all of a run's takes a tenth of a
+    second.
+    """
     try:
-        check_options(_parse(list(arguments.values())))
+        groups = {}
+        for group in dataclasses.fields(Options):
+            values = [argument for (table, _), argument in arguments.items() if table == group.name]
+            groups[group.name] = _parse_as(group.default_factory(), values, "", "")  # type: ignore[operator]
+        return check_options(Options(**groups))
     except UserError as together:
-        for place, argument in arguments.items():
+        for (table, key), argument in arguments.items():
             try:
                 check_options(_parse([argument]))
             except UserError as alone:
                 if str(alone) == str(together):  # an option may also be wrong only because it is alone here
-                    raise _mistake(f"{path}: {place}: {alone}") from alone
-        raise _mistake(f"{path}: {together}") from together
+                    raise mistake(f"{path}: [{table}] {key}: {alone}") from alone
+        raise mistake(f"{path}: {together}") from together
 
 
 def _find_profile(name: str) -> Path:
@@ -411,4 +417,4 @@ def _find_profile(name: str) -> Path:
     for path in packaged:
         if path.stem == name:
             return path
-    raise _mistake(f"--profile {name}: no such profile; there are {', '.join(path.stem for path in packaged)}")
+    raise mistake(f"--profile {name}: no such profile; there are {', '.join(path.stem for path in packaged)}")

@@ -142,6 +142,9 @@ class BatchOptions:
 
     mini_batch_size: Positive | None = None
     """Samples of a step. Default: 2048; 1024 for flights, 1 for reference data."""
+    micro_batch_size: Positive | None = None
+    """Samples that go through the layers at a time, at most; gradients of a mini-batch's passes are added up. Fewer
+    need less memory on the device. Default: the mini-batch."""
     num_batches: Count = 0
     """Steps of an epoch at most; 0: all."""
     nepochs: Count = 1
@@ -154,7 +157,7 @@ class BatchOptions:
     """Steps between evaluations, and one at the end; -1: never. Default: ten evaluations a run; -1 for reference
     data."""
     test_mini_batch_size: PositiveOrOff = -1
-    """Samples of an evaluation step; -1: as in training."""
+    """Samples of an evaluation step; -1: as many as go through the layers at a time in training."""
     print_freq: Positive = 50
     """Steps between lines of metrics; 1 also records every loss in report.json."""
 
@@ -244,14 +247,14 @@ class CacheOptions:
     """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept. auto: what a device
     profile says there is, or nine tenths of what is free on the GPU; implies --predict."""
     policy: Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"] = "lrfu"
-    """Which rows to evict. static and oracle read all ids once before training (for static, prepared data has counts
-    and spares that); lookahead knows --lookahead batches ahead, and beyond them such counts, if there are; oracle moves
-    as few rows as possible, for comparison, and keeps 4 bytes for each row of each batch on disk."""
+    """Which rows to evict. static, lookahead and oracle read all ids once before training (for the first two, prepared
+    data has counts and spares that); lookahead knows --lookahead batches ahead, and beyond them how many lookups are
+    left; oracle moves as few rows as possible, for comparison, and keeps 4 bytes for each row of each batch on disk."""
     lookahead: Positive = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
-    count_rows: Flag = False
-    """Read all ids once before training, so that --policy lookahead knows how often each row is still to be used;
-    prepared data has the counts and needs no pass."""
+    count_rows: Flag = True
+    """Of --policy lookahead: read all ids once before training, to know how often each row is still to be used;
+    prepared data has the counts and needs no pass. --count-rows=False: start at once, and move a few percent more."""
     prefetch_depth: Depth | None = None
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
     only while the slots hold that many working sets more than one. Default: 2; 0 on the CPU where a step is small."""
@@ -384,7 +387,7 @@ class Simulation:
     """Print JSON instead of a table."""
     profile: Names = ()
     """Values from a run's TOML file, or from a packaged one by name, as for training; the command line overrides them.
-    The tables store, run and inference and the size of the cache are left out."""
+    The tables store and inference, the table run but for steps, and the size of the cache are left out."""
 
 
 @Parameter(name="*")

@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cachedlrm.cache.lookup_counts import MANY, Counts, add_lookups
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
@@ -25,7 +27,6 @@ NEXT_USES_FOLDER = "next_uses"
 
 _SAVE_EVERY_S = 60.0
 _NUM_SAMPLED_BATCHES = 8  # of which the fingerprint has the ids
-_MOST_REPEATS = 2**30  # no policy tells more of them apart, and their sum fits 64 bits
 
 Tell = Callable[[float], None]
 
@@ -64,24 +65,15 @@ def inform_policies(
     """
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
-    counts = [row_counts] if row_counts is not None and router.is_identity else None
-    if isinstance(kind, Static) and counts is None:
+    known = row_counts if router.is_identity else None
+    if isinstance(kind, Static) and known is None:
         _count_uses(by_group, num_rows, router, schedule, tell)
-    elif isinstance(kind, Static) and counts is not None:
-        for policies, group_counts in zip(by_group, counts, strict=True):
-            for policy in policies:
-                assert isinstance(policy, Static)
-                policy.take_counts(group_counts)
+    elif isinstance(kind, Static) and known is not None:
+        for (policy,) in caches:  # plain tables share a slab
+            assert isinstance(policy, Static)
+            policy.take_counts(known)
     if isinstance(kind, Lookahead) and knows_counts(options.cache, router, row_counts):
-        epochs, passed = max(1, -(-schedule.num_batches // schedule.batches_per_epoch)), None
-        if counts is None:  # those behind `first_batch`, all epochs together
-            epochs, counts = 1, _count_lookups(num_rows, router, schedule, (first_batch, schedule.num_batches), tell)
-        elif first_batch:
-            passed = _count_lookups(num_rows, router, schedule, (0, first_batch), tell)
-        for number, policies in enumerate(by_group):
-            for policy in policies:
-                assert isinstance(policy, Lookahead)
-                policy.take_counts(counts[number], epochs, None if passed is None else passed[number])
+        _count_what_is_left(by_group, num_rows, router, schedule, known, first_batch, tell)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
         read_next_uses(num_rows, router, schedule, options, folder, tell=tell)
@@ -89,6 +81,30 @@ def inform_policies(
             for policy in policies:
                 assert isinstance(policy, Oracle)
                 policy.know(NextUses(folder / str(number)))
+
+
+def _count_what_is_left(
+    by_group: Sequence[Sequence[Policy]],
+    num_rows: Sequence[int],
+    router: Router,
+    schedule: Schedule,
+    known: Int64s | None,
+    first_batch: int,
+    tell: Tell,
+) -> None:
+    """Policy ``lookahead`` ranks rows by lookups left; ``known`` are those of an epoch, where the data has them."""
+    epochs, passed = 1, None
+    counts: Sequence[NDArray[np.integer]]
+    if known is None:  # those behind `first_batch`, all epochs together
+        counts = _count_lookups(num_rows, router, schedule, (first_batch, schedule.num_batches), tell)
+    else:
+        epochs, counts = -(-schedule.num_batches // schedule.batches_per_epoch), [known]
+        if first_batch:
+            passed = _count_lookups(num_rows, router, schedule, (0, first_batch), tell)
+    for number, policies in enumerate(by_group):
+        for policy in policies:
+            assert isinstance(policy, Lookahead)
+            policy.take_counts(counts[number], epochs, None if passed is None else passed[number])
 
 
 def knows_counts(cache: CacheOptions, router: Router, row_counts: Int64s | None) -> bool:
@@ -106,16 +122,16 @@ def discard_next_uses(run_dir: Path) -> None:
 
 def _count_lookups(
     num_rows: Sequence[int], router: Router, schedule: Schedule, between: tuple[int, int], tell: Tell
-) -> list[Int64s]:
+) -> list[Counts]:
     """Lookups of each row of each group in batches ``between`` two of the run; reads an epoch at most."""
-    counts = [np.zeros(rows, np.int64) for rows in num_rows]
+    counts = [np.zeros(rows, np.uint16) for rows in num_rows]
     num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
     for index in range(num_batches):
         tell(index / num_batches)
         times = schedule.repeats(index, *between)
         if times:
             for of_group, lookups in zip(counts, router(schedule.read(index)), strict=True):
-                np.add.at(of_group, lookups.rows, min(times, _MOST_REPEATS))
+                add_lookups(lookups.rows, of_group, min(times, MANY))
     return counts
 
 

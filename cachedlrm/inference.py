@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.config import Options
-from cachedlrm.data.batch import Batch, Dataset, Source
+from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
 from cachedlrm.errors import UserError
 from cachedlrm.evaluation import Evaluation, Model, Pooling, evaluate
 from cachedlrm.full_tables import FullTable, current_records, full_tables
@@ -97,21 +97,15 @@ def _serve(job: Job, model: Model, pooling: Pooling) -> tuple[ServedModel, Evalu
     return served, evaluation
 
 
-class _TimedSource:
+class _TimedSource(SourceWrapper):
     """A `Source` that counts the seconds spent reading."""
 
-    def __init__(self, source: Source) -> None:
-        self.table_rows = source.table_rows
-        self.num_dense = source.num_dense
-        self.max_lookups_per_bag = source.max_lookups_per_bag
-        self.num_samples = source.num_samples
-        self.seconds = 0.0
-        self._source = source
+    seconds = 0.0
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``."""
         started = time.perf_counter()
-        batch = self._source.read(start, stop)
+        batch = super().read(start, stop)
         self.seconds += time.perf_counter() - started
         return batch
 

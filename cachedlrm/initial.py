@@ -14,7 +14,6 @@ from cachedlrm.config import Options
 from cachedlrm.formats.model_file import load_model
 from cachedlrm.formats.reference_format import record_parts
 from cachedlrm.model.reference_init import reference_parameters
-from cachedlrm.store.blocks import BlocksInit
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
 
 
@@ -53,7 +52,7 @@ def initial_parameters(options: Options, architecture: Architecture, device: tor
         bot, top = architecture.mlp_bot, architecture.mlp_top
         parameters = reference_parameters(seed, architecture.embeddings, bot[-1], bot, top)
         tables, dense = split_parameters(architecture, parameters)
-        return InitialParameters(tuple(map(ArrayInit, tables)), dense)
+        return InitialParameters(tuple(ArrayInit([[table] for table in group]) for group in tables), dense)
     inits, first_element = [], 0
     for group, layout in zip(architecture.groups, architecture.layouts, strict=True):
         table_rows = tuple(table.num_rows for table in group)
@@ -71,14 +70,14 @@ def _loaded_parameters(path: Path, architecture: Architecture) -> InitialParamet
     for group, layout in zip(architecture.groups, architecture.layouts, strict=True):
         tables = []
         for table in group:
-            blocks = []
+            arrays = []
             for name, key, _ in record_parts(layout, table.name, pooling_name(table)):
                 if key is None:
-                    blocks.append(dense.pop(name))
+                    arrays.append(dense.pop(name))
                 elif model.state is not None:
-                    blocks.append(model.state[name][key])
-            tables.append(blocks)
-        inits.append(BlocksInit(tables))
+                    arrays.append(model.state[name][key])
+            tables.append(arrays)
+        inits.append(ArrayInit(tables))
     if optimizer == "sgd":
         note = f"parameters of {path}"
     elif model.state is None:

@@ -22,7 +22,7 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.schedule import Schedule
 from cachedlrm.store.init import RowInit
-from cachedlrm.tiers import STAGING_ROWS, Tiers, size_tiers
+from cachedlrm.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.trainer import Trainer
 from cachedlrm.units import format_bytes
 
@@ -107,6 +107,7 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
     optimisation, batches = options.optimisation, options.batches
     assert optimisation.optimizer is not None
     assert batches.mini_batch_size is not None
+    assert batches.micro_batch_size is not None
     assert options.model.loss_function is not None
     assert options.cache.prefetch_depth is not None
     device = choose_device(options.run.device)
@@ -131,22 +132,25 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
             undo.callback(durability.database.close)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(
-            options.cache.policy, tiers.window, options.cache.prefetch_depth, STAGING_ROWS, counts_min
+            options.cache.policy,
+            tiers.window,
+            options.cache.prefetch_depth,
+            workload.staging_rows or MOST_STAGING_ROWS,
+            counts_min,
         )
         cache = _build_cache(router, tiers, initial.rows, settings, device, durability)
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
         rate = _learning_rate(options)
         record = CudaRecorder() if optimisation.cuda_graphs else None
-        trainer = Trainer(cache, dlrm.to(device), rate, loss, batches.mini_batch_size, dtype, record)
+        sizes = batches.mini_batch_size, batches.micro_batch_size
+        trainer = Trainer(cache, dlrm.to(device), rate, loss, *sizes, dtype, record)
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)
         elif initial.dense_state:
             trainer.load_optimizer_state(initial.dense_state)
         undo.pop_all()
-    return Job(
-        options, architecture, dataset, schedule, device, tiers, trainer, initial.note, checkpoint
-    )  # fmt: skip
+    return Job(options, architecture, dataset, schedule, device, tiers, trainer, initial.note, checkpoint)
 
 
 def _compares_with_min(checkpoint: Checkpoint) -> bool:

@@ -14,8 +14,6 @@ def check_options(options: Options) -> Options:
     if cache.gpu_cache_ratio is not None and cache.gpu_cache_rows is not None:
         both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
         raise UserError(f"{both} exclude each other; give one of them")
-    if cache.count_rows and cache.policy != "lookahead":
-        raise UserError(f"--count-rows is for --policy lookahead and the policy is {cache.policy}; drop it")
     _check_tricks(model)
     _check_inference(options.inference, model, options.run, cache)
     if options.optimisation.cuda_graphs:

@@ -4,20 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cachedlrm.budget import CacheRequest, size_device
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.foresight import Tell, tell_nobody
 from cachedlrm.metrics import CacheCounters, finite
 from cachedlrm.roofline import step_ms
 from cachedlrm.schedule import Schedule
-from cachedlrm.simulation import planned_batches
+from cachedlrm.simulation import planned_batches, sizes_at
 from cachedlrm.tiers import Tiers
 from cachedlrm.units import format_bytes
 
 SAMPLED_BATCHES = 200
 _CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples of the run's
-_NO_LIMIT = 2**62  # bytes: nothing is allocated
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,8 @@ def predict(
     sample = replace(options, run=replace(options.run, steps=steps), cache=replace(options.cache, report_min=False))
     workload, rows = tiers.workload, tiers.workload.num_rows
     ratios = sorted({min(1.0, tiers.device.quota_slots / rows * multiple) for multiple in _CURVE})
-    others = [
-        size_device(workload, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: workload.working_set_bounds)
-        for ratio in ratios
-    ]
-    sizes = [tiers.device, *(size for size in others if size.quota_slots != tiers.device.quota_slots)]
+    others = [size for size in sizes_at(workload, ratios) if size.quota_slots != tiers.device.quota_slots]
+    sizes = [tiers.device, *others]
     courses: list[list[CacheCounters]] = [[] for _ in sizes]
     for index, counters in enumerate(planned_batches(sample, dataset, [size.groups for size in sizes])):
         tell(index / sampled)

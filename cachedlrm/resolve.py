@@ -132,6 +132,7 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
         )
     defaults = _DEFAULTS.get(options.data.data, _SourceDefaults())
     batch_size = options.batches.mini_batch_size or defaults.mini_batch_size
+    micro_batch_size = min(options.batches.micro_batch_size or batch_size, batch_size)
     test_batch_size = options.batches.test_mini_batch_size
     learning_rate = options.optimisation.learning_rate
     resolved = replace(
@@ -140,7 +141,8 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
         batches=replace(
             options.batches,
             mini_batch_size=batch_size,
-            test_mini_batch_size=test_batch_size if test_batch_size > 0 else batch_size,
+            micro_batch_size=micro_batch_size,
+            test_mini_batch_size=test_batch_size if test_batch_size > 0 else micro_batch_size,
         ),
         optimisation=replace(
             options.optimisation,
@@ -151,6 +153,11 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
         store=_resolve_store(options, defaults),
         run=_resolve_run(options.run, device, trains=not options.inference.inference_only),
     )
+    if options.optimisation.cuda_graphs and micro_batch_size < batch_size:
+        raise UserError(
+            f"--cuda-graphs takes steps of one pass and --micro-batch-size {micro_batch_size} divides them; raise it "
+            f"to --mini-batch-size {batch_size}, or drop --cuda-graphs"
+        )
     multiplications = _multiplications(resolved)
     depth = options.cache.prefetch_depth
     if depth is None:

@@ -18,12 +18,16 @@ AHEAD = 32
 
 def _load_ahead(typing_context: Any, array: types.Array, index: types.Integer) -> tuple[Any, Callable[..., Any]]:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        of, index = context.make_array(signature.args[0])(context, builder, arguments[0]), arguments[1]
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        if array.is_c_contig:
+            place = builder.bitcast(builder.gep(of.data, [index]), byte)
+        else:
+            stride = builder.extract_value(of.strides, 0)
+            place = builder.gep(builder.bitcast(of.data, byte), [builder.mul(index, stride)])
         prefetch = builder.module.declare_intrinsic(
             "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
         )
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
         read, keep, is_data = ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)
         builder.call(prefetch, [place, read, keep, is_data])
         return context.get_dummy_value()
@@ -39,6 +43,43 @@ that needs one unpredictable line after the other has most of them on their way 
 """
 
 
+def _add_block(
+    typing_context: Any,
+    target: types.Array,
+    place: types.Integer,
+    values: types.Array,
+    index: types.Integer,
+    factor: types.Float,
+) -> tuple[Any, Callable[..., Any]]:
+    vector = ir.VectorType(ir.FloatType(), BLOCK)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointers = []
+        for first in (0, 2):
+            data = context.make_array(signature.args[first])(context, builder, arguments[first]).data
+            pointers.append(builder.bitcast(builder.gep(data, [arguments[first + 1]]), vector.as_pointer()))
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[4], ir.Constant(ir.IntType(32), 0))
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
+        factors = builder.shuffle_vector(one, one, lanes)
+        total, added = (builder.load(pointer, align=4) for pointer in pointers)
+        product = builder.fmul(factors, added, flags=("contract",))
+        builder.store(builder.fadd(total, product, flags=("contract",)), pointers[0], align=4)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, values, types.int64, types.float32), generate
+
+
+BLOCK = 16  # columns
+
+add_block = cast(
+    "Callable[[NDArray[np.float32], int, NDArray[np.float32], int, np.float32], None]", intrinsic(_add_block)
+)
+"""In compiled code: ``target[place : place + BLOCK] += factor * values[index : index + BLOCK]``, rounded once.
+
+In vectors, which numba's compiler makes of a loop over columns only if their number is known and large.
+"""
+
+
 def empty_rows(num_rows: int, width: int) -> NDArray[np.float32]:
     """[num_rows, width] float32, uninitialised, from the start of a line on.
 
@@ -48,6 +89,12 @@ def empty_rows(num_rows: int, width: int) -> NDArray[np.float32]:
     room = np.empty(num_rows * width + _LINE, np.float32)
     first = -room.ctypes.data % LINE_BYTES // 4
     return room[first : first + num_rows * width].reshape(num_rows, width)
+
+
+def side_by_side(size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Two arrays [size] int32 of zeros, whose elements of one index share a line."""
+    both = np.zeros((size, 2), np.int32)
+    return both[:, 0], both[:, 1]
 
 
 @numba.njit(cache=True, nogil=True)

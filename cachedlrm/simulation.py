@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cachedlrm.architecture import build_architecture
-from cachedlrm.budget import CacheRequest, GroupSlots, size_device
+from cachedlrm.budget import CacheRequest, DeviceSizes, GroupSlots, Workload, size_device
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Policy, make_policy
@@ -70,10 +70,7 @@ def miss_ratio_curve(options: Options, dataset: Dataset, ratios: Sequence[float]
     assert options.optimisation.optimizer is not None
     architecture = build_architecture(options.model, options.optimisation.optimizer)
     workload = build_workload(options, architecture, dataset, torch.device("cpu"))
-    sizes = [
-        size_device(workload, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: workload.working_set_bounds)
-        for ratio in ratios
-    ]
+    sizes = sizes_at(workload, ratios)
     totals = [CacheCounters()] * len(sizes)
     for counters in planned_batches(options, dataset, [size.groups for size in sizes]):
         totals = [total + one for total, one in zip(totals, counters, strict=True)]
@@ -83,6 +80,14 @@ def miss_ratio_curve(options: Options, dataset: Dataset, ratios: Sequence[float]
         Schedule(options, dataset.train).num_steps,
         tuple(CurvePoint(ratio, size.quota_slots, counters) for ratio, size, counters in points),
     )
+
+
+def sizes_at(workload: Workload, ratios: Sequence[float]) -> list[DeviceSizes]:
+    """What caches of several sizes take, as shares of all rows; whether they fit is not asked."""
+    return [
+        size_device(workload, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: workload.working_set_bounds)
+        for ratio in ratios
+    ]
 
 
 def planned_batches(
@@ -156,7 +161,7 @@ class _PlannedCache:
             policy = make_policy(options.policy, group.total, rows, window)
             minimum = MinimumMoves(group.quota) if options.report_min else None
             self.policies.append(policy)
-            self._planners.append(Planner(rows, group.quota, group.total, policy, options.prefetch_depth, minimum))
+            self._planners.append(Planner(group.quota, group.total, policy, options.prefetch_depth, minimum))
 
     def announce(self, working_sets: Sequence[WorkingSet]) -> None:
         """Takes the next batch."""

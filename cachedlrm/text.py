@@ -8,6 +8,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def shown(text: object) -> str:
+    """Text from outside for a message of one line: characters that do not print are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
 def as_utf8(argument: str) -> str:
     """What an argument or a path says. Where the locale is not UTF-8, Python holds other bytes as half surrogates.
 

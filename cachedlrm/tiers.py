@@ -12,14 +12,15 @@ from cachedlrm.data.batch import Dataset
 from cachedlrm.errors import UserError
 from cachedlrm.foresight import knows_counts
 from cachedlrm.memory import free_device_bytes, free_host_bytes
+from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.schedule import Schedule
 from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.units import format_bytes
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
 
-STAGING_ROWS = 16384
-"""Rows of a staging buffer."""
+MOST_STAGING_ROWS = 16384
+"""Rows that move in one turn, at most."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
     """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
     batches, inference = options.batches, options.inference.inference_only
     assert batches.mini_batch_size is not None
+    assert batches.micro_batch_size is not None
     assert options.cache.prefetch_depth is not None
+    num_vectors = len(architecture.embeddings) + 1
     return Workload(
         groups=tuple(
             GroupShape(tuple(table.num_rows for table in group), layout)
@@ -110,7 +113,9 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
         mlp_bot=architecture.mlp_bot,
         mlp_top=architecture.mlp_top,
         prefetch_depth=options.cache.prefetch_depth,
-        staging_rows=STAGING_ROWS if device.type == "cuda" else 0,
+        most_staging_rows=MOST_STAGING_ROWS if device.type == "cuda" else 0,
+        micro_batch_size=batches.micro_batch_size,
+        samples_multiplied=samples_multiplied(num_vectors, architecture.mlp_bot[-1], device),
         num_mini_batches=1 if inference else options.optimisation.mlperf_grad_accum_iter,
         test_batch_size=_test_batch_size(options, dataset),
         dot=options.model.arch_interaction_op == "dot",

@@ -1,7 +1,7 @@
 """One training step and one evaluation: the cache, the model and the optimizers put together."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from cachedlrm.cache.upload import DeviceBatch, DeviceLookups
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.evaluation import Evaluation, evaluate
 from cachedlrm.metrics import PHASES
-from cachedlrm.model.bags import pool, weigh, weigh_backward
+from cachedlrm.model.bags import add_bags, pool, pool_backward, weigh, weigh_backward
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
-from cachedlrm.model.row_optimizers import row_step, sgd_by_lookups
+from cachedlrm.model.row_optimizers import row_step
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trace import PhaseRanges
 
@@ -105,13 +105,14 @@ class RowUpdate:
     def step(self, grad: Tensor, learning_rate: float, step: int) -> None:
         """Moves the rows by the gradient of `pooled`, [B * T, D]; ``step`` counts from 1."""
         layout, records, lookups = self._layout, self._records, self._lookups
-        transposed = lookups.bags_by_position, lookups.position_offsets
-        # Plain stochastic gradient descent takes the gradients of bags as they are.
-        if layout.optimizer == "sgd" and not layout.weighted:
-            sgd_by_lookups(records, grad, (lookups.positions, lookups.offsets), transposed, learning_rate)
+        # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
+        # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
+        if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:
+            add_bags(records, grad, lookups.positions, lookups.offsets, -learning_rate)
             return
-        # A position's gradient is the sum of its bags': pooling of the transposed lookups.
-        vectors_grad = pool(grad.contiguous(), *transposed)  # [U, D]
+        vectors_grad = pool_backward(
+            grad, lookups.positions, lookups.offsets, lookups.transposed, records.shape[0]
+        )  # [U, D]
         parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
         row_step(layout, records, parameters_grad, learning_rate, step)
 
@@ -124,8 +125,9 @@ class Trainer:
         model: dense part, on the cache's device.
         learning_rate: of rows and dense parameters, by step.
         loss: from predictions and labels to a scalar.
-        mini_batch_size: samples of one forward and backward pass. Gradients of the passes over a larger batch are
-            added up, and parameters move once.
+        mini_batch_size: samples over which a loss is averaged. Gradients of a larger batch's mini-batches are added
+            up, and parameters move once.
+        micro_batch_size: samples that go through the layers at a time; a mini-batch may take several passes.
         dtype: of layers and interaction in training; see `DensePass`.
         record: captures the passes over batches of one whole mini-batch; None: all passes are eager.
     """
@@ -137,6 +139,7 @@ class Trainer:
         learning_rate: LearningRate,
         loss: Loss,
         mini_batch_size: int,
+        micro_batch_size: int | None = None,
         dtype: torch.dtype = torch.float32,
         record: Recorder | None = None,
     ) -> None:
@@ -144,6 +147,7 @@ class Trainer:
         self.model = model
         self.learning_rate = learning_rate
         self._mini_batch_size = mini_batch_size
+        self._micro_batch_size = micro_batch_size or mini_batch_size
         self._optimizer = DenseOptimizer(cache.optimizer, model)
         self._dense_pass = DensePass(model, self._optimizer.grads, loss, dtype)
         self._graphed_pass = None if record is None else GraphedPass(self._dense_pass, record)
@@ -182,32 +186,38 @@ class Trainer:
 
         Args:
             batch: B samples.
-            pooled: of each group, [B * T, D].
+            pooled: of each group, [B * T, D]; the gradients may take their place.
         """
         if self._graphed_pass is not None and batch.num_samples == self._mini_batch_size:
             loss, backward = self._graphed_pass(batch.dense, pooled, batch.labels)
             self.clock.enter("backward")
             return loss.view(1), backward()
-        losses: list[Tensor] = []
         bags_per_sample = [group.shape[0] // batch.num_samples for group in pooled]
-        for first in range(0, batch.num_samples, self._mini_batch_size):
-            last = min(first + self._mini_batch_size, batch.num_samples)
-            if first:
-                self.clock.enter("forward")
+        losses: list[Tensor] = []
+        for first, last, mini_batch in self._passes(batch.num_samples):
+            share = (last - first) / len(mini_batch)
             dense, parts, labels = batch.dense, pooled, batch.labels
             if last - first < batch.num_samples:
                 dense, labels = dense[first:last], labels[first:last]
                 parts = [group[first * bags : last * bags] for group, bags in zip(pooled, bags_per_sample, strict=True)]
-            prediction = self._dense_pass.forward(dense, parts)  # [B]
-            losses.append(self._dense_pass.loss(prediction, labels))
+            if first:
+                self.clock.enter("forward")
+            prediction = self._dense_pass.forward(dense, parts)  # [b]
+            loss = self._dense_pass.loss(prediction, labels, share)
+            if first == mini_batch.start:
+                losses.append(loss)
+            else:
+                losses[-1] += loss
             self.clock.enter("backward")
-            grads = self._dense_pass.backward(prediction, labels, adds=first > 0)
-            if last - first == batch.num_samples:
-                return losses[0].view(1), grads
-            for part, grad in zip(parts, grads, strict=True):
-                part.copy_(grad)  # nobody needs the vectors any more, and a batch of them is large
-            del grads, grad
+            self._dense_pass.backward(prediction, labels, adds=first > 0, share=share)
         return torch.stack(losses), pooled
+
+    def _passes(self, num_samples: int) -> Iterator[tuple[int, int, range]]:
+        """The first sample of each pass, the first after it, and the mini-batch that it is part of."""
+        for start in range(0, num_samples, self._mini_batch_size):
+            mini_batch = range(start, min(start + self._mini_batch_size, num_samples))
+            for first in mini_batch[:: self._micro_batch_size]:
+                yield first, min(first + self._micro_batch_size, mini_batch.stop), mini_batch
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """State of the dense parameters' optimizer, by parameter name and torch's key."""

@@ -15,12 +15,20 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import AddressBook, Int32s, WorkingSet
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.metrics import CacheCounters
+from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.graphed_pass import Work
+from cachedlrm.model.tables import Embedding
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import RecordLayout
 
 POLICIES = ["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]
 NUM_ROWS = 40
+
+
+def plain_features(num_tables: int, dim: int) -> FeatureVectors:
+    """Of ``num_tables`` plain tables of ``dim`` columns."""
+    embeddings = [Embedding(number, 1, dim) for number in range(num_tables)]
+    return FeatureVectors(embeddings, [[table for e in embeddings for table in e.tables]], dim, "mult")
 
 
 def one_group(
@@ -101,7 +109,7 @@ def plan_stream(
     policy = make_policy(policy_name, quota + spare, NUM_ROWS, window=3)
     inform(policy, stream)
     model = ResidencyModel(quota, in_flight if never_knows(policy) else 0)
-    made = plans(Planner(NUM_ROWS, quota, quota + spare, policy, in_flight), stream)
+    made = plans(Planner(quota, quota + spare, policy, in_flight), stream)
     for working_set, plan in made:
         model.check(working_set, plan)
     return [plan for _, plan in made]
@@ -212,7 +220,7 @@ class ResidencyModel:
         """Asserts that a plan is right, then applies it."""
         addresses = working_set.addresses.tolist()
         self.row_of.update(zip(addresses, working_set.rows.tolist(), strict=True))
-        lookups = np.diff(working_set.position_offsets)
+        lookups = working_set.lookups
         hits = [position for position, address in enumerate(addresses) if address in self.slot_of]
         missing = [address for address in addresses if address not in self.slot_of]
 

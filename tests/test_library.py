@@ -135,15 +135,18 @@ def train_plain(optimizer: str, pooling, stream) -> tuple[list[float], Model]:
 
 
 def train_cached(model: Model, dense: torch.optim.Optimizer, stream, ahead: bool = True) -> list[float]:
-    losses = []
-    for batch in model.embeddings.prefetch(stream, lambda batch: batch.lookup) if ahead else stream:
-        loss = loss_of(model, batch)
-        dense.zero_grad()
-        loss.backward()
-        dense.step()
-        model.embeddings.step()
-        losses.append(loss.item())
-    return losses
+    ready = model.embeddings.prefetch(stream, lambda batch: batch.lookup) if ahead else stream
+    return [train_batch(model, dense, batch) for batch in ready]
+
+
+def train_batch(model: Model, dense: torch.optim.Optimizer, batch: Batch) -> float:
+    """One step of a user's loop; the loss."""
+    loss = loss_of(model, batch)
+    dense.zero_grad()
+    loss.backward()
+    dense.step()
+    model.embeddings.step()
+    return loss.item()
 
 
 def assert_rows_travelled(bags: CachedEmbeddingBags) -> None:
@@ -222,12 +225,7 @@ def test_several_epochs_and_loops_that_are_left_early_are_one_run():
                 if number == 3:  # handed out, and left as it is
                     break
                 losses += train_cached(model, dense, [], ahead=False)
-                loss = loss_of(model, batch)
-                dense.zero_grad()
-                loss.backward()
-                dense.step()
-                bags.step()
-                losses.append(loss.item())
+                losses.append(train_batch(model, dense, batch))
             losses += train_cached(model, dense, stream[10:])
             assert_rows_travelled(bags)
             assert losses == plain_losses
@@ -323,12 +321,7 @@ def test_evaluation_leaves_training_untouched(mode):
                         predictions.append(model(held_out.dense, *held_out.lookup).detach())
                         loss_of(model, batch)  # the batch itself may be read, too
                     model.train()
-                loss = loss_of(model, batch)
-                dense.zero_grad()
-                loss.backward()
-                dense.step()
-                bags.step()
-                losses.append(loss.item())
+                losses.append(train_batch(model, dense, batch))
             assert_rows_travelled(bags)
             return losses, bags.counters, [bags.weight(table) for table in range(NUM_TABLES)], predictions
 
@@ -394,11 +387,7 @@ def test_state_inside_the_loop_is_that_of_the_steps_taken(policy):
         dense = dense_optimizer(model)
         train_cached(short_model, dense_optimizer(short_model), batches()[:8])
         for number, batch in enumerate(bags.prefetch(batches(), lambda batch: batch.lookup, pause_every=8)):
-            loss = loss_of(model, batch)
-            dense.zero_grad()
-            loss.backward()
-            dense.step()
-            bags.step()
+            train_batch(model, dense, batch)
             if number == 7:
                 state, expected = bags.state_dict(), short.state_dict()
                 assert torch.equal(state["rows"], expected["rows"])

@@ -1,6 +1,7 @@
 """Every modelling option, cached and uncached with ``==``, and beside a trainer of plain torch modules."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,21 @@ def run(directory: Path, *arguments: str) -> tuple[dict, dict[str, np.ndarray]]:
     return json.loads((directory / "report.json").read_text()), load_file(directory / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def resident_run(tmp_path_factory):
+    """`run` by name of the options and optimizer, with all rows resident."""
+    return cache(
+        lambda name, optimizer: run(
+            tmp_path_factory.mktemp("resident") / "run", *OPTIONS[name], f"--optimizer={optimizer}"
+        )
+    )
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_cached_is_uncached(name, optimizer, tmp_path):
+def test_cached_is_uncached(name, optimizer, tmp_path, resident_run):
     arguments = [*OPTIONS[name], f"--optimizer={optimizer}"]
-    resident, expected = run(tmp_path / "resident", *arguments)
+    resident, expected = resident_run(name, optimizer)
     policy = ["lru", "lfu", "lrfu", "static", "lookahead"][sum(map(ord, name + optimizer)) % 5]
     small = ["--gpu-cache-rows=150", f"--policy={policy}", "--lookahead=4", f"--prefetch-depth={len(name) % 4}"]
     cached, parameters = run(tmp_path / "cached", *arguments, *small)
@@ -129,10 +140,10 @@ class PlainDlrm(nn.Module):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_plain_torch_gives_the_same_losses(name, tmp_path):
+def test_plain_torch_gives_the_same_losses(name, tmp_path, resident_run):
     arguments = [*OPTIONS[name], "--optimizer=sgd"]
     initial = run(tmp_path / "initial", *arguments, "--steps=0")[1]
-    report, final = run(tmp_path / "trained", *arguments)
+    report, final = resident_run(name, "sgd")
     model = PlainDlrm(initial, arguments)
     losses = plain_losses(model, arguments)
     assert report["losses"] == pytest.approx(losses, rel=1e-5)

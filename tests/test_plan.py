@@ -83,15 +83,16 @@ def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
     assert on_disk["records_limit"] == ((1 << 30) - maps - device) // 2
     ahead, one = (planned(capsys, *case, "--policy=lookahead", f"--lookahead={n}")["host_bytes"] for n in (7, 1))
     assert ahead["batches"] == 7 * one["batches"] > 0
-    assert ahead["records_limit"] == (1 << 30) - maps - device - ahead["batches"]
+    assert ahead["maps"] == maps + maps // 2, "counts of lookups take two bytes beside the four of an address"
+    assert ahead["records_limit"] == (1 << 30) - ahead["maps"] - device - ahead["batches"]
 
 
 @pytest.mark.parametrize(
     ("policy", "bytes_per_row"),
     [
         (["--policy=static"], 8),
-        (["--policy=lookahead", "--lookahead=2"], 4),
-        (["--policy=lookahead", "--lookahead=2", "--count-rows"], 8),
+        (["--policy=lookahead", "--lookahead=2", "--count-rows=False"], 4),
+        (["--policy=lookahead", "--lookahead=2"], 6),
     ],
     ids=["static", "lookahead", "with counts"],
 )

@@ -92,7 +92,7 @@ def test_residents_are_what_the_plans_left(policy_name):
     rng = np.random.default_rng(3)
     batches = [rng.integers(0, NUM_ROWS, 9).tolist() for _ in range(80)]
     policy = make_policy(policy_name, 15, NUM_ROWS, window=3)
-    planner = Planner(NUM_ROWS, 12, 15, policy, in_flight=2)
+    planner = Planner(12, 15, policy, in_flight=2)
     model = ResidencyModel(12, 2 if never_knows(policy) else 0)
     for working_set, plan in plans(planner, working_sets(batches)):
         model.check(working_set, plan)
@@ -103,7 +103,7 @@ def test_residents_are_what_the_plans_left(policy_name):
 
 @pytest.mark.parametrize("window", [0, 1, 4])
 def test_a_batch_is_ready_when_the_window_beyond_it_is_known(window):
-    planner = Planner(NUM_ROWS, 4, 4, make_policy("lookahead", 4, NUM_ROWS, window), in_flight=0)
+    planner = Planner(4, 4, make_policy("lookahead", 4, NUM_ROWS, window), in_flight=0)
     for working_set in working_sets([[row] for row in range(window)]):
         planner.announce(working_set)
         assert not planner.ready
@@ -115,7 +115,7 @@ def test_a_batch_is_ready_when_the_window_beyond_it_is_known(window):
 
 def test_nothing_announced_is_an_error():
     with pytest.raises(IndexError):
-        Planner(NUM_ROWS, 4, 4, make_policy("lru", 4, NUM_ROWS, 0), in_flight=0).plan()
+        Planner(4, 4, make_policy("lru", 4, NUM_ROWS, 0), in_flight=0).plan()
 
 
 @pytest.mark.parametrize("policy_name", POLICIES)
@@ -131,7 +131,7 @@ def test_planning_four_thousand_batches_takes_no_more_memory_than_one_thousand(p
         again = [AddressBook(900).working_set(i, rows, np.arange(len(rows) + 1)) for i, rows in enumerate(period * 2)]
         in_period = next_uses(again)
         policy.know(lambda batch: _later(in_period[batch % 50], batch - batch % 50))
-    planner = Planner(900, 100, 160, policy, in_flight=2, minimum=MinimumMoves(100))
+    planner = Planner(100, 160, policy, in_flight=2, minimum=MinimumMoves(100))
     evicted, sizes = 0, []
     tracemalloc.start()
     try:

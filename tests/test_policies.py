@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedlrm.cache.lookup_counts import MANY, add_lookups, lookups_left
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, make_policy
 from cachedlrm.cache.working_set import NEVER
@@ -51,7 +52,7 @@ def moved(made: list[Plan]) -> int:
 def check_victims(name: str, stream: Stream, quota: int, in_flight: int) -> int:
     """Asserts that each batch evicts as many rows as it must, of the lowest ranks; returns how many in all."""
     policy = policy_for(name, stream, quota + 14)
-    planner = Planner(NUM_ROWS, quota, quota + 14, policy, in_flight)
+    planner = Planner(quota, quota + 14, policy, in_flight)
     before: list[dict[int, tuple[int, int]]] = []  # by plan: key and last use of each resident address
 
     def remember() -> None:
@@ -148,7 +149,7 @@ def test_lookahead_evicts_rows_without_a_known_use_first():
 def test_lrfu_forgets_with_its_half_life(half_life, victim):
     # At batch 4, with a half-life of one batch, row 1 is worth 2^-4 + 2^-3 = 3/16 and row 2, used last, 1/4: 1 goes.
     # With one of 100 batches two uses beat one.
-    planner = Planner(NUM_ROWS, 2, 2, Lrfu(2, NUM_ROWS, half_life), in_flight=0)
+    planner = Planner(2, 2, Lrfu(2, NUM_ROWS, half_life), in_flight=0)
     made = plans(planner, working_sets([[1], [1], [2], [], [3]]))
     assert made[4][1].evict_addresses.tolist() == [victim - 1]
 
@@ -176,7 +177,7 @@ def test_lookahead_learns_a_use_of_a_row_that_left():
 
 def resident_keys(policy: Policy, stream: Stream, num_slots: int, quota: int) -> list[dict[int, int]]:
     """By plan: the key of each resident row when the plan is made."""
-    planner = Planner(NUM_ROWS, quota, num_slots, policy, in_flight=0)
+    planner = Planner(quota, num_slots, policy, in_flight=0)
     sets = working_sets(stream)
     row_of = {a: r for ws in sets for a, r in zip(ws.addresses.tolist(), ws.rows.tolist(), strict=True)}
     keys: list[dict[int, int]] = []
@@ -237,20 +238,50 @@ def test_lookahead_with_counts_ranks_rows_beyond_the_window_by_lookups_left(stre
 
 def test_lookups_left_are_those_of_the_run_and_never_negative():
     policy = Lookahead(4, NUM_ROWS, 0)
-    policy.take_counts(np.full(NUM_ROWS, 2**40))
+    policy.take_counts(np.full(NUM_ROWS, 65534))
     (batch,) = working_sets([[1, 1, 2]])
     policy.announce(batch, np.full(2, NEVER, np.int32))
     policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [2**30 - 3, 2**30 - 2]
+    assert policy.keys[:2].tolist() == [65532, 65533]
     policy.take_counts(np.full(NUM_ROWS, 5), epochs=3)
     policy.use(batch, np.array([0, 1]))
     assert policy.keys[:2].tolist() == [13, 14]
-    policy.take_counts(np.full(NUM_ROWS, 2**40), epochs=3)  # clipped before it is multiplied
+    for count, epochs in ((65535, 1), (2**62, 3), (21845, 3), (1, 2**40)):  # as many as are not counted any more
+        policy.take_counts(np.full(NUM_ROWS, count), epochs)
+        policy.use(batch, np.array([0, 1]))
+        assert policy.keys[:2].tolist() == [65535, 65535]
+    policy.take_counts(np.full(NUM_ROWS, 21844), epochs=3)
     policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [3 * ((2**30 - 1) // 3) - 2, 3 * ((2**30 - 1) // 3) - 1]
+    assert policy.keys[:2].tolist() == [65530, 65531]
     policy.take_counts(np.ones(NUM_ROWS, np.int64))
     policy.use(batch, np.array([0, 1]))
     assert policy.keys[:2].tolist() == [0, 0]
+
+
+def test_lookups_are_counted_up_to_many():
+    counts = np.zeros(300, np.uint16)
+    rows = np.random.default_rng(2).integers(0, 300, 5000)
+    add_lookups(rows, counts, 1)
+    assert counts.tolist() == np.bincount(rows, minlength=300).tolist()
+    counts[:] = MANY - 2
+    add_lookups(np.array([7, 7, 7, 8, 7]), counts, 1)
+    assert (counts[7], counts[8], counts[9]) == (MANY, MANY - 1, MANY - 2)
+    add_lookups(np.array([8]), counts, 3)
+    assert counts[8] == MANY
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(count=st.integers(0, 2**62), epochs=st.integers(1, 2**62), passed=st.integers(0, MANY))
+def test_lookups_left_are_those_of_all_epochs_but_those_that_passed(count, epochs, passed):
+    left = lookups_left(np.array([count]), epochs, np.array([passed], np.uint16))
+    many_passed = passed == MANY  # who knows how many
+    assert left.tolist() == [MANY if many_passed else min(MANY, max(0, count * epochs - passed))]
+    assert lookups_left(np.array([count]), epochs).tolist() == [min(MANY, count * epochs)]
+
+
+def test_lookups_of_a_run_over_many_rows():
+    counts = np.arange(2**20 + 7) % 40_000  # more rows than are taken over at a time
+    assert (lookups_left(counts, 2) == np.minimum(2 * counts, MANY)).all()
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -273,7 +304,7 @@ def test_lookahead_keys_are_next_uses_inside_the_window_and_lrfu_beyond(stream, 
 @given(stream=st.one_of(streams, st.integers(0, 99).map(random_stream)), quota=st.integers(1, 20))
 def test_lru_is_an_ordered_dictionary(stream, quota):
     policy = make_policy("lru", quota + 14, NUM_ROWS, 0)
-    planner = Planner(NUM_ROWS, quota, quota + 14, policy, in_flight=0)
+    planner = Planner(quota, quota + 14, policy, in_flight=0)
     model = LruModel(quota)
     for working_set, plan in plans(planner, working_sets(stream)):
         addresses = working_set.addresses.tolist()
@@ -293,27 +324,16 @@ def test_evicting_the_farthest_next_use_is_the_minimum(stream, slots):
     assert fewest_moves(stream, slots) == fewest_moves_of_all(stream, slots)
 
 
+@pytest.mark.parametrize("name", ["lookahead", "oracle"])
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(
     stream=st.one_of(streams, st.integers(0, 99).map(random_stream)),
     quota=st.integers(1, 25),
     in_flight=st.integers(0, 3),
 )
-def test_a_window_over_the_whole_stream_moves_as_few_rows_as_min(stream, quota, in_flight):
-    policy = Lookahead(quota + 14, NUM_ROWS, window=len(stream))
-    made = plans(Planner(NUM_ROWS, quota, quota + 14, policy, in_flight), working_sets(stream))
-    assert moved([plan for _, plan in made]) == fewest_moves(stream, quota)
-
-
-@settings(deadline=None, derandomize=True, max_examples=100)
-@given(
-    stream=st.one_of(streams, st.integers(0, 99).map(random_stream)),
-    quota=st.integers(1, 25),
-    in_flight=st.integers(0, 3),
-)
-def test_the_oracle_moves_as_few_rows_as_min(stream, quota, in_flight):
-    policy = policy_for("oracle", stream, quota + 14)
-    made = plans(Planner(NUM_ROWS, quota, quota + 14, policy, in_flight), working_sets(stream))
+def test_a_policy_that_knows_the_whole_stream_moves_as_few_rows_as_min(name, stream, quota, in_flight):
+    policy = policy_for(name, stream, quota + 14, window=len(stream))
+    made = plans(Planner(quota, quota + 14, policy, in_flight), working_sets(stream))
     assert moved([plan for _, plan in made]) == fewest_moves(stream, quota)
 
 

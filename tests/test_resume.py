@@ -122,7 +122,7 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path, monkeypatch, capsys, who
         ["--gpu-budget=10MiB", "--policy=lookahead", "--lookahead=3"],
         ["--store=host", "--host-budget=10MiB"],
         ["--checkpoint-every=1", "--prefetch-depth=0"],
-        ["--profile=rtx3050-4gb", "--policy=lookahead", "--lookahead=3", "--count-rows"],
+        ["--profile=rtx3050-4gb", "--policy=lookahead", "--lookahead=3", "--count-rows=False"],
         [*SMALL[:-1], *WHOLE],
     ],
     ids=lambda change: change[0],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedlrm.rows import AHEAD, LINE_BYTES, empty_rows, gather_rows, load_ahead, scatter_rows
+from cachedlrm.rows import AHEAD, LINE_BYTES, empty_rows, gather_rows, load_ahead, scatter_rows, side_by_side
 
 
 @settings(deadline=None)  # the first call compiles
@@ -46,6 +46,16 @@ def test_rows_begin_with_a_line(shape: tuple[int, int]) -> None:
     assert records.ctypes.data % LINE_BYTES == 0
 
 
+def test_elements_of_one_index_lie_side_by_side() -> None:
+    first, second = side_by_side(10)
+    assert (first.shape, first.dtype, first.any()) == (second.shape, second.dtype, second.any()) == ((10,), np.int32, 0)
+    for index in range(10):
+        places = {part[index:].ctypes.data for part in (first, second)}
+        assert max(places) - min(places) == 4
+    first[:] = 1
+    assert not second.any()
+
+
 def test_loading_ahead_changes_nothing() -> None:
     @numba.njit
     def load_all(array: np.ndarray) -> None:
@@ -55,6 +65,7 @@ def test_loading_ahead_changes_nothing() -> None:
     for dtype in (np.int32, np.int64, np.float32):
         array = np.arange(100, dtype=dtype)
         load_all(array)
+        load_all(array[::3])
         assert np.array_equal(array, np.arange(100, dtype=dtype))
     assert all("llvm.prefetch" in code for code in load_all.inspect_llvm().values())
 
@@ -70,13 +81,18 @@ def test_loading_ahead_stays_inside() -> None:
 
         random = np.random.default_rng(0)
         book = AddressBook(300)
-        planner = Planner(300, 150, 150, make_policy("lrfu", 150, 300, 0), in_flight=0)
+        book.register(np.arange(100))
+        planner = Planner(300, 300, make_policy("lrfu", 300, 300, 0), in_flight=0)
+        planner.restore(100)  # as if evicted: choosing victims would be three quarters of what is compiled
         sizes = [0, 1, AHEAD, AHEAD + 1, 2 * AHEAD, 2 * AHEAD + 1]
+        fetched = 0
         for index, size in enumerate(sizes * 3):
             planner.announce(book.working_set(index, random.permutation(300)[:size], np.arange(size + 1)))
             _, plan = planner.plan()
-            gather_rows(np.zeros((150, 17), np.float32), plan.slots, np.empty((size, 17), np.float32))
-        assert planner.resident_rows == 150, "nothing was evicted"
+            fetched += plan.counters.fetched_rows
+            gather_rows(np.zeros((300, 17), np.float32), plan.slots, np.empty((size, 17), np.float32))
+        assert fetched, "no row was away"
+        assert book.num_addresses > 100, "no row was new"
     """
     with tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": directory}

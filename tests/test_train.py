@@ -21,12 +21,11 @@ from cachedlrm.export import main as export_main
 from cachedlrm.job import usable_processors
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.train import main
+from runs import MODEL
 
 SMALL = [
     "--data=zipf:samples=2000",
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
+    *MODEL,
     "--arch-sparse-feature-size=8",
     "--mini-batch-size=100",
     "--ui=off",
@@ -167,6 +166,31 @@ def test_bfloat16_is_exact_under_the_cache_and_near_32_bits(tmp_path):
     assert dense[0] > dense[1]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_a_mini_batch_in_several_passes(tmp_path, optimizer):
+    arguments = ["--print-freq=1", "--mlperf-grad-accum-iter=2", f"--optimizer={optimizer}"]
+    passes = ["--micro-batch-size=30"]  # of a hundred samples: the last pass has ten
+    runs = {"cached": [*passes, "--gpu-cache-rows=420"], "resident": passes, "one pass": []}
+    for name, options in runs.items():
+        assert main([*SMALL, *arguments, *options, "--run-dir", str(tmp_path / name)]) == 0
+    cached, resident, whole = (report(tmp_path / name) for name in runs)
+    assert cached["evicted_rows"] > 0 == resident["evicted_rows"]
+    assert cached["losses"] == resident["losses"] != whole["losses"]
+    assert cached["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    assert cached["auc"] == pytest.approx(whole["auc"], abs=1e-3)
+    activations = [run["device_bytes_breakdown"]["activations"] for run in (resident, whole)]
+    assert activations[0] < 0.7 * activations[1]
+
+
+def test_a_smaller_last_mini_batch_is_averaged_over_its_samples(tmp_path):
+    data = ["--data=zipf:samples=70", *SMALL[1:4], "--micro-batch-size=30", "--print-freq=1", "--threads=1", "--ui=off"]
+    for size in ("70", "100"):
+        assert main([*data, "--nepochs=3", "--mini-batch-size", size, "--run-dir", str(tmp_path / size)]) == 0
+    losses, expected = (report(tmp_path / size)["losses"] for size in ("100", "70"))
+    assert len(losses) == 3
+    assert losses == expected
+
+
 def test_losses_that_no_memory_holds_are_one_line(tmp_path, capsys):
     huge, run_dir = str(2**39), ["--run-dir", str(tmp_path / "run")]
     steps = ["--print-freq", huge, "--steps", huge, "--mlperf-grad-accum-iter=3000", "--test-freq=-1"]
@@ -301,7 +325,7 @@ def one_line(capsys, status: int) -> str:
         (["--arch-mlp-top=16-2"], ["--arch-mlp-top"]),
         (["--data=csv:x"], ["csv:x", "npy:DIR"]),
         (["--data=npy:/nowhere"], ["/nowhere"]),
-        (["--gpu-budget=150KiB", "--gpu-cache-rows=20"], ["slots", "--mini-batch-size", "--gpu-cache-ratio"]),
+        (["--gpu-budget=150KiB", "--gpu-cache-rows=20"], ["slots", "--micro-batch-size", "--gpu-cache-ratio"]),
         (["--host-budget=1KiB", "--gpu-cache-rows=300"], ["--host-budget"]),
         (["--learning-rate=1e30", "--optimizer=sgd", "--steps=20"], ["step", "--learning-rate"]),
         (["--device=cuda"], ["--device"]),

@@ -1,6 +1,7 @@
 """Rows on the move against a dictionary: whatever is evicted, staged and fetched, training sees the latest value."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -226,3 +227,24 @@ def test_dense_features_lie_at_an_aligned_address_wherever_they_came_from(shift)
     uploaded = next(cache.prepare([batch])).tensors.dense
     assert uploaded.data_ptr() % 64 == 0
     assert (uploaded.numpy() == dense).all()
+
+
+class _Copies:
+    """In place of pinned memory and its image on a GPU."""
+
+    def copy(self, arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        return [torch.from_numpy(array.copy()) for array in arrays]
+
+
+def test_lookups_sorted_by_position_go_where_arrays_are_copied():
+    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6)
+    cache._upload._ring = [_Copies()]
+    cache.trained.mark(0)
+    [lookups] = next(cache.prepare([batch_of([3, 5, 3, 7, 5, 3])])).tensors.lookups
+    assert lookups.positions.tolist() == [0, 1, 0, 2, 1, 0]
+    assert lookups.slots.tolist() == lookups.create_slots.tolist() == [0, 1, 2]
+    assert lookups.create_rows.tolist() == [3, 5, 7]
+    assert lookups.bags_by_position.tolist() == [0, 2, 5, 1, 4, 3]
+    assert lookups.position_offsets.tolist() == [0, 3, 5, 6]
+    [unsorted] = next(one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6).prepare([batch_of([3, 3])])).tensors.lookups
+    assert unsorted.bags_by_position is unsorted.position_offsets is None

@@ -29,8 +29,11 @@ def test_working_sets(stream):
         assert (got.rows[got.positions] == rows).all()
         bag_of = np.repeat(np.arange(len(bags)), np.diff(offsets))
         order = np.argsort(got.positions, kind="stable")
-        assert (got.bags_by_position == bag_of[order]).all()
-        assert np.diff(got.position_offsets).tolist() == np.bincount(got.positions, minlength=len(unique)).tolist()
+        assert got.lookups.tolist() == np.bincount(got.positions, minlength=len(unique)).tolist()
+        assert got.first_lookups.tolist() == [rows.tolist().index(row) for row in unique]
+        bags_by_position, position_offsets = got.transposed()
+        assert (bags_by_position == bag_of[order]).all()
+        assert np.diff(position_offsets).tolist() == np.bincount(got.positions, minlength=len(unique)).tolist()
         before = [last_seen.get(row) for row in unique]
         assert got.previous.tolist() == [NEVER if b is None else b[0] << 32 | b[1] for b in before]
         last_seen.update({row: (index, position) for position, row in enumerate(unique)})
@@ -49,14 +52,13 @@ def test_two_batches_by_hand():
     assert first.rows.tolist() == [3, 5, 7]
     assert first.addresses.tolist() == [0, 1, 2]
     assert first.positions.tolist() == [0, 1, 0, 1, 2, 0]
-    assert first.bags_by_position.tolist() == [0, 0, 3, 0, 2, 3]
-    assert first.position_offsets.tolist() == [0, 3, 5, 6]
+    assert [part.tolist() for part in first.transposed()] == [[0, 0, 3, 0, 2, 3], [0, 3, 5, 6]]
     assert first.previous.tolist() == [NEVER, NEVER, NEVER]
     # Bags [], [9 7], [].
     second = book.working_set(6, np.array([9, 7]), np.array([0, 0, 2, 2]))
     assert second.rows.tolist() == [9, 7]
     assert second.addresses.tolist() == [3, 2]
-    assert second.bags_by_position.tolist() == [1, 1]
+    assert [part.tolist() for part in second.transposed()] == [[1, 1], [0, 1, 2]]
     assert second.previous.tolist() == [NEVER, 4 << 32 | 2]
     assert book.rows().tolist() == [3, 5, 7, 9]
     assert book.rows(2).tolist() == [3, 5]
@@ -69,8 +71,8 @@ def test_a_batch_without_lookups(bags):
     book = AddressBook(10)
     book.working_set(0, np.array([3]), np.array([0, 1]))
     empty = book.working_set(1, np.empty(0, np.int64), np.zeros(bags + 1, np.int64))
-    assert empty.num_rows == len(empty.rows) == len(empty.positions) == len(empty.bags_by_position) == 0
-    assert empty.position_offsets.tolist() == [0]
+    assert empty.num_rows == len(empty.rows) == len(empty.positions) == 0
+    assert [part.tolist() for part in empty.transposed()] == [[], [0]]
     assert book.num_addresses == 1
     # It does not come between two uses of a row.
     assert book.working_set(2, np.array([3]), np.array([0, 1])).previous.tolist() == [0]
@@ -90,12 +92,13 @@ def test_large_batches_against_numpy():
         bags = np.repeat(np.arange(3000), sizes)
         # The transpose applied to one number a bag: the sum over each row's lookups.
         ends = np.cumsum(np.bincount(got.positions))
-        assert (got.position_offsets[1:] == ends).all()
-        assert (np.diff(got.bags_by_position)[np.setdiff1d(np.arange(len(rows) - 1), ends - 1)] >= 0).all()
-        sums = np.add.reduceat(got.bags_by_position.astype(np.int64), got.position_offsets[:-1])
+        bags_by_position, position_offsets = got.transposed()
+        assert (position_offsets[1:] == ends).all()
+        assert (np.diff(bags_by_position)[np.setdiff1d(np.arange(len(rows) - 1), ends - 1)] >= 0).all()
+        sums = np.add.reduceat(bags_by_position.astype(np.int64), position_offsets[:-1])
         assert (sums == np.bincount(got.positions, weights=bags)).all()
         assert (book.rows()[book.addresses(rows)] == rows).all()
-        assert got.positions.dtype == got.bags_by_position.dtype == got.position_offsets.dtype == np.int32
+        assert got.positions.dtype == bags_by_position.dtype == position_offsets.dtype == np.int32
 
 
 def test_more_unique_rows_than_sixteen_bits_count():
@@ -103,7 +106,7 @@ def test_more_unique_rows_than_sixteen_bits_count():
     got = AddressBook(70_000).working_set(0, np.concatenate([rows, rows]), np.arange(140_001))
     assert np.array_equal(got.rows, rows)
     assert np.array_equal(got.positions, np.concatenate([np.arange(70_000)] * 2))
-    assert np.array_equal(got.bags_by_position, np.arange(140_000).reshape(2, -1).T.ravel())
+    assert np.array_equal(got.transposed()[0], np.arange(140_000).reshape(2, -1).T.ravel())
 
 
 def test_batches_come_in_order():

@@ -64,10 +64,9 @@ class Planner:
     Memory: 4 bytes per touched row, 12 per slot, and the policy's.
 
     Args:
-        num_rows: rows of all tables.
         quota_slots: slots the cache may keep.
         num_slots: slots there are; those beyond the quota are used only by a batch whose working set exceeds it.
-        policy: eviction policy with keys for ``num_slots``.
+        policy: eviction policy with keys for ``num_slots``; has the arrays in which slots and last uses are kept.
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
             as evicting one means waiting for its training, but not where that costs a row of which a use is known.
         minimum: counts what MIN would move; None: nobody asked.
@@ -76,7 +75,6 @@ class Planner:
 
     def __init__(
         self,
-        num_rows: int,
         quota_slots: int,
         num_slots: int,
         policy: Policy,
@@ -90,10 +88,10 @@ class Planner:
         self._policy = policy
         self._in_flight = in_flight
         self._minimum = minimum
-        self.slot_of: Int32s = np.empty(num_rows, np.int32)  # by address
+        self.slot_of = policy.slot_of
         self.num_addresses = 0
         self._address_in: Int32s = np.empty(num_slots, np.int32)
-        self._last_use: Int32s = np.empty(num_slots, np.int32)
+        self._last_use = policy.last_use
         self._used_slots = 0  # slots from here on were never used
         self._free_slots = np.empty(0, np.int64)  # used once, free now
         self._reserve = VictimReserve(policy, self._last_use)
@@ -137,9 +135,11 @@ class Planner:
             raise AssertionError(f"batch {index} needs {size} slots of {self._num_slots}")
         slots = np.empty(size, np.int64)
         missing = np.empty(size, np.int64)
-        num_missing = _look_up(addresses, index, self.slot_of, self._last_use, slots, missing)
         table_counts = np.zeros((self._num_tables, len(TABLE_COUNTS)), np.int64)
-        hit_lookups = _count_by_table(slots, working_set.bags_by_position, working_set.position_offsets, table_counts)
+        num_missing, hit_lookups = _look_up(
+            addresses, index, working_set.lookups, working_set.first_lookups, working_set.offsets,
+            self.slot_of, self._last_use, slots, missing, table_counts,
+        )  # fmt: skip
         evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
         admit_slots = self._free_slots_for(num_missing, evict_slots)
         fetch_addresses = fetch_slots = create_rows = create_slots = NO_ROWS
@@ -206,10 +206,41 @@ class Planner:
 
 
 @numba.njit(cache=True, nogil=True)
-def _look_up(addresses: Int64s, index: int, slot_of: Int32s, last_use: Int32s, slots: Int64s, missing: Int64s) -> int:
-    """Fills ``slots`` with states of ``slot_of``, marks resident rows as used by batch ``index``; returns the number of
-    missing positions."""
-    num_missing = 0
+def _look_up(
+    addresses: Int64s,
+    index: int,
+    lookups: Int32s,
+    first_lookups: Int32s,
+    offsets: Int32s,
+    slot_of: Int32s,
+    last_use: Int32s,
+    slots: Int64s,
+    missing: Int64s,
+    table_counts: Int64s,
+) -> tuple[int, int]:
+    """Finds the rows of batch ``index`` and marks those that are resident as used by it.
+
+    One loop for both jobs: with lines loaded ahead, counting hides behind the waits for the map of rows.
+
+    Args:
+        addresses: [U].
+        index: of the batch.
+        lookups: of the `WorkingSet`.
+        first_lookups: of the `WorkingSet`.
+        offsets: of the `WorkingSet`.
+        slot_of: by address.
+        last_use: by slot; changed.
+        slots: [U]; filled with states of ``slot_of``.
+        missing: [U]; filled with positions of rows that are not resident.
+        table_counts: [num_tables, 4]; the `TABLE_COUNTS` of the batch are added.
+
+    Returns:
+        The number of missing positions, and of lookups that hit.
+    """
+    num_tables = len(table_counts)
+    num_missing = hit_lookups = 0
+    last_bag = len(offsets) - 2
+    first_bag = bag = before = 0  # `first_bag` of a sample; as first lookups ascend, no division is needed
     for position in range(min(len(addresses), 2 * AHEAD)):
         load_ahead(slot_of, addresses[position])
     for position in range(len(addresses)):
@@ -218,43 +249,27 @@ def _look_up(addresses: Int64s, index: int, slot_of: Int32s, last_use: Int32s, s
         if position + AHEAD < len(addresses):
             load_ahead(last_use, max(slot_of[addresses[position + AHEAD]], 0))
         slot = slots[position] = slot_of[addresses[position]]
-        if slot >= 0:
-            last_use[slot] = index
-        else:
-            missing[num_missing] = position
-            num_missing += 1
-    return num_missing
-
-
-@numba.njit(cache=True, nogil=True)
-def _count_by_table(states: Int64s, bags_by_position: Int32s, position_offsets: Int32s, table_counts: Int64s) -> int:
-    """Adds the `TABLE_COUNTS` of a batch to ``table_counts`` [num_tables, 4]; returns the number of lookups that hit.
-
-    Apart from `_look_up`: with more branches in its loop the processor waits for the map of rows line by line.
-
-    Args:
-        states: [U], of each position: its slot, `NEVER`, or when it was evicted.
-        bags_by_position: of the `WorkingSet`.
-        position_offsets: of the `WorkingSet`.
-        table_counts: changed.
-    """
-    num_tables = len(table_counts)
-    hit_lookups = 0
-    first_bag = 0  # of a sample; as positions are in order of first appearance, no division is needed
-    for position in range(len(states)):
-        start = position_offsets[position]
-        lookups = position_offsets[position + 1] - start
-        bag = bags_by_position[start]
+        first = first_lookups[position]
+        bag = min(bag + first - before, last_bag)  # its bag, where bags have one lookup each
+        while offsets[bag] > first:
+            bag -= 1
+        while offsets[bag + 1] <= first:
+            bag += 1
+        before = first
         while bag >= first_bag + num_tables:
             first_bag += num_tables
         table = bag - first_bag
-        state = states[position]
-        table_counts[table, 0] += lookups
-        table_counts[table, 1] += lookups * (state >= 0)
+        table_counts[table, 0] += lookups[position]
         table_counts[table, 2] += 1
-        table_counts[table, 3] += state == NEVER
-        hit_lookups += lookups * (state >= 0)
-    return hit_lookups
+        if slot >= 0:
+            last_use[slot] = index
+            table_counts[table, 1] += lookups[position]
+            hit_lookups += lookups[position]
+        else:
+            table_counts[table, 3] += slot == NEVER
+            missing[num_missing] = position
+            num_missing += 1
+    return num_missing, hit_lookups
 
 
 @numba.njit(cache=True, nogil=True)

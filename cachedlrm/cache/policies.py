@@ -13,8 +13,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.cache.lookup_counts import MANY, Counts, lookups_left
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
-from cachedlrm.rows import AHEAD, load_ahead
+from cachedlrm.rows import AHEAD, load_ahead, side_by_side
 
 _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
@@ -25,13 +26,22 @@ _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, fall
 
 
 class Lru:
-    """Least recently used first (all keys equal: the tie-break does it)."""
+    """Least recently used first (all keys equal: the tie-break does it).
+
+    Attributes:
+        keys: [num_slots].
+        last_use: [num_slots], the planner's; here since who needs the one needs the other.
+        slot_of: [num_rows] by address, the planner's; in policies with a history beside that.
+        window: batches known ahead.
+        known_from: keys from here on are those of rows whose next use is known; here there are none.
+    """
 
     window = 0
-    known_from = 2**31  # keys from here on are those of rows whose next use is known; here there are none
+    known_from = 2**31
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
-        self.keys: Int32s = np.zeros(num_slots, np.int32)
+        self.keys, self.last_use = side_by_side(num_slots)
+        self.slot_of: Int32s = np.zeros(num_rows, np.int32)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         """A batch entered the known window; it is planned `window` batches later."""
@@ -45,7 +55,7 @@ class Lfu(Lru):
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         super().__init__(num_slots, num_rows)
-        self._uses = np.zeros(num_rows, np.int32)
+        self._uses, self.slot_of = side_by_side(num_rows)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         _count_uses(working_set.addresses, slots, self._uses, self.keys)
@@ -65,7 +75,7 @@ class Lrfu(Lru):
     def __init__(self, num_slots: int, num_rows: int, half_life: float = 2000.0) -> None:
         super().__init__(num_slots, num_rows)
         self._half_life = half_life
-        self._scores = np.zeros(num_rows, np.int32)  # plus one; zero: never used
+        self._scores, self.slot_of = side_by_side(num_rows)  # scores plus one; zero: never used
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         self._score(working_set, slots, _UNKNOWN)
@@ -91,7 +101,7 @@ class Static(Lru):
         for working_set in working_sets:
             self._uses[working_set.rows] += 1
 
-    def take_counts(self, row_counts: Int64s) -> None:
+    def take_counts(self, row_counts: NDArray[np.integer]) -> None:
         """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
         self._uses = _at_most(row_counts, 2**31 - 1)
 
@@ -117,9 +127,9 @@ class Lookahead(Lrfu):
         # Row ``index % (window + 1)``: the next use of each position of batch ``index``, or NEVER.
         self._next_uses = np.empty((window + 1, 0), np.int32)
         self._next_planned = 0
-        self._left: Int32s | None = None  # by row
+        self._left: Counts | None = None  # by row
 
-    def take_counts(self, row_counts: Int64s, epochs: int = 1, passed: Int64s | None = None) -> None:
+    def take_counts(self, row_counts: NDArray[np.integer], epochs: int = 1, passed: Counts | None = None) -> None:
         """Takes how often each row is still to be looked up, where that is known beforehand.
 
         Args:
@@ -127,10 +137,7 @@ class Lookahead(Lrfu):
             epochs: of the run.
             passed: lookups of each row [num_rows] in batches that were trained before; None: there were none.
         """
-        self._left = _at_most(row_counts, (self.known_from - 1) // epochs)
-        self._left *= epochs
-        if passed is not None:
-            self._left -= np.minimum(passed, self._left)
+        self._left = lookups_left(row_counts, epochs, passed)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
         size = working_set.num_rows
@@ -149,7 +156,7 @@ class Lookahead(Lrfu):
             self._score(working_set, slots, next_uses)
         else:
             _rank_by_lookups_left(
-                working_set.rows, working_set.position_offsets, slots, next_uses, self._left, self.keys
+                working_set.rows, working_set.lookups, slots, next_uses, self._left, self.keys
             )  # fmt: skip
 
 
@@ -182,7 +189,7 @@ def bytes_per_row(name: str, counts_lookups: bool) -> int:
         name: on the command line.
         counts_lookups: whether policy ``lookahead`` takes counts.
     """
-    return 4 if name == "static" or (name == "lookahead" and counts_lookups) else 0
+    return {"static": 4, "lookahead": 2 if counts_lookups else 0}.get(name, 0)
 
 
 def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy:
@@ -193,9 +200,10 @@ def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy
     return policies[name](num_slots, num_rows)
 
 
-def _at_most(counts: Int64s, limit: int) -> Int32s:
+def _at_most(counts: NDArray[np.integer], limit: int) -> Int32s:
     """Counts [n] cut off at ``limit``, without another array of 64 bits beside them."""
-    return np.minimum(counts, limit, out=np.empty(len(counts), np.int32), casting="unsafe")
+    cut_off: Int32s = np.minimum(counts, limit, out=np.empty(len(counts), np.int32), casting="unsafe")
+    return cut_off
 
 
 @numba.njit(cache=True, nogil=True)
@@ -261,11 +269,15 @@ def _announce_uses(
 
 @numba.njit(cache=True, nogil=True)
 def _rank_by_lookups_left(
-    rows: Int64s, position_offsets: Int32s, slots: Int64s, next_uses: Int32s, left: Int32s, keys: Int32s
+    rows: Int64s, lookups: Int32s, slots: Int64s, next_uses: Int32s, left: Counts, keys: Int32s
 ) -> None:
     """Takes this batch's lookups from those left; a key tells the next use, or what is left where that is not known."""
     for position in range(len(rows)):
+        if position + AHEAD < len(rows):
+            load_ahead(left, rows[position + AHEAD])
+            load_ahead(keys, slots[position + AHEAD])
         row = rows[position]
-        left[row] = max(0, left[row] - (position_offsets[position + 1] - position_offsets[position]))
+        if left[row] != MANY:
+            left[row] -= min(left[row], lookups[position])
         known = next_uses[position] != NEVER
         keys[slots[position]] = _KNOWN_USE - next_uses[position] if known else left[row]

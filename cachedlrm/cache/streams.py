@@ -57,6 +57,7 @@ class TrainedBatches:
     """Which batches have been trained; written by the training thread, awaited by the copying one.
 
     Args:
+        device: where training happens.
         history: how many of the latest batches keep an event of their own. Waiting for an older one waits for the
             oldest kept, which lies in the past all the more.
     """

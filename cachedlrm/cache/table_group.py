@@ -114,7 +114,7 @@ class TableGroup:
         self.book = AddressBook(num_rows)
         self.policy = make_policy(settings.policy, sizes.num_slots, num_rows, settings.window)
         self.planner = Planner(
-            num_rows, sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth,
+            sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth,
             minimum=MinimumMoves(sizes.quota_slots) if settings.report_min else None,
             num_tables=len(sizes.table_rows),
         )  # fmt: skip

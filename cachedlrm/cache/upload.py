@@ -1,7 +1,7 @@
 """A batch's arrays to the device, in one copy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,23 +26,28 @@ class DeviceLookups:
     Attributes:
         offsets: [B * T + 1] int32, bag boundaries in ``positions``.
         positions: [L] int32.
-        bags_by_position: [L] int32 and position_offsets: [U + 1] int32, the transpose of the two above.
         slots: [U] int64.
         evict_slots, fetch_slots, create_slots, create_rows: int64, as in `Plan`.
+        bags_by_position: [L] int32 and
+        position_offsets: [U + 1] int32, see `WorkingSet.transposed`; on CUDA alone.
     """
 
     offsets: Tensor
     positions: Tensor
-    bags_by_position: Tensor
-    position_offsets: Tensor
     slots: Tensor
     evict_slots: Tensor
     fetch_slots: Tensor
     create_slots: Tensor
     create_rows: Tensor
+    bags_by_position: Tensor | None = None
+    position_offsets: Tensor | None = None
 
-
-_NUM_ARRAYS = len(fields(DeviceLookups))
+    @property
+    def transposed(self) -> tuple[Tensor, Tensor] | None:
+        """Bags by position and their offsets, where lookups were sorted."""
+        if self.bags_by_position is None or self.position_offsets is None:
+            return None
+        return self.bags_by_position, self.position_offsets
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,17 @@ class Upload:
         arrays: list[NDArray[np.generic]] = [dense, labels]
         for working_set, plan in plans:
             arrays += _arrays(working_set, plan)
+            if self._ring:
+                arrays += working_set.transposed()
         if self._ring:
             self._trained.wait(index - len(self._ring))
             tensors = self._ring[index % len(self._ring)].copy(arrays)
         else:
             tensors = [_NO_ROWS if array is NO_ROWS else torch.from_numpy(array) for array in arrays]
             tensors[0] = tensors[0].clone()  # torch's memory is aligned, numpy's not always
-        parts = range(2, len(tensors), _NUM_ARRAYS)
-        lookups = tuple([DeviceLookups(*tensors[first : first + _NUM_ARRAYS]) for first in parts])
+        num_arrays = (len(tensors) - 2) // len(plans)
+        parts = range(2, len(tensors), num_arrays)
+        lookups = tuple([DeviceLookups(*tensors[first : first + num_arrays]) for first in parts])
         return DeviceBatch(index, tensors[0], tensors[1], lookups)
 
 
@@ -111,8 +119,6 @@ def _arrays(working_set: WorkingSet, plan: Plan) -> list[NDArray[np.generic]]:
     return [
         working_set.offsets,
         working_set.positions,
-        working_set.bags_by_position,
-        working_set.position_offsets,
         plan.slots,
         plan.evict_slots,
         plan.fetch_slots,

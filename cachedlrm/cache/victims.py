@@ -154,7 +154,7 @@ class VictimReserve:
             if self._threshold != _NOTHING:
                 self._enter(use)
 
-    def _enter(self, use: "_Use") -> None:
+    def _enter(self, use: _Use) -> None:
         """Lets the slots of a batch in that nobody used since."""
         keys, last_use = self._policy.keys, self._last_use
         low = use.low

@@ -28,10 +28,8 @@ class WorkingSet:
         addresses: [U] int64.
         offsets: [num_bags + 1] int32, bag boundaries in ``positions``.
         positions: [num_lookups] int32, the position of each lookup's row.
-        bags_by_position: [num_lookups] int32, the bags of the lookups sorted by position, in order within one: with
-            ``position_offsets`` the transpose of (positions, offsets). The gradient of a position is the sum of
-            its bags' gradients in this order, whatever the device.
-        position_offsets: [U + 1] int32.
+        lookups: [U] int32, how many lookups each row has.
+        first_lookups: [U] int32, the first of them, ascending.
         previous: [U] int64, where each row appeared last before this batch: ``batch index << 32 | position``,
             or `NEVER`.
     """
@@ -41,19 +39,41 @@ class WorkingSet:
     addresses: Int64s
     offsets: Int32s
     positions: Int32s
-    bags_by_position: Int32s
-    position_offsets: Int32s
+    lookups: Int32s
+    first_lookups: Int32s
     previous: Int64s
 
     @property
     def num_rows(self) -> int:
         return len(self.rows)
 
+    def transposed(self) -> tuple[Int32s, Int32s]:
+        """The lookups by position.
+
+        Returns:
+            The bags [num_lookups] int32 of the lookups sorted by position, in order within one, and the boundaries of
+            positions in them [U + 1] int32.
+        """
+        position_offsets = np.zeros(self.num_rows + 1, np.int32)
+        np.cumsum(self.lookups, out=position_offsets[1:])
+        bags_by_position = np.empty(len(self.positions), np.int32)
+        _transpose(self.positions, self.offsets, position_offsets[:-1].copy(), bags_by_position)
+        return bags_by_position, position_offsets
+
+
+@numba.njit(cache=True, nogil=True)
+def _transpose(positions: Int32s, offsets: Int32s, starts: Int32s, bags_by_position: Int32s) -> None:
+    """Fills ``bags_by_position``; the ``starts`` of positions advance to their ends."""
+    for bag in range(len(offsets) - 1):
+        for lookup in range(offsets[bag], offsets[bag + 1]):
+            position = positions[lookup]
+            bags_by_position[starts[position]] = bag
+            starts[position] += 1
+
 
 @numba.njit(cache=True, nogil=True)
 def _deduplicate(
     rows: Int64s,
-    offsets: Int64s,
     index: int,
     num_addresses: int,
     address_of: Int32s,
@@ -62,14 +82,11 @@ def _deduplicate(
     unique_rows: Int64s,
     unique_addresses: Int64s,
     previous: Int64s,
-    counts: Int32s,
     positions: Int32s,
-    bags_by_position: Int32s,
+    lookups: Int32s,
+    first_lookups: Int32s,
 ) -> tuple[int, int]:
-    """Fills the arrays of a `WorkingSet`; returns its size and the new number of addresses.
-
-    ``counts`` [num_lookups + 2] ends as the position offsets.
-    """
+    """Fills the arrays of a `WorkingSet`, ``lookups`` of zeros; returns its size and the new number of addresses."""
     num_lookups = len(rows)
     # Maps of millions of rows are in no cache, so their lines are on the way before a lookup needs them.
     for lookup in range(min(num_lookups, 2 * AHEAD)):
@@ -78,7 +95,6 @@ def _deduplicate(
         load_ahead(last_seen, max(address_of[rows[lookup]] - 1, 0))
     now = np.int64(index + 1) << 32  # batch index i is kept as i + 1; 0: in no batch
     size = 0
-    counts[0] = counts[1] = 0
     for lookup in range(num_lookups):
         if lookup + 2 * AHEAD < num_lookups:
             load_ahead(address_of, rows[lookup + 2 * AHEAD])
@@ -99,19 +115,11 @@ def _deduplicate(
         position = size if is_new else seen & 0xFFFFFFFF
         unique_rows[size], unique_addresses[size] = row, address
         previous[size] = seen - (np.int64(1) << 32) if seen else NEVER
-        counts[size + 2] = 0
+        first_lookups[size] = lookup
         last_seen[address] = now | position
         size += is_new
         positions[lookup] = position
-        counts[position + 2] += 1
-    # Counting sort by position; it advances each start to its end, so starts are kept one place further.
-    for position in range(size):
-        counts[position + 2] += counts[position + 1]
-    for bag in range(len(offsets) - 1):
-        for lookup in range(offsets[bag], offsets[bag + 1]):
-            start = positions[lookup] + 1
-            bags_by_position[counts[start]] = bag
-            counts[start] += 1
+        lookups[position] += 1
     return size, num_addresses
 
 
@@ -147,15 +155,15 @@ class AddressBook:
         if num_lookups > self._room.shape[1]:
             self._room = np.empty((3, num_lookups + num_lookups // 4), np.int64)
         unique_rows, addresses, previous = self._room
-        counts = np.empty(num_lookups + 2, np.int32)
-        positions, bags_by_position = np.empty(num_lookups, np.int32), np.empty(num_lookups, np.int32)
+        positions, first_lookups = np.empty(num_lookups, np.int32), np.empty(num_lookups, np.int32)
+        lookups = np.zeros(num_lookups, np.int32)
         size, self.num_addresses = _deduplicate(
-            rows, offsets, index, self.num_addresses, self._address_of, self._row_of, self._last_seen,
-            unique_rows, addresses, previous, counts, positions, bags_by_position,
+            rows, index, self.num_addresses, self._address_of, self._row_of, self._last_seen,
+            unique_rows, addresses, previous, positions, lookups, first_lookups,
         )  # fmt: skip
         return WorkingSet(
             index, unique_rows[:size].copy(), addresses[:size].copy(), offsets.astype(np.int32), positions,
-            bags_by_position, counts[: size + 1].copy(), previous[:size].copy(),
+            lookups[:size].copy(), first_lookups[:size].copy(), previous[:size].copy(),
         )  # fmt: skip
 
     def addresses(self, rows: Int64s) -> Int64s:

@@ -4,7 +4,8 @@ Terms: a *bag* is one sample's lookups in one table. Bags are sample-major: bag 
 ``b`` and table ``t``. A *row* is a global index over the concatenated tables (int64).
 """
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -61,8 +62,8 @@ class Source(Protocol):
         ...
 
 
-class RoundedTargets:
-    """A `Source` whose labels are rounded to 0 or 1 (halves to 0).
+class SourceWrapper:
+    """A `Source` of another one's samples; subclasses do something to them.
 
     Args:
         source: of the samples.
@@ -77,11 +78,19 @@ class RoundedTargets:
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``."""
-        batch = self._source.read(start, stop)
+        return self._source.read(start, stop)
+
+
+class RoundedTargets(SourceWrapper):
+    """A `Source` whose labels are rounded to 0 or 1 (halves to 0)."""
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        batch = super().read(start, stop)
         return replace(batch, labels=np.round(batch.labels))
 
 
-class WatchedSource:
+class WatchedSource(SourceWrapper):
     """A `Source` that tells how far it was read.
 
     Args:
@@ -90,16 +99,13 @@ class WatchedSource:
     """
 
     def __init__(self, source: Source, tell: Callable[[float], None]) -> None:
-        self.table_rows = source.table_rows
-        self.num_dense = source.num_dense
-        self.max_lookups_per_bag = source.max_lookups_per_bag
-        self.num_samples = source.num_samples
-        self._source, self._tell = source, tell
+        super().__init__(source)
+        self._tell = tell
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``."""
         self._tell(start / self.num_samples)
-        return self._source.read(start, stop)
+        return super().read(start, stop)
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,6 @@ class Dataset:
     train: Source
     test: Source | None
     row_counts: NDArray[np.int64] | None = None
-
-
-def shown(text: object) -> str:
-    """Text from outside for a message of one line: characters that do not print are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
 def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:
@@ -161,6 +162,22 @@ def _is_clean(dense: NDArray[np.float32], labels: NDArray[np.float32]) -> bool:
         if not 0 <= labels[sample] <= 1:
             return False
     return True
+
+
+def spans(first_samples: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice, slice]]:
+    """The blocks that samples ``start`` to ``stop - 1`` lie in: number, samples within it, and places in the batch.
+
+    Args:
+        first_samples: of each block, and the number of all samples.
+        start: first sample.
+        stop: behind the last.
+    """
+    place = start
+    while place < stop:
+        number = bisect_right(first_samples, place) - 1
+        first, end = first_samples[number], min(stop, first_samples[number + 1])
+        yield number, slice(place - first, end - first), slice(place - start, end - start)
+        place = end
 
 
 class IdAdvice(NamedTuple):

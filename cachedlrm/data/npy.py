@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import Batch, IdAdvice, make_batch, shown
+from cachedlrm.data.batch import Batch, IdAdvice, make_batch
 from cachedlrm.data.folding import BadIdError, fold_ids
 from cachedlrm.errors import UserError
+from cachedlrm.text import shown
 
 PREPARED_FILE = "prepared.json"
 """What `cachedlrm.prepare` says of the triples beside it."""
@@ -239,13 +240,13 @@ def open_npy(words: str, directory: str) -> NpyFiles:
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, ValueError) as error:  # ValueError: a null character in it
-        raise UserError(f"{words}: no such folder") from error
+        raise UserError(f"{words}: no such folder; name another one") from error
     except OSError as error:
         raise UserError(f"{words} cannot be read: {_reason(error)}; change that, or name another folder") from error
     pattern = re.compile(rf"((?:.*_)?)(?:{'|'.join(_PARTS)})\.npy", re.DOTALL)
     found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
     if not found:
-        raise UserError(f"{words}: no *_dense.npy, *_sparse.npy and *_labels.npy in it")
+        raise UserError(f"{words}: no {_TRIPLE} in it; name the folder that holds them")
     prefixes = sorted(found, key=natural_order)
     triples = tuple(_open_triple(Path(directory), prefix, found[prefix]) for prefix in prefixes)
     for triple in triples[1:]:
@@ -306,7 +307,7 @@ def _open_triple(folder: Path, prefix: str, found: str) -> _Triple:
             held = shown(f"{files[part]} is {array.dtype} {list(array.shape)}")
             raise UserError(f"{held} where {wanted} is needed; convert it")
         if part != "labels" and not array.shape[1]:
-            raise UserError(f"{shown(files[part])} has no columns where {wanted} is needed")
+            raise UserError(f"{shown(files[part])} has no columns where {wanted} is needed; write it anew")
         if len(array) != len(dense):
             raise UserError(
                 f"{shown(files[part])} has {len(array):,} samples but {shown(files['dense'])} has {len(dense):,}; "

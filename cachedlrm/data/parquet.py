@@ -6,13 +6,12 @@ package pyarrow.
 """
 
 import threading
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import FILE_ADVICE, Batch, make_batch
+from cachedlrm.data.batch import FILE_ADVICE, Batch, make_batch, spans
 from cachedlrm.data.parquet_columns import Columns
 from cachedlrm.data.parquet_files import KEPT_GROUPS, ParquetFiles, RowGroup
 from cachedlrm.errors import UserError
@@ -47,16 +46,10 @@ class ParquetSource:
         num_tables, num_dense = self._files.columns
         dense, labels = np.empty((stop - start, num_dense), np.float32), np.empty(stop - start, np.float32)
         ids = np.empty((stop - start, num_tables), np.int64)
-        firsts = self._files.first_samples
-        place = start
         with self._lock:
-            while place < stop:
-                number = bisect_right(firsts, place) - 1
+            for number, part, out in spans(self._files.first_samples, start, stop):
                 group = self._group(number)
-                end = min(stop, firsts[number + 1])
-                part, out = slice(place - firsts[number], end - firsts[number]), slice(place - start, end - start)
                 dense[out], labels[out], ids[out] = group.dense[:, part].T, group.labels[part], group.ids[:, part].T
-                place = end
         rows = ids.ravel()
         return make_batch(dense, rows, np.arange(len(rows) + 1), labels, self.table_rows, self._files.words, start)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cachedlrm.data.batch import shown
 from cachedlrm.errors import UserError
 from cachedlrm.prepare.options import split_columns
 from cachedlrm.prepare.parquet import is_floating, is_integer
+from cachedlrm.text import shown
 
 _KEY = re.compile(r":(label|dense|sparse)=")
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import shown
 from cachedlrm.data.folding import BadIdError, fold_ids
 from cachedlrm.data.parquet_columns import Columns, NamedColumns, check_columns, choose_columns, read_spec
 from cachedlrm.errors import UserError
 from cachedlrm.memory import free_host_bytes
 from cachedlrm.prepare.inputs import find_inputs
 from cachedlrm.prepare.parquet import plain, reading_parquet
+from cachedlrm.text import shown
 from cachedlrm.units import format_bytes
 
 KEPT_GROUPS = 2

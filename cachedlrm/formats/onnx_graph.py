@@ -167,5 +167,5 @@ def _interact(graph: _Builder, architecture: Architecture, model: Dlrm, dense: s
     matrix = graph.add("Reshape", together, graph.integers(-1, num_vectors, dim))
     products = graph.add("MatMul", matrix, graph.add("Transpose", matrix, perm=[0, 2, 1]))
     flat = graph.add("Reshape", products, graph.integers(-1, num_vectors**2))
-    pairs = graph.array("pairs", model.pairs.cpu().numpy())
+    pairs = graph.array("pairs", model.interaction.pairs.cpu().numpy())
     return graph.add("Concat", dense, graph.add("Gather", flat, pairs, axis=1), axis=1)

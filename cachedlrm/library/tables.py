@@ -77,7 +77,9 @@ class CachedTables:
             policy, _whole(lookahead, "lookahead", 1), _whole(prefetch_depth, "prefetch_depth", 0)
         )
         self._seed = operator.index(seed) if weights is None else None
-        self._init = self._counter_init(seed) if weights is None else ArrayInit(self._copied(weights))
+        self._init = (
+            self._counter_init(seed) if weights is None else ArrayInit([[table] for table in self._copied(weights)])
+        )
         self._open()
 
     def _counter_init(self, seed: int) -> RowInit:

@@ -1,12 +1,18 @@
 """Sum pooling over a working set.
 
-The gradient of a position is the sum of its bags' gradients: pooling again, of the transposed lookups, which the
-planner sorted. It needs no atomics, so it is deterministic on CUDA, and it takes a tenth of the time of torch's dense
-embedding backward on the CPU.
+The gradient of a position is the sum of its bags' gradients in the order of its lookups, whatever the device. On CUDA
+it is pooling again, of the transposed lookups, which needs no atomics. On the CPU bags are added to their rows one
+after the other: reading gradients in their order takes two thirds of the time of reading them row by row, and no
+lookups need to be sorted.
 """
 
+import numba
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from cachedlrm.rows import BLOCK, add_block
 
 _SUM = 0  # torch's number of this mode
 
@@ -19,6 +25,56 @@ def pool(weights: Tensor, positions: Tensor, offsets: Tensor, factors: Tensor | 
     # As torch.nn.functional.embedding_bag calls it, whose checks take as long as a small batch.
     pooled: Tensor = torch.embedding_bag(weights, positions, offsets, False, _SUM, False, factors, True, None)[0]
     return pooled
+
+
+def pool_backward(
+    grad: Tensor, positions: Tensor, offsets: Tensor, transposed: tuple[Tensor, Tensor] | None, num_rows: int
+) -> Tensor:
+    """The gradient of the rows that `pool` took.
+
+    Args:
+        grad: of its result, [num_bags, D].
+        positions: [L].
+        offsets: [num_bags + 1].
+        transposed: on CUDA the bags [L] of the lookups sorted by position and boundaries in them [num_rows + 1].
+        num_rows: U.
+
+    Returns:
+        [num_rows, D].
+    """
+    if transposed is not None:
+        return pool(grad.contiguous(), *transposed)
+    rows_grad = torch.zeros(num_rows, grad.shape[1])
+    add_bags(rows_grad, grad, positions, offsets, 1.0)
+    return rows_grad
+
+
+def add_bags(rows: Tensor, grad: Tensor, positions: Tensor, offsets: Tensor, factor: float) -> None:
+    """Adds ``factor`` times the gradient of each bag, [num_bags, D], to its rows, [U, D], lookup by lookup; on the CPU.
+
+    With fused multiply-adds, as torch adds with a factor.
+    """
+    _add_bags(rows.numpy(), grad.contiguous().numpy(), positions.numpy(), offsets.numpy(), np.float32(factor))
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_bags(
+    rows: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    positions: NDArray[np.int32],
+    offsets: NDArray[np.int32],
+    factor: np.float32,
+) -> None:
+    dim = grad.shape[1]
+    in_blocks = dim - dim % BLOCK
+    flat_rows, flat_grad = rows.reshape(rows.size), grad.reshape(grad.size)
+    for bag in range(len(offsets) - 1):
+        for lookup in range(offsets[bag], offsets[bag + 1]):
+            position = positions[lookup]
+            for column in range(0, in_blocks, BLOCK):
+                add_block(flat_rows, position * dim + column, flat_grad, bag * dim + column, factor)
+            for column in range(in_blocks, dim):
+                rows[position, column] += factor * grad[bag, column]
 
 
 def weigh(parameters: Tensor, dim: int) -> Tensor:

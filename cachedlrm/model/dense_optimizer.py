@@ -15,9 +15,10 @@ _ADAGRAD_EPS = 1e-10
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPS = 1e-8
 _STATES = {"sgd": (), "adagrad": ("sum",), "rwsadagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
-# Matrix libraries choose kernels by alignment, and another kernel may round differently: every parameter starts where
-# torch's allocator would put it.
-_ALIGNMENT = 64  # elements
+
+# Matrix libraries choose kernels by alignment, and another kernel may round differently.
+ALIGNMENT = 64
+"""Every parameter starts at a multiple of so many elements, as torch's allocator would put it."""
 
 
 class DenseOptimizer:
@@ -34,7 +35,7 @@ class DenseOptimizer:
     def __init__(self, name: str, model: nn.Module) -> None:
         self._name = name
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        sizes = [-(-shape.numel() // _ALIGNMENT) * _ALIGNMENT for shape in self._shapes.values()]
+        sizes = [-(-shape.numel() // ALIGNMENT) * ALIGNMENT for shape in self._shapes.values()]
         device = next(model.parameters()).device
         self._parameters = torch.zeros(sum(sizes), device=device)
         self._grads = torch.zeros_like(self._parameters)
@@ -50,7 +51,7 @@ class DenseOptimizer:
         views, start = {}, 0
         for name, shape in self._shapes.items():
             views[name] = flat[start : start + shape.numel()].view(shape)
-            start += -(-shape.numel() // _ALIGNMENT) * _ALIGNMENT
+            start += -(-shape.numel() // ALIGNMENT) * ALIGNMENT
         return views
 
     def step(self, learning_rate: float) -> None:

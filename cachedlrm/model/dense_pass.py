@@ -125,7 +125,8 @@ class DensePass:
     ) -> None:
         self._model = model
         self._dtype = dtype
-        self._embeddings, self._pairs = model.emb_l, model.pairs  # a module looks its parts up by a function of Python
+        # A module looks its parts up by a function of Python.
+        self._embeddings, self._interaction = model.emb_l, model.interaction
         self._loss = loss
         self._bottom = _Mlp(model.bot_l, grads, "bot_l", dtype)
         self._top = _Mlp(model.top_l, grads, "top_l", dtype)
@@ -134,68 +135,57 @@ class DensePass:
 
     def forward(self, dense: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Predictions [B] of `Dlrm.forward`, from ``dense`` [B, num_dense] and each group's [B * tables, dim]."""
-        model = self._model
+        self._pooled = pooled
         self._features: tuple[Sequence[Tensor], Tensor] | None = None
         if self._embeddings.is_plain:
-            vectors = self._embeddings.forward(pooled)  # [B, T, D]
+            self._vectors = self._embeddings.forward(pooled)  # [B, T, D]
         else:
             with torch.inference_mode(False), torch.enable_grad():
                 leaves = [group.clone().requires_grad_() for group in pooled]
                 self._features = leaves, self._embeddings(leaves)
-            vectors = self._features[1].detach()
-        bottom = self._bottom.forward(dense.to(self._dtype))  # [B, D]
-        self._vectors = torch.cat([bottom.unsqueeze(1), vectors.to(self._dtype)], dim=1)  # [B, T + 1, D]
-        if model.interaction_op == "cat":
-            inputs = self._vectors.flatten(1)
-        else:
-            products = torch.bmm(self._vectors, self._vectors.mT).flatten(1)  # [B, (T + 1)^2]
-            inputs = torch.cat([bottom, products.index_select(1, self._pairs)], dim=1)
+            self._vectors = self._features[1].detach()
+        self._dense = self._bottom.forward(dense.to(self._dtype))  # [B, D]
+        inputs = self._interaction.forward(self._dense, self._vectors)
         self._prediction = self._top.forward(inputs).squeeze(1).float()
-        return model.bounded(self._prediction)
+        return self._model.bounded(self._prediction)
 
-    def loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        """The scalar loss of a pass."""
-        return self._loss(prediction, labels)
+    def loss(self, prediction: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
+        """The scalar loss of a pass over ``share`` of a mini-batch."""
+        loss = self._loss(prediction, labels)
+        return loss if share == 1.0 else loss * share
 
-    def backward(self, prediction: Tensor, labels: Tensor, adds: bool) -> list[Tensor]:
-        """The gradient of each group's pooled vectors, [B * tables, dim]; those of parameters go to their places.
+    def backward(self, prediction: Tensor, labels: Tensor, adds: bool, share: float = 1.0) -> None:
+        """The gradient of pooled vectors takes their place; those of parameters go to theirs.
 
         Args:
             prediction: what `forward` returned, [B].
             labels: [B].
             adds: whether gradients of parameters are added to those that are there.
+            share: of its mini-batch in this pass.
         """
         self._gradients.adds = adds
         grad = self._loss.grad(prediction, labels)
+        if share != 1.0:
+            grad *= share
         low, high = self._model.bounds
         if low > 0.0:  # of a bounded prediction, those outside do not move
             inside = (self._prediction >= low).logical_and_(self._prediction <= high)
             grad = grad.masked_fill(inside.logical_not_(), 0.0)  # torch.where would copy its 0.0 to the device
         inputs_grad = self._top.backward(grad.unsqueeze(1).to(self._dtype), self._gradients, wants_inputs=True)
         assert inputs_grad is not None
-        vectors, dim = self._vectors, self._vectors.shape[2]
-        if self._model.interaction_op == "cat":
-            vectors_grad = inputs_grad.view(vectors.shape)
-            bottom_grad = vectors_grad[:, 0]
-        else:
-            bottom_grad, pairs_grad = inputs_grad.split_with_sizes([dim, inputs_grad.shape[1] - dim], 1)
-            products_grad = vectors.new_zeros(vectors.shape[0], vectors.shape[1] ** 2)
-            products_grad.index_add_(1, self._pairs, pairs_grad)
-            products_grad = products_grad.view(-1, vectors.shape[1], vectors.shape[1])
-            vectors_grad = products_grad.bmm(vectors)
-            vectors_grad += vectors.mT.bmm(products_grad).mT
-            bottom_grad = bottom_grad + vectors_grad[:, 0]
-        self._bottom.backward(bottom_grad, self._gradients, wants_inputs=False)
-        return self._features_backward(vectors_grad[:, 1:].float())
+        dense_grad = self._interaction.backward(self._dense, self._vectors, inputs_grad)
+        del inputs_grad, self._dense
+        self._bottom.backward(dense_grad, self._gradients, wants_inputs=False)
+        if self._features is not None:
+            self._features_backward(*self._features, self._vectors)
+        del self._pooled, self._features, self._vectors  # a batch of vectors is large
 
-    def _features_backward(self, grad: Tensor) -> list[Tensor]:
-        """The gradient of each group's pooled vectors, from that of the features' vectors [B, T, D]."""
-        if self._features is None:
-            return [grad.reshape(-1, grad.shape[2])]
-        leaves, vectors = self._features
+    def _features_backward(self, leaves: Sequence[Tensor], vectors: Tensor, grad: Tensor) -> None:
+        """From the gradient of the features' vectors, [B, T, D], that of pooled vectors and projections."""
         projections = [parameter for parameter, _ in self._projections]
         with torch.inference_mode(False):
             grads = torch.autograd.grad(vectors, [*leaves, *projections], grad)
         for (_, place), projection_grad in zip(self._projections, grads[len(leaves) :], strict=True):
             self._gradients.store(projection_grad, place)
-        return list(grads[: len(leaves)])
+        for group, group_grad in zip(self._pooled, grads, strict=False):
+            group.copy_(group_grad)

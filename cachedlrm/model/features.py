@@ -61,9 +61,3 @@ class FeatureVectors(nn.ModuleDict):
         if str(feature) in self:
             vector = self[str(feature)]["proj"](vector)  # type: ignore[index]
         return vector
-
-
-def plain_features(num_tables: int, dim: int) -> FeatureVectors:
-    """Of ``num_tables`` plain tables of ``dim`` columns."""
-    embeddings = [Embedding(number, 1, dim) for number in range(num_tables)]
-    return FeatureVectors(embeddings, [[table for e in embeddings for table in e.tables]], dim, "mult")

@@ -82,7 +82,7 @@ class GraphedPass:
 
         Args:
             dense: [B, num_dense].
-            pooled: of each group, [B * tables, dim].
+            pooled: of each group, [B * tables, dim]; eager passes overwrite them.
             labels: [B].
 
         Returns:
@@ -110,6 +110,7 @@ class GraphedPass:
             return [self._dense_pass.loss(prediction, labels)]
 
         def backward() -> list[Tensor]:
-            return self._dense_pass.backward(prediction, labels, adds=False)
+            self._dense_pass.backward(prediction, labels, adds=False)
+            return list(pooled)
 
         return forward, backward

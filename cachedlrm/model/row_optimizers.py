@@ -2,6 +2,9 @@
 
 All are lazy: only rows of the batch move. The arithmetic follows the named torch implementation operation by operation,
 so a row's bits are those of that implementation on a whole table.
+
+On the CPU adagrad and adam are kernels: torch's operators take twice as long over columns of records, which do not lie
+side by side in memory. Square roots stay torch's, whose last bit is not IEEE's.
 """
 
 import math
@@ -13,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.model.bags import pool
 from cachedlrm.store.records import RecordLayout
 
 _ADAGRAD_EPS = 1e-10
@@ -31,6 +33,11 @@ def _sgd(records: Tensor, grad: Tensor, learning_rate: float, layout: RecordLayo
 def _adagrad(records: Tensor, grad: Tensor, learning_rate: float, layout: RecordLayout, step: int) -> None:
     """torch.optim.Adagrad on sparse gradients (Duchi, Hazan and Singer, JMLR 12, 2011)."""
     width = layout.parameter_width
+    if not records.is_cuda:
+        roots = torch.empty_like(grad)
+        _adagrad_sums(records.numpy(), grad.numpy(), roots.numpy())
+        _adagrad_move(records.numpy(), grad.numpy(), roots.sqrt_().numpy(), np.float32(-learning_rate))
+        return
     sums = records[:, width:]
     sums.add_(grad.square())
     records[:, :width].add_(grad.div_(sums.sqrt().add_(_ADAGRAD_EPS)), alpha=-learning_rate)
@@ -56,11 +63,68 @@ def _adam(records: Tensor, grad: Tensor, learning_rate: float, layout: RecordLay
     """torch.optim.SparseAdam (Kingma and Ba, arXiv:1412.6980, lazily); ``step`` counts batches, as it does there."""
     width = layout.parameter_width
     beta1, beta2 = _ADAM_BETAS
+    step_size = learning_rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    if not records.is_cuda:
+        roots = torch.empty_like(grad)
+        _adam_moments(records.numpy(), grad.numpy(), roots.numpy(), np.float32(1 - beta1), np.float32(1 - beta2))
+        _adam_move(records.numpy(), roots.sqrt_().numpy(), np.float32(-step_size))
+        return
     first, second = records[:, width : 2 * width], records[:, 2 * width :]
     first.add_(grad.sub(first).mul_(1 - beta1))
     second.add_(grad.square().sub_(second).mul_(1 - beta2))
-    step_size = learning_rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
     records[:, :width].add_(first.div(second.sqrt().add_(_ADAM_EPS)).mul_(-step_size))
+
+
+# Kernels over records [U, width], gradients [U, parameter_width] and their like. They divide as numpy does: checks for
+# zero would keep the compiler from vectors.
+
+
+@numba.njit(cache=True, nogil=True)
+def _adagrad_sums(records: NDArray[np.float32], grad: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
+    """Adds squares of the gradient to the state, and copies that to ``sums``."""
+    num_rows, width = grad.shape
+    for row in range(num_rows):
+        for column in range(width):
+            total = records[row, width + column] + grad[row, column] * grad[row, column]
+            records[row, width + column] = sums[row, column] = total
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})  # fused, as torch adds with a factor
+def _adagrad_move(
+    records: NDArray[np.float32], grad: NDArray[np.float32], roots: NDArray[np.float32], factor: np.float32
+) -> None:
+    num_rows, width = grad.shape
+    for row in range(num_rows):
+        for column in range(width):
+            records[row, column] += factor * (grad[row, column] / (roots[row, column] + np.float32(_ADAGRAD_EPS)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _adam_moments(
+    records: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    seconds: NDArray[np.float32],
+    rate1: np.float32,
+    rate2: np.float32,
+) -> None:
+    """Moves both moments towards the gradient and its square, and copies the second to ``seconds``."""
+    num_rows, width = grad.shape
+    for row in range(num_rows):
+        for column in range(width):
+            value = grad[row, column]
+            first, second = records[row, width + column], records[row, 2 * width + column]
+            records[row, width + column] = first + (value - first) * rate1
+            second += (value * value - second) * rate2
+            records[row, 2 * width + column] = seconds[row, column] = second
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _adam_move(records: NDArray[np.float32], roots: NDArray[np.float32], factor: np.float32) -> None:
+    num_rows, width = roots.shape
+    for row in range(num_rows):
+        for column in range(width):
+            update = records[row, width + column] / (roots[row, column] + np.float32(_ADAM_EPS)) * factor
+            records[row, column] += update
 
 
 _STEPS: dict[str, RowStep] = {"sgd": _sgd, "adagrad": _adagrad, "rwsadagrad": _rwsadagrad, "adam": _adam}
@@ -78,47 +142,3 @@ def row_step(layout: RecordLayout, records: Tensor, grad: Tensor, learning_rate:
     """
     with torch.no_grad():
         _STEPS[layout.optimizer](records, grad, learning_rate, layout, step)
-
-
-def sgd_by_lookups(
-    records: Tensor,
-    grad: Tensor,
-    lookups: tuple[Tensor, Tensor],
-    transposed: tuple[Tensor, Tensor],
-    learning_rate: float,
-) -> None:
-    """Stochastic gradient descent on the gradients of the bags, in place.
-
-    On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient of
-    nn.EmbeddingBag: to the last bit, which a sum subtracted once is not. Bag by bag, since reading gradients in their
-    order takes half the time of reading them row by row, and the order within a row is the same.
-
-    Args:
-        records: [U, dim] float32, the working set's records.
-        grad: [num_bags, dim] float32, gradient of the pooled vectors.
-        lookups: positions [L] and bag boundaries in them [num_bags + 1], int32.
-        transposed: bags [L] of the lookups sorted by position and boundaries in them [U + 1], int32.
-        learning_rate: of this step.
-    """
-    if records.is_cuda:
-        records.add_(pool(grad, *transposed), alpha=-learning_rate)
-    else:
-        positions, offsets = lookups
-        _subtract(
-            records.numpy(), grad.contiguous().numpy(), positions.numpy(), offsets.numpy(), np.float32(-learning_rate)
-        )
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})  # fused multiply-add, as in torch
-def _subtract(
-    records: NDArray[np.float32],
-    grad: NDArray[np.float32],
-    positions: NDArray[np.int32],
-    offsets: NDArray[np.int32],
-    factor: np.float32,
-) -> None:
-    for bag in range(len(offsets) - 1):
-        for lookup in range(offsets[bag], offsets[bag + 1]):
-            position = positions[lookup]
-            for column in range(grad.shape[1]):
-                records[position, column] += factor * grad[bag, column]

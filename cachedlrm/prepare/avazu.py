@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import shown
 from cachedlrm.errors import UserError
 from cachedlrm.prepare.criteo import labels_of
 from cachedlrm.prepare.keys import hex_keys, integer_keys
 from cachedlrm.prepare.lines import LineTable, TextFile, parse_block, read_blocks, reading
 from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, UnparsableError
+from cachedlrm.text import shown
 
 _HEX = (
     "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
@@ -57,7 +57,9 @@ class Avazu:
         with reading(path), TextFile(path) as file:
             line, newline, _ = file.read(1 << 12).partition(b"\n")
         if line.rstrip(b"\r") != ",".join(_HEADER).encode():
-            raise UserError(f"{shown(path)}: line 1 is not the header of Avazu's train file, {','.join(_HEADER)}")
+            raise UserError(
+                f"{shown(path)}: line 1 is not the header of Avazu's train file, {','.join(_HEADER)}; name that file"
+            )
         return len(line + newline)
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cachedlrm.data.batch import shown
 from cachedlrm.data.npy import natural_order
 from cachedlrm.errors import UserError
+from cachedlrm.text import shown
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Path]:
@@ -24,10 +24,11 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
         except OSError as error:
             raise UserError(f"{shown(path)} cannot be read: {(error.strerror or str(error)).lower()}") from error
         if not found:
-            raise UserError(f"{shown(path)}: no files in this folder")
+            raise UserError(f"{shown(path)}: no files in this folder; name another one")
         for file in found:
             if not file.is_file():
-                raise UserError(f"{shown(file)}: {'not a regular file' if file.exists() else 'no such file or folder'}")
+                what = "not a regular file" if file.exists() else "no such file or folder"
+                raise UserError(f"{shown(file)}: {what}; name another path")
         files += found
     if len({file.resolve() for file in files}) < len(files):
         raise UserError("a file is named twice; name each once")

@@ -1,20 +1,17 @@
 """The command line of `cachedlrm.prepare`: fields of the dataclasses are the options, their docstrings the help."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TextIO, cast
+from typing import Annotated, Literal
 
 import cyclopts
-import rich.console
 from cyclopts import Parameter
 
-from cachedlrm import __version__
+from cachedlrm.app import make_app, mistake, read_arguments
 from cachedlrm.config import Bytes, Flag, Positive, Threads, Whole
 from cachedlrm.errors import UserError
-from cachedlrm.output import Output
 
 _HELP = """Turn raw click logs into the files that cachedlrm.train reads with --data npy:DIR.
 
@@ -121,22 +118,13 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
         if not argument or (argument.startswith("--") and argument.endswith("=")):  # a variable that is not set
             name = argument.rstrip("=") or (before if before.startswith("--") else "PATH")
             raise UserError(f"{name} needs a value, not an empty one")
-    app = cyclopts.App(
-        name="python -m cachedlrm.prepare",
-        help=_HELP,
-        version=__version__,
-        result_action="return_value",
-        console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),
-        suppress_keyboard_interrupt=False,
-    )
-    for command in (_criteo, _avazu, _parquet):
-        app.command(command, name=command.__name__.lstrip("_"))
+    app = make_app("python -m cachedlrm.prepare", _HELP)
+    for kind in (_criteo, _avazu, _parquet):
+        app.command(kind, name=kind.__name__.lstrip("_"))
     try:
-        command = app(list(arguments), exit_on_error=False, print_error=False)
+        command = read_arguments(app, arguments, Command)
     except cyclopts.CycloptsError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if not isinstance(command, Command):
-        raise SystemExit(0)  # the help was printed
+        raise mistake(str(error)) from error
     return _check(command)
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import shown
 from cachedlrm.errors import UserError
+from cachedlrm.text import shown
 
 Keys = NDArray[np.unsignedinteger[Any]]
 

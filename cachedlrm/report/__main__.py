@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Annotated, TextIO, cast
 
 import cyclopts
-import rich.console
 from cyclopts import Parameter
 
-from cachedlrm import __version__
+from cachedlrm.app import make_app, mistake, read_arguments
 from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import whole_file, writable_file
 from cachedlrm.output import Output
@@ -71,14 +70,7 @@ def _parse(arguments: Sequence[str]) -> _Request:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if not argument or argument == "--html=":  # a variable that is not set
             raise UserError(f"{'--html' if '--html' in (before, argument[:-1]) else 'RUN_DIR'} is empty; give a path")
-    app = cyclopts.App(
-        name="python -m cachedlrm.report",
-        help=_HELP,
-        version=__version__,
-        result_action="return_value",
-        console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),
-        suppress_keyboard_interrupt=False,
-    )
+    app = make_app("python -m cachedlrm.report", _HELP)
 
     @app.default
     def collect(
@@ -91,11 +83,9 @@ def _parse(arguments: Sequence[str]) -> _Request:
         return _Request(run_dir, html)
 
     try:
-        request = app(list(arguments), exit_on_error=False, print_error=False)
+        request = read_arguments(app, arguments, _Request)
     except cyclopts.CycloptsError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if not isinstance(request, _Request):
-        raise SystemExit(0)  # --help or --version was printed
+        raise mistake(str(error)) from error
     if not request.run_dirs:
         raise UserError("no run is named; python -m cachedlrm.report RUN_DIR... takes the directories of runs")
     return request

@@ -5,6 +5,7 @@ instruction that touched the page cannot be finished, so Python's own handlers, 
 would. Numba compiles one that needs no Python: it writes a line and ends the process.
 """
 
+import ctypes
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ def damage_explained(path: Path) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            _set_handler()(number, handler)
+            _set_handler(number, handler)
 
 
 def _handle(line: str, numbers: Sequence[int]) -> dict[int, int | None]:
@@ -58,13 +59,12 @@ def _handle(line: str, numbers: Sequence[int]) -> dict[int, int | None]:
     _kept.append((text, handler))
     if sys.stderr is not None:
         sys.stderr.flush()
-    return {number: _set_handler()(number, handler.address) for number in numbers}
+    return {number: _set_handler(number, handler.address) for number in numbers}
 
 
-def _set_handler() -> Any:
-    """The C library's ``signal``, for handlers that are no Python."""
-    import ctypes  # noqa: PLC0415 - not everywhere
-
+def _set_handler(number: int, handler: int | None) -> int | None:
+    """The C library's ``signal``, for handlers that are no Python; the address of the one before."""
     function = ctypes.CDLL(None).signal
     function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    return function
+    before: int | None = function(number, handler)
+    return before

@@ -157,9 +157,15 @@ class Database:
                     if sequence <= before:  # pages that lead in a circle
                         raise ValueError(f"segment {sequence} comes after segment {before}")
                 except ValueError as error:
-                    raise UserError(f"the store in {self.path} is damaged: group {group}: {error}") from error
+                    raise self.damaged(f"group {group}: {error}") from error
                 yield sequence, value
                 before = sequence
+
+    def damaged(self, what: str) -> UserError:
+        """The error that ends a run whose store is not as it was written; ``what`` says where."""
+        return UserError(
+            f"the store in {self.path} is damaged: {what}; put back a copy of the store, or start the run again"
+        )
 
     def read_meta(self, key: bytes) -> bytes | None:
         """An entry of the metadata that was committed."""
@@ -174,7 +180,6 @@ class Database:
             UserError: the writer has failed: the disk is full, say. What was committed before stays.
         """
         size = _size(operation)
-
         with self._room:
             self._room.wait_for(
                 lambda: (
@@ -205,9 +210,8 @@ class Database:
 
     def close(self) -> None:
         """Writes what is queued, if it can, and lets others open the store."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
+        self._queue.put(None)
+        self._thread.join()
         self._environment.close()
         self._owner.release()
 

@@ -148,17 +148,18 @@ class CounterInit:
 
 
 class ArrayInit:
-    """Parameters from arrays of whole tables, which stay in host memory.
+    """Columns from arrays of whole tables, which stay where they are: in host memory, or in a file that is mapped.
 
     Args:
-        tables: [rows, columns] float32 of each table, at most as wide as a record; what is missing is zero.
+        tables: of each table its arrays, [rows, columns] or [rows] float32, side by side from the first column of the
+            record on; what is missing behind them is zero.
     """
 
     fill_on_device = None
 
-    def __init__(self, tables: Sequence[NDArray[np.float32]]) -> None:
+    def __init__(self, tables: Sequence[Sequence[NDArray[np.float32]]]) -> None:
         self._tables = tables
-        self._first_rows = table_offsets(tuple(map(len, tables)))
+        self._first_rows = table_offsets(tuple(len(arrays[0]) for arrays in tables))
 
     def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """See `RowInit`."""
@@ -166,5 +167,11 @@ class ArrayInit:
         out[...] = 0.0
         for table in np.unique(table_of):
             here = np.flatnonzero(table_of == table)
-            values = self._tables[table]
-            out[here, : values.shape[1]] = values[rows[here] - self._first_rows[table]]
+            local = rows[here] - self._first_rows[table]
+            column = 0
+            for array in self._tables[table]:
+                values = array[local]
+                if values.ndim == 1:
+                    values = values[:, None]
+                out[here, column : column + values.shape[1]] = values
+                column += values.shape[1]

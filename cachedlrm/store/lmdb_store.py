@@ -131,11 +131,6 @@ class LmdbStore:
         self._changed[frames] = False
 
 
-def least_host_bytes(record_bytes: int) -> int:
-    """The smallest useful host tier of one group."""
-    return 1024 * record_bytes
-
-
 def frames_for(budget_bytes: int, record_bytes: int, num_rows: int) -> int:
     """Frames of a host tier of so many bytes.
 

@@ -112,10 +112,6 @@ class RecordLog:
         """Of the store."""
         return self._database.path
 
-    def contains(self, addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the log has a record of ``addresses`` [n]."""
-        return self._numbers[addresses] > 0
-
     def append(self, addresses: NDArray[np.int64], records: NDArray[np.float32]) -> None:
         """Takes records [n, width]; they are the newest of ``addresses`` [n] from now on.
 
@@ -141,10 +137,9 @@ class RecordLog:
             damaged = gather(numbers, rows, self._base, self._count, target.view(np.uint32))
         if damaged >= 0:
             segment = int(self._sequence[numbers[damaged] >> PLACE_BITS])
-            raise UserError(
-                f"the store in {self._database.path} is damaged: the record of row {rows[damaged]} of group "
-                f"{self._group}, in segment {segment}, is not what was written; put back a copy of the store, or start "
-                "the run again"
+            raise self._database.damaged(
+                f"the record of row {rows[damaged]} of group {self._group}, in segment {segment}, is not what was "
+                "written"
             )
         if target is not out:
             out[...] = target
@@ -201,19 +196,13 @@ class RecordLog:
             try:
                 view = parse_segment(value, sequence, self._width, self._num_rows)
             except ValueError as error:
-                raise UserError(
-                    f"the store in {self._database.path} is damaged: segment {sequence} of group {self._group}: "
-                    f"{error}; put back a copy of the store, or start the run again"
-                ) from error
+                raise self._database.damaged(f"segment {sequence} of group {self._group}: {error}") from error
             slot = self._take_slot(sequence, _STORED)
             self._count[slot] = len(view.rows)
             self._base[slot] = np.frombuffer(value, np.uint8).ctypes.data
             self._supersede(self._rows.register(view.rows.astype(np.int64)), slot, slot << PLACE_BITS)
         if self.fingerprint() != segments:
-            raise UserError(
-                f"the store in {self._database.path} is damaged: group {self._group} lacks a segment; put back a copy "
-                "of the store, or start the run again"
-            )
+            raise self._database.damaged(f"group {self._group} lacks a segment")
         self._next_sequence = max([boundary, *(sequence + 1 for sequence in behind)])
         for sequence in behind:
             self._database.write(Delete(self._group, sequence))
