@@ -426,7 +426,8 @@ def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int, w
     unbound = replace(request, ratio=None, rows=None)
     batch_size = largest_batch(workload, unbound, limit_bytes)
     if not batch_size:
-        return "smaller MLPs"
+        batch_size = largest_batch(replace(workload, test_batch_size=min(1, tested)), request, limit_bytes)
+        return f"--mini-batch-size {batch_size} with --test-mini-batch-size 1" if batch_size else "smaller MLPs"
     smaller = replace(workload, mini_batch_size=batch_size)
     slots = _sizes(smaller, unbound, limit_bytes, smaller.working_set_bounds).quota_slots
     return f"--mini-batch-size {batch_size} with --gpu-cache-rows {slots} or less"

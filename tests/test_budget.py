@@ -227,11 +227,11 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
         at_most = re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)
         for tried in (float(at_most[1]), float(at_most[1]) / 2) if at_most else ():
             assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: (needed,)), limit)
-        tests = re.search(r"--test-mini-batch-size (\d+) or less", message)
+        tests = re.search(r"--test-mini-batch-size (\d+)", message)
         for tested in {int(tests[1]), 1} if tests else ():
             assert tested <= workload.test_batch_size
             fewer_tested = replace(workload, test_batch_size=tested)
-            if "--micro-batch-size" not in message:
+            if f"use {tests[0]}" in message:
                 assert tested < workload.test_batch_size
                 assert check(size_device(fewer_tested, request, limit, lambda: (needed,)), limit)
         passes = re.search(r"--micro-batch-size (\d+)", message)
@@ -242,9 +242,9 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
             assert check(size_device(divided, request, limit, lambda: (needed,)), limit)
         batch = re.search(r"--mini-batch-size (\d+)(?: with --gpu-cache-rows (\d+))?", message)
         if batch:
-            smaller = replace(workload, mini_batch_size=int(batch[1]))
+            smaller = replace(fewer_tested if tests else workload, mini_batch_size=int(batch[1]))
             fewer = CacheRequest(None, int(batch[2]), limit) if batch[2] else request
-            assert batch[2] or smaller.batch_size < workload.batch_size
+            assert batch[2] or tests or smaller.batch_size < workload.batch_size
             assert check(size_device(smaller, fewer, limit, unmeasured), limit)
     else:
         assert check(sizes, limit)

@@ -209,6 +209,7 @@ def test_a_copy_goes_on_and_the_original_stays(tmp_path, monkeypatch, whole):
         ("--init=reference", ["--init reference", "--init counter"]),
         ("--bf16", ["--bf16", "--resume"]),
         ("--mlperf-grad-accum-iter=2", ["--mlperf-grad-accum-iter 2", "--mlperf-grad-accum-iter 1"]),
+        ("--micro-batch-size=50", ["--micro-batch-size 50", "--micro-batch-size 100"]),
         ("--lr-num-warmup-steps=3", ["--lr-num-warmup-steps 3", "--lr-num-warmup-steps 0"]),
     ],
 )

@@ -191,6 +191,14 @@ def test_a_smaller_last_mini_batch_is_averaged_over_its_samples(tmp_path):
     assert losses == expected
 
 
+@pytest.mark.parametrize(("asked", "tested", "expected"), [(7, -1, (7, 7)), (500, -1, (100, 100)), (7, 30, (7, 30))])
+def test_passes_and_evaluations_have_a_mini_batch_at_most_unless_asked(asked, tested, expected):
+    arguments = [*SMALL, f"--micro-batch-size={asked}", f"--test-mini-batch-size={tested}"]
+    options = parse_command_line(arguments)
+    batches = resolve(options, open_dataset(options.data.data, None, data_request(options))).batches
+    assert (batches.micro_batch_size, batches.test_mini_batch_size) == expected
+
+
 def test_losses_that_no_memory_holds_are_one_line(tmp_path, capsys):
     huge, run_dir = str(2**39), ["--run-dir", str(tmp_path / "run")]
     steps = ["--print-freq", huge, "--steps", huge, "--mlperf-grad-accum-iter=3000", "--test-freq=-1"]
