@@ -35,9 +35,9 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
+from cachedlrm.row_update import RowUpdate
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
-from cachedlrm.trainer import RowUpdate
 
 ROWS = CRITEO_KAGGLE_ROWS
 DIM, SAMPLES, RATE = 16, 2048, 0.01

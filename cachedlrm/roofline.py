@@ -8,8 +8,8 @@ the link. Only what no implementation can avoid is counted, so a measured run li
 import itertools
 from typing import Protocol
 
-from cachedlrm.budget import Workload
 from cachedlrm.config import Options
+from cachedlrm.workload import Workload
 
 _FLOAT, _POSITION = 4, 4  # bytes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cachedlrm.architecture import build_architecture
-from cachedlrm.budget import CacheRequest, DeviceSizes, GroupSlots, Workload, size_device
+from cachedlrm.budget import CacheRequest, DeviceSizes, GroupSlots, size_device
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Policy, make_policy
@@ -19,6 +19,7 @@ from cachedlrm.foresight import inform_policies
 from cachedlrm.metrics import CacheCounters, with_bytes
 from cachedlrm.schedule import Schedule
 from cachedlrm.tiers import build_workload
+from cachedlrm.workload import Workload
 
 _NO_LIMIT = 2**62  # bytes: sizes are asked for, and nothing is allocated
 

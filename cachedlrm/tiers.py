@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cachedlrm.architecture import Architecture
-from cachedlrm.budget import CacheRequest, DeviceSizes, GroupShape, Workload, size_device
+from cachedlrm.budget import CacheRequest, DeviceSizes, size_device
 from cachedlrm.cache.policies import bytes_per_row
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
@@ -16,6 +16,7 @@ from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.schedule import Schedule
 from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.units import format_bytes
+from cachedlrm.workload import GroupShape, Workload
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
 

@@ -1,6 +1,5 @@
 """One training step and one evaluation: the cache, the model and the optimizers put together."""
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,112 +8,18 @@ import torch
 from torch import Tensor
 
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
-from cachedlrm.cache.upload import DeviceBatch, DeviceLookups
+from cachedlrm.cache.upload import DeviceBatch
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.evaluation import Evaluation, evaluate
-from cachedlrm.metrics import PHASES
-from cachedlrm.model.bags import add_bags, pool, pool_backward, weigh, weigh_backward
+from cachedlrm.model.bags import pool
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
-from cachedlrm.model.row_optimizers import row_step
-from cachedlrm.store.records import RecordLayout
-from cachedlrm.trace import PhaseRanges
-
-
-class PhaseClock:
-    """Milliseconds by phase, without synchronising the device inside a step.
-
-    On CUDA a phase lies between two events on the training stream; their distance is read in `collect`, when the host
-    waits for the device anyway.
-
-    Attributes:
-        ranges: of a trace, while there is one; they follow the phases.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-        self._totals = dict.fromkeys(PHASES, 0.0)
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._starts: list[torch.cuda.Event] = []
-        self._spare: list[torch.cuda.Event] = []
-        self._last = self._now()
-        self._phase: str | None = None
-        self.ranges: PhaseRanges | None = None
-
-    def _now(self) -> "float | torch.cuda.Event":
-        if not self._on_cuda:
-            return time.perf_counter()
-        event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def enter(self, phase: str | None) -> None:
-        """The phase before ends and ``phase`` begins; None: the step ends."""
-        now = self._now()
-        if self._phase is None:
-            if not isinstance(now, float):
-                self._starts.append(now)
-        elif isinstance(now, float):
-            assert isinstance(self._last, float)
-            self._totals[self._phase] += (now - self._last) * 1e3
-        else:
-            assert isinstance(self._last, torch.cuda.Event)
-            self._pending.append((self._phase, self._last, now))
-        self._phase, self._last = phase, now
-        if self.ranges is not None:
-            self.ranges.enter(phase)
-
-    def add(self, milliseconds: dict[str, float]) -> None:
-        """Adds phases measured elsewhere."""
-        for phase, value in milliseconds.items():
-            self._totals[phase] += value
-
-    def collect(self) -> dict[str, float]:
-        """Totals since the last call; on CUDA the device must have been synchronised."""
-        for phase, start, end in self._pending:
-            self._totals[phase] += start.elapsed_time(end)
-            self._spare.append(end)
-        self._spare += self._starts
-        self._pending.clear()
-        self._starts.clear()
-        totals, self._totals = self._totals, dict.fromkeys(PHASES, 0.0)
-        return totals
-
-
-class RowUpdate:
-    """One step of the rows of a group of tables: pooled, their gradient taken, and moved.
-
-    Args:
-        layout: columns of a record.
-        records: [U, width] float32 of the working set; `step` changes them in place.
-        lookups: how bags use them.
-    """
-
-    def __init__(self, layout: RecordLayout, records: Tensor, lookups: DeviceLookups) -> None:
-        self._layout = layout
-        self._records = records
-        self._lookups = lookups
-        parameters = records[:, : layout.parameter_width] if layout.state_width else records
-        vectors = weigh(parameters, layout.dim)
-        self.pooled = pool(vectors, lookups.positions, lookups.offsets)  # [B * T, D]
-
-    def step(self, grad: Tensor, learning_rate: float, step: int) -> None:
-        """Moves the rows by the gradient of `pooled`, [B * T, D]; ``step`` counts from 1."""
-        layout, records, lookups = self._layout, self._records, self._lookups
-        # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
-        # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
-        if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:
-            add_bags(records, grad, lookups.positions, lookups.offsets, -learning_rate)
-            return
-        vectors_grad = pool_backward(
-            grad, lookups.positions, lookups.offsets, lookups.transposed, records.shape[0]
-        )  # [U, D]
-        parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
-        row_step(layout, records, parameters_grad, learning_rate, step)
+from cachedlrm.phase_clock import PhaseClock
+from cachedlrm.row_update import RowUpdate
 
 
 class Trainer:

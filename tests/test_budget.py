@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from cachedlrm.budget import (
     CacheRequest,
     DeviceSizes,
-    GroupShape,
-    Workload,
-    format_bytes,
     largest_batch,
     size_device,
     smallest_ratio,
 )
 from cachedlrm.errors import UserError
 from cachedlrm.store.records import RecordLayout
+from cachedlrm.units import format_bytes
+from cachedlrm.workload import GroupShape, Workload
 
 WORKLOAD = Workload(
     groups=(GroupShape((1000, 10, 5), RecordLayout(4, "adagrad")),),
@@ -53,9 +52,7 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     )
     assert workload.working_set_bounds == (40 + 10 + 5,)
     fixed = workload.fixed_bytes((55,))
-    assert fixed["staging"] == 4 * 55 * 4 * width + 6 * 8 * 2048 * 4
-    few = replace(workload, most_staging_rows=9).fixed_bytes((55,))
-    assert fixed["staging"] - few["staging"] == 4 * (55 - 9) * 4 * width, "no more rows than a batch can move"
+    assert fixed["staging"] == 4 * 64 * 4 * width + 6 * 8 * 2048 * 4
     upload = 32 * 55 + 8 * 120 + 4 * (60 + 55) + 4 * 20 * 4
     gradients = 55 * 4 * 4 * (1 + temporaries)
     assert fixed["working_set"] == int(1.25 * (3 * upload + 55 * 4 * width)) + gradients
@@ -98,9 +95,12 @@ def test_projections_are_parameters_of_groups_narrower_than_the_vectors():
 
 def test_staging_buffers_hold_what_a_batch_moves_in_its_largest_group():
     layout = RecordLayout(4, "adagrad")
-    groups = GroupShape((1000,), layout), GroupShape((3, 4), layout)
-    assert replace(WORKLOAD, groups=groups, most_staging_rows=64).staging_rows == 20 * WORKLOAD.lookups_per_bag
-    assert replace(WORKLOAD, groups=groups, most_staging_rows=9).staging_rows == 9
+    groups = GroupShape((1000,), layout), GroupShape((3000, 4), layout)
+    workload = replace(WORKLOAD, groups=groups, most_staging_rows=5000)
+    assert replace(workload, mini_batch_size=1000).staging_rows == 1000 * workload.lookups_per_bag + 4
+    assert workload.staging_rows == 1024, "a batch moves 44 at most, but a checkpoint saves all that are cached"
+    assert replace(workload, most_staging_rows=9).staging_rows == 9
+    assert replace(workload, most_staging_rows=0).staging_rows == 0
 
 
 def test_an_evaluation_step_counts_where_it_needs_more():

@@ -8,7 +8,6 @@ from random import Random
 import pytest
 import torch
 
-from cachedlrm.budget import GroupShape, Workload
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.command_line import parse_command_line
 from cachedlrm.data.open import open_dataset
@@ -21,6 +20,7 @@ from cachedlrm.model.losses import make_loss
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
+from cachedlrm.workload import GroupShape, Workload
 from models import one_group, plain_features
 
 WIDE = (

@@ -9,7 +9,7 @@ from cachedlrm.data.batch import Batch
 from cachedlrm.errors import UserError
 from cachedlrm.library.ids import Ids
 from cachedlrm.library.stream import Lookup
-from cachedlrm.trainer import RowUpdate
+from cachedlrm.row_update import RowUpdate
 
 
 class CurrentBatch:

@@ -1,0 +1,237 @@
+"""What a training step holds on the device and a batch on the host, worked out before anything is allocated."""
+
+import itertools
+from dataclasses import dataclass
+
+from cachedlrm.model.dense_optimizer import ALIGNMENT
+from cachedlrm.store.init import DEVICE_TURN_ROWS
+from cachedlrm.store.records import RecordLayout
+
+_LEAST_STAGING_ROWS = 1024
+_SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
+_ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
+# Of each stream that multiplies matrices, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB.
+_CUBLAS_WORKSPACE_BYTES = 32 << 20
+_DENSE_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors as large as the parameters
+_LOSS_NUMBERS = 8  # of a sample: prediction, loss and their gradients
+_OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """Tables that share a slab.
+
+    Attributes:
+        table_rows: rows of each.
+        layout: columns of a record.
+    """
+
+    table_rows: tuple[int, ...]
+    layout: RecordLayout
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.table_rows)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes that decide what a training step needs.
+
+    Attributes:
+        groups: of tables.
+        num_features: T, sparse features.
+        lookups_per_bag: the most lookups a bag can hold.
+        mini_batch_size: samples of a loss.
+        mlp_bot: layer sizes of the bottom MLP, its input first.
+        mlp_top: layer sizes of the top MLP, its (derived) input first.
+        prefetch_depth: batches prepared ahead.
+        most_staging_rows: rows of a staging buffer, at most; 0 on the CPU, which needs none of its own.
+        micro_batch_size: samples that go through the layers at a time, at most; 0: a mini-batch.
+        samples_multiplied: samples whose interaction is computed at a time, at most; 0: all that go through the layers.
+        num_mini_batches: mini-batches of a step, whose gradients are added up.
+        test_batch_size: samples of an evaluation step; 0: none.
+        dot: whether the interaction is of pairwise products.
+        keeps_inputs: whether the activation function's backward needs its input, beside its output.
+        bf16: whether layers compute on copies of their parameters of two bytes each.
+        cuda_graphs: whether graphs of the passes over a mini-batch keep memory of their own.
+    """
+
+    groups: tuple[GroupShape, ...]
+    num_features: int
+    lookups_per_bag: int
+    mini_batch_size: int
+    mlp_bot: tuple[int, ...]
+    mlp_top: tuple[int, ...]
+    prefetch_depth: int
+    most_staging_rows: int
+    micro_batch_size: int = 0
+    samples_multiplied: int = 0
+    num_mini_batches: int = 1
+    test_batch_size: int = 0
+    dot: bool = True
+    keeps_inputs: bool = False
+    bf16: bool = False
+    cuda_graphs: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+        return self.mini_batch_size * self.num_mini_batches
+
+    @property
+    def pass_size(self) -> int:
+        """Samples that go through the layers at a time."""
+        return min(self.micro_batch_size or self.mini_batch_size, self.mini_batch_size)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.groups)
+
+    @property
+    def working_set_bounds(self) -> tuple[int, ...]:
+        """The most unique rows one batch can have, in each group."""
+        lookups = self.batch_size * self.lookups_per_bag
+        return tuple(sum(min(rows, lookups) for rows in group.table_rows) for group in self.groups)
+
+    @property
+    def staging_rows(self) -> int:
+        """Rows of a staging buffer: no more than a batch can move, but enough to save a whole cache in turns."""
+        return min(self.most_staging_rows, max(_LEAST_STAGING_ROWS, *self.working_set_bounds))
+
+    @property
+    def batch_host_bytes(self) -> int:
+        """The most bytes a batch takes on the host while policy ``lookahead`` waits with it."""
+        total = 4 * self.batch_size * (self.mlp_bot[0] + 1)
+        for group, rows in zip(self.groups, self.working_set_bounds, strict=True):
+            bags = self.batch_size * len(group.table_rows)
+            # rows, addresses, previous (int64), offsets, next uses (int32); positions and their transpose (int32)
+            total += 32 * rows + 4 * bags + 8 * bags * self.lookups_per_bag
+        return total
+
+    def fixed_bytes(self, working_sets: tuple[int, ...]) -> dict[str, int]:
+        """Bytes of everything but the slabs, for batches of at most so many unique rows in each group.
+
+        Buffers stay; beside them is what a training step needs, or an evaluation step if that is more.
+        """
+        buffers = int(_SPARE * (self._upload_bytes(working_sets) + self._record_bytes(working_sets)))
+        vectors, layers, rows = self._step_bytes(working_sets)
+        # Parameters, and after them rows, move when the layers have given their memory back.
+        step = rows, vectors + max(layers, self._dense_temporaries, rows) - rows
+        rows, activations = max(step, self._evaluation_bytes(working_sets), key=sum)
+        staging = sum(4 * self.staging_rows * group.layout.record_bytes for group in self.groups)
+        workspace = 0
+        if staging:  # on CUDA; initial rows are computed there in turns, with a few int64 temporaries
+            staging += max(6 * 8 * DEVICE_TURN_ROWS * group.layout.dim for group in self.groups)
+            workspace = _CUBLAS_WORKSPACE_BYTES
+        return {
+            "staging": staging,
+            "working_set": buffers + rows,
+            "dense": self._dense_bytes,
+            "activations": activations + workspace + (self._graph_bytes(vectors + layers) if self.cuda_graphs else 0),
+        }
+
+    def _graph_bytes(self, activations: int) -> int:
+        """Bytes that the CUDA graphs of a step keep, whatever runs beside them.
+
+        Args:
+            activations: bytes of an eager step's. Pooled vectors are among them; here they are a copy, as other inputs.
+        """
+        return activations + 4 * self.batch_size * (self.mlp_bot[0] + 1) + _CUBLAS_WORKSPACE_BYTES
+
+    def _upload_bytes(self, working_sets: tuple[int, ...]) -> int:
+        """Bytes of the uploaded arrays of all batches in preparation."""
+        one = 4 * self.batch_size * (self.mlp_bot[0] + 1)
+        for group, rows in zip(self.groups, working_sets, strict=True):
+            bags = self.batch_size * len(group.table_rows)
+            # slots, plan's slots and rows (int64), positions and their transpose (int32)
+            one += 32 * rows + 8 * bags * self.lookups_per_bag + 4 * (bags + rows)
+        return (self.prefetch_depth + 2) * one
+
+    def _record_bytes(self, working_sets: tuple[int, ...]) -> int:
+        pairs = zip(self.groups, working_sets, strict=True)
+        return sum(rows * group.layout.record_bytes for group, rows in pairs)
+
+    def _step_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int, int]:
+        """Bytes of a training step: pooled vectors, activations and gradients of layers, those of rows after that."""
+        row_bytes = pooled = 0
+        for group, rows in zip(self.groups, working_sets, strict=True):
+            layout = group.layout
+            copies = 1 + _ROW_TEMPORARIES[layout.optimizer] + 2 * layout.weighted
+            row_bytes += 4 * rows * layout.parameter_width * copies
+            pooled += self.batch_size * len(group.table_rows) * layout.dim  # and their gradients, in the same place
+        outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
+        kept = outputs * (2 if self.keeps_inputs else 1) + self.mlp_top[0]
+        # A layer's gradient by its output, and that by its activation's input or by its own.
+        layers = self.pass_size * (kept + 2 * self._widest + self._combined(trains=True) + _LOSS_NUMBERS)
+        # Gradients of a pass before they are added: of one layer after the other, of all projections at once.
+        added = max(inputs * outputs for inputs, outputs in self._layers) + sum(self._projections)
+        return 4 * pooled, 4 * (layers + self._multiplied(self.pass_size) + added), row_bytes
+
+    def _evaluation_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of an evaluation step, which keeps no activations: rows and lookups, then vectors and layers.
+
+        Unique rows grow more slowly than samples, so a test batch of k batches has at most k times their rows.
+        """
+        row_bytes = pooled = 0
+        times = -(-self.test_batch_size // self.batch_size)
+        for group, rows in zip(self.groups, working_sets, strict=True):
+            bags = self.test_batch_size * len(group.table_rows)
+            lookups = bags * self.lookups_per_bag
+            most = min(times * rows, sum(min(r, self.test_batch_size * self.lookups_per_bag) for r in group.table_rows))
+            row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
+            pooled += bags * group.layout.dim
+        layers = self.test_batch_size * (2 * self._widest + self.mlp_bot[0] + self._combined(trains=False))
+        return row_bytes, 4 * (pooled + layers + self._multiplied(self.test_batch_size))
+
+    def _multiplied(self, samples: int) -> int:
+        """Numbers in a part's vectors, their gradient and its two terms, and their products, while it is multiplied."""
+        if not self.dot:
+            return 0
+        vectors = self.num_features + 1
+        return min(samples, self.samples_multiplied or samples) * (3 * vectors * self.mlp_bot[-1] + vectors**2)
+
+    def _combined(self, trains: bool) -> int:
+        """Numbers a sample has while pooled vectors are combined and projected, beside these."""
+        tables = [(len(group.table_rows), group.layout.dim) for group in self.groups]
+        if tables == [(self.num_features, self.mlp_bot[-1])]:
+            return 0  # each is the vector of its feature
+        pooled, vectors = sum(number * dim for number, dim in tables), self.num_features * self.mlp_bot[-1]
+        if not trains:
+            return 2 * vectors  # one by one, and all in one tensor
+        # The same of a copy; on the way back its gradient, to which autograd adds one as large for each table.
+        return pooled + vectors + max(vectors, 2 * pooled)
+
+    @property
+    def _widest(self) -> int:
+        """Numbers that a sample has in the widest layer."""
+        return max(*self.mlp_bot, *self.mlp_top)
+
+    @property
+    def _layers(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each."""
+        return [*itertools.pairwise(self.mlp_bot), *itertools.pairwise(self.mlp_top)]
+
+    @property
+    def _projections(self) -> list[int]:
+        """Parameters of each. Tables of all the same dimension need none."""
+        dim = self.mlp_bot[-1]
+        narrow = [group for group in self.groups if group.layout.dim < dim and len(self.groups) > 1]
+        return [group.layout.dim * dim for group in narrow for _ in group.table_rows]
+
+    @property
+    def _num_parameters(self) -> int:
+        """Of layers and projections, as they lie in memory."""
+        layers = [size for inputs, outputs in self._layers for size in (inputs * outputs, outputs)]
+        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in [*layers, *self._projections])
+
+    @property
+    def _dense_bytes(self) -> int:
+        """Bytes of parameters, gradients and state, and of copies to compute on."""
+        states = _OPTIMIZER_STATES[self.groups[0].layout.optimizer]
+        return self._num_parameters * (4 * (2 + states) + (2 if self.bf16 else 0))
+
+    @property
+    def _dense_temporaries(self) -> int:
+        """Bytes while parameters move."""
+        return 4 * self._num_parameters * _DENSE_TEMPORARIES[self.groups[0].layout.optimizer]
