@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from measuring import described, made_by, write_profile
 
+from cachedlrm.cache.lookup_counts import add_lookups
 from cachedlrm.cache.planner import Planner
-from cachedlrm.cache.policies import Oracle, Policy, Static, make_policy
+from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static, make_policy
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
@@ -28,10 +29,15 @@ NUM_ROWS = sum(CRITEO_KAGGLE_ROWS)
 
 
 def inform(policy: Policy, batches: list[Batch], folder: Path) -> None:
-    """Gives ``static`` and ``oracle`` what they read ahead."""
+    """Gives policies what they read ahead."""
     if isinstance(policy, Static):
         book = AddressBook(NUM_ROWS)
         policy.count(book.working_set(index, b.rows, b.offsets) for index, b in enumerate(batches))
+    if isinstance(policy, Lookahead):
+        counts = np.zeros(NUM_ROWS, np.uint16)
+        for batch in batches:
+            add_lookups(batch.rows, counts, 1)
+        policy.take_counts(counts)
     if isinstance(policy, Oracle):
         from cachedlrm.cache.next_use import NextUses, NextUseWriter  # noqa: PLC0415 - only here
 
@@ -111,8 +117,8 @@ def main() -> None:
         f"{made}. {count} batches of the default stream, 53,248 lookups each; those that evict, in one thread, "
         "processor time in milliseconds: median (p10-p90), p99. Window of lookahead "
         f"{WINDOW}, prefetch depth {PREFETCH_DEPTH}.",
-        f"Host memory: {untouched:.1f} bytes a table row (the map from row to address), and {touched:.1f} more for "
-        "each row touched (lrfu).",
+        f"Host memory: {untouched:.1f} bytes a table row (the map from row to address; lookahead has two of counts "
+        f"beside that), and {touched:.1f} more for each row touched (lrfu).",
         "\n".join(lines),
     )
 

@@ -35,8 +35,8 @@ class Checkpoint:
 
     Attributes:
         batches: trained before it.
-        boundaries: of each group, the first segment behind it.
-        live_segments: of each group, the `cachedlrm.store.segment.fingerprint` of those with a live record.
+        ends: of each group, the first segment behind it, and the `cachedlrm.store.segment.fingerprint` of those with a
+            live record.
         dense: dense parameters by name.
         dense_state: their optimizer's, by parameter name and torch's key.
         steps_before: steps of an earlier run whose optimizer state was loaded.
@@ -44,8 +44,7 @@ class Checkpoint:
     """
 
     batches: int
-    boundaries: tuple[int, ...]
-    live_segments: tuple[int, ...]
+    ends: tuple[tuple[int, int], ...]
     dense: Mapping[str, NDArray[np.generic]]
     dense_state: Mapping[str, Mapping[str, NDArray[np.generic]]]
     steps_before: int = 0
@@ -58,8 +57,8 @@ class Checkpoint:
             tensors |= {f"state.{key}.{name}": np.array(array) for key, array in entry.items()}
         numbers = {
             "batches": self.batches,
-            "boundaries": self.boundaries,
-            "live_segments": self.live_segments,
+            "boundaries": [boundary for boundary, _ in self.ends],
+            "live_segments": [live for _, live in self.ends],
             "steps_before": self.steps_before,
             "progress": dict(self.progress),
         }
@@ -98,7 +97,8 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
             raise ValueError(f"the checkpoint counts {len(live)} groups of tables and ends {len(boundaries)}")
         if not isinstance(numbers["progress"], dict):
             raise ValueError("the progress in the checkpoint is no object")
-        return Checkpoint(batches, tuple(boundaries), tuple(live), dense, state, before, numbers["progress"])
+        ends = tuple(zip(boundaries, live, strict=True))
+        return Checkpoint(batches, ends, dense, state, before, numbers["progress"])
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the checkpoint does not read: {error}") from error
 
@@ -138,8 +138,7 @@ def open_durability(
     except BaseException:
         database.close()
         raise
-    ends = None if checkpoint is None else tuple(zip(checkpoint.boundaries, checkpoint.live_segments, strict=True))
-    return Durability(database, spills, ends), checkpoint
+    return Durability(database, spills, None if checkpoint is None else checkpoint.ends), checkpoint
 
 
 def store_identity(options: Options) -> dict[str, str]:
@@ -158,8 +157,8 @@ def _read_checkpoint(database: Database, num_groups: int) -> Checkpoint | None:
         return None
     try:
         checkpoint = decode_checkpoint(data)
-        if len(checkpoint.boundaries) != num_groups:
-            raise ValueError(f"it is of {len(checkpoint.boundaries)} groups of tables, not {num_groups}")
+        if len(checkpoint.ends) != num_groups:
+            raise ValueError(f"it is of {len(checkpoint.ends)} groups of tables, not {num_groups}")
     except ValueError as error:
         raise database.damaged(str(error)) from error
     return checkpoint
@@ -195,11 +194,9 @@ def save_checkpoint(trainer: Trainer, batches: int, since: int, progress: Mappin
     Raises:
         UserError: an earlier write has failed.
     """
-    ends = trainer.cache.save(since)
     checkpoint = Checkpoint(
         batches,
-        tuple(boundary for boundary, _ in ends),
-        tuple(live for _, live in ends),
+        tuple(trainer.cache.save(since)),
         {name: tensor.detach().cpu().numpy() for name, tensor in trainer.model.state_dict().items()},
         {
             name: {key: value.detach().cpu().numpy() for key, value in entry.items()}

@@ -29,6 +29,7 @@ from cachedlrm.formats.tensor_file import DTYPES, TensorSpec, write_tensors
 from cachedlrm.full_tables import chunk_rows, current_records
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.run_directory import OTHER_RUN_DIR
+from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"
 _ROW_BYTES = 8  # of a row's number
@@ -77,20 +78,23 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Op
     write_tensors(path, specs, chunks(), model_identity(options), OTHER_RUN_DIR)
 
 
-def most_bytes(cache: EmbeddingCache, options: Options, num_lookups: int) -> int:
-    """The most bytes that the rows of a run's final state can take.
+def most_bytes(cache: EmbeddingCache, options: Options, num_lookups: int) -> tuple[int, int]:
+    """The most bytes that the rows of a run's final state can take, and those of a temporary file beside the store.
 
     Args:
         cache: before the first step.
         options: of the run, resolved.
         num_lookups: the most that the run can make.
     """
-    total = 0
+    all_rows = _keeps_all_rows(options)
+    is_spooled = options.store.store == "lmdb" and not all_rows
+    total = temporary = 0
     for group in cache.groups:
         touched = min(group.store.capacity_rows, num_lookups)
-        rows = group.sizes.num_rows if _keeps_all_rows(options) else touched
+        rows = group.sizes.num_rows if all_rows else touched
         total += rows * (group.layout.record_bytes + _ROW_BYTES)
-    return total
+        temporary += rows * (group.layout.record_bytes + PLACE_BYTES) if is_spooled else 0
+    return total, temporary
 
 
 def _keeps_all_rows(options: Options) -> bool:

@@ -150,10 +150,10 @@ class _Inspection:
             return (0,) * num_groups
         try:
             self._findings.checkpoint = decode_checkpoint(bytes(value))
-            boundaries = self._findings.checkpoint.boundaries
-            if len(boundaries) == num_groups:
-                return boundaries
-            self._findings.wrong(f"the checkpoint is of {len(boundaries)} groups of tables, not {num_groups}")
+            ends = self._findings.checkpoint.ends
+            if len(ends) == num_groups:
+                return tuple(boundary for boundary, _ in ends)
+            self._findings.wrong(f"the checkpoint is of {len(ends)} groups of tables, not {num_groups}")
         except ValueError as error:
             self._findings.wrong(str(error))
         return (1 << 64,) * num_groups
@@ -199,8 +199,8 @@ class _Inspection:
         expected = self._transaction.stat(handle)["entries"]
         if num_found != expected:
             self._findings.wrong(f"group {group} has {num_found:,} segments of {expected:,}")
-        needed = self._findings.checkpoint.live_segments if self._findings.checkpoint else ()
-        if num_read == expected and group < len(needed) and fingerprint(np.array(live, np.int64)) != needed[group]:
+        ends = self._findings.checkpoint.ends if self._findings.checkpoint else ()
+        if num_read == expected and group < len(ends) and fingerprint(np.array(live, np.int64)) != ends[group][1]:
             self._findings.wrong(f"group {group} lacks a segment that the checkpoint needs")
 
 

@@ -251,7 +251,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], left_width: int) 
 
 def _slowest(snapshot: Snapshot) -> Text:
     """What the training thread spends its time on, the most first, in one line."""
-    spent = {phase: snapshot.phase_ms.get(phase, 0.0) for phase in _TRAINING_PHASES}
+    spent = {phase: snapshot.phase_ms.get(phase, 0.0) for phase in snapshot.own_phases}
     total = sum(spent.values())
     order = sorted(spent, key=spent.__getitem__, reverse=True)
     shares = (f"{phase.replace('_', ' ')} {spent[phase] / total:.0%}" for phase in order if spent[phase] > 0)

@@ -214,11 +214,16 @@ class Snapshot:
     prefetch_depth: int | None = None
 
     @property
+    def own_phases(self) -> tuple[str, ...]:
+        """Phases of the training thread; what the prefetch thread does comes on top."""
+        beside = set(PREPARING_PHASES) - set(waiting_phases(self.prefetch_depth))
+        return tuple(phase for phase in PHASES if phase not in beside)
+
+    @property
     def waited_share(self) -> float:
         """Recent share of waiting for rows in what the training thread did."""
         waiting = waiting_phases(self.prefetch_depth)
-        beside = set(PREPARING_PHASES) - set(waiting)  # the prefetch thread's
-        spent = sum(self.phase_ms.get(phase, 0.0) for phase in PHASES if phase not in beside)
+        spent = sum(self.phase_ms.get(phase, 0.0) for phase in self.own_phases)
         return sum(self.phase_ms.get(phase, 0.0) for phase in waiting) / spent if spent > 0 else 0.0
 
 

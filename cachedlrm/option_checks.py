@@ -1,6 +1,6 @@
 """What no single option shows, and what reads better with the sizes themselves."""
 
-from cachedlrm.config import InferenceOptions, ModelOptions, Options, RunOptions
+from cachedlrm.config import CacheOptions, InferenceOptions, ModelOptions, Options, RunOptions
 from cachedlrm.errors import UserError
 
 
@@ -15,7 +15,7 @@ def check_options(options: Options) -> Options:
         both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
         raise UserError(f"{both} exclude each other; give one of them")
     _check_tricks(model)
-    _check_inference(options.inference, model, options.run)
+    _check_inference(options.inference, model, options.run, cache)
     if options.optimisation.cuda_graphs:
         _check_graphs(options)
     rate = options.optimisation
@@ -63,7 +63,7 @@ def _check_graphs(options: Options) -> None:
             raise UserError(f"--cuda-graphs {why} {option}; drop one of them")
 
 
-def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions) -> None:
+def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions, cache: CacheOptions) -> None:
     """What serving rules out, as in facebookresearch/dlrm."""
     mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
     embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
@@ -73,9 +73,12 @@ def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunO
     for option, given in (
         (f"--profile-trace {run.profile_trace}", run.profile_trace),
         ("--tensorboard", run.tensorboard),
+        ("--report-min", cache.report_min),
+        ("--predict", cache.predict),
     ):
         if inference.inference_only and given:
-            raise UserError(f"{option} is about training and --inference-only does none; drop one of them")
+            no = "" if " " in option else f", or say {option}=False where a profile has it"
+            raise UserError(f"{option} is about training and --inference-only does none; drop one of them{no}")
     if quantized and not inference.inference_only:
         raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
     if quantized and inference.save_onnx:

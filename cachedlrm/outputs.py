@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cachedlrm.config import Options
@@ -10,6 +12,8 @@ from cachedlrm.formats.model_file import Training, save_model
 from cachedlrm.full_tables import current_records, full_tables
 from cachedlrm.job import Job
 from cachedlrm.report.totals import RunTotals
+from cachedlrm.store.spool import TEMPORARY_FILE
+from cachedlrm.units import format_bytes
 
 
 def check_outputs(options: Options) -> None:
@@ -27,6 +31,27 @@ def check_outputs(options: Options) -> None:
             raise UserError(f"--save-model {path}: cannot write into {path.parent}; name a file in another place")
     if options.inference.save_onnx and importlib.util.find_spec("onnx") is None:
         raise UserError("--save-onnx needs the package onnx: pip install 'cachedlrm[onnx]'")
+
+
+def short_of_space(files: Mapping[Path, int]) -> Iterator[str]:
+    """A warning for each disk on which the files of the end of a run might not fit, all of them together.
+
+    How many rows will be touched is not known before, so that is no reason to refuse a run.
+
+    Args:
+        files: the most bytes of each, by path; its folder is there.
+    """
+    by_disk: dict[int, list[Path]] = {}
+    for path in files:
+        by_disk.setdefault(path.parent.stat().st_dev, []).append(path)
+    for paths in by_disk.values():
+        most, free = sum(files[path] for path in paths), shutil.disk_usage(paths[0].parent).free
+        if free < most:
+            yield (
+                f"{' and '.join(map(str, paths))} may take up to {format_bytes(most)} and {format_bytes(free)} are "
+                "free there; free space before the run ends, or choose another --run-dir"
+                + (" or --store-path" if paths[-1].name == TEMPORARY_FILE else "")
+            )
 
 
 def save_models(job: Job, totals: RunTotals, onnx_path: Path) -> None:

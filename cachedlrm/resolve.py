@@ -149,7 +149,7 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
             optimizer=options.optimisation.optimizer or defaults.optimizer,
             learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
         ),
-        cache=_resolve_cache(options.cache, options.hardware, device),
+        cache=_resolve_cache(options.cache, options.hardware, device, trains=not options.inference.inference_only),
         store=_resolve_store(options, defaults),
         run=_resolve_run(options.run, device, trains=not options.inference.inference_only),
     )
@@ -175,11 +175,11 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
     return replace(resolved, batches=replace(resolved.batches, test_freq=test_freq))
 
 
-def _resolve_cache(cache: CacheOptions, hardware: HardwareOptions, device: torch.device) -> CacheOptions:
+def _resolve_cache(cache: CacheOptions, hardware: HardwareOptions, device: torch.device, trains: bool) -> CacheOptions:
     """Without any size all rows are kept. Said, so that a repeated run says too if they do not fit any more."""
-    cache = replace(cache, report_min=cache.report_min or cache.policy == "oracle")
+    cache = replace(cache, report_min=cache.report_min or (trains and cache.policy == "oracle"))
     if cache.gpu_budget == "auto":
-        cache = replace(cache, gpu_budget=_automatic_budget(hardware, device), predict=True)
+        cache = replace(cache, gpu_budget=_automatic_budget(hardware, device), predict=trains)
     if (cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget) == (None, None, None):
         return replace(cache, gpu_cache_ratio=1.0)
     return cache

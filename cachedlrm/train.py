@@ -20,7 +20,6 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Needed by --deterministic on CUDA, and read once too.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import shutil
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -40,7 +39,7 @@ from cachedlrm.foresight import discard_next_uses
 from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
-from cachedlrm.outputs import check_outputs, save_models
+from cachedlrm.outputs import check_outputs, save_models, short_of_space
 from cachedlrm.prediction import predict
 from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
@@ -53,7 +52,7 @@ from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.scalars import Scalars
 from cachedlrm.step_trace import TRACE_FILE, StepTrace
-from cachedlrm.units import format_bytes
+from cachedlrm.store.spool import TEMPORARY_FILE
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -162,13 +161,12 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
     assert job.options.batches.mini_batch_size is not None
     samples, source = job.schedule.num_steps * job.options.batches.mini_batch_size, job.dataset.train
     num_lookups = samples * source.max_lookups_per_bag * len(source.table_rows)
-    most = most_bytes(job.trainer.cache, job.options, num_lookups)
-    free = shutil.disk_usage(run.path(".")).free
-    if free < most:  # how many rows will be touched is not known, so this is no reason to refuse
-        console.message(
-            f"{run.path(FILE_NAME)} may take up to {format_bytes(most)} and {format_bytes(free)} are free there; "
-            "free space before the run ends, or choose another --run-dir"
-        )
+    final, temporary = most_bytes(job.trainer.cache, job.options, num_lookups)
+    files = {run.path(FILE_NAME): final}
+    if temporary:
+        files[job.trainer.cache.durable_database.path / TEMPORARY_FILE] = temporary
+    for warning in short_of_space(files):
+        console.message(warning)
 
 
 def _predict(job: Job, progress: Progress, console: Console) -> None:

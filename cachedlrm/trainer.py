@@ -108,9 +108,11 @@ class RowUpdate:
         # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
         # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
         if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:
-            add_bags(records, grad, lookups, -learning_rate)
+            add_bags(records, grad, lookups.positions, lookups.offsets, -learning_rate)
             return
-        vectors_grad = pool_backward(grad, lookups, records.shape[0])  # [U, D]
+        vectors_grad = pool_backward(
+            grad, lookups.positions, lookups.offsets, lookups.transposed, records.shape[0]
+        )  # [U, D]
         parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
         row_step(layout, records, parameters_grad, learning_rate, step)
 

@@ -39,7 +39,7 @@ def make_store(path: Path, identity: Mapping[str, str] = IDENTITY, has_checkpoin
         if has_checkpoint:
             dense = {"bot_l.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
             checkpoint = Checkpoint(
-                7, (boundary,), (log.fingerprint(),), dense, {"bot_l.0.weight": {"sum": dense["bot_l.0.weight"]}}
+                7, ((boundary, log.fingerprint()),), dense, {"bot_l.0.weight": {"sum": dense["bot_l.0.weight"]}}
             )
             database.write(Meta(CHECKPOINT, checkpoint.encode()))
             log.end_checkpoint()

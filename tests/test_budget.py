@@ -96,6 +96,13 @@ def test_projections_are_parameters_of_groups_narrower_than_the_vectors():
     assert workload.fixed_bytes((9, 9, 9))["dense"] == 4 * 2 * (layers + 64 + 3 * 64)
 
 
+def test_staging_buffers_hold_what_a_batch_moves_in_its_largest_group():
+    layout = RecordLayout(4, "adagrad")
+    groups = GroupShape((1000,), layout), GroupShape((3, 4), layout)
+    assert replace(WORKLOAD, groups=groups, most_staging_rows=64).staging_rows == 20 * WORKLOAD.lookups_per_bag
+    assert replace(WORKLOAD, groups=groups, most_staging_rows=9).staging_rows == 9
+
+
 def test_an_evaluation_step_counts_where_it_needs_more():
     plain, fixed = WORKLOAD.fixed_bytes((55,)), replace(WORKLOAD, test_batch_size=2000).fixed_bytes((55,))
     rows = 1015  # of all tables; at most 100 times 55

@@ -215,3 +215,14 @@ def test_the_report():
 def test_the_report_of_no_steps():
     empty = RunTotals(**{**vars(TOTALS), "steps": 0, "loss_last": None, "loss_mean": None, "auc": None})
     assert "No step was trained" in report_markdown(empty, build_report(empty, []), [], "")
+
+
+def test_a_tiny_screen_says_what_the_training_thread_does():
+    def slowest(depth: int) -> str:
+        lines = draw(LiveView(HEADER, replace(SNAPSHOT, prefetch_depth=depth)), 120, 20)
+        return next(line for line in lines if line.startswith("step  "))
+
+    # Without a prefetch thread preparing is a part of a step.
+    assert all(phase in slowest(0) and phase not in slowest(2) for phase in ("plan", "evict", "admit"))
+    shares = [int(word.rstrip("%,")) for word in slowest(0).split() if "%" in word]
+    assert 97 <= sum(shares) <= 103

@@ -143,6 +143,26 @@ def test_a_resumed_run_moves_the_rows_that_it_would_with_the_rest_as_its_stream(
     assert after["evicted_rows"] > before["evicted_rows"] > 0
 
 
+def test_counts_of_ids_are_not_taken_for_those_of_quotients():
+    arguments = ["--data=zipf:samples=50", "--arch-embedding-size=600", "--policy=lookahead", "--qr-flag"]
+    options, _ = parse_plan(arguments)
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    options = resolve(options, dataset)
+    architecture, given = build_architecture(options.model, "sgd"), []
+    num_rows = sum(table.num_rows for table in architecture.groups[0])
+    assert num_rows == 150 + 4
+
+    class Counting(Lookahead):
+        def take_counts(self, row_counts, epochs=1, passed=None):
+            given.append((len(row_counts), row_counts.sum()))
+
+    schedule = Schedule(options, dataset.train)
+    caches = [[Counting(4, num_rows, 1)]]
+    ids = np.ones(600, np.int64)
+    foresight.inform_policies(caches, [num_rows], architecture.router(), schedule, options, Path("unused"), ids)
+    assert given == [(num_rows, 2 * 50)]
+
+
 def test_min_is_reported_where_it_was_asked_for(tmp_path, capsys):
     assert train(tmp_path / "asked", *ROWS, "--report-min", "--ui=plain") == 0
     run = report(tmp_path / "asked")

@@ -168,6 +168,7 @@ def test_labels_of_one_kind_have_no_auc(tmp_path):
             ["--quantize-emb-with-bit 4", "--arch-sparse-feature-size is 3"],
         ),
         (["--steps=3"], ["--steps 3", "--inference-only"]),
+        (["--gpu-budget=1KB"], ["--gpu-budget 1000 B"]),  # an evaluation has to fit
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, words, tmp_path, capsys):

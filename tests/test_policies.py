@@ -279,6 +279,11 @@ def test_lookups_left_are_those_of_all_epochs_but_those_that_passed(count, epoch
     assert lookups_left(np.array([count]), epochs).tolist() == [min(MANY, count * epochs)]
 
 
+def test_lookups_of_a_run_over_many_rows():
+    counts = np.arange(2**20 + 7) % 40_000  # more rows than are taken over at a time
+    assert (lookups_left(counts, 2) == np.minimum(2 * counts, MANY)).all()
+
+
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(stream=streams, quota=st.integers(1, 20), window=st.integers(0, 6))
 def test_lookahead_keys_are_next_uses_inside_the_window_and_lrfu_beyond(stream, quota, window):

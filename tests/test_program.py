@@ -18,6 +18,7 @@ from cachedlrm import trainer
 from cachedlrm.errors import UserError
 from cachedlrm.export import main as export_main
 from cachedlrm.program import Interrupts, run_program
+from cachedlrm.units import format_bytes
 from runs import SMALL, one_line, train
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -197,6 +198,16 @@ def test_little_space_is_said_before_the_first_step(tmp_path, monkeypatch, capsy
     (warning,) = (i for i, line in enumerate(lines) if "may take up to" in line)
     assert "1000 B are free there" in lines[warning]
     assert warning < next(i for i, line in enumerate(lines) if line.startswith("step "))
+    assert train(tmp_path / "disk", "--ui=plain", "--store=lmdb") == 0
+    (warned,) = (line for line in capsys.readouterr().out.splitlines() if "may take up to" in line)
+    place = tmp_path / "disk"
+    assert warned.startswith(
+        f"{place / 'final.safetensors'} and {place / 'store' / 'a temporary file'} may take up to "
+    )
+    rows, record = 1335, 64  # Adagrad, dim 8; beside a record its row, or its place
+    assert format_bytes(rows * (record + 8 + record + 4)) in warned
+    assert "--store-path" in warned
+    assert "--store-path" not in lines[warning]
 
 
 @BOTH

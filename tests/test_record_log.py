@@ -124,6 +124,29 @@ def test_dead_records_are_reclaimed_and_the_file_stays_small(tmp_path):
     database.close()
 
 
+def test_a_log_reclaims_again_after_it_failed_to(tmp_path, monkeypatch):
+    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    log, rng = new_log(database, book), np.random.default_rng(0)
+
+    def append(times: int) -> None:
+        for version in range(times):
+            some = rng.choice(NUM_ROWS, 40, replace=False)
+            log.append(some, records(some, version))
+
+    def fails(slot):
+        raise UserError("cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_live_records", fails)
+        with pytest.raises(UserError, match="cannot be read"):
+            append(1000)
+    before = log.reclaimed_records
+    append(100)
+    assert log.reclaimed_records > before
+    database.close()
+
+
 def test_a_map_that_is_full_grows_and_moves_nothing_that_is_read(tmp_path):
     database, book = opened(tmp_path, map_bytes=64 << 10), AddressBook(NUM_ROWS)
     book.register(np.arange(NUM_ROWS))

@@ -182,6 +182,15 @@ def test_a_mini_batch_in_several_passes(tmp_path, optimizer):
     assert activations[0] < 0.7 * activations[1]
 
 
+def test_a_smaller_last_mini_batch_is_averaged_over_its_samples(tmp_path):
+    data = ["--data=zipf:samples=70", *SMALL[1:4], "--micro-batch-size=30", "--print-freq=1", "--threads=1", "--ui=off"]
+    for size in ("70", "100"):
+        assert main([*data, "--nepochs=3", "--mini-batch-size", size, "--run-dir", str(tmp_path / size)]) == 0
+    losses, expected = (report(tmp_path / size)["losses"] for size in ("100", "70"))
+    assert len(losses) == 3
+    assert losses == expected
+
+
 def test_losses_that_no_memory_holds_are_one_line(tmp_path, capsys):
     huge, run_dir = str(2**39), ["--run-dir", str(tmp_path / "run")]
     steps = ["--print-freq", huge, "--steps", huge, "--mlperf-grad-accum-iter=3000", "--test-freq=-1"]
@@ -316,7 +325,7 @@ def one_line(capsys, status: int) -> str:
         (["--arch-mlp-top=16-2"], ["--arch-mlp-top"]),
         (["--data=csv:x"], ["csv:x", "npy:DIR"]),
         (["--data=npy:/nowhere"], ["/nowhere"]),
-        (["--gpu-budget=150KiB", "--gpu-cache-rows=20"], ["slots", "--mini-batch-size", "--gpu-cache-ratio"]),
+        (["--gpu-budget=150KiB", "--gpu-cache-rows=20"], ["slots", "--micro-batch-size", "--gpu-cache-ratio"]),
         (["--host-budget=1KiB", "--gpu-cache-rows=300"], ["--host-budget"]),
         (["--learning-rate=1e30", "--optimizer=sgd", "--steps=20"], ["step", "--learning-rate"]),
         (["--device=cuda"], ["--device"]),

@@ -28,7 +28,8 @@ class DeviceLookups:
         positions: [L] int32.
         slots: [U] int64.
         evict_slots, fetch_slots, create_slots, create_rows: int64, as in `Plan`.
-        bags_by_position: [L] int32 and position_offsets: [U + 1] int32, see `WorkingSet.transposed`; on CUDA alone.
+        bags_by_position: [L] int32 and
+        position_offsets: [U + 1] int32, see `WorkingSet.transposed`; on CUDA alone.
     """
 
     offsets: Tensor
@@ -40,6 +41,13 @@ class DeviceLookups:
     create_rows: Tensor
     bags_by_position: Tensor | None = None
     position_offsets: Tensor | None = None
+
+    @property
+    def transposed(self) -> tuple[Tensor, Tensor] | None:
+        """Bags by position and their offsets, where lookups were sorted."""
+        if self.bags_by_position is None or self.position_offsets is None:
+            return None
+        return self.bags_by_position, self.position_offsets
 
 
 @dataclass(frozen=True)

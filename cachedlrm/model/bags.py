@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.rows import BLOCK, add_block
 
 _SUM = 0  # torch's number of this mode
@@ -28,25 +27,34 @@ def pool(weights: Tensor, positions: Tensor, offsets: Tensor, factors: Tensor | 
     return pooled
 
 
-def pool_backward(grad: Tensor, lookups: DeviceLookups, num_rows: int) -> Tensor:
-    """The gradient of the rows that `pool` took, [num_rows, D], from that of its result, [num_bags, D]."""
-    if grad.is_cuda:
-        assert lookups.bags_by_position is not None
-        assert lookups.position_offsets is not None
-        return pool(grad.contiguous(), lookups.bags_by_position, lookups.position_offsets)
+def pool_backward(
+    grad: Tensor, positions: Tensor, offsets: Tensor, transposed: tuple[Tensor, Tensor] | None, num_rows: int
+) -> Tensor:
+    """The gradient of the rows that `pool` took.
+
+    Args:
+        grad: of its result, [num_bags, D].
+        positions: [L].
+        offsets: [num_bags + 1].
+        transposed: on CUDA the bags [L] of the lookups sorted by position and boundaries in them [num_rows + 1].
+        num_rows: U.
+
+    Returns:
+        [num_rows, D].
+    """
+    if transposed is not None:
+        return pool(grad.contiguous(), *transposed)
     rows_grad = torch.zeros(num_rows, grad.shape[1])
-    add_bags(rows_grad, grad, lookups, 1.0)
+    add_bags(rows_grad, grad, positions, offsets, 1.0)
     return rows_grad
 
 
-def add_bags(rows: Tensor, grad: Tensor, lookups: DeviceLookups, factor: float) -> None:
+def add_bags(rows: Tensor, grad: Tensor, positions: Tensor, offsets: Tensor, factor: float) -> None:
     """Adds ``factor`` times the gradient of each bag, [num_bags, D], to its rows, [U, D], lookup by lookup; on the CPU.
 
     With fused multiply-adds, as torch adds with a factor.
     """
-    _add_bags(
-        rows.numpy(), grad.contiguous().numpy(), lookups.positions.numpy(), lookups.offsets.numpy(), np.float32(factor)
-    )
+    _add_bags(rows.numpy(), grad.contiguous().numpy(), positions.numpy(), offsets.numpy(), np.float32(factor))
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})

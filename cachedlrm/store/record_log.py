@@ -101,7 +101,6 @@ class RecordLog:
         self._live = np.zeros(0, np.int32)
         self._pinned = np.zeros(0, bool)
         self._base = np.zeros(0, np.int64)
-        self._is_reclaiming = False
         self.num_live = 0
         self.appended_records = 0  # reclaimed ones included
         self.reclaimed_records = 0
@@ -119,19 +118,10 @@ class RecordLog:
         Raises:
             UserError: the log cannot be written.
         """
-        done = 0
-        while done < len(addresses):
-            if self._tail_slot < 0:
-                self._open_tail()
-            last = min(len(addresses), done + self._capacity - self._tail.count)
-            part = addresses[done:last]
-            first_number = (self._tail_slot << PLACE_BITS) + self._tail.count
-            self._tail.append(self._rows.rows_of(part), records[done:last])
-            self._supersede(part, self._tail_slot, first_number)
-            self.appended_records += len(part)
-            done = last
-            if self._tail.count == self._capacity:
-                self._seal()
+        while len(addresses):
+            done = self._fill_tail(addresses, records)
+            addresses, records = addresses[done:], records[done:]
+            if self._tail_slot < 0:  # it was full
                 self._reclaim()
 
     def read(self, addresses: NDArray[np.int64], out: NDArray[np.float32]) -> None:
@@ -242,6 +232,19 @@ class RecordLog:
         self._count[self._tail_slot] = self._capacity  # where its records lie follows from it
         self._base[self._tail_slot] = self._tail.words.ctypes.data
 
+    def _fill_tail(self, addresses: NDArray[np.int64], records: NDArray[np.float32]) -> int:
+        """Appends as many as the tail has room for, and seals it if it is full then; how many."""
+        if self._tail_slot < 0:
+            self._open_tail()
+        part = addresses[: self._capacity - self._tail.count]
+        first_number = (self._tail_slot << PLACE_BITS) + self._tail.count
+        self._tail.append(self._rows.rows_of(part), records[: len(part)])
+        self._supersede(part, self._tail_slot, first_number)
+        self.appended_records += len(part)
+        if self._tail.count == self._capacity:
+            self._seal()
+        return len(part)
+
     def _take_slot(self, sequence: int, state: int) -> int:
         if not self._free:
             size = len(self._state)
@@ -277,16 +280,14 @@ class RecordLog:
 
     def _reclaim(self) -> None:
         """Rewrites the live records of the emptiest segments while the log is too large for what lives in it."""
-        if self._is_reclaiming:
-            return
-        self._is_reclaiming = True
         self._drop_dead()
         while (slot := self._emptiest()) is not None:
             addresses, records = self._live_records(slot)
             self.reclaimed_records += len(addresses)
-            self.append(addresses, records)
+            while len(addresses):
+                done = self._fill_tail(addresses, records)
+                addresses, records = addresses[done:], records[done:]
             self._drop_if_dead(slot)
-        self._is_reclaiming = False
 
     def _emptiest(self) -> int | None:
         """The segment to reclaim, if the log is too large."""

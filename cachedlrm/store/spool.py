@@ -17,6 +17,10 @@ from cachedlrm.errors import UserError
 from cachedlrm.formats.whole_file import cannot_write
 
 _LEAST_BUCKET_BYTES, _MOST_BUCKET_BYTES = 1 << 20, 64 << 20
+TEMPORARY_FILE = "a temporary file"
+"""What messages call it; it has no name."""
+PLACE_BYTES = 4
+"""Of a record in the file, beside it."""
 _BUCKETS = 512  # small ones take less memory, few of them longer runs
 
 
@@ -59,7 +63,7 @@ class Spool:
             weakref.finalize(self, self._file.close)
             self._distribute_all(pieces)
         except OSError as error:
-            raise cannot_write(folder / "a temporary file", error, "choose another --store-path") from error
+            raise cannot_write(folder / TEMPORARY_FILE, error, "move the store, and go on with --resume") from error
 
     def read(self, first: int, last: int) -> NDArray[np.float32]:
         """Records at places ``first`` to ``last - 1``, [last - first, width]; cheapest from the first to the last.
