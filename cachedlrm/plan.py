@@ -82,6 +82,7 @@ class Plan:
             "policy": options.cache.policy,
             "prefetch_depth": options.cache.prefetch_depth,
             "mini_batch_size": options.batches.mini_batch_size,
+            "micro_batch_size": options.batches.micro_batch_size,
             "steps": prediction.chosen.num_steps,
             "device_limit_bytes": tiers.device_limit,
             "device_bytes_breakdown": device.breakdown,
@@ -198,6 +199,10 @@ def _step(plan: Plan) -> str:
     twice = replace(tiers.workload, mini_batch_size=2 * tiers.workload.mini_batch_size)
     fits = largest_batch(twice, request, tiers.device_limit)
     room = "twice as many fit" if fits == twice.mini_batch_size else f"up to {fits:,} fit whatever their ids"
+    assert options.batches.mini_batch_size is not None
+    assert options.batches.micro_batch_size is not None
+    if options.batches.micro_batch_size < options.batches.mini_batch_size:
+        room = f"{options.batches.micro_batch_size:,} go through the layers at a time; {room}"
     rows = [
         ("  samples", f"{options.batches.mini_batch_size:,}", room),
         ("  prefetch depth", f"{cache.prefetch_depth}", "batches prepared ahead"),
