@@ -1,13 +1,13 @@
-"""Predictions beside what the cache then does: python benchmarks/prediction.py [SAMPLE]
+"""Predictions beside what the cache then does: python benchmarks/prediction.py [SAMPLE] [POLICY]
 
 Predicts hits and rows moved from the ids of the first SAMPLE batches (200), then plans all of them, on the default
-stream (an epoch and three) and the flights, for every policy that knows no more than its window, without training.
-Writes profiles/predictions_<date>.md.
+stream (an epoch and three) and the flights, without training, for every policy that does not need all ids of the run, or
+for POLICY. Writes profiles/predictions_<date>.md, or profiles/predictions-POLICY_<date>.md.
 """
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from measuring import made_by, write_profile
@@ -29,13 +29,13 @@ STREAMS = {
 POLICIES = ("lru", "lfu", "lrfu", "lookahead")
 
 
-def rows(sample: int) -> Iterator[str]:
+def rows(sample: int, policies: Sequence[str]) -> Iterator[str]:
     """The lines of the table, one by one."""
     yield "| ids | policy | cache | hits, predicted | measured | points apart | rows in, predicted of measured |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for name, (arguments, ratios) in STREAMS.items():
         dataset = None
-        for policy, ratio in itertools.product(POLICIES, ratios):
+        for policy, ratio in itertools.product(policies, ratios):
             given, _ = parse_plan([*arguments, f"--policy={policy}", f"--gpu-cache-ratio={ratio}"])
             dataset = dataset or open_dataset(given.data.data, None, data_request(given))
             options = resolve(given, dataset)
@@ -53,14 +53,14 @@ def rows(sample: int) -> Iterator[str]:
             )
 
 
-def main(sample: int) -> None:
+def main(sample: int, policy: str | None) -> None:
     """Prints the table, row by row, and writes it."""
     made, lines = made_by(__file__), []
-    for line in rows(sample):
+    for line in rows(sample, POLICIES if policy is None else [policy]):
         print(line, flush=True)
         lines.append(line)
     write_profile(
-        "predictions",
+        "predictions" if policy is None else f"predictions-{policy}",
         "# Predictions and what the cache then did",
         f"{made}. Hits and rows brought in, created or fetched: predicted from the ids of the first {sample} batches, "
         "then counted.",
@@ -69,4 +69,4 @@ def main(sample: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200, sys.argv[2] if len(sys.argv) > 2 else None)
