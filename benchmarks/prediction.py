@@ -1,8 +1,8 @@
 """Predictions beside what the cache then does: python benchmarks/prediction.py [SAMPLE] [POLICY]
 
 Predicts hits and rows moved from the ids of the first SAMPLE batches (200), then plans all of them, on the default
-stream (an epoch and three) and the flights, without training, for every policy that does not need all ids of the run, or
-for POLICY. Writes profiles/predictions_<date>.md, or profiles/predictions-POLICY_<date>.md.
+stream (an epoch and three) and the flights, without training, for some policies, or for POLICY alone. Writes
+profiles/predictions_<date>.md, or profiles/predictions-POLICY_<date>.md.
 """
 
 import itertools
