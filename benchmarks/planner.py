@@ -117,8 +117,8 @@ def main() -> None:
         f"{made}. {count} batches of the default stream, 53,248 lookups each; those that evict, in one thread, "
         "processor time in milliseconds: median (p10-p90), p99. Window of lookahead "
         f"{WINDOW}, prefetch depth {PREFETCH_DEPTH}.",
-        f"Host memory: {untouched:.1f} bytes a table row (the map from row to address; lookahead has two of counts "
-        f"beside that), and {touched:.1f} more for each row touched (lrfu).",
+        f"Host memory: {untouched:.1f} bytes a table row (the map from row to address; static and lookahead have two "
+        f"of counts beside that), and {touched:.1f} more for each row touched (lrfu).",
         "\n".join(lines),
     )
 

@@ -90,7 +90,7 @@ def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("policy", "bytes_per_row"),
     [
-        (["--policy=static"], 8),
+        (["--policy=static"], 6),
         (["--policy=lookahead", "--lookahead=2", "--count-rows=False"], 4),
         (["--policy=lookahead", "--lookahead=2"], 6),
     ],

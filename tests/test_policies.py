@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cachedlrm.cache.lookup_counts import MANY, add_lookups, lookups_left
 from cachedlrm.cache.planner import Plan, Planner
-from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, make_policy
+from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, Static, make_policy
 from cachedlrm.cache.working_set import NEVER
 from cachedlrm.metrics import CacheCounters
 from models import (
@@ -206,6 +206,15 @@ def test_static_keys_count_batches_of_the_data_set(stream, quota):
     uses = Counter(row for batch in stream for row in set(batch))
     for keys in resident_keys(policy, stream, quota + 14, quota):
         assert keys == {row: uses[row] for row in keys}
+
+
+def test_static_counts_up_to_many():
+    policy = Static(4, NUM_ROWS)
+    policy.take_counts(np.full(NUM_ROWS, MANY - 2))
+    policy.count(working_sets([[1, 1], [1, 2], [1]]))
+    (batch,) = working_sets([[1, 2, 3]])
+    policy.use(batch, np.array([2, 0, 1]))
+    assert policy.keys.tolist() == [MANY - 1, MANY - 2, MANY, 0]
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)

@@ -1,7 +1,7 @@
-"""How often rows are looked up, in two bytes a row.
+"""How often rows are used, in two bytes a row.
 
-Exact below `MANY`. A row with more is looked up so often that a window of a few batches nearly always has its next use,
-so that nobody asks how much more.
+Exact below `MANY`. Rows with more are the last to leave any cache, and a window of a few batches nearly always has
+their next use, so that nobody asks how much more.
 """
 
 import numba

@@ -89,21 +89,21 @@ class Lrfu(Lru):
 class Static(Lru):
     """Lowest frequency in the data set first, from one pass over its ids (CachedEmbedding's DATASET policy).
 
-    Call `count` with every batch before training, or `take_counts` once.
+    Rows of `MANY` uses or more are equal. Call `count` with every batch before training, or `take_counts` once.
     """
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
         super().__init__(num_slots, num_rows)
-        self._uses = np.zeros(num_rows, np.int32)  # by row
+        self._uses: Counts = np.zeros(num_rows, np.uint16)  # by row
 
     def count(self, working_sets: Iterable[WorkingSet]) -> None:
         """Counts the batches each row is used in."""
         for working_set in working_sets:
-            self._uses[working_set.rows] += 1
+            self._uses[working_set.rows] += self._uses[working_set.rows] != MANY
 
     def take_counts(self, row_counts: NDArray[np.integer]) -> None:
         """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
-        self._uses = _at_most(row_counts, 2**31 - 1)
+        self._uses = lookups_left(row_counts, epochs=1)
 
     def use(self, working_set: WorkingSet, slots: Int64s) -> None:
         self.keys[slots] = self._uses[working_set.rows]
@@ -189,7 +189,7 @@ def bytes_per_row(name: str, counts_lookups: bool) -> int:
         name: on the command line.
         counts_lookups: whether policy ``lookahead`` takes counts.
     """
-    return {"static": 4, "lookahead": 2 if counts_lookups else 0}.get(name, 0)
+    return 2 if name == "static" or (name == "lookahead" and counts_lookups) else 0
 
 
 def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy:
@@ -198,12 +198,6 @@ def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy
         return Lookahead(num_slots, num_rows, window)
     policies: dict[str, type[Policy]] = {"lru": Lru, "lfu": Lfu, "lrfu": Lrfu, "static": Static, "oracle": Oracle}
     return policies[name](num_slots, num_rows)
-
-
-def _at_most(counts: NDArray[np.integer], limit: int) -> Int32s:
-    """Counts [n] cut off at ``limit``, without another array of 64 bits beside them."""
-    cut_off: Int32s = np.minimum(counts, limit, out=np.empty(len(counts), np.int32), casting="unsafe")
-    return cut_off
 
 
 @numba.njit(cache=True, nogil=True)
