@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from measuring import described, made_by, write_profile
 
+from cachedlrm.base.machine import host_memory
 from cachedlrm.cache.lookup_counts import add_lookups
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static, make_policy
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
-from cachedlrm.memory import host_memory
 
 POLICIES = ("lru", "lfu", "lrfu", "static", "lookahead", "oracle")
 RATIOS = (0.01, 0.05)

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 from measuring import made_by, train_into, write_profile
 
+from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.record_log import RecordLog
-from cachedlrm.units import format_bytes
 
 PLACE = Path(os.environ.get("STORAGE_BENCHMARK_DIR", tempfile.gettempdir()))
 

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cachedlrm.errors import UserError
+    from cachedlrm.base.errors import UserError
     from cachedlrm.library.embedding_bags import CachedEmbeddingBags
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return CachedEmbeddingBags
     if name == "UserError":
-        from cachedlrm.errors import UserError  # noqa: PLC0415
+        from cachedlrm.base.errors import UserError  # noqa: PLC0415
 
         return UserError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ import cyclopts
 import rich.console
 
 from cachedlrm import __version__
-from cachedlrm.errors import UserError
-from cachedlrm.output import Output
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.output import Output
 
 _Request = TypeVar("_Request")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.config import ModelOptions
 from cachedlrm.data.lookups import Router, TablePart
-from cachedlrm.errors import UserError
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.interaction import num_interactions

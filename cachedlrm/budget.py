@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cachedlrm.errors import UserError
-from cachedlrm.units import format_bytes
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.units import format_bytes
 from cachedlrm.workload import Workload
 
 _MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle

@@ -6,7 +6,7 @@ grows by what it writes until the check ends. Exit status: 0 all is well, 1 some
 
 import sys
 
-from cachedlrm.program import end_program, run_program, say, start_program
+from cachedlrm.base.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.output import Output
 from cachedlrm.checkpoint import store_folder
 from cachedlrm.command_line import load_options
-from cachedlrm.errors import UserError
 from cachedlrm.findings import Findings, describe
 from cachedlrm.inspection import inspect_store
-from cachedlrm.output import Output
 from cachedlrm.run_directory import STORE_FOLDER
 from cachedlrm.store.database import DATA_FILE
 

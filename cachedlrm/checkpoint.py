@@ -18,9 +18,9 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
 from cachedlrm.config import Options
-from cachedlrm.errors import UserError
 from cachedlrm.final_state import model_identity
 from cachedlrm.run_directory import STORE_FOLDER
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database

@@ -18,6 +18,8 @@ import tomli_w
 from cyclopts import Parameter
 
 from cachedlrm.app import make_app, mistake, read_arguments
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import as_argument, as_utf8
 from cachedlrm.config import (
     Budget,
     Bytes,
@@ -29,9 +31,7 @@ from cachedlrm.config import (
     Simulation,
     SimulationCommand,
 )
-from cachedlrm.errors import UserError
 from cachedlrm.option_checks import check_options
-from cachedlrm.text import as_argument, as_utf8
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

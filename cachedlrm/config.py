@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Group, Parameter
 
-from cachedlrm.units import (
+from cachedlrm.base.units import (
     parse_budget,
     parse_bytes,
     parse_ratios,

@@ -12,10 +12,10 @@ from rich.control import Control
 from rich.live import Live
 from rich.text import Text
 
+from cachedlrm.base.output import Output
+from cachedlrm.base.text import printable
 from cachedlrm.live_view import History, LiveView, RunHeader, format_seconds
 from cachedlrm.metrics import Snapshot
-from cachedlrm.output import Output
-from cachedlrm.text import printable
 
 _REDRAW_S = 0.25
 _REPEAT_S = 10.0  # between plain lines of something that takes long

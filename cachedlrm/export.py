@@ -14,7 +14,7 @@ Tables are written piece by piece, so they may be larger than memory.
 
 import sys
 
-from cachedlrm.program import end_program, run_program, start_program
+from cachedlrm.base.program import end_program, run_program, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -29,17 +29,17 @@ import torch
 from numpy.typing import NDArray
 
 from cachedlrm.architecture import Architecture, build_architecture
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import cannot_write, writable_file
+from cachedlrm.base.output import Output
 from cachedlrm.command_line import load_options
 from cachedlrm.config import Options
-from cachedlrm.errors import UserError
 from cachedlrm.final_state import FinalState, load_final_state
 from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
 from cachedlrm.formats.torchrec_folder import check_torchrec, write_torchrec
-from cachedlrm.formats.whole_file import cannot_write, writable_file
 from cachedlrm.full_tables import FullTable, TouchedRecords, full_tables
 from cachedlrm.initial import initial_parameters
-from cachedlrm.output import Output
 from cachedlrm.run_directory import LOCK_FILE, RUN_FILES
 
 _USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT [--format safetensors|torchrec] [--with-optimizer-state]"

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cachedlrm.base.text import printable
 from cachedlrm.checkpoint import Checkpoint
 from cachedlrm.console import aligned
-from cachedlrm.text import printable
 
 _MOST_PROBLEMS = 20
 

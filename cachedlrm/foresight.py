@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import cannot_write
 from cachedlrm.cache.lookup_counts import MANY, Counts, add_lookups
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
 from cachedlrm.config import CacheOptions, Options
 from cachedlrm.data.lookups import Router
-from cachedlrm.errors import UserError
-from cachedlrm.formats.whole_file import cannot_write
 from cachedlrm.schedule import Schedule
 
 NEXT_USES_FOLDER = "next_uses"

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
-from cachedlrm.errors import UserError
 from cachedlrm.evaluation import Evaluation, Model, Pooling, evaluate
 from cachedlrm.full_tables import FullTable, current_records, full_tables
 from cachedlrm.inference_report import InferenceReport, ServedModel

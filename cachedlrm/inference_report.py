@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from cachedlrm.base.units import format_bytes
 from cachedlrm.metrics import finite
-from cachedlrm.units import format_bytes
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.architecture import Architecture, build_architecture
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import as_argument
 from cachedlrm.checkpoint import decode_checkpoint
 from cachedlrm.command_line import parse_command_line
 from cachedlrm.config import ModelOptions
-from cachedlrm.errors import UserError
 from cachedlrm.findings import Findings, GroupCounts
 from cachedlrm.store import database
 from cachedlrm.store.bus_error import damage_explained
 from cachedlrm.store.segment import SegmentView, fingerprint, parse_segment
-from cachedlrm.text import as_argument
 
 _MOST_GROUPS = 1000
 _MOST_ROWS = 1 << 32  # a segment's rows are uint32

@@ -5,7 +5,7 @@ Takes the options of ``python -m cachedlrm.train``; what it says of them is what
 
 import sys
 
-from cachedlrm.program import end_program, run_program, say, start_program
+from cachedlrm.base.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cachedlrm.architecture import build_architecture
+from cachedlrm.base.units import format_bytes
 from cachedlrm.budget import CacheRequest, largest_batch
 from cachedlrm.command_line import parse_plan
 from cachedlrm.config import Options
@@ -28,7 +29,6 @@ from cachedlrm.prediction import Prediction, predict
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 from cachedlrm.tiers import Tiers, size_tiers, store_rows
-from cachedlrm.units import format_bytes
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cachedlrm.base.units import format_bytes
 from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.foresight import Tell, tell_nobody
@@ -12,7 +13,6 @@ from cachedlrm.roofline import step_ms
 from cachedlrm.schedule import Schedule
 from cachedlrm.simulation import planned_batches, sizes_at
 from cachedlrm.tiers import Tiers
-from cachedlrm.units import format_bytes
 
 SAMPLED_BATCHES = 200
 _CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples of the run's

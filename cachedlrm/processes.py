@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 
 
 def refuse_several_processes(environment: Mapping[str, str]) -> None:

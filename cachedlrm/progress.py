@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.machine import host_memory
+from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.embedding_cache import PreparedBatch
-from cachedlrm.errors import UserError
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.job import Job
 from cachedlrm.live_view import RunHeader
-from cachedlrm.memory import host_memory
 from cachedlrm.metrics import PHASES, TABLE_COUNTS, CacheCounters, Snapshot
 from cachedlrm.prediction import Prediction
 from cachedlrm.report.totals import RunTotals, by_table
-from cachedlrm.units import format_bytes
 
 _SAVED = (
     "steps",

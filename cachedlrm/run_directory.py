@@ -13,8 +13,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
-from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import cannot_write
 from cachedlrm.metrics import MetricsRow, parse_metrics_row
 
 RUN_FILES = (

@@ -6,7 +6,7 @@ bytes moved, and the time that moving them takes over a link.
 
 import sys
 
-from cachedlrm.program import end_program, run_program, say, start_program
+from cachedlrm.base.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -15,12 +15,12 @@ import json
 import time
 from collections.abc import Sequence
 
+from cachedlrm.base.units import format_bytes
 from cachedlrm.command_line import parse_simulation
 from cachedlrm.console import aligned
 from cachedlrm.data.open import open_dataset
 from cachedlrm.resolve import data_request, resolve
 from cachedlrm.simulation import Curve, CurvePoint, miss_ratio_curve
-from cachedlrm.units import format_bytes
 
 
 def main(arguments: Sequence[str]) -> int:

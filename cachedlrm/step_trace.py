@@ -7,12 +7,12 @@ from typing import Self
 
 from torch.autograd.profiler import record_function
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.console import Console
-from cachedlrm.errors import UserError
 from cachedlrm.job import Job
-from cachedlrm.program import Interrupts
 from cachedlrm.progress import Progress
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.trace import PhaseRanges, Trace

@@ -7,7 +7,7 @@ Reads top to bottom: `main` turns arguments into an exit status, `train` prepare
 import os
 import sys
 
-from cachedlrm.program import Interrupts, end_program, recognised, run_program, start_program
+from cachedlrm.base.program import Interrupts, end_program, recognised, run_program, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -27,13 +27,13 @@ from functools import partial
 import numpy as np
 
 from cachedlrm.architecture import describe
+from cachedlrm.base.errors import UserError
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.command_line import parse_command_line, to_toml
 from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
-from cachedlrm.errors import UserError
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
 from cachedlrm.foresight import discard_next_uses
 from cachedlrm.inference import check_inference, run_inference

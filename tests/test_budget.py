@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.units import format_bytes
 from cachedlrm.budget import (
     CacheRequest,
     DeviceSizes,
@@ -14,9 +16,7 @@ from cachedlrm.budget import (
     size_device,
     smallest_ratio,
 )
-from cachedlrm.errors import UserError
 from cachedlrm.store.records import RecordLayout
-from cachedlrm.units import format_bytes
 from cachedlrm.workload import GroupShape, Workload
 
 WORKLOAD = Workload(

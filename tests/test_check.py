@@ -16,8 +16,8 @@ import lmdb
 import numpy as np
 import pytest
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.check import main
-from cachedlrm.errors import UserError
 from cachedlrm.inspection import inspect_store
 from cachedlrm.store.database import CHECKPOINT, META, Delete, Put, group_name, open_database
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder

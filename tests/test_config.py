@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedlrm import config
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.units import LARGEST
 from cachedlrm.command_line import load_options, parse_command_line, to_toml
 from cachedlrm.config import (
     BatchOptions,
@@ -27,8 +29,6 @@ from cachedlrm.config import (
     RunOptions,
     StoreOptions,
 )
-from cachedlrm.errors import UserError
-from cachedlrm.units import LARGEST
 
 OPTIONS = """
 arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op arch-interaction-itself

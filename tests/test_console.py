@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import rich.console
 
+from cachedlrm.base.text import printable
 from cachedlrm.console import LiveConsole, PlainConsole, open_console
 from cachedlrm.live_view import History, LiveView, RunHeader, curve, format_seconds, sparkline
 from cachedlrm.metrics import PHASES, CacheCounters
-from cachedlrm.text import printable
 from test_metrics import snapshot
 
 HEADER = RunHeader(

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Dataset, make_batch
 from cachedlrm.data.flights import FlightSource, read_year
 from cachedlrm.data.npy import NpySource
 from cachedlrm.data.open import DataRequest, open_dataset
 from cachedlrm.data.reference import ReferenceStream
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, LIFETIME_SAMPLES, ZipfSource
-from cachedlrm.errors import UserError
 
 
 def same(one: Batch, other: Batch) -> bool:

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import rich.console
 
+from cachedlrm.base.machine import host_memory
 from cachedlrm.config import Options
 from cachedlrm.console import LiveConsole, PlainConsole, SilentConsole, open_console
 from cachedlrm.live_view import LiveView, RunHeader, format_seconds
-from cachedlrm.memory import host_memory
 from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, TableCounters, metrics_row
 from cachedlrm.report.markdown import report_markdown
 from cachedlrm.report.totals import RunTotals, build_report

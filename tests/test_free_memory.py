@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psutil
 
-from cachedlrm import memory
+from cachedlrm.base import machine as memory
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

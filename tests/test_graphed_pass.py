@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cachedlrm import job as job_module
+from cachedlrm.base.errors import UserError
 from cachedlrm.command_line import parse_command_line
 from cachedlrm.config import Options
 from cachedlrm.data.open import open_dataset
-from cachedlrm.errors import UserError
 from cachedlrm.job import build_job
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass

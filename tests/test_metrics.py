@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedlrm.memory import host_memory
+from cachedlrm.base.machine import host_memory
 from cachedlrm.metrics import PHASES, PREPARING_PHASES, CacheCounters, Snapshot, finite, metrics_row
 
 CONTRACT_KEYS = {

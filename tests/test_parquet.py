@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data import parquet, parquet_files
 from cachedlrm.data.open import DataRequest, open_dataset
 from cachedlrm.data.parquet import ParquetSource
-from cachedlrm.errors import UserError
 from runs import one_line, train
 
 COUNT, ROWS = 1100, (400, 30, 900, 2)

@@ -15,10 +15,10 @@ import pytest
 
 from cachedlrm import train as train_module
 from cachedlrm import trainer
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.program import Interrupts, run_program
+from cachedlrm.base.units import format_bytes
 from cachedlrm.export import main as export_main
-from cachedlrm.program import Interrupts, run_program
-from cachedlrm.units import format_bytes
 from runs import SMALL, one_line, train
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -369,7 +369,9 @@ def test_a_set_numba_cache_is_kept(monkeypatch):
 
 def test_a_command_under_a_profiler_ends_as_others_do():
     """The profiler prints when the interpreter ends, which `os._exit` leaves out."""
-    child = "import cProfile; cProfile.run('from cachedlrm.program import end_program; end_program(3)', sort='name')"
+    child = (
+        "import cProfile; cProfile.run('from cachedlrm.base.program import end_program; end_program(3)', sort='name')"
+    )
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False)
     assert done.returncode == 0  # cProfile keeps the status to itself
     assert "end_program" in done.stdout

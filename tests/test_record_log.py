@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.errors import UserError
 from cachedlrm.store import database as database_module
 from cachedlrm.store import record_log as record_log_module
 from cachedlrm.store.database import CHECKPOINT, DATA_FILE, Database, Delete, Meta, Put, open_database

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cachedlrm.data.reference as reference_data
+from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.mersenne import draw, seeded
 from cachedlrm.data.reference import ReferenceSource, ReferenceStream
-from cachedlrm.errors import UserError
 
 STREAM = ReferenceStream(
     generation="random",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.model import reference_init
 from cachedlrm.model.reference_init import reference_parameters
 from cachedlrm.model.tables import Embedding

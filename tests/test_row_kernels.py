@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cachedlrm.base.kernels import BLOCK
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.model.bags import add_bags, pool_backward
 from cachedlrm.model.row_optimizers import row_step
-from cachedlrm.rows import BLOCK
 from cachedlrm.store.records import RecordLayout
 
 DIMS = [1, 4, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 3]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedlrm.rows import AHEAD, LINE_BYTES, empty_rows, gather_rows, load_ahead, scatter_rows, side_by_side
+from cachedlrm.base.kernels import AHEAD, LINE_BYTES, empty_rows, gather_rows, load_ahead, scatter_rows, side_by_side
 
 
 @settings(deadline=None)  # the first call compiles
@@ -77,7 +77,7 @@ def test_loading_ahead_stays_inside() -> None:
         from cachedlrm.cache.planner import Planner
         from cachedlrm.cache.policies import make_policy
         from cachedlrm.cache.working_set import AddressBook
-        from cachedlrm.rows import AHEAD, gather_rows
+        from cachedlrm.base.kernels import AHEAD, gather_rows
 
         random = np.random.default_rng(0)
         book = AddressBook(300)

@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 
 from cachedlrm import run_directory
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.formats.tensor_file import write_tensors
 from cachedlrm.run_directory import RUN_FILES, RunDirectory
 
@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_whole_lines_and_no_partial_files(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from cachedlrm.errors import UserError
+        from cachedlrm.base.errors import UserError
         from cachedlrm.run_directory import RunDirectory
         with RunDirectory.create(Path(sys.argv[1])) as run:
             text, line = "x" * 5000, {"x": "y" * 100}

@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from cachedlrm import scalars
 from cachedlrm import train as train_module
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.formats.event_file import EventFile, crc32c
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.scalars import Scalars, tag

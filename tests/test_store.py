@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.store.host import HostStore
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import RecordLayout

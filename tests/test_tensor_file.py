@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.formats.tensor_file import write_tensors
 
 F4, I4, I8 = np.dtype("<f4"), np.dtype("<i4"), np.dtype("<i8")
@@ -114,7 +114,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.formats.tensor_file import write_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:

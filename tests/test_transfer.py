@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.data.batch import Batch
-from cachedlrm.errors import UserError
 from cachedlrm.metrics import CacheCounters
 from cachedlrm.store.records import RecordLayout
 from models import one_group

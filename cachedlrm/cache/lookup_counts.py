@@ -8,8 +8,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.kernels import AHEAD, load_ahead
 from cachedlrm.cache.working_set import Int64s
-from cachedlrm.rows import AHEAD, load_ahead
 
 Counts = NDArray[np.uint16]
 

@@ -13,9 +13,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.kernels import AHEAD, load_ahead, side_by_side
 from cachedlrm.cache.lookup_counts import MANY, Counts, lookups_left
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
-from cachedlrm.rows import AHEAD, load_ahead, side_by_side
 
 _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS

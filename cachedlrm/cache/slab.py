@@ -1,13 +1,13 @@
 """The records on the device, [num_slots, width] float32, and the ways in and out.
 
-On the CPU by kernels (`cachedlrm.rows`): on one thread torch's index_select takes twice as long, its index_copy_ three
+On the CPU by kernels (`cachedlrm.base.kernels`): on one thread torch's index_select takes twice as long, its index_copy_ three
 times; on two threads it is about as fast.
 """
 
 import torch
 from torch import Tensor
 
-from cachedlrm.rows import empty_rows, gather_rows, scatter_rows
+from cachedlrm.base.kernels import empty_rows, gather_rows, scatter_rows
 
 
 def make_slab(num_slots: int, width: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.rows import AHEAD, load_ahead
+from cachedlrm.base.kernels import AHEAD, load_ahead
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]

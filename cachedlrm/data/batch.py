@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, make_batch, spans
-from cachedlrm.errors import UserError
 
 if TYPE_CHECKING:
     from cachedlrm.prepare.lines import TextFile

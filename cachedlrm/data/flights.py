@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.data.batch import Batch, Dataset, make_batch
-from cachedlrm.errors import UserError
-from cachedlrm.text import shown
 
 _LATE_MINUTES = 15
 _TEST_SHARE = 0.15  # the last flights of the year

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch
 from cachedlrm.data.folding import BadIdError, fold_ids
-from cachedlrm.errors import UserError
-from cachedlrm.text import shown
 
 PREPARED_FILE = "prepared.json"
 """What `cachedlrm.prepare` says of the triples beside it."""

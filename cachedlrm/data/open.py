@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.data import criteo
 from cachedlrm.data.batch import Dataset, RoundedTargets, Source
 from cachedlrm.data.criteo import CriteoFiles, CriteoSource, open_criteo
@@ -14,8 +16,6 @@ from cachedlrm.data.flights import open_flights
 from cachedlrm.data.npy import NpyFiles, NpySource, find_table_rows, open_npy
 from cachedlrm.data.reference import ReferenceSource, ReferenceStream
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, NUM_TEST_SAMPLES, NUM_TRAIN_SAMPLES, ZipfSource
-from cachedlrm.errors import UserError
-from cachedlrm.text import shown
 
 if TYPE_CHECKING:
     from cachedlrm.data.parquet_files import ParquetFiles

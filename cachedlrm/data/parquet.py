@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import FILE_ADVICE, Batch, make_batch, spans
 from cachedlrm.data.parquet_columns import Columns
 from cachedlrm.data.parquet_files import KEPT_GROUPS, ParquetFiles, RowGroup
-from cachedlrm.errors import UserError
 
 
 class ParquetSource:

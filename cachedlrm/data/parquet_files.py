@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.machine import free_host_bytes
+from cachedlrm.base.text import shown
+from cachedlrm.base.units import format_bytes
 from cachedlrm.data.folding import BadIdError, fold_ids
 from cachedlrm.data.parquet_columns import Columns, NamedColumns, check_columns, choose_columns, read_spec
-from cachedlrm.errors import UserError
-from cachedlrm.memory import free_host_bytes
 from cachedlrm.prepare.inputs import find_inputs
 from cachedlrm.prepare.parquet import plain, reading_parquet
-from cachedlrm.text import shown
-from cachedlrm.units import format_bytes
 
 KEPT_GROUPS = 2
 """Row groups that are decoded at a time: a batch may lie across the boundary of two."""

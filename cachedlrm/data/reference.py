@@ -21,10 +21,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch
 from cachedlrm.data.mersenne import Generator, draw, seeded
 from cachedlrm.data.traces import Traces, draw_trace, read_traces
-from cachedlrm.errors import UserError
 
 _UNIFORM, _GAUSSIAN, _SYNTHETIC = range(3)
 _MOST_STATES = 1024  # of 5 kB each

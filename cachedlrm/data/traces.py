@@ -13,8 +13,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data.mersenne import Generator, draw
-from cachedlrm.errors import UserError
 
 
 class Traces(NamedTuple):

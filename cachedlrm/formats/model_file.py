@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.architecture import Architecture
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.formats.piecewise import piecewise
 from cachedlrm.formats.reference_format import parameter_shapes, record_parts, state_keys
 from cachedlrm.formats.torch_file import write_torch_file

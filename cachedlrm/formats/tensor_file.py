@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.formats.whole_file import whole_file
+from cachedlrm.base.files import whole_file
 
 DTYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
 """What the format calls them."""

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.architecture import Architecture
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import cannot_write, whole_file
 from cachedlrm.config import Options
-from cachedlrm.errors import UserError
 from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
-from cachedlrm.formats.whole_file import cannot_write, whole_file
 from cachedlrm.full_tables import FullTable
 
 MODEL_FILE = "model.safetensors"

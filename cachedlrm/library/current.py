@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.data.batch import Batch
-from cachedlrm.errors import UserError
 from cachedlrm.library.ids import Ids
 from cachedlrm.library.stream import Lookup
 from cachedlrm.row_update import RowUpdate

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.data.batch import Batch
-from cachedlrm.errors import UserError
 from cachedlrm.library.current import CurrentBatch
 from cachedlrm.library.ids import Ids, host_batch
 from cachedlrm.library.stream import Lookup, Stream

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch
-from cachedlrm.errors import UserError
 
 Int64s = NDArray[np.int64]
 

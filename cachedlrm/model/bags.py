@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.rows import BLOCK, add_block
+from cachedlrm.base.kernels import BLOCK, add_block
 
 _SUM = 0  # torch's number of this mode
 

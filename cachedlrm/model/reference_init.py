@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.model.tables import Embedding
 
 _PIECE = 1 << 20  # numbers drawn at once; numpy draws float64

@@ -2,7 +2,7 @@
 
 import sys
 
-from cachedlrm.program import end_program, run_program, start_program
+from cachedlrm.base.program import end_program, run_program, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -10,7 +10,7 @@ if __name__ == "__main__":
 import importlib.util
 from collections.abc import Sequence
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.prepare.options import parse_command_line
 from cachedlrm.prepare.progress import Progress
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.prepare.criteo import labels_of
 from cachedlrm.prepare.keys import hex_keys, integer_keys
 from cachedlrm.prepare.lines import LineTable, TextFile, parse_block, read_blocks, reading
 from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, UnparsableError
-from cachedlrm.text import shown
 
 _HEX = (
     "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",

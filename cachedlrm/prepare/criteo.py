@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cachedlrm.base.text import shown
 from cachedlrm.prepare.keys import hex_keys
 from cachedlrm.prepare.lines import LineTable, parse_block, read_blocks
 from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, UnparsableError, log_transform
-from cachedlrm.text import shown
 
 NUM_DENSE, NUM_TABLES = 13, 26
 _NUM_FIELDS = 1 + NUM_DENSE + NUM_TABLES

@@ -1,6 +1,6 @@
 """The kinds of raw files, by name."""
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.prepare.avazu import Avazu
 from cachedlrm.prepare.criteo import Criteo
 from cachedlrm.prepare.options import Command, split_columns

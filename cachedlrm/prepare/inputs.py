@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.data.npy import natural_order
-from cachedlrm.errors import UserError
-from cachedlrm.text import shown
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Path]:

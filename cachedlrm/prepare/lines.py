@@ -9,9 +9,9 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.csv
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.prepare.samples import BadLine, Block, Format, Position, Samples, UnparsableError, bad_line
-from cachedlrm.text import shown
 
 _SKIP_BYTES = 1 << 20
 _LONGEST_LINE = 1 << 20

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.prepare.keys import integer_keys, text_keys
 from cachedlrm.prepare.lines import reading
 from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, bad_line, log_transform
-from cachedlrm.text import shown
 
 _BLOCK_ROWS = 1 << 15
 

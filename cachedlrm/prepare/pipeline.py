@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.data.npy import PREPARED_FILE
-from cachedlrm.errors import UserError
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
 from cachedlrm.prepare.inputs import find_inputs
 from cachedlrm.prepare.options import MOST_ROWS, PrepareOptions
@@ -22,7 +23,6 @@ from cachedlrm.prepare.samples import Format
 from cachedlrm.prepare.tables import Table, TableBuilder
 from cachedlrm.prepare.vocabulary import SLOT_BYTES
 from cachedlrm.prepare.work import Work, open_work, write_whole
-from cachedlrm.text import shown
 
 _RESERVE_BYTES = 64 << 20  # compiled kernels and the display
 _THREAD_BYTES = 32 << 20  # pieces of columns

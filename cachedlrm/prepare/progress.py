@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from cachedlrm.output import Output
-from cachedlrm.program import say
+from cachedlrm.base.output import Output
+from cachedlrm.base.program import say
 
 _LINE_S, _REFRESH_S = 10.0, 0.25
 

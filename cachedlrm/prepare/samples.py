@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
-from cachedlrm.text import shown
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 
 Keys = NDArray[np.unsignedinteger[Any]]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
 from cachedlrm.prepare.samples import Samples
-from cachedlrm.text import shown
 
 DENSE, LABELS = "dense.bin", "labels.bin"
 

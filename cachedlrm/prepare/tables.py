@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.prepare.options import MOST_ROWS
 from cachedlrm.prepare.samples import Keys
 from cachedlrm.prepare.spool import keys_file, read_numbers

@@ -15,11 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import cannot_write
+from cachedlrm.base.text import shown
 from cachedlrm.data.npy import PREPARED_FILE
-from cachedlrm.errors import UserError
-from cachedlrm.formats.whole_file import cannot_write
 from cachedlrm.prepare.samples import Position
-from cachedlrm.text import shown
 
 LOCK_FILE = "prepare.lock"
 OTHER_OUT = "choose another --out"

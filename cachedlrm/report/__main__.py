@@ -2,7 +2,7 @@
 
 import sys
 
-from cachedlrm.program import end_program, run_program, say, start_program
+from cachedlrm.base.program import end_program, run_program, say, start_program
 
 if __name__ == "__main__":
     start_program()
@@ -17,9 +17,9 @@ import cyclopts
 from cyclopts import Parameter
 
 from cachedlrm.app import make_app, mistake, read_arguments
-from cachedlrm.errors import UserError
-from cachedlrm.formats.whole_file import whole_file, writable_file
-from cachedlrm.output import Output
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import whole_file, writable_file
+from cachedlrm.base.output import Output
 from cachedlrm.report.comparison import comparison_page, comparison_text
 from cachedlrm.report.page import run_page
 from cachedlrm.report.runs import load_run

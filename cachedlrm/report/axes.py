@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cachedlrm.units import format_bytes
+from cachedlrm.base.units import format_bytes
 
 
 @dataclass(frozen=True)

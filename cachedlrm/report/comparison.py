@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from cachedlrm.base.text import printable
 from cachedlrm.command_line import spell
 from cachedlrm.metrics import MetricsRow
 from cachedlrm.report.axes import BYTES, RATIO
@@ -12,7 +13,6 @@ from cachedlrm.report.document import document, element, section, table
 from cachedlrm.report.figures import NONE, figures
 from cachedlrm.report.runs import Run
 from cachedlrm.report.svg import Axis, Series, line_chart
-from cachedlrm.text import printable
 
 Rows = dict[str, list[str]]
 """Values of each run, by what they are."""

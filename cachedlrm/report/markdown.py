@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from cachedlrm.base.units import format_bytes
 from cachedlrm.live_view import format_seconds, sparkline
 from cachedlrm.metrics import PREPARING_PHASES, MetricsRow
 from cachedlrm.report.curves import disk_bytes
@@ -10,7 +11,6 @@ from cachedlrm.report.tables import most_missed
 from cachedlrm.report.totals import RunTotals
 from cachedlrm.report.typed_report import Report, parse_report
 from cachedlrm.report.words import summary
-from cachedlrm.units import format_bytes
 
 _COURSE_ROWS = 20
 _CURVE_WIDTH = 80

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from cachedlrm.base.units import format_bytes
 from cachedlrm.metrics import PREPARING_PHASES, waiting_phases
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.curves import changes, curve, disk_bytes, per_step
@@ -16,7 +17,6 @@ from cachedlrm.report.svg import Axis, Bar, Series, bar_chart, line_chart, share
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report
 from cachedlrm.report.words import key_figures, summary
-from cachedlrm.units import format_bytes
 
 _SHOWN_TABLES = 26  # before the others have to be unfolded
 

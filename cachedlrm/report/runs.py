@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.command_line import load_options
 from cachedlrm.config import Options
-from cachedlrm.errors import UserError
 from cachedlrm.metrics import MetricsRow, parse_metrics_row
 from cachedlrm.report.typed_report import Report, parse_report
 

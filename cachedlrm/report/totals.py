@@ -12,12 +12,12 @@ import torch
 
 from cachedlrm import __version__
 from cachedlrm.architecture import Architecture
+from cachedlrm.base.text import as_utf8
 from cachedlrm.config import Options
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.metrics import CacheCounters, TableCounters, finite
 from cachedlrm.prediction import Prediction
 from cachedlrm.report.environment import commit, cpu_model
-from cachedlrm.text import as_utf8
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A run in words, for somebody who did not start it."""
 
+from cachedlrm.base.units import format_bytes
 from cachedlrm.metrics import waiting_phases
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report
-from cachedlrm.units import format_bytes
 
 _MUCH_WAITING = 0.05
 _NARROW = 0.9  # of the memory

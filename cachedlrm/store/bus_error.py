@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numba import types
 
-from cachedlrm.text import printable
+from cachedlrm.base.text import printable
 
 _write: Any = types.ExternalFunction("write", types.int64(types.int32, types.uintp, types.uintp))
 _exit: Any = types.ExternalFunction("_exit", types.void(types.int32))

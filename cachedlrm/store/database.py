@@ -22,8 +22,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
-from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import cannot_write
 from cachedlrm.store.bus_error import explain_bus_errors
 
 FORMAT = 2

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
-from cachedlrm.rows import empty_rows, gather_rows, scatter_rows
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.kernels import empty_rows, gather_rows, scatter_rows
 from cachedlrm.store.record_log import RecordLog
 
 _TURN_ROWS = 1 << 13

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.record_log import RecordLog
 from cachedlrm.store.spool import Spool

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 from cachedlrm.store.database import Database, Delete, Put
 from cachedlrm.store.read_ahead import will_read
 from cachedlrm.store.segment import (

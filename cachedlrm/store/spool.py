@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.errors import UserError
-from cachedlrm.formats.whole_file import cannot_write
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import cannot_write
 
 _LEAST_BUCKET_BYTES, _MOST_BUCKET_BYTES = 1 << 20, 64 << 20
 TEMPORARY_FILE = "a temporary file"

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cachedlrm.errors import UserError
+from cachedlrm.base.errors import UserError
 
 _ADVICE = {
     errno.ENOSPC: "free space there or ",

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import NoReturn, TextIO, cast
 
-from cachedlrm.errors import UserError
-from cachedlrm.output import Output
-from cachedlrm.text import printable
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.output import Output
+from cachedlrm.base.text import printable
 
 _INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
