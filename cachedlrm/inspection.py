@@ -24,7 +24,7 @@ from cachedlrm.command_line import parse_command_line
 from cachedlrm.config import ModelOptions
 from cachedlrm.findings import Findings, GroupCounts
 from cachedlrm.store import database
-from cachedlrm.store.bus_error import damage_explained
+from cachedlrm.store.mapped_file import damage_explained
 from cachedlrm.store.segment import SegmentView, fingerprint, parse_segment
 
 _MOST_GROUPS = 1000

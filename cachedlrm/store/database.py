@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write
-from cachedlrm.store.bus_error import explain_bus_errors
+from cachedlrm.store.mapped_file import explain_bus_errors
 
 FORMAT = 2
 """Version of the layout; a store of another one is refused."""
