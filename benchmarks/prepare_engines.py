@@ -11,14 +11,14 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from cachedlrm.prepare.criteo import Criteo
-from cachedlrm.prepare.samples import Position
+from cachedlrm.data.raw.criteo import Criteo
+from cachedlrm.data.raw.samples import Position
 
 BLOCK_BYTES, NUM_BLOCKS = 8 << 20, 15
 
 
 def arrow(texts: list[bytes]) -> int:
-    """Lines parsed by `cachedlrm.prepare.criteo`'s table and kernels, labels and logarithms included."""
+    """Lines parsed by `cachedlrm.data.raw.criteo`'s table and kernels, labels and logarithms included."""
     format_ = Criteo(BLOCK_BYTES)
     return sum(len(format_._parse(text, text.count(b"\n"))) for text in texts)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cachedlrm.cache.policies import Static
 from cachedlrm.data.open import DataRequest, open_dataset
-from cachedlrm.prepare import formats, keys, pipeline, reading, vocabulary
+from cachedlrm.data.raw import keys
+from cachedlrm.prepare import formats, pipeline, reading, vocabulary
 from cachedlrm.prepare.__main__ import main
 from cachedlrm.prepare.tables import TableBuilder
 from cachedlrm.train import main as train_main

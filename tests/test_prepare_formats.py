@@ -12,8 +12,9 @@ import torch
 
 from cachedlrm.data import criteo
 from cachedlrm.data.open import DataRequest, open_dataset
-from cachedlrm.prepare import avazu, formats, parquet
-from cachedlrm.prepare.samples import Position
+from cachedlrm.data.raw import avazu, parquet
+from cachedlrm.data.raw.samples import Position
+from cachedlrm.prepare import formats
 from raw_criteo import Expected, assert_equal, expected, lines, mix, number, prepare, write
 from runs import one_line, train
 

@@ -18,8 +18,8 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, make_batch, spans
 
 if TYPE_CHECKING:
-    from cachedlrm.prepare.lines import TextFile
-    from cachedlrm.prepare.samples import Block, Samples
+    from cachedlrm.data.raw.lines import TextFile
+    from cachedlrm.data.raw.samples import Block, Samples
 
 NUM_TABLES, NUM_DENSE = 26, 13
 DEFAULT_ROWS = 100_000
@@ -55,9 +55,9 @@ def open_criteo(words: str, path: str) -> CriteoFiles:
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{words} needs the package pyarrow: pip install 'cachedlrm[prepare]'")
-    from cachedlrm.prepare.inputs import find_inputs  # noqa: PLC0415 - needs an optional package
-    from cachedlrm.prepare.lines import read_blocks  # noqa: PLC0415
-    from cachedlrm.prepare.samples import Position  # noqa: PLC0415
+    from cachedlrm.data.raw.inputs import find_inputs  # noqa: PLC0415 - needs an optional package
+    from cachedlrm.data.raw.lines import read_blocks  # noqa: PLC0415
+    from cachedlrm.data.raw.samples import Position  # noqa: PLC0415
 
     try:
         files = find_inputs([Path(path)])
@@ -84,7 +84,7 @@ class CriteoSource:
     num_dense = NUM_DENSE
 
     def __init__(self, files: CriteoFiles, table_rows: tuple[int, ...]) -> None:
-        from cachedlrm.prepare.criteo import Criteo  # noqa: PLC0415 - needs an optional package
+        from cachedlrm.data.raw.criteo import Criteo  # noqa: PLC0415 - needs an optional package
 
         self.table_rows = table_rows
         self.num_samples = files.first_samples[-1]
@@ -121,7 +121,7 @@ class CriteoSource:
 
     def _block(self, number: int) -> "Block":
         """A block with its content; going on in the open file where it is the next one."""
-        from cachedlrm.prepare.lines import TextFile, reading  # noqa: PLC0415 - needs an optional package
+        from cachedlrm.data.raw.lines import TextFile, reading  # noqa: PLC0415 - needs an optional package
 
         block = self._files.blocks[number]
         with reading(block.path):

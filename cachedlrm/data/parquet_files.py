@@ -19,8 +19,8 @@ from cachedlrm.base.text import shown
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.folding import BadIdError, fold_ids
 from cachedlrm.data.parquet_columns import Columns, NamedColumns, check_columns, choose_columns, read_spec
-from cachedlrm.prepare.inputs import find_inputs
-from cachedlrm.prepare.parquet import plain, reading_parquet
+from cachedlrm.data.raw.inputs import find_inputs
+from cachedlrm.data.raw.parquet import plain, reading_parquet
 
 KEPT_GROUPS = 2
 """Row groups that are decoded at a time: a batch may lie across the boundary of two."""

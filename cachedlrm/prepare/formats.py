@@ -1,11 +1,11 @@
 """The kinds of raw files, by name."""
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.prepare.avazu import Avazu
-from cachedlrm.prepare.criteo import Criteo
+from cachedlrm.data.raw.avazu import Avazu
+from cachedlrm.data.raw.criteo import Criteo
+from cachedlrm.data.raw.parquet import Parquet
+from cachedlrm.data.raw.samples import Format
 from cachedlrm.prepare.options import Command, split_columns
-from cachedlrm.prepare.parquet import Parquet
-from cachedlrm.prepare.samples import Format
 
 _LARGEST_BLOCK, _LEAST_BLOCK = 8 << 20, 1 << 16
 

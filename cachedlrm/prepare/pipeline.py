@@ -14,12 +14,12 @@ import psutil
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 from cachedlrm.data.npy import PREPARED_FILE
+from cachedlrm.data.raw.inputs import find_inputs
+from cachedlrm.data.raw.samples import Format
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
-from cachedlrm.prepare.inputs import find_inputs
 from cachedlrm.prepare.options import MOST_ROWS, PrepareOptions
 from cachedlrm.prepare.progress import Progress, Stage
 from cachedlrm.prepare.reading import read_files, thread_pool
-from cachedlrm.prepare.samples import Format
 from cachedlrm.prepare.tables import Table, TableBuilder
 from cachedlrm.prepare.vocabulary import SLOT_BYTES
 from cachedlrm.prepare.work import Work, open_work, write_whole

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow
 
+from cachedlrm.data.raw.samples import BadLine, Block, Format, Position, Samples, bad_line_words
 from cachedlrm.prepare.options import PrepareOptions
 from cachedlrm.prepare.progress import Progress
-from cachedlrm.prepare.samples import BadLine, Block, Format, Position, Samples, bad_line_words
 from cachedlrm.prepare.spool import Spool
 from cachedlrm.prepare.work import Work
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.prepare.samples import Samples
+from cachedlrm.data.raw.samples import Samples
 
 DENSE, LABELS = "dense.bin", "labels.bin"
 

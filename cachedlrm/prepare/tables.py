@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.data.raw.samples import Keys
 from cachedlrm.prepare.options import MOST_ROWS
-from cachedlrm.prepare.samples import Keys
 from cachedlrm.prepare.spool import keys_file, read_numbers
 from cachedlrm.prepare.vocabulary import (
     Part,

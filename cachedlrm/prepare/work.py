@@ -19,7 +19,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write
 from cachedlrm.base.text import shown
 from cachedlrm.data.npy import PREPARED_FILE
-from cachedlrm.prepare.samples import Position
+from cachedlrm.data.raw.samples import Position
 
 LOCK_FILE = "prepare.lock"
 OTHER_OUT = "choose another --out"
@@ -32,7 +32,7 @@ class ReadSoFar:
 
     Attributes:
         file: number of the file that is being read.
-        offset: where in it (`cachedlrm.prepare.samples.Position`).
+        offset: where in it (`cachedlrm.data.raw.samples.Position`).
         lines: lines or rows of it before that.
         samples: good ones of each file up to this one.
         skipped: bad ones of each file up to this one.

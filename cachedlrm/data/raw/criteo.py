@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cachedlrm.base.text import shown
-from cachedlrm.prepare.keys import hex_keys
-from cachedlrm.prepare.lines import LineTable, parse_block, read_blocks
-from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, UnparsableError, log_transform
+from cachedlrm.data.raw.keys import hex_keys
+from cachedlrm.data.raw.lines import LineTable, parse_block, read_blocks
+from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, UnparsableError, log_transform
 
 NUM_DENSE, NUM_TABLES = 13, 26
 _NUM_FIELDS = 1 + NUM_DENSE + NUM_TABLES

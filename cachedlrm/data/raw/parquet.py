@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.prepare.keys import integer_keys, text_keys
-from cachedlrm.prepare.lines import reading
-from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, bad_line, log_transform
+from cachedlrm.data.raw.keys import integer_keys, text_keys
+from cachedlrm.data.raw.lines import reading
+from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, bad_line, log_transform
 
 _BLOCK_ROWS = 1 << 15
 

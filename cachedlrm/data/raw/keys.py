@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cachedlrm.prepare.samples import Keys, UnparsableError
+from cachedlrm.data.raw.samples import Keys, UnparsableError
 
 MISSING = np.uint64(1 << 63)
 """The key of a missing integer, where 0 is a category."""

@@ -11,7 +11,7 @@ import pyarrow.csv
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.prepare.samples import BadLine, Block, Format, Position, Samples, UnparsableError, bad_line
+from cachedlrm.data.raw.samples import BadLine, Block, Format, Position, Samples, UnparsableError, bad_line
 
 _SKIP_BYTES = 1 << 20
 _LONGEST_LINE = 1 << 20

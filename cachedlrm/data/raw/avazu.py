@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.prepare.criteo import labels_of
-from cachedlrm.prepare.keys import hex_keys, integer_keys
-from cachedlrm.prepare.lines import LineTable, TextFile, parse_block, read_blocks, reading
-from cachedlrm.prepare.samples import BadLine, Block, Position, Samples, UnparsableError
+from cachedlrm.data.raw.criteo import labels_of
+from cachedlrm.data.raw.keys import hex_keys, integer_keys
+from cachedlrm.data.raw.lines import LineTable, TextFile, parse_block, read_blocks, reading
+from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, UnparsableError
 
 _HEX = (
     "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
