@@ -35,7 +35,7 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.data.batch import Batch, table_offsets
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
-from cachedlrm.row_update import RowUpdate
+from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 

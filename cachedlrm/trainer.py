@@ -18,8 +18,8 @@ from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
+from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.phase_clock import PhaseClock
-from cachedlrm.row_update import RowUpdate
 
 
 class Trainer:

@@ -9,7 +9,7 @@ from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.data.batch import Batch
 from cachedlrm.library.ids import Ids
 from cachedlrm.library.stream import Lookup
-from cachedlrm.row_update import RowUpdate
+from cachedlrm.model.row_update import RowUpdate
 
 
 class CurrentBatch:
