@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 from measuring import made_by, write_profile
 
-from cachedlrm.command_line import parse_simulation
 from cachedlrm.data.open import open_dataset
-from cachedlrm.resolve import data_request, resolve
-from cachedlrm.schedule import Schedule
+from cachedlrm.options.command_line import parse_simulation
+from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.schedule import Schedule
 from cachedlrm.simulation import Curve, miss_ratio_curve
 
 STREAMS = {

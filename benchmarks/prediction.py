@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from measuring import made_by, write_profile
 
-from cachedlrm.architecture import build_architecture
-from cachedlrm.command_line import parse_plan
 from cachedlrm.data.open import open_dataset
 from cachedlrm.metrics import CacheCounters
+from cachedlrm.options.architecture import build_architecture
+from cachedlrm.options.command_line import parse_plan
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.prediction import predict
-from cachedlrm.resolve import data_request, resolve
 from cachedlrm.simulation import planned_batches
 from cachedlrm.tiers import size_tiers
 

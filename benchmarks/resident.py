@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cachedlrm.architecture import Architecture, build_architecture
-from cachedlrm.command_line import parse_command_line
-from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.open import open_dataset
 from cachedlrm.initial import initial_parameters
 from cachedlrm.job import choose_device, usable_processors
-from cachedlrm.resolve import data_request, resolve
-from cachedlrm.schedule import Schedule
+from cachedlrm.options.architecture import Architecture, build_architecture
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.config import Options
+from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.schedule import Schedule
 
 _DEPTH = 2  # batches read ahead, as the trainer's default
 _PIECE_ROWS = 1 << 20

@@ -36,12 +36,12 @@ from other_trainers import FBGEMM, FBGEMM_AND_OURS, Block, Training, others
 
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.command_line import parse_command_line
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.open import open_dataset
 from cachedlrm.job import build_job
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.progress import Progress
-from cachedlrm.resolve import data_request, resolve
 
 BLOCK = 20  # steps
 SAMPLES = 2048

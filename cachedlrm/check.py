@@ -18,9 +18,9 @@ from typing import TextIO, cast
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.output import Output
 from cachedlrm.checkpoint import store_folder
-from cachedlrm.command_line import load_options
 from cachedlrm.findings import Findings, describe
 from cachedlrm.inspection import inspect_store
+from cachedlrm.options.command_line import load_options
 from cachedlrm.run_directory import STORE_FOLDER
 from cachedlrm.store.database import DATA_FILE
 

@@ -28,18 +28,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cachedlrm.architecture import Architecture, build_architecture
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write, writable_file
 from cachedlrm.base.output import Output
-from cachedlrm.command_line import load_options
-from cachedlrm.config import Options
 from cachedlrm.final_state import FinalState, load_final_state
 from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
 from cachedlrm.formats.torchrec_folder import check_torchrec, write_torchrec
 from cachedlrm.full_tables import FullTable, TouchedRecords, full_tables
 from cachedlrm.initial import initial_parameters
+from cachedlrm.options.architecture import Architecture, build_architecture
+from cachedlrm.options.command_line import load_options
+from cachedlrm.options.config import Options
 from cachedlrm.run_directory import LOCK_FILE, RUN_FILES
 
 _USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT [--format safetensors|torchrec] [--with-optimizer-state]"

@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from cachedlrm.architecture import Architecture
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.command_line import spell
-from cachedlrm.config import Options
 from cachedlrm.formats.tensor_file import DTYPES, TensorSpec, write_tensors
 from cachedlrm.full_tables import chunk_rows, current_records
 from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.options.architecture import Architecture
+from cachedlrm.options.command_line import spell
+from cachedlrm.options.config import Options
 from cachedlrm.run_directory import OTHER_RUN_DIR
 from cachedlrm.store.spool import PLACE_BYTES
 

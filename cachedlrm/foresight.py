@@ -18,9 +18,9 @@ from cachedlrm.cache.lookup_counts import MANY, Counts, add_lookups
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
-from cachedlrm.config import CacheOptions, Options
 from cachedlrm.data.lookups import Router
-from cachedlrm.schedule import Schedule
+from cachedlrm.options.config import CacheOptions, Options
+from cachedlrm.options.schedule import Schedule
 
 NEXT_USES_FOLDER = "next_uses"
 """Of the run directory; gone when the run is finished."""

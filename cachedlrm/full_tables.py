@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.architecture import Architecture, pooling_name
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.formats.piecewise import PiecewiseTensor
+from cachedlrm.options.architecture import Architecture, pooling_name
 from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.config import Options
 from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
 from cachedlrm.evaluation import Evaluation, Model, Pooling, evaluate
 from cachedlrm.full_tables import FullTable, current_records, full_tables
@@ -17,6 +16,7 @@ from cachedlrm.inference_report import InferenceReport, ServedModel
 from cachedlrm.job import Job, choose_device
 from cachedlrm.model.losses import make_loss
 from cachedlrm.model.quantized import QuantizedTables, mlp_bytes, quantize_mlps
+from cachedlrm.options.config import Options
 
 
 def check_inference(options: Options, dataset: Dataset) -> None:

@@ -16,13 +16,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.architecture import Architecture, build_architecture
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import as_argument
 from cachedlrm.checkpoint import decode_checkpoint
-from cachedlrm.command_line import parse_command_line
-from cachedlrm.config import ModelOptions
 from cachedlrm.findings import Findings, GroupCounts
+from cachedlrm.options.architecture import Architecture, build_architecture
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.config import ModelOptions
 from cachedlrm.store import database
 from cachedlrm.store.mapped_file import damage_explained
 from cachedlrm.store.segment import SegmentView, fingerprint, parse_segment

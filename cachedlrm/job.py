@@ -7,13 +7,11 @@ from pathlib import Path
 
 import torch
 
-from cachedlrm.architecture import Architecture, build_architecture
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
-from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
 from cachedlrm.foresight import Tell, inform_policies
@@ -21,7 +19,9 @@ from cachedlrm.initial import initial_parameters
 from cachedlrm.model.graphed_pass import CudaRecorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
-from cachedlrm.schedule import Schedule
+from cachedlrm.options.architecture import Architecture, build_architecture
+from cachedlrm.options.config import Options
+from cachedlrm.options.schedule import Schedule
 from cachedlrm.store.init import RowInit
 from cachedlrm.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.trainer import Trainer

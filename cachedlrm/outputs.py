@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
-from cachedlrm.config import Options
 from cachedlrm.formats.model_file import Training, save_model
 from cachedlrm.full_tables import current_records, full_tables
 from cachedlrm.job import Job
+from cachedlrm.options.config import Options
 from cachedlrm.report.totals import RunTotals
 from cachedlrm.store.spool import TEMPORARY_FILE
 

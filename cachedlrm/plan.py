@@ -17,16 +17,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cachedlrm.architecture import build_architecture
 from cachedlrm.base.units import format_bytes
 from cachedlrm.budget import CacheRequest, largest_batch
-from cachedlrm.command_line import parse_plan
-from cachedlrm.config import Options
 from cachedlrm.console import aligned
 from cachedlrm.data.open import open_dataset
 from cachedlrm.job import choose_device
+from cachedlrm.options.architecture import build_architecture
+from cachedlrm.options.command_line import parse_plan
+from cachedlrm.options.config import Options
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.prediction import Prediction, predict
-from cachedlrm.resolve import data_request, resolve
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 from cachedlrm.tiers import Tiers, size_tiers, store_rows
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.foresight import Tell, tell_nobody
 from cachedlrm.metrics import CacheCounters, finite
+from cachedlrm.options.config import Options
+from cachedlrm.options.schedule import Schedule
 from cachedlrm.roofline import step_ms
-from cachedlrm.schedule import Schedule
 from cachedlrm.simulation import planned_batches, sizes_at
 from cachedlrm.tiers import Tiers
 

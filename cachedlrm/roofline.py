@@ -8,7 +8,7 @@ the link. Only what no implementation can avoid is counted, so a measured run li
 import itertools
 from typing import Protocol
 
-from cachedlrm.config import Options
+from cachedlrm.options.config import Options
 from cachedlrm.workload import Workload
 
 _FLOAT, _POSITION = 4, 4  # bytes

@@ -16,10 +16,10 @@ import time
 from collections.abc import Sequence
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.command_line import parse_simulation
 from cachedlrm.console import aligned
 from cachedlrm.data.open import open_dataset
-from cachedlrm.resolve import data_request, resolve
+from cachedlrm.options.command_line import parse_simulation
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.simulation import Curve, CurvePoint, miss_ratio_curve
 
 

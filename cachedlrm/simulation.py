@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from cachedlrm.architecture import build_architecture
 from cachedlrm.budget import CacheRequest, DeviceSizes, GroupSlots, size_device
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Policy, make_policy
 from cachedlrm.cache.working_set import AddressBook, WorkingSet
-from cachedlrm.config import CacheOptions, Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.foresight import inform_policies
 from cachedlrm.metrics import CacheCounters, with_bytes
-from cachedlrm.schedule import Schedule
+from cachedlrm.options.architecture import build_architecture
+from cachedlrm.options.config import CacheOptions, Options
+from cachedlrm.options.schedule import Schedule
 from cachedlrm.tiers import build_workload
 from cachedlrm.workload import Workload
 

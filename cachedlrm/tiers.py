@@ -4,17 +4,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cachedlrm.architecture import Architecture
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import free_device_bytes, free_host_bytes
 from cachedlrm.base.units import format_bytes
 from cachedlrm.budget import CacheRequest, DeviceSizes, size_device
 from cachedlrm.cache.policies import bytes_per_row
-from cachedlrm.config import Options
 from cachedlrm.data.batch import Dataset
 from cachedlrm.foresight import knows_counts
 from cachedlrm.model.interaction import samples_multiplied
-from cachedlrm.schedule import Schedule
+from cachedlrm.options.architecture import Architecture
+from cachedlrm.options.config import Options
+from cachedlrm.options.schedule import Schedule
 from cachedlrm.store.lmdb_store import frames_for
 from cachedlrm.workload import GroupShape, Workload
 

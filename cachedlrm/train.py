@@ -26,11 +26,9 @@ from functools import partial
 
 import numpy as np
 
-from cachedlrm.architecture import describe
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.checkpointing import Checkpoints, open_run
-from cachedlrm.command_line import parse_command_line, to_toml
 from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
@@ -39,6 +37,9 @@ from cachedlrm.foresight import discard_next_uses
 from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
+from cachedlrm.options.architecture import describe
+from cachedlrm.options.command_line import parse_command_line, to_toml
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.outputs import check_outputs, save_models, short_of_space
 from cachedlrm.prediction import predict
 from cachedlrm.processes import refuse_several_processes
@@ -48,7 +49,6 @@ from cachedlrm.report.page import run_page
 from cachedlrm.report.runs import Run
 from cachedlrm.report.totals import build_report
 from cachedlrm.report.typed_report import parse_report
-from cachedlrm.resolve import data_request, resolve
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.scalars import Scalars
 from cachedlrm.step_trace import TRACE_FILE, StepTrace

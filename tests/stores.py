@@ -9,7 +9,7 @@ import numpy as np
 
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.checkpoint import Checkpoint, store_identity
-from cachedlrm.command_line import parse_command_line
+from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.store.database import CHECKPOINT, Meta, group_name, open_database, segment_key
 from cachedlrm.store.record_log import RecordLog
 

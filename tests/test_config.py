@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedlrm import config
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import LARGEST
-from cachedlrm.command_line import load_options, parse_command_line, to_toml
-from cachedlrm.config import (
+from cachedlrm.options import config
+from cachedlrm.options.command_line import load_options, parse_command_line, to_toml
+from cachedlrm.options.config import (
     BatchOptions,
     CacheOptions,
     DataOptions,
@@ -214,7 +214,7 @@ def test_version_ends_with_success(capsys):
 
 
 def test_options_are_read_without_torch():
-    code = "import sys, cachedlrm.command_line; sys.exit('torch' in sys.modules)"
+    code = "import sys, cachedlrm.options.command_line; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

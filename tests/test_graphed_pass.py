@@ -10,8 +10,6 @@ import torch
 
 from cachedlrm import job as job_module
 from cachedlrm.base.errors import UserError
-from cachedlrm.command_line import parse_command_line
-from cachedlrm.config import Options
 from cachedlrm.data.open import open_dataset
 from cachedlrm.job import build_job
 from cachedlrm.model.dense_optimizer import DenseOptimizer
@@ -19,7 +17,9 @@ from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass
 from cachedlrm.model.losses import make_loss
-from cachedlrm.resolve import data_request, resolve
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.config import Options
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.train import main
 from models import HostRecorder, plain_features
 from runs import MODEL

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import cachedlrm
 from cachedlrm.base.errors import UserError
 from cachedlrm.checkpoint import Checkpoint, decode_checkpoint
-from cachedlrm.command_line import load_options
-from cachedlrm.config import Options
+from cachedlrm.options.command_line import load_options
+from cachedlrm.options.config import Options
 from cachedlrm.report.markdown import _course
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.store.database import parse_identity

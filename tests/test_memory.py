@@ -4,8 +4,8 @@ import numpy as np
 
 from cachedlrm.base.machine import host_memory
 from cachedlrm.cache.table_group import CacheSettings
-from cachedlrm.command_line import parse_command_line
 from cachedlrm.data.batch import Batch
+from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.store.records import RecordLayout
 from models import one_group
 

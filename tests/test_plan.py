@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cachedlrm.architecture import build_architecture
-from cachedlrm.command_line import parse_command_line, parse_plan
 from cachedlrm.data.open import open_dataset
 from cachedlrm.metrics import CacheCounters
+from cachedlrm.options.architecture import build_architecture
+from cachedlrm.options.command_line import parse_command_line, parse_plan
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan import describe, main, make_plan
 from cachedlrm.prediction import extrapolate, predict
-from cachedlrm.resolve import data_request, resolve
 from cachedlrm.roofline import device_bytes, link_bytes, operations
 from cachedlrm.simulation import planned_batches
 from cachedlrm.tiers import size_tiers
@@ -155,7 +155,7 @@ def test_an_interrupt_of_a_plan_promises_nothing(monkeypatch, capsys):
     def interrupted(schedule, batch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cachedlrm.schedule.Schedule.read", interrupted)
+    monkeypatch.setattr("cachedlrm.options.schedule.Schedule.read", interrupted)
     assert main([*SMALL, "--policy=oracle", "--gpu-cache-ratio=0.1"]) == 130
     assert capsys.readouterr().err == "interrupted; nothing was written\n"
 
@@ -230,7 +230,7 @@ def test_a_gpu_that_is_not_there_can_be_planned(capsys):
 
 def test_without_a_device_profile_most_of_what_is_free_is_the_budget(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("cachedlrm.resolve.free_device_bytes", lambda device: 100_000_000)
+    monkeypatch.setattr("cachedlrm.options.resolve.free_device_bytes", lambda device: 100_000_000)
     assert planned(capsys, "--device=cuda", "--gpu-budget=auto")["device_limit_bytes"] == 90_000_000
     profile = ["--device=cuda", "--gpu-budget=auto", "--device-memory=60MB"]
     assert planned(capsys, *profile)["device_limit_bytes"] == 60_000_000

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cachedlrm.config import DataOptions, Options
 from cachedlrm.inference_report import InferenceReport, ServedModel
 from cachedlrm.metrics import CacheCounters, MetricsRow, TableCounters, metrics_row
+from cachedlrm.options.config import DataOptions, Options
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO, log_ticks, round_ticks
 from cachedlrm.report.curves import changes, curve, per_step, thin
 from cachedlrm.report.figures import figures

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cachedlrm.command_line import parse_simulation
 from cachedlrm.data.open import open_dataset
-from cachedlrm.resolve import data_request, resolve
+from cachedlrm.options.command_line import parse_simulation
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.simulate import main
 from cachedlrm.simulation import CurvePoint, miss_ratio_curve
 from models import POLICIES

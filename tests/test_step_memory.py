@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from cachedlrm.cache.table_group import CacheSettings
-from cachedlrm.command_line import parse_command_line
 from cachedlrm.data.open import open_dataset
 from cachedlrm.data.zipf import ZipfSource
 from cachedlrm.job import build_job
@@ -17,7 +16,8 @@ from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
-from cachedlrm.resolve import data_request, resolve
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
 from cachedlrm.workload import GroupShape, Workload

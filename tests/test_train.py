@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cachedlrm.command_line import parse_command_line
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export import main as export_main
 from cachedlrm.job import usable_processors
-from cachedlrm.resolve import data_request, resolve
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.train import main
 from runs import MODEL
 

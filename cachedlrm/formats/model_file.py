@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.architecture import Architecture
 from cachedlrm.base.errors import UserError
 from cachedlrm.formats.piecewise import piecewise
 from cachedlrm.formats.reference_format import parameter_shapes, record_parts, state_keys
 from cachedlrm.formats.torch_file import write_torch_file
 from cachedlrm.full_tables import FullTable
+from cachedlrm.options.architecture import Architecture
 from cachedlrm.store.records import RecordLayout
 
 State = dict[str, dict[str, Any]]

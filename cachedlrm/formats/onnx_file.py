@@ -11,12 +11,12 @@ from typing import BinaryIO
 from onnx import TensorProto, helper
 
 from cachedlrm import __version__
-from cachedlrm.architecture import Architecture
 from cachedlrm.base.files import whole_file
 from cachedlrm.formats.onnx_graph import IR_VERSION, OPSET, build_graph
 from cachedlrm.formats.piecewise import PiecewiseTensor, piecewise
 from cachedlrm.full_tables import FullTable
 from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.options.architecture import Architecture
 
 _MOST_BYTES_INSIDE = 1 << 28
 _PAGE_BYTES = 4096  # runtimes map parameters that begin at a page

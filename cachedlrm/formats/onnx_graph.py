@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import nn
 
-from cachedlrm.architecture import Architecture, pooling_name
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.tables import Embedding, Table
+from cachedlrm.options.architecture import Architecture, pooling_name
 
 OPSET = 17
 IR_VERSION = 8  # the first with this opset, so that older runtimes open the file

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from cachedlrm.architecture import Architecture
+from cachedlrm.options.architecture import Architecture
 from cachedlrm.store.records import RecordLayout
 
 _STATE_KEYS = {"sgd": (), "adagrad": ("sum",), "rwsadagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.architecture import Architecture
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write, whole_file
-from cachedlrm.config import Options
 from cachedlrm.formats.piecewise import PiecewiseTensor
 from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
 from cachedlrm.full_tables import FullTable
+from cachedlrm.options.architecture import Architecture
+from cachedlrm.options.config import Options
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "torchrec.json"

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from cachedlrm.app import make_app, mistake, read_arguments
 from cachedlrm.base.errors import UserError
-from cachedlrm.config import Bytes, Flag, Positive, Threads, Whole
+from cachedlrm.options.config import Bytes, Flag, Positive, Threads, Whole
+from cachedlrm.options.parsing import make_app, mistake, read_arguments
 
 _HELP = """Turn raw click logs into the files that cachedlrm.train reads with --data npy:DIR.
 

@@ -16,10 +16,10 @@ from typing import Annotated, TextIO, cast
 import cyclopts
 from cyclopts import Parameter
 
-from cachedlrm.app import make_app, mistake, read_arguments
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import whole_file, writable_file
 from cachedlrm.base.output import Output
+from cachedlrm.options.parsing import make_app, mistake, read_arguments
 from cachedlrm.report.comparison import comparison_page, comparison_text
 from cachedlrm.report.page import run_page
 from cachedlrm.report.runs import load_run

@@ -5,8 +5,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from cachedlrm.base.text import printable
-from cachedlrm.command_line import spell
 from cachedlrm.metrics import MetricsRow
+from cachedlrm.options.command_line import spell
 from cachedlrm.report.axes import BYTES, RATIO
 from cachedlrm.report.curves import Points, changes, curve, per_step
 from cachedlrm.report.document import document, element, section, table

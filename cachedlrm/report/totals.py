@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from cachedlrm import __version__
-from cachedlrm.architecture import Architecture
 from cachedlrm.base.text import as_utf8
-from cachedlrm.config import Options
 from cachedlrm.inference_report import InferenceReport
 from cachedlrm.metrics import CacheCounters, TableCounters, finite
+from cachedlrm.options.architecture import Architecture
+from cachedlrm.options.config import Options
 from cachedlrm.prediction import Prediction
 from cachedlrm.report.environment import commit, cpu_model
 

@@ -1,7 +1,7 @@
 """What no single option shows, and what reads better with the sizes themselves."""
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.config import CacheOptions, InferenceOptions, ModelOptions, Options, RunOptions
+from cachedlrm.options.config import CacheOptions, InferenceOptions, ModelOptions, Options, RunOptions
 
 
 def check_options(options: Options) -> Options:

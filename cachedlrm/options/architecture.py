@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.config import ModelOptions
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
+from cachedlrm.options.config import ModelOptions
 from cachedlrm.store.records import RecordLayout
 
 

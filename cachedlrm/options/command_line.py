@@ -1,6 +1,6 @@
 """Options from a command line and from profiles (TOML), and back to TOML.
 
-`cyclopts` turns the dataclasses of `cachedlrm.config` into a command line; a profile has a table per group and keys
+`cyclopts` turns the dataclasses of `cachedlrm.options.config` into a command line; a profile has a table per group and keys
 spelled like the options.
 """
 
@@ -17,10 +17,10 @@ import cyclopts
 import tomli_w
 from cyclopts import Parameter
 
-from cachedlrm.app import make_app, mistake, read_arguments
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import as_argument, as_utf8
-from cachedlrm.config import (
+from cachedlrm.options.checks import check_options
+from cachedlrm.options.config import (
     Budget,
     Bytes,
     OptimisationOptions,
@@ -31,7 +31,7 @@ from cachedlrm.config import (
     Simulation,
     SimulationCommand,
 )
-from cachedlrm.option_checks import check_options
+from cachedlrm.options.parsing import make_app, mistake, read_arguments
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.config import Options
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.lookups import Router
+from cachedlrm.options.config import Options
 
 _MOST_BATCHES = 2**31 - 1
 """Planner and policies number them in 31 bits: at a thousand a second, 24 days of training."""
