@@ -24,9 +24,9 @@ from cachedlrm.cache.streams import CopyStream
 from cachedlrm.cache.transfer import _StagingBuffer
 from cachedlrm.job import build_job
 from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
+from cachedlrm.plan.tiers import MOST_STAGING_ROWS
 from cachedlrm.progress import Progress
 from cachedlrm.report.totals import build_report
-from cachedlrm.tiers import MOST_STAGING_ROWS
 
 PEAK_BYTES = 256 << 20  # of the copies that measure the link
 STAGING_COLUMNS = (32, 128)  # records of dim 16 with adagrad, and of dim 128 with sgd

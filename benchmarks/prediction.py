@@ -17,9 +17,9 @@ from cachedlrm.metrics import CacheCounters
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.command_line import parse_plan
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.prediction import predict
-from cachedlrm.simulation import planned_batches
-from cachedlrm.tiers import size_tiers
+from cachedlrm.plan.prediction import predict
+from cachedlrm.plan.simulation import planned_batches
+from cachedlrm.plan.tiers import size_tiers
 
 STREAMS = {
     "zipf, 1,000 batches": (["--data=zipf"], (0.005, 0.01, 0.02, 0.05)),

@@ -14,7 +14,6 @@ from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
-from cachedlrm.foresight import Tell, inform_policies
 from cachedlrm.initial import initial_parameters
 from cachedlrm.model.graphed_pass import CudaRecorder
 from cachedlrm.model.learning_rate import LearningRate
@@ -22,8 +21,9 @@ from cachedlrm.model.losses import make_loss
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.config import Options
 from cachedlrm.options.schedule import Schedule
+from cachedlrm.plan.id_pass import Tell, inform_policies
+from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.store.init import RowInit
-from cachedlrm.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.trainer import Trainer
 
 
@@ -79,7 +79,7 @@ class Job:
         return 0 if self.checkpoint is None else self.checkpoint.batches
 
     def inform_policies(self, run_dir: Path, tell: Tell) -> None:
-        """Reads the ids once for a policy that needs to know them; see `cachedlrm.foresight.inform_policies`."""
+        """Reads the ids once for a policy that needs to know them; see `cachedlrm.plan.id_pass.inform_policies`."""
         cache = self.trainer.cache
         policies = [group.policy for group in cache.groups]
         num_rows = [group.num_rows for group in self.tiers.workload.groups]

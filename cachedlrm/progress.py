@@ -19,7 +19,7 @@ from cachedlrm.inference_report import InferenceReport
 from cachedlrm.job import Job
 from cachedlrm.live_view import RunHeader
 from cachedlrm.metrics import PHASES, TABLE_COUNTS, CacheCounters, Snapshot
-from cachedlrm.prediction import Prediction
+from cachedlrm.plan.prediction import Prediction
 from cachedlrm.report.totals import RunTotals, by_table
 
 _SAVED = (

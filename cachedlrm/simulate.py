@@ -20,7 +20,7 @@ from cachedlrm.console import aligned
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.command_line import parse_simulation
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.simulation import Curve, CurvePoint, miss_ratio_curve
+from cachedlrm.plan.simulation import Curve, CurvePoint, miss_ratio_curve
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -33,7 +33,6 @@ from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
 from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
-from cachedlrm.foresight import discard_next_uses
 from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row
@@ -41,7 +40,8 @@ from cachedlrm.options.architecture import describe
 from cachedlrm.options.command_line import parse_command_line, to_toml
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.outputs import check_outputs, save_models, short_of_space
-from cachedlrm.prediction import predict
+from cachedlrm.plan.id_pass import discard_next_uses
+from cachedlrm.plan.prediction import predict
 from cachedlrm.processes import refuse_several_processes
 from cachedlrm.progress import Progress
 from cachedlrm.report.markdown import report_markdown

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
-from cachedlrm.budget import (
+from cachedlrm.plan.device_tier import (
     CacheRequest,
     DeviceSizes,
     largest_batch,
     size_device,
     smallest_ratio,
 )
+from cachedlrm.plan.step_bytes import GroupShape, Workload
 from cachedlrm.store.records import RecordLayout
-from cachedlrm.workload import GroupShape, Workload
 
 WORKLOAD = Workload(
     groups=(GroupShape((1000, 10, 5), RecordLayout(4, "adagrad")),),

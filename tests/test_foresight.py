@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cachedlrm import foresight
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Lookahead, Static
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.open import open_dataset
-from cachedlrm.foresight import NEXT_USES_FOLDER
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.command_line import parse_plan
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.schedule import Schedule
+from cachedlrm.plan.__main__ import id_pass as foresight
+from cachedlrm.plan.id_pass import NEXT_USES_FOLDER
 from cachedlrm.train import main
 from runs import SMALL, one_line, train
 

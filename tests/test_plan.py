@@ -15,11 +15,11 @@ from cachedlrm.metrics import CacheCounters
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.command_line import parse_command_line, parse_plan
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.plan import describe, main, make_plan
-from cachedlrm.prediction import extrapolate, predict
-from cachedlrm.roofline import device_bytes, link_bytes, operations
-from cachedlrm.simulation import planned_batches
-from cachedlrm.tiers import size_tiers
+from cachedlrm.plan.__main__ import describe, main, make_plan
+from cachedlrm.plan.prediction import extrapolate, predict
+from cachedlrm.plan.roofline import device_bytes, link_bytes, operations
+from cachedlrm.plan.simulation import planned_batches
+from cachedlrm.plan.tiers import size_tiers
 from cachedlrm.train import main as train_main
 from models import POLICIES
 from runs import SMALL, one_line, train
@@ -73,7 +73,7 @@ def test_the_bytes_and_slots_are_those_of_the_run(tmp_path, capsys, case):
 
 
 def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
-    monkeypatch.setattr("cachedlrm.tiers.free_host_bytes", lambda: 1 << 30)
+    monkeypatch.setattr("cachedlrm.plan.tiers.free_host_bytes", lambda: 1 << 30)
     case = ["--gpu-cache-ratio=0.1", "--test-freq=-1"]
     plan = planned(capsys, *case)
     device = sum(plan["device_bytes_breakdown"].values())
@@ -97,7 +97,7 @@ def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
     ids=["static", "lookahead", "with counts"],
 )
 def test_what_a_policy_keeps_of_every_row_is_the_maps(tmp_path, monkeypatch, capsys, policy, bytes_per_row):
-    monkeypatch.setattr("cachedlrm.tiers.free_host_bytes", lambda: 1 << 30)
+    monkeypatch.setattr("cachedlrm.plan.tiers.free_host_bytes", lambda: 1 << 30)
     case = ["--gpu-cache-ratio=0.1", "--test-freq=-1", "--steps=1", *policy]
     plan, run = planned(capsys, *case), trained(tmp_path / "run", *case)
     assert plan["host_bytes"]["maps"] == bytes_per_row * plan["table_rows"]
@@ -311,7 +311,7 @@ def test_the_sampled_batches_are_those_of_the_run(monkeypatch):
         courses.append(course)
         return extrapolate(course, *rest)
 
-    monkeypatch.setattr("cachedlrm.prediction.extrapolate", record)
+    monkeypatch.setattr("cachedlrm.plan.prediction.extrapolate", record)
     options, _ = parse_plan([*SMALL, "--gpu-cache-ratio=0.1", "--policy=lookahead", "--lookahead=3"])
     plan = make_plan(options, 6)
     dataset = open_dataset(options.data.data, None, data_request(options))

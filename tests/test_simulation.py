@@ -9,8 +9,8 @@ import pytest
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.command_line import parse_simulation
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.plan.simulation import CurvePoint, miss_ratio_curve
 from cachedlrm.simulate import main
-from cachedlrm.simulation import CurvePoint, miss_ratio_curve
 from models import POLICIES
 from runs import SMALL, one_line, train
 

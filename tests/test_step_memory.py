@@ -18,9 +18,9 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.plan.step_bytes import GroupShape, Workload
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
-from cachedlrm.workload import GroupShape, Workload
 from models import one_group, plain_features
 
 WIDE = (

@@ -16,7 +16,7 @@ from cachedlrm.inference_report import InferenceReport
 from cachedlrm.metrics import CacheCounters, TableCounters, finite
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.config import Options
-from cachedlrm.prediction import Prediction
+from cachedlrm.plan.prediction import Prediction
 from cachedlrm.report.environment import commit, cpu_model
 
 

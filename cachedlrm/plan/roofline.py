@@ -9,13 +9,13 @@ import itertools
 from typing import Protocol
 
 from cachedlrm.options.config import Options
-from cachedlrm.workload import Workload
+from cachedlrm.plan.step_bytes import Workload
 
 _FLOAT, _POSITION = 4, 4  # bytes
 
 
 class Traffic(Protocol):
-    """What crosses the link; an `Expectation` of `cachedlrm.prediction`."""
+    """What crosses the link; an `Expectation` of `cachedlrm.plan.prediction`."""
 
     @property
     def num_steps(self) -> int: ...

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset
-from cachedlrm.foresight import Tell, tell_nobody
 from cachedlrm.metrics import CacheCounters, finite
 from cachedlrm.options.config import Options
 from cachedlrm.options.schedule import Schedule
-from cachedlrm.roofline import step_ms
-from cachedlrm.simulation import planned_batches, sizes_at
-from cachedlrm.tiers import Tiers
+from cachedlrm.plan.id_pass import Tell, tell_nobody
+from cachedlrm.plan.roofline import step_ms
+from cachedlrm.plan.simulation import planned_batches, sizes_at
+from cachedlrm.plan.tiers import Tiers
 
 SAMPLED_BATCHES = 200
 _CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples of the run's
@@ -67,7 +67,7 @@ class Prediction:
         batch_size: samples of a step.
         chosen: the run's cache.
         curve: caches of several sizes, the run's among them, from the smallest on.
-        step_ms: the least a step can take by what it is bound by (see `cachedlrm.roofline`); empty where the hardware
+        step_ms: the least a step can take by what it is bound by (see `cachedlrm.plan.roofline`); empty where the hardware
             is not described.
     """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
-from cachedlrm.workload import Workload
+from cachedlrm.plan.step_bytes import Workload
 
 _MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.budget import CacheRequest, largest_batch
 from cachedlrm.console import aligned
 from cachedlrm.data.open import open_dataset
 from cachedlrm.job import choose_device
@@ -26,9 +25,10 @@ from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.command_line import parse_plan
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.prediction import Prediction, predict
+from cachedlrm.plan.device_tier import CacheRequest, largest_batch
+from cachedlrm.plan.prediction import Prediction, predict
+from cachedlrm.plan.tiers import Tiers, size_tiers, store_rows
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
-from cachedlrm.tiers import Tiers, size_tiers, store_rows
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ import torch
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import free_device_bytes, free_host_bytes
 from cachedlrm.base.units import format_bytes
-from cachedlrm.budget import CacheRequest, DeviceSizes, size_device
 from cachedlrm.cache.policies import bytes_per_row
 from cachedlrm.data.batch import Dataset
-from cachedlrm.foresight import knows_counts
 from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.config import Options
 from cachedlrm.options.schedule import Schedule
+from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, size_device
+from cachedlrm.plan.id_pass import knows_counts
+from cachedlrm.plan.step_bytes import GroupShape, Workload
 from cachedlrm.store.lmdb_store import frames_for
-from cachedlrm.workload import GroupShape, Workload
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
 
