@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.open import open_dataset
-from cachedlrm.initial import initial_parameters
+from cachedlrm.export.initial import initial_parameters
 from cachedlrm.job import choose_device, usable_processors
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.command_line import parse_command_line

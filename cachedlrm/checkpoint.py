@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
-from cachedlrm.final_state import model_identity
+from cachedlrm.export.final_state import model_identity
 from cachedlrm.options.config import Options
 from cachedlrm.run_directory import STORE_FOLDER
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database

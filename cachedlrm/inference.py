@@ -11,7 +11,7 @@ from torch import Tensor
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
 from cachedlrm.evaluation import Evaluation, Model, Pooling, evaluate
-from cachedlrm.full_tables import FullTable, current_records, full_tables
+from cachedlrm.export.full_tables import FullTable, current_records, full_tables
 from cachedlrm.inference_report import InferenceReport, ServedModel
 from cachedlrm.job import Job, choose_device
 from cachedlrm.model.losses import make_loss

@@ -14,7 +14,7 @@ from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
 from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
-from cachedlrm.initial import initial_parameters
+from cachedlrm.export.initial import initial_parameters
 from cachedlrm.model.graphed_pass import CudaRecorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
-from cachedlrm.formats.model_file import Training, save_model
-from cachedlrm.full_tables import current_records, full_tables
+from cachedlrm.export.formats.model_file import Training, save_model
+from cachedlrm.export.full_tables import current_records, full_tables
 from cachedlrm.job import Job
 from cachedlrm.options.config import Options
 from cachedlrm.report.totals import RunTotals
@@ -81,7 +81,7 @@ def save_models(job: Job, totals: RunTotals, onnx_path: Path) -> None:
             _training(job, totals),
         )
     if inference.save_onnx:
-        from cachedlrm.formats.onnx_file import save_onnx  # noqa: PLC0415 - needs an optional package
+        from cachedlrm.export.formats.onnx_file import save_onnx  # noqa: PLC0415 - needs an optional package
 
         save_onnx(onnx_path, job.architecture, tables, trainer.model)
 

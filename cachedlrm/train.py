@@ -32,7 +32,7 @@ from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.console import Console, aligned, open_console
 from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
-from cachedlrm.final_state import FILE_NAME, most_bytes, save_final_state
+from cachedlrm.export.final_state import FILE_NAME, most_bytes, save_final_state
 from cachedlrm.inference import check_inference, run_inference
 from cachedlrm.job import Job, build_job
 from cachedlrm.metrics import metrics_row

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cachedlrm.export import export
+from cachedlrm.export.__main__ import export
 from cachedlrm.store import database, record_log
 from cachedlrm.train import main
 

@@ -12,8 +12,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from cachedlrm.export import main
-from cachedlrm.formats.tensor_file import write_tensors
+from cachedlrm.export.__main__ import main
+from cachedlrm.export.formats.safetensors_file import write_tensors
 from runs import one_line, train
 
 

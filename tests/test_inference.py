@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cachedlrm import full_tables, inference
-from cachedlrm.export import main as export_main
+from cachedlrm import inference
+from cachedlrm.export.__main__ import full_tables
+from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.model.quantized import QuantizedTables
 from cachedlrm.train import main
 from runs import MODEL

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cachedlrm.export.__main__.formats import model_file
 from safetensors.numpy import load_file
 
-from cachedlrm import full_tables, train
-from cachedlrm.export import main as export_main
-from cachedlrm.formats import model_file
-from cachedlrm.formats.piecewise import PiecewiseTensor
-from cachedlrm.formats.torch_file import write_torch_file
+from cachedlrm import train
+from cachedlrm.export.__main__ import full_tables
+from cachedlrm.export.__main__ import main as export_main
+from cachedlrm.export.formats.piecewise import PiecewiseTensor
+from cachedlrm.export.formats.torch_file import write_torch_file
 from cachedlrm.train import main
 
 HERE = Path(__file__).parent / "golden_inference"

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from cachedlrm.export import export
+from cachedlrm.export.__main__ import export
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.tables import mixed_dimensions
 from cachedlrm.train import main

@@ -11,9 +11,10 @@ import torch
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
 
+from cachedlrm.export.__main__.formats import onnx_file  # noqa: E402 - needs the optional package
+
 from cachedlrm.data.batch import Batch, table_offsets  # noqa: E402
-from cachedlrm.formats import onnx_file  # noqa: E402 - needs the optional package
-from cachedlrm.formats.reference_format import parameter_shapes  # noqa: E402
+from cachedlrm.export.formats.reference_format import parameter_shapes  # noqa: E402
 from cachedlrm.options.architecture import Architecture, build_architecture  # noqa: E402
 from cachedlrm.options.command_line import parse_command_line  # noqa: E402
 from cachedlrm.options.config import ModelOptions  # noqa: E402

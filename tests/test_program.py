@@ -18,7 +18,7 @@ from cachedlrm import trainer
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.program import Interrupts, run_program
 from cachedlrm.base.units import format_bytes
-from cachedlrm.export import main as export_main
+from cachedlrm.export.__main__ import main as export_main
 from runs import SMALL, one_line, train
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cachedlrm.export import export
+from cachedlrm.export.__main__ import export
 from cachedlrm.train import main
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))

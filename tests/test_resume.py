@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from cachedlrm import train as train_module
-from cachedlrm.export import export
+from cachedlrm.export.__main__ import export
 from cachedlrm.train import main
 from runs import SMALL, one_line, train
 

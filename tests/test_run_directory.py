@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from cachedlrm import run_directory
 from cachedlrm.base.errors import UserError
-from cachedlrm.formats.tensor_file import write_tensors
+from cachedlrm.export.formats.safetensors_file import write_tensors
 from cachedlrm.run_directory import RUN_FILES, RunDirectory
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.formats.tensor_file import write_tensors
+from cachedlrm.export.formats.safetensors_file import write_tensors
 
 F4, I4, I8 = np.dtype("<f4"), np.dtype("<i4"), np.dtype("<i8")
 SPECS = {"weight": (F4, (2, 3)), "rows": (I8, (2,))}
@@ -115,7 +115,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from cachedlrm.base.errors import UserError
-from cachedlrm.formats.tensor_file import write_tensors
+from cachedlrm.export.formats.safetensors_file import write_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     write_tensors(Path(sys.argv[1]), {"a": (np.dtype("<f4"), (100, 100))}, iter(np.zeros((100, 100), np.float32)))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.numpy import load_file
 
-from cachedlrm.export import main
+from cachedlrm.export.__main__ import main
 from documents import ROOT, blocks
 from runs import SMALL, one_line, train
 

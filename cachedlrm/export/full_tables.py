@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.formats.piecewise import PiecewiseTensor
+from cachedlrm.export.formats.piecewise import PiecewiseTensor
 from cachedlrm.options.architecture import Architecture, pooling_name
 from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.init import RowInit

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write, whole_file
-from cachedlrm.formats.piecewise import PiecewiseTensor
-from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
-from cachedlrm.full_tables import FullTable
+from cachedlrm.export.formats.piecewise import PiecewiseTensor
+from cachedlrm.export.formats.safetensors_file import TensorSpec, write_tensors
+from cachedlrm.export.full_tables import FullTable
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.config import Options
 

@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write, writable_file
 from cachedlrm.base.output import Output
-from cachedlrm.final_state import FinalState, load_final_state
-from cachedlrm.formats.piecewise import PiecewiseTensor
-from cachedlrm.formats.tensor_file import TensorSpec, write_tensors
-from cachedlrm.formats.torchrec_folder import check_torchrec, write_torchrec
-from cachedlrm.full_tables import FullTable, TouchedRecords, full_tables
-from cachedlrm.initial import initial_parameters
+from cachedlrm.export.final_state import FinalState, load_final_state
+from cachedlrm.export.formats.piecewise import PiecewiseTensor
+from cachedlrm.export.formats.safetensors_file import TensorSpec, write_tensors
+from cachedlrm.export.formats.torchrec import check_torchrec, write_torchrec
+from cachedlrm.export.full_tables import FullTable, TouchedRecords, full_tables
+from cachedlrm.export.initial import initial_parameters
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.command_line import load_options
 from cachedlrm.options.config import Options

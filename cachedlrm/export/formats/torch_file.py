@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from cachedlrm.base.files import whole_file
-from cachedlrm.formats.piecewise import PiecewiseTensor
+from cachedlrm.export.formats.piecewise import PiecewiseTensor
 
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES = 30  # of a zip archive's entry, before its name

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 
 from cachedlrm import __version__
 from cachedlrm.base.files import whole_file
-from cachedlrm.formats.onnx_graph import IR_VERSION, OPSET, build_graph
-from cachedlrm.formats.piecewise import PiecewiseTensor, piecewise
-from cachedlrm.full_tables import FullTable
+from cachedlrm.export.formats.onnx_graph import IR_VERSION, OPSET, build_graph
+from cachedlrm.export.formats.piecewise import PiecewiseTensor, piecewise
+from cachedlrm.export.full_tables import FullTable
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.options.architecture import Architecture
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.formats.tensor_file import DTYPES, TensorSpec, write_tensors
-from cachedlrm.full_tables import chunk_rows, current_records
+from cachedlrm.export.formats.safetensors_file import DTYPES, TensorSpec, write_tensors
+from cachedlrm.export.full_tables import chunk_rows, current_records
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.command_line import spell

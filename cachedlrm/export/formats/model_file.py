@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.formats.piecewise import piecewise
-from cachedlrm.formats.reference_format import parameter_shapes, record_parts, state_keys
-from cachedlrm.formats.torch_file import write_torch_file
-from cachedlrm.full_tables import FullTable
+from cachedlrm.export.formats.piecewise import piecewise
+from cachedlrm.export.formats.reference_format import parameter_shapes, record_parts, state_keys
+from cachedlrm.export.formats.torch_file import write_torch_file
+from cachedlrm.export.full_tables import FullTable
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.store.records import RecordLayout
 
