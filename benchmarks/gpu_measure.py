@@ -23,9 +23,9 @@ from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import CopyStream
 from cachedlrm.cache.transfer import _StagingBuffer
 from cachedlrm.job import build_job
-from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS
 from cachedlrm.progress import Progress
+from cachedlrm.report.metrics import PHASES, PREPARING_PHASES, Snapshot
 from cachedlrm.report.totals import build_report
 
 PEAK_BYTES = 256 << 20  # of the copies that measure the link

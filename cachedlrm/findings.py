@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cachedlrm.base.text import printable
 from cachedlrm.checkpoint import Checkpoint
-from cachedlrm.console import aligned
+from cachedlrm.report.console import aligned
 
 _MOST_PROBLEMS = 20
 

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from cachedlrm.metrics import PHASES
+from cachedlrm.report.metrics import PHASES
 from cachedlrm.trace import PhaseRanges
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write
-from cachedlrm.metrics import MetricsRow, parse_metrics_row
+from cachedlrm.report.metrics import MetricsRow, parse_metrics_row
 
 RUN_FILES = (
     "config.toml",

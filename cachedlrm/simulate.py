@@ -16,11 +16,11 @@ import time
 from collections.abc import Sequence
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.console import aligned
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.command_line import parse_simulation
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan.simulation import Curve, CurvePoint, miss_ratio_curve
+from cachedlrm.report.console import aligned
 
 
 def main(arguments: Sequence[str]) -> int:

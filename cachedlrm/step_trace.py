@@ -11,9 +11,9 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.console import Console
 from cachedlrm.job import Job
 from cachedlrm.progress import Progress
+from cachedlrm.report.console import Console
 from cachedlrm.run_directory import RunDirectory
 from cachedlrm.trace import PhaseRanges, Trace
 

@@ -14,10 +14,10 @@ from cachedlrm.cache.policies import Oracle, Policy, Static, make_policy
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import AddressBook, Int32s, WorkingSet
 from cachedlrm.data.lookups import Router, TablePart
-from cachedlrm.metrics import CacheCounters
 from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.graphed_pass import Work
 from cachedlrm.model.tables import Embedding
+from cachedlrm.report.metrics import CacheCounters
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import RecordLayout
 

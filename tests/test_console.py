@@ -11,9 +11,9 @@ import pytest
 import rich.console
 
 from cachedlrm.base.text import printable
-from cachedlrm.console import LiveConsole, PlainConsole, open_console
-from cachedlrm.live_view import History, LiveView, RunHeader, curve, format_seconds, sparkline
-from cachedlrm.metrics import PHASES, CacheCounters
+from cachedlrm.report.console import LiveConsole, PlainConsole, open_console
+from cachedlrm.report.live_view import History, LiveView, RunHeader, curve, format_seconds, sparkline
+from cachedlrm.report.metrics import PHASES, CacheCounters
 from test_metrics import snapshot
 
 HEADER = RunHeader(

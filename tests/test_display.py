@@ -11,11 +11,11 @@ import pytest
 import rich.console
 
 from cachedlrm.base.machine import host_memory
-from cachedlrm.console import LiveConsole, PlainConsole, SilentConsole, open_console
-from cachedlrm.live_view import LiveView, RunHeader, format_seconds
-from cachedlrm.metrics import PHASES, CacheCounters, Snapshot, TableCounters, metrics_row
 from cachedlrm.options.config import Options
+from cachedlrm.report.console import LiveConsole, PlainConsole, SilentConsole, open_console
+from cachedlrm.report.live_view import LiveView, RunHeader, format_seconds
 from cachedlrm.report.markdown import report_markdown
+from cachedlrm.report.metrics import PHASES, CacheCounters, Snapshot, TableCounters, metrics_row
 from cachedlrm.report.totals import RunTotals, build_report
 
 HEADER = RunHeader(

@@ -15,11 +15,11 @@ from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch, table_offsets
-from cachedlrm.metrics import CacheCounters
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
+from cachedlrm.report.metrics import CacheCounters
 from cachedlrm.store.records import RecordLayout
 from cachedlrm.trainer import Trainer
 from models import POLICIES, inform, one_group, plain_features

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachedlrm.base.machine import host_memory
-from cachedlrm.metrics import PHASES, PREPARING_PHASES, CacheCounters, Snapshot, finite, metrics_row
+from cachedlrm.report.metrics import PHASES, PREPARING_PHASES, CacheCounters, Snapshot, finite, metrics_row
 
 CONTRACT_KEYS = {
     "step", "samples", "elapsed_s", "loss", "auc", "samples_per_s", "hit_ratio", "unique_hit_ratio", "hit_ratio_total",

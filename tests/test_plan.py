@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cachedlrm.data.open import open_dataset
-from cachedlrm.metrics import CacheCounters
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.command_line import parse_command_line, parse_plan
 from cachedlrm.options.resolve import data_request, resolve
@@ -20,6 +19,7 @@ from cachedlrm.plan.prediction import extrapolate, predict
 from cachedlrm.plan.roofline import device_bytes, link_bytes, operations
 from cachedlrm.plan.simulation import planned_batches
 from cachedlrm.plan.tiers import size_tiers
+from cachedlrm.report.metrics import CacheCounters
 from cachedlrm.train import main as train_main
 from models import POLICIES
 from runs import SMALL, one_line, train

@@ -12,7 +12,7 @@ from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Oracle, Static, make_policy
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.metrics import CacheCounters
+from cachedlrm.report.metrics import CacheCounters
 from models import NUM_ROWS, POLICIES, ResidencyModel, never_knows, next_uses, plan_stream, plans, working_sets
 
 streams = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=14), min_size=1, max_size=40)

@@ -12,7 +12,7 @@ from cachedlrm.cache.lookup_counts import MANY, add_lookups, lookups_left
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, Static, make_policy
 from cachedlrm.cache.working_set import NEVER
-from cachedlrm.metrics import CacheCounters
+from cachedlrm.report.metrics import CacheCounters
 from models import (
     NUM_ROWS,
     POLICIES,

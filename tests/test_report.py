@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cachedlrm.metrics import CacheCounters, TableCounters, metrics_row
 from cachedlrm.options.config import Options
 from cachedlrm.report import environment as environment_module
 from cachedlrm.report.markdown import report_markdown
+from cachedlrm.report.metrics import CacheCounters, TableCounters, metrics_row
 from cachedlrm.report.totals import RunTotals, build_report
 from test_metrics import snapshot
 

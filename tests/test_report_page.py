@@ -10,17 +10,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cachedlrm.inference_report import InferenceReport, ServedModel
-from cachedlrm.metrics import CacheCounters, MetricsRow, TableCounters, metrics_row
 from cachedlrm.options.config import DataOptions, Options
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO, log_ticks, round_ticks
+from cachedlrm.report.charts import Axis, Bar, Series, bar_chart, line_chart
 from cachedlrm.report.curves import changes, curve, per_step, thin
 from cachedlrm.report.figures import figures
+from cachedlrm.report.html import run_page
+from cachedlrm.report.inference_report import InferenceReport, ServedModel
 from cachedlrm.report.markdown import report_markdown
-from cachedlrm.report.page import run_page
+from cachedlrm.report.metrics import CacheCounters, MetricsRow, TableCounters, metrics_row
 from cachedlrm.report.runs import Run
 from cachedlrm.report.style import STYLE
-from cachedlrm.report.svg import Axis, Bar, Series, bar_chart, line_chart
 from cachedlrm.report.totals import RunTotals, build_report
 from cachedlrm.report.typed_report import parse_report
 from test_metrics import snapshot

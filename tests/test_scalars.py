@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from cachedlrm import scalars
 from cachedlrm import train as train_module
 from cachedlrm.base.errors import UserError
-from cachedlrm.formats.event_file import EventFile, crc32c
+from cachedlrm.report import tensorboard as scalars
+from cachedlrm.report.event_file import EventFile, crc32c
+from cachedlrm.report.tensorboard import Scalars, tag
 from cachedlrm.run_directory import RunDirectory
-from cachedlrm.scalars import Scalars, tag
 from cachedlrm.train import main
 from runs import one_line, train
 

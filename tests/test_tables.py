@@ -8,7 +8,7 @@ import pytest
 
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Batch, make_batch
-from cachedlrm.metrics import TABLE_COUNTS
+from cachedlrm.report.metrics import TABLE_COUNTS
 from cachedlrm.store.records import RecordLayout
 from models import LruModel, one_group
 from runs import train

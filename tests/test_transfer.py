@@ -17,7 +17,7 @@ from cachedlrm.cache.streams import TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.data.batch import Batch
-from cachedlrm.metrics import CacheCounters
+from cachedlrm.report.metrics import CacheCounters
 from cachedlrm.store.records import RecordLayout
 from models import one_group
 

@@ -23,7 +23,7 @@ from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, T
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router
-from cachedlrm.metrics import PREPARING_PHASES, CacheCounters, Span, with_bytes
+from cachedlrm.report.metrics import PREPARING_PHASES, CacheCounters, Span, with_bytes
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout

@@ -14,7 +14,7 @@ from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.policies import Policy
 from cachedlrm.cache.victims import VictimReserve
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
-from cachedlrm.metrics import TABLE_COUNTS, CacheCounters
+from cachedlrm.report.metrics import TABLE_COUNTS, CacheCounters
 
 # slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
 _EVICTED = -2

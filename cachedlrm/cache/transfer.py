@@ -19,7 +19,7 @@ from cachedlrm.cache.slab import gather, scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import Int64s
-from cachedlrm.metrics import Span
+from cachedlrm.report.metrics import Span
 from cachedlrm.store.host import Store
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.record_log import RecordLog

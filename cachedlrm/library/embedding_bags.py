@@ -14,7 +14,7 @@ from cachedlrm.library.current import CurrentBatch
 from cachedlrm.library.ids import Ids, host_batch
 from cachedlrm.library.stream import Lookup, Stream
 from cachedlrm.library.tables import CachedTables, TableState
-from cachedlrm.metrics import CacheCounters
+from cachedlrm.report.metrics import CacheCounters
 
 T = TypeVar("T")
 

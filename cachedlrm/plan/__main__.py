@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.console import aligned
 from cachedlrm.data.open import open_dataset
 from cachedlrm.job import choose_device
 from cachedlrm.options.architecture import build_architecture
@@ -28,6 +27,7 @@ from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan.device_tier import CacheRequest, largest_batch
 from cachedlrm.plan.prediction import Prediction, predict
 from cachedlrm.plan.tiers import Tiers, size_tiers, store_rows
+from cachedlrm.report.console import aligned
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 
 

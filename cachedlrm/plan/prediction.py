@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset
-from cachedlrm.metrics import CacheCounters, finite
 from cachedlrm.options.config import Options
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.id_pass import Tell, tell_nobody
 from cachedlrm.plan.roofline import step_ms
 from cachedlrm.plan.simulation import planned_batches, sizes_at
 from cachedlrm.plan.tiers import Tiers
+from cachedlrm.report.metrics import CacheCounters, finite
 
 SAMPLED_BATCHES = 200
 _CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples of the run's

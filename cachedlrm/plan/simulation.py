@@ -12,7 +12,6 @@ from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Policy, make_policy
 from cachedlrm.cache.working_set import AddressBook, WorkingSet
 from cachedlrm.data.batch import Dataset
-from cachedlrm.metrics import CacheCounters, with_bytes
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.config import CacheOptions, Options
 from cachedlrm.options.schedule import Schedule
@@ -20,6 +19,7 @@ from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, GroupSlots, si
 from cachedlrm.plan.id_pass import inform_policies
 from cachedlrm.plan.step_bytes import Workload
 from cachedlrm.plan.tiers import build_workload
+from cachedlrm.report.metrics import CacheCounters, with_bytes
 
 _NO_LIMIT = 2**62  # bytes: sizes are asked for, and nothing is allocated
 

@@ -21,7 +21,7 @@ from cachedlrm.base.files import whole_file, writable_file
 from cachedlrm.base.output import Output
 from cachedlrm.options.parsing import make_app, mistake, read_arguments
 from cachedlrm.report.comparison import comparison_page, comparison_text
-from cachedlrm.report.page import run_page
+from cachedlrm.report.html import run_page
 from cachedlrm.report.runs import load_run
 from cachedlrm.run_directory import LOCK_FILE, RUN_FILES
 

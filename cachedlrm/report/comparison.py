@@ -5,14 +5,14 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from cachedlrm.base.text import printable
-from cachedlrm.metrics import MetricsRow
 from cachedlrm.options.command_line import spell
 from cachedlrm.report.axes import BYTES, RATIO
+from cachedlrm.report.charts import Axis, Series, line_chart
 from cachedlrm.report.curves import Points, changes, curve, per_step
 from cachedlrm.report.document import document, element, section, table
 from cachedlrm.report.figures import NONE, figures
+from cachedlrm.report.metrics import MetricsRow
 from cachedlrm.report.runs import Run
-from cachedlrm.report.svg import Axis, Series, line_chart
 
 Rows = dict[str, list[str]]
 """Values of each run, by what they are."""

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from cachedlrm.metrics import MetricsRow
+from cachedlrm.report.metrics import MetricsRow
 
 Points = list[tuple[float, float]]
 """(x, y) in order of x."""

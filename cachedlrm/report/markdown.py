@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.live_view import format_seconds, sparkline
-from cachedlrm.metrics import PREPARING_PHASES, MetricsRow
 from cachedlrm.report.curves import disk_bytes
 from cachedlrm.report.foreseen import HEADER, foreseen
+from cachedlrm.report.live_view import format_seconds, sparkline
+from cachedlrm.report.metrics import PREPARING_PHASES, MetricsRow
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.totals import RunTotals
 from cachedlrm.report.typed_report import Report, parse_report

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.metrics import MetricsRow, parse_metrics_row
 from cachedlrm.options.command_line import load_options
 from cachedlrm.options.config import Options
+from cachedlrm.report.metrics import MetricsRow, parse_metrics_row
 from cachedlrm.report.typed_report import Report, parse_report
 
 

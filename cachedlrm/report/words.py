@@ -1,7 +1,7 @@
 """A run in words, for somebody who did not start it."""
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.metrics import waiting_phases
+from cachedlrm.report.metrics import waiting_phases
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report
 

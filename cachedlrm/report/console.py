@@ -14,8 +14,8 @@ from rich.text import Text
 
 from cachedlrm.base.output import Output
 from cachedlrm.base.text import printable
-from cachedlrm.live_view import History, LiveView, RunHeader, format_seconds
-from cachedlrm.metrics import Snapshot
+from cachedlrm.report.live_view import History, LiveView, RunHeader, format_seconds
+from cachedlrm.report.metrics import Snapshot
 
 _REDRAW_S = 0.25
 _REPEAT_S = 10.0  # between plain lines of something that takes long

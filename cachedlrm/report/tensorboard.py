@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 
 from cachedlrm.base.files import cannot_write
-from cachedlrm.formats.event_file import EventFile
-from cachedlrm.metrics import MetricsRow
+from cachedlrm.report.event_file import EventFile
+from cachedlrm.report.metrics import MetricsRow
 from cachedlrm.run_directory import OTHER_RUN_DIR, RunDirectory
 
 SCALARS_FOLDER = "tensorboard"

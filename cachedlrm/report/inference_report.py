@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from cachedlrm.base.units import format_bytes
-from cachedlrm.metrics import finite
+from cachedlrm.report.metrics import finite
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from cachedlrm.base.text import printable
-from cachedlrm.metrics import PHASES, PREPARING_PHASES, Snapshot
+from cachedlrm.report.metrics import PHASES, PREPARING_PHASES, Snapshot
 
 _WIDE = 132  # from this width on, sections stand in two columns
 _NARROW = 70  # below it there is no room for the time that has passed
