@@ -22,11 +22,11 @@ from resident import opened, synchronize, train_resident
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import CopyStream
 from cachedlrm.cache.transfer import _StagingBuffer
-from cachedlrm.job import build_job
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS
-from cachedlrm.progress import Progress
 from cachedlrm.report.metrics import PHASES, PREPARING_PHASES, Snapshot
 from cachedlrm.report.totals import build_report
+from cachedlrm.run.job import build_job
+from cachedlrm.run.progress import Progress
 
 PEAK_BYTES = 256 << 20  # of the copies that measure the link
 STAGING_COLUMNS = (32, 128)  # records of dim 16 with adagrad, and of dim 128 with sgd

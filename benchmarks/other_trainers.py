@@ -11,10 +11,10 @@ from peers import fbgemm_operator, table_major
 from torch import Tensor
 
 from cachedlrm.data.batch import Batch, table_offsets
-from cachedlrm.job import Job
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.losses import make_loss
+from cachedlrm.run.job import Job
 
 FBGEMM, FBGEMM_AND_OURS, TORCH = "FBGEMM, torch.nn layers", "FBGEMM, our dense pass", "torch.nn"
 

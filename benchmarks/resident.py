@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.initial import initial_parameters
-from cachedlrm.job import choose_device, usable_processors
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.schedule import Schedule
+from cachedlrm.run.job import choose_device, usable_processors
 
 _DEPTH = 2  # batches read ahead, as the trainer's default
 _PIECE_ROWS = 1 << 20

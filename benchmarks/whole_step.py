@@ -38,10 +38,10 @@ from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.open import open_dataset
-from cachedlrm.job import build_job
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.progress import Progress
+from cachedlrm.run.job import build_job
+from cachedlrm.run.progress import Progress
 
 BLOCK = 20  # steps
 SAMPLES = 2048

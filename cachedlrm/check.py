@@ -17,11 +17,11 @@ from typing import TextIO, cast
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.output import Output
-from cachedlrm.checkpoint import store_folder
 from cachedlrm.findings import Findings, describe
 from cachedlrm.inspection import inspect_store
 from cachedlrm.options.command_line import load_options
-from cachedlrm.run_directory import STORE_FOLDER
+from cachedlrm.run.checkpoint import store_folder
+from cachedlrm.run.directory import STORE_FOLDER
 from cachedlrm.store.database import DATA_FILE
 
 _USAGE = "usage: python -m cachedlrm.check STORE"

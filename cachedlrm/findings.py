@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cachedlrm.base.text import printable
-from cachedlrm.checkpoint import Checkpoint
 from cachedlrm.report.console import aligned
+from cachedlrm.run.checkpoint import Checkpoint
 
 _MOST_PROBLEMS = 20
 

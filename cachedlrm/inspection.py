@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import as_argument
-from cachedlrm.checkpoint import decode_checkpoint
 from cachedlrm.findings import Findings, GroupCounts
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import ModelOptions
+from cachedlrm.run.checkpoint import decode_checkpoint
 from cachedlrm.store import database
 from cachedlrm.store.mapped_file import damage_explained
 from cachedlrm.store.segment import SegmentView, fingerprint, parse_segment

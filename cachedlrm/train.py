@@ -28,20 +28,14 @@ import numpy as np
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.checkpointing import Checkpoints, open_run
 from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.final_state import FILE_NAME, most_bytes, save_final_state
-from cachedlrm.inference import check_inference, run_inference
-from cachedlrm.job import Job, build_job
 from cachedlrm.options.architecture import describe
 from cachedlrm.options.command_line import parse_command_line, to_toml
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.outputs import check_outputs, save_models, short_of_space
 from cachedlrm.plan.id_pass import discard_next_uses
 from cachedlrm.plan.prediction import predict
-from cachedlrm.processes import refuse_several_processes
-from cachedlrm.progress import Progress
 from cachedlrm.report.console import Console, aligned, open_console
 from cachedlrm.report.html import run_page
 from cachedlrm.report.markdown import report_markdown
@@ -50,8 +44,14 @@ from cachedlrm.report.runs import Run
 from cachedlrm.report.tensorboard import Scalars
 from cachedlrm.report.totals import build_report
 from cachedlrm.report.typed_report import parse_report
-from cachedlrm.run_directory import RunDirectory
-from cachedlrm.step_trace import TRACE_FILE, StepTrace
+from cachedlrm.run.directory import RunDirectory
+from cachedlrm.run.inference import check_inference, run_inference
+from cachedlrm.run.job import Job, build_job
+from cachedlrm.run.preflight import check_outputs, save_models, short_of_space
+from cachedlrm.run.processes import refuse_several_processes
+from cachedlrm.run.progress import Progress
+from cachedlrm.run.saving import Checkpoints, open_run
+from cachedlrm.run.trace import TRACE_FILE, StepTrace
 from cachedlrm.store.spool import TEMPORARY_FILE
 
 

@@ -8,8 +8,8 @@ import lmdb
 import numpy as np
 
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.checkpoint import Checkpoint, store_identity
 from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.run.checkpoint import Checkpoint, store_identity
 from cachedlrm.store.database import CHECKPOINT, Meta, group_name, open_database, segment_key
 from cachedlrm.store.record_log import RecordLog
 

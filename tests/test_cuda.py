@@ -93,7 +93,10 @@ def test_first_touches_have_the_bits_of_the_host():
 
 @pytest.mark.parametrize("options", [[], ["--cuda-graphs"], ["--loss-threshold=0.1"]], ids=" ".join)
 def test_a_step_never_waits_for_the_device(tmp_path, options):
-    from cachedlrm import progress, trainer  # noqa: PLC0415
+    from cachedlrm.run import (
+        progress,  # noqa: PLC0415
+        trainer,  # noqa: PLC0415
+    )
     from cachedlrm.train import main  # noqa: PLC0415
 
     step = trainer.Trainer.step

@@ -20,8 +20,8 @@ from cachedlrm.model.graphed_pass import Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.report.metrics import CacheCounters
+from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.records import RecordLayout
-from cachedlrm.trainer import Trainer
 from models import POLICIES, inform, one_group, plain_features
 from plain_torch import train_plain
 

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cachedlrm import job as job_module
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.open import open_dataset
-from cachedlrm.job import build_job
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
@@ -20,6 +18,8 @@ from cachedlrm.model.losses import make_loss
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.run import job as job_module
+from cachedlrm.run.job import build_job
 from cachedlrm.train import main
 from models import HostRecorder, plain_features
 from runs import MODEL

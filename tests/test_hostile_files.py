@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 import cachedlrm
 from cachedlrm.base.errors import UserError
-from cachedlrm.checkpoint import Checkpoint, decode_checkpoint
 from cachedlrm.options.command_line import load_options
 from cachedlrm.options.config import Options
 from cachedlrm.report.markdown import _course
-from cachedlrm.run_directory import RunDirectory
+from cachedlrm.run.checkpoint import Checkpoint, decode_checkpoint
+from cachedlrm.run.directory import RunDirectory
 from cachedlrm.store.database import parse_identity
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder, parse_segment, xxh32
 from runs import SMALL

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cachedlrm import inference
 from cachedlrm.export.__main__ import full_tables
 from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.model.quantized import QuantizedTables
+from cachedlrm.run import inference
 from cachedlrm.train import main
 from runs import MODEL
 

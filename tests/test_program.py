@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from cachedlrm import train as train_module
-from cachedlrm import trainer
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.program import Interrupts, run_program
 from cachedlrm.base.units import format_bytes
 from cachedlrm.export.__main__ import main as export_main
+from cachedlrm.run import trainer
 from runs import SMALL, one_line, train
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -92,7 +92,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, monkeypatch, ca
 @BOTH
 def test_a_signal_while_the_static_policy_counts_leaves_nothing(tmp_path, monkeypatch, capsys, number):
     one_epoch = train_module.build_job.__globals__["Schedule"].one_epoch
-    monkeypatch.setattr("cachedlrm.job.Schedule.one_epoch", signals(number, function=one_epoch))
+    monkeypatch.setattr("cachedlrm.run.job.Schedule.one_epoch", signals(number, function=one_epoch))
     assert train(tmp_path / "run", "--policy=static", "--gpu-cache-rows=300") == 130
     assert capsys.readouterr().err == BEFORE
     assert list(tmp_path.iterdir()) == []
@@ -126,7 +126,7 @@ def test_a_signal_while_rows_are_awaited_interrupts_at_once(tmp_path, monkeypatc
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr("cachedlrm.job.EmbeddingCache.prepare", wait)
+    monkeypatch.setattr("cachedlrm.run.job.EmbeddingCache.prepare", wait)
     assert train(tmp_path / "run", "--prefetch-depth=0") == 130
     assert "interrupted after step 2; " in capsys.readouterr().err
 

@@ -157,7 +157,7 @@ def test_a_signal_during_an_evaluation_saves_and_evaluates_later(tmp_path, monke
         return evaluate(self, source, batch_size)
 
     with monkeypatch.context() as patch:
-        patch.setattr("cachedlrm.job.Trainer.evaluate", interrupted)
+        patch.setattr("cachedlrm.run.job.Trainer.evaluate", interrupted)
         assert train(run, *WHOLE, *LMDB) == 130
     assert resume(run) == 0
     records, losses, report = result(run)

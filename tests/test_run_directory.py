@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from cachedlrm import run_directory
 from cachedlrm.base.errors import UserError
 from cachedlrm.export.formats.safetensors_file import write_tensors
-from cachedlrm.run_directory import RUN_FILES, RunDirectory
+from cachedlrm.run import directory as run_directory
+from cachedlrm.run.directory import RUN_FILES, RunDirectory
 
 
 def test_files_appear_whole(tmp_path):
@@ -82,7 +82,7 @@ def test_a_file_in_its_place_is_refused(tmp_path):
         RunDirectory.create(tmp_path / "file" / "run")
 
 
-HOLD = "import sys; from cachedlrm.run_directory import RunDirectory as R; from pathlib import Path\n"
+HOLD = "import sys; from cachedlrm.run.directory import RunDirectory as R; from pathlib import Path\n"
 HOLD += "run = R.create(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
 
 
@@ -114,7 +114,7 @@ def test_a_refused_directory_is_not_kept_locked(tmp_path):
     RunDirectory.create(tmp_path).close()
 
 
-CREATE_DEFAULT = "from cachedlrm.run_directory import RunDirectory as R\nwith R.create(None) as r: input(r.path('.'))"
+CREATE_DEFAULT = "from cachedlrm.run.directory import RunDirectory as R\nwith R.create(None) as r: input(r.path('.'))"
 
 
 def test_runs_started_in_the_same_second_get_directories_of_their_own(tmp_path):
@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_whole_lines_and_no_partial_files(tmp_path):
         import sys
         from pathlib import Path
         from cachedlrm.base.errors import UserError
-        from cachedlrm.run_directory import RunDirectory
+        from cachedlrm.run.directory import RunDirectory
         with RunDirectory.create(Path(sys.argv[1])) as run:
             text, line = "x" * 5000, {"x": "y" * 100}
             for write in (lambda: run.write_text("report.md", text), lambda: run.append_metrics(line)):

@@ -16,7 +16,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.report import tensorboard as scalars
 from cachedlrm.report.event_file import EventFile, crc32c
 from cachedlrm.report.tensorboard import Scalars, tag
-from cachedlrm.run_directory import RunDirectory
+from cachedlrm.run.directory import RunDirectory
 from cachedlrm.train import main
 from runs import one_line, train
 

@@ -11,7 +11,6 @@ import torch
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.open import open_dataset
 from cachedlrm.data.zipf import ZipfSource
-from cachedlrm.job import build_job
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.learning_rate import LearningRate
@@ -19,8 +18,9 @@ from cachedlrm.model.losses import make_loss
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan.step_bytes import GroupShape, Workload
+from cachedlrm.run.job import build_job
+from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.records import RecordLayout
-from cachedlrm.trainer import Trainer
 from models import one_group, plain_features
 
 WIDE = (

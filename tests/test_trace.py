@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cachedlrm import step_trace
 from cachedlrm import train as train_module
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.report.metrics import PHASES, PREPARING_PHASES, Span
-from cachedlrm.trace import Trace
+from cachedlrm.run import trace as step_trace
+from cachedlrm.run.profiler import Trace
 from cachedlrm.train import main
 from runs import one_line, train
 

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.__main__ import main as export_main
-from cachedlrm.job import usable_processors
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.run.job import usable_processors
 from cachedlrm.train import main
 from runs import MODEL
 

@@ -12,10 +12,10 @@ from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.open import DataRequest
 from cachedlrm.data.reference import ReferenceStream
-from cachedlrm.job import choose_device, usable_processors
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.config import CacheOptions, HardwareOptions, ModelOptions, Options, RunOptions, StoreOptions
 from cachedlrm.options.schedule import Schedule
+from cachedlrm.run.job import choose_device, usable_processors
 
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _MOST_THREADS = 1024  # of --threads

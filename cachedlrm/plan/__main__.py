@@ -19,7 +19,6 @@ import torch
 
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.open import open_dataset
-from cachedlrm.job import choose_device
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.command_line import parse_plan
 from cachedlrm.options.config import Options
@@ -28,6 +27,7 @@ from cachedlrm.plan.device_tier import CacheRequest, largest_batch
 from cachedlrm.plan.prediction import Prediction, predict
 from cachedlrm.plan.tiers import Tiers, size_tiers, store_rows
 from cachedlrm.report.console import aligned
+from cachedlrm.run.job import choose_device
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 
 

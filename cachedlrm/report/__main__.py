@@ -23,7 +23,7 @@ from cachedlrm.options.parsing import make_app, mistake, read_arguments
 from cachedlrm.report.comparison import comparison_page, comparison_text
 from cachedlrm.report.html import run_page
 from cachedlrm.report.runs import load_run
-from cachedlrm.run_directory import LOCK_FILE, RUN_FILES
+from cachedlrm.run.directory import LOCK_FILE, RUN_FILES
 
 _HELP = """Compare runs: the options in which they differ, and their figures, side by side.
 

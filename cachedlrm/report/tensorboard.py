@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cachedlrm.base.files import cannot_write
 from cachedlrm.report.event_file import EventFile
 from cachedlrm.report.metrics import MetricsRow
-from cachedlrm.run_directory import OTHER_RUN_DIR, RunDirectory
+from cachedlrm.run.directory import OTHER_RUN_DIR, RunDirectory
 
 SCALARS_FOLDER = "tensorboard"
 

@@ -10,9 +10,9 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
 from cachedlrm.export.formats.model_file import Training, save_model
 from cachedlrm.export.full_tables import current_records, full_tables
-from cachedlrm.job import Job
 from cachedlrm.options.config import Options
 from cachedlrm.report.totals import RunTotals
+from cachedlrm.run.job import Job
 from cachedlrm.store.spool import TEMPORARY_FILE
 
 

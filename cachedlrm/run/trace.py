@@ -11,11 +11,11 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.job import Job
-from cachedlrm.progress import Progress
 from cachedlrm.report.console import Console
-from cachedlrm.run_directory import RunDirectory
-from cachedlrm.trace import PhaseRanges, Trace
+from cachedlrm.run.directory import RunDirectory
+from cachedlrm.run.job import Job
+from cachedlrm.run.profiler import PhaseRanges, Trace
+from cachedlrm.run.progress import Progress
 
 TRACE_FILE = "trace.json"
 

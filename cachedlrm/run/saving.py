@@ -8,12 +8,12 @@ from pathlib import Path
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.checkpoint import keeps_log, save_checkpoint, store_folder
-from cachedlrm.job import Job
 from cachedlrm.options.command_line import load_options
 from cachedlrm.options.config import Options
-from cachedlrm.progress import Progress
-from cachedlrm.run_directory import OTHER_RUN_DIR, RunDirectory
+from cachedlrm.run.checkpoint import keeps_log, save_checkpoint, store_folder
+from cachedlrm.run.directory import OTHER_RUN_DIR, RunDirectory
+from cachedlrm.run.job import Job
+from cachedlrm.run.progress import Progress
 from cachedlrm.store.database import copy_store
 
 

@@ -22,9 +22,9 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
 from cachedlrm.export.final_state import model_identity
 from cachedlrm.options.config import Options
-from cachedlrm.run_directory import STORE_FOLDER
+from cachedlrm.run.directory import STORE_FOLDER
+from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
-from cachedlrm.trainer import Trainer
 
 _MOST_PENDING_BYTES = 256 << 20
 
@@ -40,7 +40,7 @@ class Checkpoint:
         dense: dense parameters by name.
         dense_state: their optimizer's, by parameter name and torch's key.
         steps_before: steps of an earlier run whose optimizer state was loaded.
-        progress: of `cachedlrm.progress.Progress`.
+        progress: of `cachedlrm.run.progress.Progress`.
     """
 
     batches: int

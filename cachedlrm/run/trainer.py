@@ -10,7 +10,6 @@ from torch import Tensor
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.cache.upload import DeviceBatch
 from cachedlrm.data.batch import Batch, Source
-from cachedlrm.evaluation import Evaluation, evaluate
 from cachedlrm.model.bags import pool
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
@@ -19,7 +18,8 @@ from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
 from cachedlrm.model.row_update import RowUpdate
-from cachedlrm.phase_clock import PhaseClock
+from cachedlrm.run.evaluation import Evaluation, evaluate
+from cachedlrm.run.phase_clock import PhaseClock
 
 
 class Trainer:

@@ -11,7 +11,6 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
-from cachedlrm.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.lookups import Router
 from cachedlrm.export.initial import initial_parameters
@@ -23,8 +22,9 @@ from cachedlrm.options.config import Options
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.id_pass import Tell, inform_policies
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
+from cachedlrm.run.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
+from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.init import RowInit
-from cachedlrm.trainer import Trainer
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,7 +5,7 @@ import time
 import torch
 
 from cachedlrm.report.metrics import PHASES
-from cachedlrm.trace import PhaseRanges
+from cachedlrm.run.profiler import PhaseRanges
 
 
 class PhaseClock:
