@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.check import main
-from cachedlrm.inspection import inspect_store
+from cachedlrm.check.__main__ import main
+from cachedlrm.check.inspection import inspect_store
 from cachedlrm.store.database import CHECKPOINT, META, Delete, Put, group_name, open_database
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder
 from runs import SMALL, one_line, train

@@ -17,8 +17,8 @@ from typing import TextIO, cast
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.output import Output
-from cachedlrm.findings import Findings, describe
-from cachedlrm.inspection import inspect_store
+from cachedlrm.check.findings import Findings, describe
+from cachedlrm.check.inspection import inspect_store
 from cachedlrm.options.command_line import load_options
 from cachedlrm.run.checkpoint import store_folder
 from cachedlrm.run.directory import STORE_FOLDER

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import as_argument
-from cachedlrm.findings import Findings, GroupCounts
+from cachedlrm.check.findings import Findings, GroupCounts
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import ModelOptions
