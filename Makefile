@@ -13,7 +13,7 @@ test check: lint
 
 # Kills training 200 times at random instants, resumes, and compares bits.
 torture: .venv/installed
-	$(PY) tests/kill.py 200
+	$(PY) tests/support/kill.py 200
 
 lint: .venv/installed
 	$(PY) -m ruff check .

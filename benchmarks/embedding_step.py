@@ -29,10 +29,11 @@ import torch
 from measuring import described, made_by, write_profile
 from peers import fbgemm_operator, table_major
 
+from cachedlrm.base.kernels import table_offsets
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
-from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
 from cachedlrm.model.row_update import RowUpdate
@@ -83,7 +84,8 @@ class Ours:
     def train(self, batch: PreparedBatch, grad: torch.Tensor) -> None:
         """Pools its rows and moves them by the gradient of the pooled vectors."""
         records = self._cache.gather(batch)
-        update = RowUpdate(self._layout, records[0], batch.tensors.lookups[0])
+        lookups = batch.tensors.lookups[0]
+        update = RowUpdate(self._layout, records[0], lookups.positions, lookups.offsets, lookups.transposed)
         update.step(grad, RATE, batch.tensors.index + 1)
         self._cache.scatter(batch, records)
 

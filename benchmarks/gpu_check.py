@@ -22,11 +22,11 @@ from gpu_processes import Measure, Measured, TimeBudget, in_process, run
 from measuring import write_profile
 from resident import opened
 
-from cachedlrm.data.batch import table_offsets
+from cachedlrm.base.kernels import table_offsets
 from cachedlrm.report.environment import commit, cpu_model
 
 BUDGET_S = 465  # of 480: what starts this program and what a killed process still does takes time too
-TESTS = ("tests/test_cuda.py", "tests/test_library.py")  # all that have tests for a GPU
+TESTS = ("tests/gpu/test_cuda.py", "tests/library/test_embedding_bags.py")  # all that have tests for a GPU
 TESTS_S = 200
 GIB = 1 << 30
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from resident import opened, synchronize, train_resident
 
+from cachedlrm.cache.counters import PHASES, PREPARING_PHASES
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.streams import CopyStream
 from cachedlrm.cache.transfer import _StagingBuffer
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS
-from cachedlrm.report.metrics import PHASES, PREPARING_PHASES, Snapshot
+from cachedlrm.report.metrics import Snapshot
 from cachedlrm.report.totals import build_report
 from cachedlrm.run.job import build_job
 from cachedlrm.run.progress import Progress

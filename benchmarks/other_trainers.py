@@ -10,7 +10,8 @@ import torch
 from peers import fbgemm_operator, table_major
 from torch import Tensor
 
-from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.base.kernels import table_offsets
+from cachedlrm.data.batch import Batch
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.losses import make_loss

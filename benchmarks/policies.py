@@ -15,10 +15,10 @@ import numpy as np
 from measuring import made_by, write_profile
 
 from cachedlrm.data.open import open_dataset
-from cachedlrm.options.command_line import parse_simulation
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.simulation import Curve, miss_ratio_curve
+from cachedlrm.simulate import parse_simulation
 
 STREAMS = {
     "zipf, 400 batches of 2,048": ["--data=zipf", "--steps=400", "--cache-ratios=0.01,0.02"],

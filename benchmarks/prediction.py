@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from measuring import made_by, write_profile
 
+from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.architecture import build_architecture
-from cachedlrm.options.command_line import parse_plan
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.plan.__main__ import parse_plan
 from cachedlrm.plan.prediction import predict
 from cachedlrm.plan.simulation import planned_batches
 from cachedlrm.plan.tiers import size_tiers
-from cachedlrm.report.metrics import CacheCounters
 
 STREAMS = {
     "zipf, 1,000 batches": (["--data=zipf"], (0.005, 0.01, 0.02, 0.05)),

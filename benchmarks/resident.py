@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cachedlrm.base.machine import choose_device, usable_processors
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.initial import initial_parameters
@@ -22,7 +23,6 @@ from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.schedule import Schedule
-from cachedlrm.run.job import choose_device, usable_processors
 
 _DEPTH = 2  # batches read ahead, as the trainer's default
 _PIECE_ROWS = 1 << 20

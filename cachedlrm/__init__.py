@@ -28,6 +28,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+_ROOMS_WITH_KERNELS = ("base", "cache", "check", "data", "data/raw", "library", "model", "prepare", "store")
+
+
 def _give_numba_a_cache() -> None:
     """Sets ``NUMBA_CACHE_DIR`` to a folder for temporary files where numba has no place of its own.
 
@@ -36,8 +39,7 @@ def _give_numba_a_cache() -> None:
     it is imported. What it finds there it loads as code, so the folder must be ours and closed to others.
     """
     here = os.path.dirname(__file__)
-    parts = ("", "cache", "data", "library", "model", "prepare", "store")
-    beside = [os.path.join(here, part, "__pycache__") for part in parts]
+    beside = [os.path.join(here, room, "__pycache__") for room in _ROOMS_WITH_KERNELS]
     users = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
     is_own_place_enough = all(map(_is_writable, beside)) or (os.path.isabs(users) and _is_writable(users))
     if "NUMBA_CACHE_DIR" in os.environ or is_own_place_enough or not hasattr(os, "getuid"):

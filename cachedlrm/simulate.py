@@ -14,13 +14,92 @@ if __name__ == "__main__":
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from cyclopts import Parameter
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import aligned
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.open import open_dataset
-from cachedlrm.options.command_line import parse_simulation
+from cachedlrm.options.checks import check_options
+from cachedlrm.options.command_line import SIZES, given_options, parse_as, with_profiles
+from cachedlrm.options.config import (
+    BatchOptions,
+    CacheOptions,
+    DataOptions,
+    ModelOptions,
+    OptimisationOptions,
+    Options,
+    ReferenceOptions,
+    RunOptions,
+)
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.types import Bytes, Flag, Names, Positive, Ratios, option_group
 from cachedlrm.plan.simulation import Curve, CurvePoint, miss_ratio_curve
-from cachedlrm.report.console import aligned
+
+
+@option_group("Simulation", 0)
+@dataclass(frozen=True)
+class Simulation:
+    """What ``python -m cachedlrm.simulate`` has beside a run's options."""
+
+    cache_ratios: Ratios = (0.01, 0.02, 0.05, 0.1, 0.2)
+    """Sizes of the caches, as shares of all rows."""
+    steps: Positive | None = None
+    """Steps to simulate; epochs repeat or end early as it takes. Default: the epochs."""
+    link_bandwidth: Bytes = 12 * 10**9
+    """Bytes a second between device and store (25GB), for the time that moving rows takes. Default: 12GB."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+    profile: Names = ()
+    """Values from a run's TOML file, or from a packaged one by name, as for training; the command line overrides them.
+    The tables store and inference, the table run but for steps, and the size of the cache are left out."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SimulationCommand:
+    """All of ``python -m cachedlrm.simulate``: the options of a run that its plans depend on, and `Simulation`."""
+
+    simulation: Simulation = field(default_factory=Simulation)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    batches: BatchOptions = field(default_factory=BatchOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
+
+
+_SIMULATION_HELP = """What caches of several sizes would do on the ids of a run, without training: the miss-ratio curve.
+
+Example: python -m cachedlrm.simulate --data npy:DIR --policy lru --cache-ratios 0.01,0.05 --report-min
+"""
+
+
+def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
+    """Options of the run to simulate, and those of the simulation.
+
+    Raises:
+        UserError: an option or value is wrong; names it and what is allowed.
+        SystemExit: after ``--help`` or ``--version``.
+    """
+    command = parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
+    command, _ = with_profiles(command, command.simulation.profile, given_options(arguments) | SIZES)
+    cache = command.cache
+    for name in sorted(SIZES):
+        if (value := getattr(cache, name.lstrip("-").replace("-", "_"))) is not None:
+            raise UserError(f"{name} {value} is the size of one cache; give --cache-ratios, a list, instead")
+    options = Options(
+        model=command.model,
+        batches=command.batches,
+        data=command.data,
+        reference=command.reference,
+        optimisation=command.optimisation,
+        cache=cache,
+        run=RunOptions(device="cpu", steps=command.simulation.steps),
+    )
+    return check_options(options), command.simulation
 
 
 def main(arguments: Sequence[str]) -> int:

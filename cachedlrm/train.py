@@ -27,6 +27,7 @@ from functools import partial
 import numpy as np
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import aligned
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
@@ -36,7 +37,7 @@ from cachedlrm.options.command_line import parse_command_line, to_toml
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan.id_pass import discard_next_uses
 from cachedlrm.plan.prediction import predict
-from cachedlrm.report.console import Console, aligned, open_console
+from cachedlrm.report.console import Console, open_console
 from cachedlrm.report.html import run_page
 from cachedlrm.report.markdown import report_markdown
 from cachedlrm.report.metrics import metrics_row
@@ -119,7 +120,7 @@ class _Recorder:
         self.run = run
         self.console = console
         self.rows = run.read_metrics(progress.steps) if progress.resumes else []
-        self.scalars = Scalars(run, self.rows, progress.steps) if job.options.run.tensorboard else None
+        self.scalars = Scalars(run.path("."), self.rows, progress.steps) if job.options.run.tensorboard else None
 
     def record(self) -> None:
         """Takes a snapshot; the host waits for the device."""

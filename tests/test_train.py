@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from cachedlrm.base.machine import usable_processors
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.run.job import usable_processors
 from cachedlrm.train import main
-from runs import MODEL
+from support.runs import MODEL
 
 SMALL = [
     "--data=zipf:samples=2000",

@@ -120,3 +120,8 @@ def scatter_rows(records: NDArray[np.float32], rows: NDArray[np.int64], values: 
         target = rows[index]
         for column in range(records.shape[1]):
             records[target, column] = values[index, column]
+
+
+def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:
+    """First global row of each table, and the number of all rows: [T + 1] int64."""
+    return np.concatenate([[0], np.cumsum(table_rows, dtype=np.int64)]).astype(np.int64)

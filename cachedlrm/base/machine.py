@@ -1,9 +1,12 @@
 """Memory that is free for this process, and memory that it uses."""
 
+import os
 from pathlib import Path
 
 import psutil
 import torch
+
+from cachedlrm.base.errors import UserError
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -59,3 +62,23 @@ def _left(limit: Path, used: Path, statistics: Path) -> int | None:
         return None
     inactive = int(entries.get("inactive_file", entries.get("total_inactive_file", 0)))
     return max(0, most - now + inactive)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``auto``, ``cpu`` or ``cuda`` on the command line.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def usable_processors() -> int:
+    """Processors this process may use; fewer than the machine has under taskset or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

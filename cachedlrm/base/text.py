@@ -1,6 +1,7 @@
 """Text from outside, such as paths: for a terminal, for a UTF-8 file, and back from one."""
 
 import os
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -25,3 +26,16 @@ def as_utf8(argument: str) -> str:
 def as_argument(text: str) -> str:
     """The inverse: text as Python would have read it from the command line, so that paths in it find their files."""
     return os.fsdecode(text.encode("utf-8"))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text: the first column flush left, the last as it is, those between flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            f"{row[0]:<{widths[0]}}",
+            *(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)),
+        ]
+        lines.append("  ".join([*cells, row[-1]]))
+    return "\n".join(lines)

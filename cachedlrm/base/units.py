@@ -1,5 +1,6 @@
 """Values as people write them on a command line, bytes, lists of numbers, whole numbers, yes and no; and bytes back."""
 
+import math
 import re
 from fractions import Fraction
 from typing import Literal
@@ -106,3 +107,16 @@ def parse_switch(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(f'"{text}" is neither True nor False')
     return text.lower() == "true"
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None for NaN and infinities, for which JSON has no number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def format_seconds(seconds: float) -> str:
+    """h:mm:ss; dashes for what nobody knows yet."""
+    if not math.isfinite(seconds):
+        return "-:--:--"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.cache.counters import PREPARING_PHASES, CacheCounters, Span, with_bytes
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router
-from cachedlrm.report.metrics import PREPARING_PHASES, CacheCounters, Span, with_bytes
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout

@@ -10,11 +10,11 @@ import numba
 import numpy as np
 
 from cachedlrm.base.kernels import AHEAD, load_ahead
+from cachedlrm.cache.counters import TABLE_COUNTS, CacheCounters
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.policies import Policy
 from cachedlrm.cache.victims import VictimReserve
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
-from cachedlrm.report.metrics import TABLE_COUNTS, CacheCounters
 
 # slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
 _EVICTED = -2

@@ -1,7 +1,7 @@
 """The records on the device, [num_slots, width] float32, and the ways in and out.
 
-On the CPU by kernels (`cachedlrm.base.kernels`): on one thread torch's index_select takes twice as long, its index_copy_ three
-times; on two threads it is about as fast.
+On the CPU by kernels (`cachedlrm.base.kernels`): on one thread torch's index_select takes twice as long, its
+index_copy_ three times; on two threads it is about as fast.
 """
 
 import torch

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.cache.counters import Span
 from cachedlrm.cache.planner import Plan
 from cachedlrm.cache.slab import gather, scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import Int64s
-from cachedlrm.report.metrics import Span
 from cachedlrm.store.host import Store
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.record_log import RecordLog

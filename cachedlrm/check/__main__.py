@@ -20,8 +20,8 @@ from cachedlrm.base.output import Output
 from cachedlrm.check.findings import Findings, describe
 from cachedlrm.check.inspection import inspect_store
 from cachedlrm.options.command_line import load_options
+from cachedlrm.options.run_files import STORE_FOLDER
 from cachedlrm.run.checkpoint import store_folder
-from cachedlrm.run.directory import STORE_FOLDER
 from cachedlrm.store.database import DATA_FILE
 
 _USAGE = "usage: python -m cachedlrm.check STORE"

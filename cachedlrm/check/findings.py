@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cachedlrm.base.text import printable
-from cachedlrm.report.console import aligned
+from cachedlrm.base.text import aligned, printable
 from cachedlrm.run.checkpoint import Checkpoint
 
 _MOST_PROBLEMS = 20

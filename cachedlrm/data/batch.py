@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.kernels import table_offsets
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,6 @@ class Dataset:
     train: Source
     test: Source | None
     row_counts: NDArray[np.int64] | None = None
-
-
-def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:
-    """First global row of each table, and the number of all rows: [T + 1] int64."""
-    return np.concatenate([[0], np.cumsum(table_rows, dtype=np.int64)]).astype(np.int64)
 
 
 _kept_table_offsets = lru_cache(maxsize=16)(table_offsets)  # every batch needs its source's

@@ -11,7 +11,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.base.kernels import table_offsets
+from cachedlrm.data.batch import Batch
 
 Int64s = NDArray[np.int64]
 

@@ -19,7 +19,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.base.kernels import table_offsets
+from cachedlrm.data.batch import Batch
 
 # Criteo Kaggle's cardinalities without a frequency threshold: 33,762,577 rows.
 CRITEO_KAGGLE_ROWS = (

@@ -40,7 +40,7 @@ from cachedlrm.export.initial import initial_parameters
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.command_line import load_options
 from cachedlrm.options.config import Options
-from cachedlrm.run.directory import LOCK_FILE, RUN_FILES
+from cachedlrm.options.run_files import LOCK_FILE, RUN_FILES
 
 _USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT [--format safetensors|torchrec] [--with-optimizer-state]"
 _FORMATS = ("safetensors", "torchrec")

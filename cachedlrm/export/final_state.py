@@ -28,7 +28,7 @@ from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.command_line import spell
 from cachedlrm.options.config import Options
-from cachedlrm.run.directory import OTHER_RUN_DIR
+from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"

@@ -50,7 +50,13 @@ class CurrentBatch:
                 self.wait()
                 self._records = self._cache.gather(self._prepared)
                 lookups = self._prepared.tensors.lookups[0]
-                self._update = RowUpdate(self._cache.groups[0].layout, self._records[0], lookups)
+                self._update = RowUpdate(
+                    self._cache.groups[0].layout,
+                    self._records[0],
+                    lookups.positions,
+                    lookups.offsets,
+                    lookups.transposed,
+                )
                 self._leaf = self._update.pooled.detach().requires_grad_()
             self._may_be_left = True
         if not trains:

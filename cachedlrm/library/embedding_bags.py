@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.data.batch import Batch
 from cachedlrm.library.current import CurrentBatch
 from cachedlrm.library.ids import Ids, host_batch
 from cachedlrm.library.stream import Lookup, Stream
 from cachedlrm.library.tables import CachedTables, TableState
-from cachedlrm.report.metrics import CacheCounters
 
 T = TypeVar("T")
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.kernels import table_offsets
 from cachedlrm.base.machine import free_host_bytes
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import NEVER
-from cachedlrm.data.batch import Batch, table_offsets
+from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.model.bags import pool
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit

@@ -1,7 +1,7 @@
 """Options from a command line and from profiles (TOML), and back to TOML.
 
-`cyclopts` turns the dataclasses of `cachedlrm.options.config` into a command line; a profile has a table per group and keys
-spelled like the options.
+`cyclopts` turns the dataclasses of `cachedlrm.options.config` into a command line; a profile has a table per group and
+keys spelled like the options.
 """
 
 import dataclasses
@@ -21,17 +21,11 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import as_argument, as_utf8
 from cachedlrm.options.checks import check_options
 from cachedlrm.options.config import (
-    Budget,
-    Bytes,
     OptimisationOptions,
     Options,
-    PlanCommand,
-    Planning,
-    RunOptions,
-    Simulation,
-    SimulationCommand,
 )
 from cachedlrm.options.parsing import make_app, mistake, read_arguments
+from cachedlrm.options.types import Budget, Bytes
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,7 +39,7 @@ Example: python -m cachedlrm.train --gpu-cache-ratio 0.05
 _EITHER = {"--gpu-cache-ratio", "--gpu-cache-rows"}
 """They exclude each other, so that one on the command line also overrides the other in a profile."""
 
-_SIZES = {*_EITHER, "--gpu-budget"}
+SIZES = {*_EITHER, "--gpu-budget"}
 """All that decides how many rows are kept."""
 
 
@@ -59,19 +53,19 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    options, given = _parse(arguments), _given(arguments)
-    options, given = _with_profiles(options, options.run.profile, given)
+    options, given = _parse(arguments), given_options(arguments)
+    options, given = with_profiles(options, options.run.profile, given)
     if options.run.resume is not None:
         return _resumed(options.run.resume, options, given)
     return check_options(options)
 
 
-def _given(arguments: Sequence[str]) -> set[str]:
+def given_options(arguments: Sequence[str]) -> set[str]:
     """The options among arguments, spelled with dashes."""
     return {argument.split("=")[0].replace("_", "-") for argument in arguments}
 
 
-def _with_profiles(command: _Command, names: Sequence[str], given: set[str]) -> tuple[_Command, set[str]]:
+def with_profiles(command: _Command, names: Sequence[str], given: set[str]) -> tuple[_Command, set[str]]:
     """The values of profiles below those that are ``given``, and all options given then.
 
     A later profile goes before an earlier one.
@@ -102,33 +96,13 @@ def _with_values(command: _Command, profile: "_Profile", given: set[str], either
     return dataclasses.replace(command, **groups)
 
 
-_PLAN_HELP = """What fits where: the bytes of each tier, and the hits, rows moved and speed to expect. Trains nothing.
-
-Takes the options of a run. Example: python -m cachedlrm.plan --profile criteo-kaggle --profile rtx3050-4gb
-"""
-
-
-def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
-    """Options of the run to plan, and those of the plan.
-
-    Raises:
-        UserError: an option or value is wrong; names it and what is allowed.
-        SystemExit: after ``--help`` or ``--version``.
-    """
-    command = _parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
-    options, _ = _with_profiles(command.options, command.options.run.profile, _given(arguments))
-    if (run := options.run.resume) is not None:
-        raise UserError(f"--resume {run} is for training; plan the run by --profile {run / 'config.toml'}")
-    return check_options(options), command.plan
-
-
 def _resumed(run_dir: Path, options: Options, given: set[str]) -> Options:
     """The options of the run in ``run_dir`` with those that are ``given`` over them."""
     config = run_dir / "config.toml"
     if not config.is_file():
         raise UserError(f"--resume {run_dir} holds no run (config.toml is missing); start it without --resume")
     profile = _read_profile(config)
-    before, options = profile.options, check_options(_with_values(options, profile, given, _SIZES))
+    before, options = profile.options, check_options(_with_values(options, profile, given, SIZES))
     for group in dataclasses.fields(Options):
         for field in dataclasses.fields(getattr(options, group.name)):
             then, now = (getattr(getattr(side, group.name), field.name) for side in (before, options))
@@ -160,37 +134,6 @@ def _as_option(name: str) -> str:
 
 def _with_value(name: str, value: object) -> str:
     return f"no {_as_option(name)}" if value is None else f"{_as_option(name)} {_toml_value(value)}"
-
-
-_SIMULATION_HELP = """What caches of several sizes would do on the ids of a run, without training: the miss-ratio curve.
-
-Example: python -m cachedlrm.simulate --data npy:DIR --policy lru --cache-ratios 0.01,0.05 --report-min
-"""
-
-
-def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
-    """Options of the run to simulate, and those of the simulation.
-
-    Raises:
-        UserError: an option or value is wrong; names it and what is allowed.
-        SystemExit: after ``--help`` or ``--version``.
-    """
-    command = _parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
-    command, _ = _with_profiles(command, command.simulation.profile, _given(arguments) | _SIZES)
-    cache = command.cache
-    for name in sorted(_SIZES):
-        if (value := getattr(cache, name.lstrip("-").replace("-", "_"))) is not None:
-            raise UserError(f"{name} {value} is the size of one cache; give --cache-ratios, a list, instead")
-    options = Options(
-        model=command.model,
-        batches=command.batches,
-        data=command.data,
-        reference=command.reference,
-        optimisation=command.optimisation,
-        cache=cache,
-        run=RunOptions(device="cpu", steps=command.simulation.steps),
-    )
-    return check_options(options), command.simulation
 
 
 def load_options(path: Path) -> Options:
@@ -230,10 +173,10 @@ def _toml_value(value: object) -> object:
 
 
 def _parse(arguments: Sequence[str]) -> Options:
-    return _parse_as(Options(), arguments, "python -m cachedlrm.train", _HELP)
+    return parse_as(Options(), arguments, "python -m cachedlrm.train", _HELP)
 
 
-def _parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_text: str) -> _Command:
+def parse_as(nothing: _Command, arguments: Sequence[str], program: str, help_text: str) -> _Command:
     """The dataclass ``nothing`` with the values that ``arguments`` give."""
     _refuse_odd_text(arguments)
     kind = type(nothing)
@@ -394,7 +337,7 @@ def _profile_options(path: Path, arguments: Mapping[tuple[str, str], str]) -> Op
         groups = {}
         for group in dataclasses.fields(Options):
             values = [argument for (table, _), argument in arguments.items() if table == group.name]
-            groups[group.name] = _parse_as(group.default_factory(), values, "", "")  # type: ignore[operator]
+            groups[group.name] = parse_as(group.default_factory(), values, "", "")  # type: ignore[operator]
         return check_options(Options(**groups))
     except UserError as together:
         for (table, key), argument in arguments.items():
@@ -410,7 +353,7 @@ def _find_profile(name: str) -> Path:
     """The file called ``name``, or the packaged profile."""
     if name.endswith(".toml") or "/" in name:
         return Path(name)
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     inside = here / "profiles"  # where it is installed; in a checkout profiles/ is beside the package
     folder = inside if inside.is_dir() else here.parent / "profiles"
     packaged = [path for kind in ("workloads", "devices") for path in sorted(folder.glob(f"{kind}/*.toml"))]

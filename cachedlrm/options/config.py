@@ -1,89 +1,39 @@
 """The options of a run, typed: fields of the dataclasses below are the options, their docstrings the help."""
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import cyclopts
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from cachedlrm.base.units import (
-    parse_budget,
-    parse_bytes,
-    parse_ratios,
-    parse_sizes,
-    parse_switch,
-    parse_weights,
-    parse_whole,
+from cachedlrm.options.types import (
+    Budget,
+    Bytes,
+    Count,
+    Depth,
+    EmbeddingBits,
+    Flag,
+    Flops,
+    LearningRate,
+    Lookups,
+    MlpBits,
+    Names,
+    Number,
+    Positive,
+    PositiveOrOff,
+    Rate,
+    Ratio,
+    Sizes,
+    Switch,
+    Threads,
+    Threshold,
+    TracedSteps,
+    Weights,
+    option_group,
 )
 
 
-def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts.Token]], Any]:
-    def convert(_: type, tokens: Sequence[cyclopts.Token]) -> Any:
-        if len(tokens) > 1:  # cyclopts refuses this itself, but not for tuples
-            raise ValueError(f"{tokens[-1].keyword} is given more than once")
-        return parse(tokens[0].value)
-
-    return convert
-
-
-def _must_be(allowed: str, test: Callable[[float], bool]) -> Parameter:
-    def check(_: type, value: float | None) -> None:
-        if value is not None and not test(value):
-            raise ValueError(f"Must be {allowed}.")
-
-    return Parameter(validator=check)
-
-
-Sizes = Annotated[
-    tuple[int, ...] | None,
-    Parameter(converter=_converter(parse_sizes), n_tokens=1, negative=(), metavar="N-N-..."),
-]
-Bytes = Annotated[int | None, Parameter(converter=_converter(parse_bytes), n_tokens=1, metavar="BYTES")]
-Budget = Annotated[
-    int | Literal["auto"] | None, Parameter(converter=_converter(parse_budget), n_tokens=1, metavar="BYTES|auto")
-]
-Names = Annotated[
-    tuple[str, ...],
-    Parameter(
-        converter=lambda _, tokens: tuple(token.value for token in tokens), n_tokens=1, negative=(), metavar="NAME"
-    ),
-]
-Weights = Annotated[
-    tuple[float, ...],
-    Parameter(converter=_converter(parse_weights), n_tokens=1, negative=(), metavar="W-W-..."),
-]
-Ratios = Annotated[
-    tuple[float, ...], Parameter(converter=_converter(parse_ratios), n_tokens=1, negative=(), metavar="R,R,...")
-]
-Flag = Annotated[bool, Parameter(negative=())]
-Switch = Annotated[bool, Parameter(converter=_converter(parse_switch), n_tokens=1, negative=(), metavar="True|False")]
-Whole = Annotated[int, Parameter(converter=_converter(parse_whole), n_tokens=1)]  # cyclopts alone would round 3.5
-Count = Annotated[Whole, _must_be("0 or more", lambda count: count >= 0)]
-Positive = Annotated[Whole, _must_be("1 or more", lambda count: count >= 1)]
-PositiveOrOff = Annotated[Whole, _must_be("-1, or 1 or more", lambda count: count == -1 or count >= 1)]
-MlpBits = Annotated[Whole, _must_be("8, 16 or 32", lambda bits: bits in (8, 16, 32))]
-EmbeddingBits = Annotated[Whole, _must_be("4, 8 or 32", lambda bits: bits in (4, 8, 32))]
-Threads = Annotated[Whole, _must_be("from 1 to 1024", lambda threads: 1 <= threads <= 1024)]
-Lookups = Annotated[Whole, _must_be("from 1 to 100000", lambda lookups: 1 <= lookups <= 100_000)]
-TracedSteps = Annotated[Whole, _must_be("from 0 to 1000", lambda steps: 0 <= steps <= 1000)]  # 100 KB each
-Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
-Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
-Number = Annotated[float, _must_be("a finite number", math.isfinite)]
-Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0 <= threshold < 0.5)]
-# Beyond it, what optimizers make of it does not fit the 32 bits of parameters.
-LearningRate = Annotated[float, _must_be("a finite number from 0 to 1e30", lambda rate: 0 <= rate <= 1e30)]
-Flops = Annotated[float | None, _must_be("from 1 to 1e18", lambda flops: 1 <= flops <= 1e18)]
-Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
-
-
-def _group(title: str, order: int) -> Parameter:
-    return Parameter(name="*", group=Group(title, sort_key=order))
-
-
-@_group("Model", 1)
+@option_group("Model", 1)
 @dataclass(frozen=True)
 class ModelOptions:
     """Options of facebookresearch/dlrm; left open, they follow the data."""
@@ -135,7 +85,7 @@ class ModelOptions:
         return 2 if self.qr_flag and self.qr_operation == "concat" else 1
 
 
-@_group("Batches", 2)
+@option_group("Batches", 2)
 @dataclass(frozen=True)
 class BatchOptions:
     """Options of facebookresearch/dlrm, for every source of data."""
@@ -162,7 +112,7 @@ class BatchOptions:
     """Steps between lines of metrics; 1 also records every loss in report.json."""
 
 
-@_group("Data", 3)
+@option_group("Data", 3)
 @dataclass(frozen=True)
 class DataOptions:
     """Where samples come from."""
@@ -177,7 +127,7 @@ class DataOptions:
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
 
 
-@_group("Reference data", 4)
+@option_group("Reference data", 4)
 @dataclass(frozen=True)
 class ReferenceOptions:
     """Options of facebookresearch/dlrm's generators, for --data reference only."""
@@ -206,7 +156,7 @@ class ReferenceOptions:
     """Draw no new ids once all were drawn. Default: False."""
 
 
-@_group("Optimisation", 5)
+@option_group("Optimisation", 5)
 @dataclass(frozen=True)
 class OptimisationOptions:
     """Optimizers of rows and dense parameters."""
@@ -234,7 +184,7 @@ class OptimisationOptions:
     host where a step is small, and with activations in device memory of their own."""
 
 
-@_group("Cache", 6)
+@option_group("Cache", 6)
 @dataclass(frozen=True)
 class CacheOptions:
     """What the device holds."""
@@ -265,7 +215,7 @@ class CacheOptions:
     them beside what was measured."""
 
 
-@_group("Store", 7)
+@option_group("Store", 7)
 @dataclass(frozen=True)
 class StoreOptions:
     """Where rows are that the device does not hold."""
@@ -281,7 +231,7 @@ class StoreOptions:
     tables in memory. Default: counter; reference for reference data."""
 
 
-@_group("Run", 8)
+@option_group("Run", 8)
 @dataclass(frozen=True)
 class RunOptions:
     """How to run and what to leave behind."""
@@ -318,7 +268,7 @@ class RunOptions:
     May be given more than once; a later one overrides an earlier one, the command line all of them."""
 
 
-@_group("Hardware", 9)
+@option_group("Hardware", 9)
 @dataclass(frozen=True)
 class HardwareOptions:
     """The machine trained on, for --gpu-budget auto and for predictions. Device profiles say it."""
@@ -335,7 +285,7 @@ class HardwareOptions:
     """Bytes a second between host and device, one way (15.75GB)."""
 
 
-@_group("Inference", 10)
+@option_group("Inference", 10)
 @dataclass(frozen=True)
 class InferenceOptions:
     """Options of facebookresearch/dlrm for models in files and for serving them."""
@@ -370,55 +320,3 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
     hardware: HardwareOptions = field(default_factory=HardwareOptions)
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-
-
-@_group("Simulation", 0)
-@dataclass(frozen=True)
-class Simulation:
-    """What ``python -m cachedlrm.simulate`` has beside a run's options."""
-
-    cache_ratios: Ratios = (0.01, 0.02, 0.05, 0.1, 0.2)
-    """Sizes of the caches, as shares of all rows."""
-    steps: Positive | None = None
-    """Steps to simulate; epochs repeat or end early as it takes. Default: the epochs."""
-    link_bandwidth: Bytes = 12 * 10**9
-    """Bytes a second between device and store (25GB), for the time that moving rows takes. Default: 12GB."""
-    json: Flag = False
-    """Print JSON instead of a table."""
-    profile: Names = ()
-    """Values from a run's TOML file, or from a packaged one by name, as for training; the command line overrides them.
-    The tables store and inference, the table run but for steps, and the size of the cache are left out."""
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class SimulationCommand:
-    """All of ``python -m cachedlrm.simulate``: the options of a run that its plans depend on, and `Simulation`."""
-
-    simulation: Simulation = field(default_factory=Simulation)
-    model: ModelOptions = field(default_factory=ModelOptions)
-    batches: BatchOptions = field(default_factory=BatchOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
-    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
-    cache: CacheOptions = field(default_factory=CacheOptions)
-
-
-@_group("Plan", 0)
-@dataclass(frozen=True)
-class Planning:
-    """What ``python -m cachedlrm.plan`` has beside a run's options."""
-
-    sample: Positive = 200
-    """Batches whose ids are read for the prediction, from the first on."""
-    json: Flag = False
-    """Print JSON instead of tables."""
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class PlanCommand:
-    """All of ``python -m cachedlrm.plan``: the options of the run to plan, and `Planning`."""
-
-    plan: Planning = field(default_factory=Planning)
-    options: Options = field(default_factory=Options)

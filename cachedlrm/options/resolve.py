@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.machine import free_device_bytes
+from cachedlrm.base.machine import choose_device, free_device_bytes, usable_processors
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.open import DataRequest
@@ -15,7 +15,6 @@ from cachedlrm.data.reference import ReferenceStream
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.config import CacheOptions, HardwareOptions, ModelOptions, Options, RunOptions, StoreOptions
 from cachedlrm.options.schedule import Schedule
-from cachedlrm.run.job import choose_device, usable_processors
 
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _MOST_THREADS = 1024  # of --threads

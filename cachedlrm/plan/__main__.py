@@ -13,26 +13,70 @@ if __name__ == "__main__":
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from cyclopts import Parameter
 
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.machine import choose_device
+from cachedlrm.base.text import aligned
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.architecture import build_architecture
-from cachedlrm.options.command_line import parse_plan
+from cachedlrm.options.checks import check_options
+from cachedlrm.options.command_line import given_options, parse_as, with_profiles
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.types import Flag, Positive, option_group
 from cachedlrm.plan.device_tier import CacheRequest, largest_batch
 from cachedlrm.plan.prediction import Prediction, predict
 from cachedlrm.plan.tiers import Tiers, size_tiers, store_rows
-from cachedlrm.report.console import aligned
-from cachedlrm.run.job import choose_device
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 
 
+@option_group("Plan", 0)
 @dataclass(frozen=True)
-class Plan:
+class Planning:
+    """What ``python -m cachedlrm.plan`` has beside a run's options."""
+
+    sample: Positive = 200
+    """Batches whose ids are read for the prediction, from the first on."""
+    json: Flag = False
+    """Print JSON instead of tables."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PlanCommand:
+    """All of ``python -m cachedlrm.plan``: the options of the run to plan, and `Planning`."""
+
+    plan: Planning = field(default_factory=Planning)
+    options: Options = field(default_factory=Options)
+
+
+_PLAN_HELP = """What fits where: the bytes of each tier, and the hits, rows moved and speed to expect. Trains nothing.
+
+Takes the options of a run. Example: python -m cachedlrm.plan --profile criteo-kaggle --profile rtx3050-4gb
+"""
+
+
+def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
+    """Options of the run to plan, and those of the plan.
+
+    Raises:
+        UserError: an option or value is wrong; names it and what is allowed.
+        SystemExit: after ``--help`` or ``--version``.
+    """
+    command = parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
+    options, _ = with_profiles(command.options, command.options.run.profile, given_options(arguments))
+    if (run := options.run.resume) is not None:
+        raise UserError(f"--resume {run} is for training; plan the run by --profile {run / 'config.toml'}")
+    return check_options(options), command.plan
+
+
+@dataclass(frozen=True)
+class RunPlan:
     """What a run will take and do.
 
     Attributes:
@@ -109,7 +153,7 @@ def _run(arguments: Sequence[str]) -> None:
         say(line, sys.stdout)
 
 
-def make_plan(options: Options, sampled_batches: int) -> Plan:
+def make_plan(options: Options, sampled_batches: int) -> RunPlan:
     """Plans a run.
 
     Args:
@@ -124,13 +168,13 @@ def make_plan(options: Options, sampled_batches: int) -> Plan:
     options = resolve(options, dataset, device)
     assert options.optimisation.optimizer is not None
     tiers = size_tiers(options, build_architecture(options.model, options.optimisation.optimizer), dataset, device)
-    plan = Plan(options, tiers, predict(options, dataset, tiers, sampled_batches))
+    plan = RunPlan(options, tiers, predict(options, dataset, tiers, sampled_batches))
     if plan.needs_disk:  # what it will advise must fit, too
         store_rows(tiers.workload, tiers.host.records, spills=True)
     return plan
 
 
-def describe(plan: Plan, arguments: Sequence[str]) -> str:
+def describe(plan: RunPlan, arguments: Sequence[str]) -> str:
     """The plan for people.
 
     Args:
@@ -146,7 +190,7 @@ def _exact(num_bytes: int) -> str:
     return f"{num_bytes:,} B"
 
 
-def _device(plan: Plan) -> str:
+def _device(plan: RunPlan) -> str:
     device, limit = plan.tiers.device, plan.tiers.device_limit
     temporary = device.num_slots - device.quota_slots
     share = device.quota_slots / device.table_rows
@@ -168,7 +212,7 @@ def _device(plan: Plan) -> str:
     return f"device ({where})\n{aligned(rows)}"
 
 
-def _host(plan: Plan) -> str:
+def _host(plan: RunPlan) -> str:
     host, touched, num_rows = plan.tiers.host, plan.touched_bytes, plan.tiers.workload.num_rows
     fits = "more than fits; --store lmdb keeps the others on disk" if plan.needs_disk else f"{_exact(touched)} expected"
     rows = [
@@ -179,7 +223,7 @@ def _host(plan: Plan) -> str:
     return f"host ({format_bytes(host.free)} free here)\n{aligned(rows)}"
 
 
-def _disk(plan: Plan) -> str:
+def _disk(plan: RunPlan) -> str:
     disk = plan.disk_bytes
     rows = [
         (
@@ -192,7 +236,7 @@ def _disk(plan: Plan) -> str:
     return f"disk\n{aligned(rows)}"
 
 
-def _step(plan: Plan) -> str:
+def _step(plan: RunPlan) -> str:
     options, tiers = plan.options, plan.tiers
     cache = options.cache
     request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, tiers.device_limit)
@@ -211,7 +255,7 @@ def _step(plan: Plan) -> str:
     return f"a step\n{aligned(rows)}"
 
 
-def _expectations(plan: Plan) -> str:
+def _expectations(plan: RunPlan) -> str:
     prediction = plan.prediction
     chosen, rate = prediction.chosen, prediction.samples_per_s_at_most
     rows = [
@@ -232,7 +276,7 @@ def _expectations(plan: Plan) -> str:
     return f"{title}\n{aligned(rows)}"
 
 
-def _curve(plan: Plan) -> str:
+def _curve(plan: RunPlan) -> str:
     header = ("  slots", "of all rows", "hits", "moved a step", "")
     rows = [
         (

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cachedlrm.base.units import format_bytes
+from cachedlrm.base.units import finite, format_bytes
+from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.data.batch import Dataset
 from cachedlrm.options.config import Options
 from cachedlrm.options.schedule import Schedule
@@ -12,7 +13,6 @@ from cachedlrm.plan.id_pass import Tell, tell_nobody
 from cachedlrm.plan.roofline import step_ms
 from cachedlrm.plan.simulation import planned_batches, sizes_at
 from cachedlrm.plan.tiers import Tiers
-from cachedlrm.report.metrics import CacheCounters, finite
 
 SAMPLED_BATCHES = 200
 _CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples of the run's
@@ -67,7 +67,7 @@ class Prediction:
         batch_size: samples of a step.
         chosen: the run's cache.
         curve: caches of several sizes, the run's among them, from the smallest on.
-        step_ms: the least a step can take by what it is bound by (see `cachedlrm.plan.roofline`); empty where the hardware
+        step_ms: the least a step can take by what it is bound by (see `cachedlrm.plan.roofline`); empty
             is not described.
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cachedlrm.cache.counters import CacheCounters, with_bytes
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Policy, make_policy
@@ -19,7 +20,6 @@ from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, GroupSlots, si
 from cachedlrm.plan.id_pass import inform_policies
 from cachedlrm.plan.step_bytes import Workload
 from cachedlrm.plan.tiers import build_workload
-from cachedlrm.report.metrics import CacheCounters, with_bytes
 
 _NO_LIMIT = 2**62  # bytes: sizes are asked for, and nothing is allocated
 

@@ -3,9 +3,9 @@
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.raw.avazu import Avazu
 from cachedlrm.data.raw.criteo import Criteo
-from cachedlrm.data.raw.parquet import Parquet
+from cachedlrm.data.raw.parquet import Parquet, split_columns
 from cachedlrm.data.raw.samples import Format
-from cachedlrm.prepare.options import Command, split_columns
+from cachedlrm.prepare.options import Command
 
 _LARGEST_BLOCK, _LEAST_BLOCK = 8 << 20, 1 << 16
 

@@ -10,8 +10,8 @@ import cyclopts
 from cyclopts import Parameter
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.options.config import Bytes, Flag, Positive, Threads, Whole
 from cachedlrm.options.parsing import make_app, mistake, read_arguments
+from cachedlrm.options.types import Bytes, Flag, Positive, Threads, Whole
 
 _HELP = """Turn raw click logs into the files that cachedlrm.train reads with --data npy:DIR.
 
@@ -155,15 +155,3 @@ def _check(command: Command) -> Command:
     if options.memory_bytes < _LEAST_MEMORY:
         raise UserError(f"--memory {options.memory_bytes} is below what the libraries alone take; give 768MiB or more")
     return command
-
-
-def split_columns(option: str, text: str) -> tuple[str, ...]:
-    """Names between commas.
-
-    Raises:
-        UserError: an empty one, or one that is there twice.
-    """
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{option} {text}: names of different columns, joined by commas, are needed")
-    return names

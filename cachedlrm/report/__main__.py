@@ -20,10 +20,10 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import whole_file, writable_file
 from cachedlrm.base.output import Output
 from cachedlrm.options.parsing import make_app, mistake, read_arguments
+from cachedlrm.options.run_files import LOCK_FILE, RUN_FILES
 from cachedlrm.report.comparison import comparison_page, comparison_text
 from cachedlrm.report.html import run_page
 from cachedlrm.report.runs import load_run
-from cachedlrm.run.directory import LOCK_FILE, RUN_FILES
 
 _HELP = """Compare runs: the options in which they differ, and their figures, side by side.
 

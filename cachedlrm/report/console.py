@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TextIO, cast
 
@@ -14,7 +14,8 @@ from rich.text import Text
 
 from cachedlrm.base.output import Output
 from cachedlrm.base.text import printable
-from cachedlrm.report.live_view import History, LiveView, RunHeader, format_seconds
+from cachedlrm.base.units import format_seconds
+from cachedlrm.report.live_view import History, LiveView, RunHeader
 from cachedlrm.report.metrics import Snapshot
 
 _REDRAW_S = 0.25
@@ -70,19 +71,6 @@ def open_console(ui: str, stream: TextIO | None = None) -> Console:
     if ui == "live" or (ui == "auto" and is_terminal and not terminal.is_dumb_terminal):
         return LiveConsole(terminal)
     return PlainConsole(output)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table in plain text: the first column flush left, the last as it is, those between flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{row[0]:<{widths[0]}}",
-            *(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)),
-        ]
-        lines.append("  ".join([*cells, row[-1]]))
-    return "\n".join(lines)
 
 
 class SilentConsole:

@@ -1,7 +1,6 @@
 """The figures of a run that lie side by side where runs are compared."""
 
-from cachedlrm.base.units import format_bytes
-from cachedlrm.report.live_view import format_seconds
+from cachedlrm.base.units import format_bytes, format_seconds
 from cachedlrm.report.runs import Run
 from cachedlrm.report.words import waited_share
 

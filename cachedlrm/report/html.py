@@ -6,13 +6,14 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from cachedlrm.base.units import format_bytes
+from cachedlrm.cache.counters import PREPARING_PHASES
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.charts import Axis, Bar, Series, bar_chart, line_chart, share_bar
 from cachedlrm.report.curves import changes, curve, disk_bytes, per_step
 from cachedlrm.report.document import document, element, section, table
 from cachedlrm.report.figures import NONE, figures
 from cachedlrm.report.foreseen import HEADER, foreseen
-from cachedlrm.report.metrics import PREPARING_PHASES, waiting_phases
+from cachedlrm.report.metrics import waiting_phases
 from cachedlrm.report.runs import Run
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.typed_report import Report

@@ -2,8 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from cachedlrm.base.units import format_bytes
-from cachedlrm.report.metrics import finite
+from cachedlrm.base.units import finite, format_bytes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from cachedlrm.base.text import printable
-from cachedlrm.report.metrics import PHASES, PREPARING_PHASES, Snapshot
+from cachedlrm.base.units import format_seconds
+from cachedlrm.cache.counters import PHASES, PREPARING_PHASES
+from cachedlrm.report.metrics import Snapshot
 
 _WIDE = 132  # from this width on, sections stand in two columns
 _NARROW = 70  # below it there is no room for the time that has passed
@@ -337,11 +339,3 @@ def _size(num_bytes: float) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes:.0f} B"
-
-
-def format_seconds(seconds: float) -> str:
-    """h:mm:ss; dashes for what nobody knows yet."""
-    if not math.isfinite(seconds):
-        return "-:--:--"
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from cachedlrm.base.units import format_bytes
+from cachedlrm.base.units import format_bytes, format_seconds
+from cachedlrm.cache.counters import PREPARING_PHASES
 from cachedlrm.report.curves import disk_bytes
 from cachedlrm.report.foreseen import HEADER, foreseen
-from cachedlrm.report.live_view import format_seconds, sparkline
-from cachedlrm.report.metrics import PREPARING_PHASES, MetricsRow
+from cachedlrm.report.live_view import sparkline
+from cachedlrm.report.metrics import MetricsRow
 from cachedlrm.report.tables import most_missed
 from cachedlrm.report.totals import RunTotals
 from cachedlrm.report.typed_report import Report, parse_report

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cachedlrm.report.metrics import TableCounters
+from cachedlrm.cache.counters import TableCounters
 
 
 def most_missed(tables: Sequence[TableCounters]) -> list[TableCounters]:

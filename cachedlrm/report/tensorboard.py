@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from cachedlrm.base.files import cannot_write
+from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.report.event_file import EventFile
 from cachedlrm.report.metrics import MetricsRow
-from cachedlrm.run.directory import OTHER_RUN_DIR, RunDirectory
 
 SCALARS_FOLDER = "tensorboard"
 
@@ -30,13 +31,13 @@ class Scalars:
     """Takes a run's lines of metrics. Nothing is written before the first one.
 
     Args:
-        run: the directory.
+        run_dir: the run's directory.
         rows: lines that an earlier process wrote and that hold; empty for a new run.
         steps: that were trained before.
     """
 
-    def __init__(self, run: RunDirectory, rows: Sequence[MetricsRow] = (), steps: int = 0) -> None:
-        self._folder = run.path(SCALARS_FOLDER)
+    def __init__(self, run_dir: Path, rows: Sequence[MetricsRow] = (), steps: int = 0) -> None:
+        self._folder = run_dir / SCALARS_FOLDER
         self._before = tuple(rows)
         self._steps = steps
         self._file: EventFile | None = None

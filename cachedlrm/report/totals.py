@@ -12,12 +12,13 @@ import torch
 
 from cachedlrm import __version__
 from cachedlrm.base.text import as_utf8
+from cachedlrm.base.units import finite
+from cachedlrm.cache.counters import CacheCounters, TableCounters
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.config import Options
 from cachedlrm.plan.prediction import Prediction
 from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.report.inference_report import InferenceReport
-from cachedlrm.report.metrics import CacheCounters, TableCounters, finite
 
 
 @dataclass(frozen=True)

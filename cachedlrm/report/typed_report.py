@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from cachedlrm.cache.counters import CacheCounters, TableCounters
 from cachedlrm.report.inference_report import InferenceReport, ServedModel
-from cachedlrm.report.metrics import CacheCounters, TableCounters
 
 _LARGEST = 2**63
 

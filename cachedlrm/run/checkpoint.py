@@ -22,7 +22,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
 from cachedlrm.export.final_state import model_identity
 from cachedlrm.options.config import Options
-from cachedlrm.run.directory import STORE_FOLDER
+from cachedlrm.options.run_files import STORE_FOLDER
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
 

@@ -15,27 +15,8 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write
+from cachedlrm.options.run_files import LOCK_FILE, OTHER_RUN_DIR, RUN_FILES, STORE_FOLDER
 from cachedlrm.report.metrics import MetricsRow, parse_metrics_row
-
-RUN_FILES = (
-    "config.toml",
-    "metrics.jsonl",
-    "report.json",
-    "report.md",
-    "report.html",
-    "final.safetensors",
-    "predictions.npy",
-    "model.onnx",
-    "model.onnx.data",
-    "trace.json",
-)
-"""All that a run writes under names of its own."""
-
-STORE_FOLDER = "store"
-"""Folder of the rows on disk, unless ``--store-path`` says where."""
-
-OTHER_RUN_DIR = "choose another --run-dir"
-LOCK_FILE = "run.lock"
 
 
 class RunDirectory:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.machine import choose_device
 from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
 from cachedlrm.export.full_tables import FullTable, current_records, full_tables
 from cachedlrm.model.losses import make_loss
@@ -16,7 +17,7 @@ from cachedlrm.model.quantized import QuantizedTables, mlp_bytes, quantize_mlps
 from cachedlrm.options.config import Options
 from cachedlrm.report.inference_report import InferenceReport, ServedModel
 from cachedlrm.run.evaluation import Evaluation, Model, Pooling, evaluate
-from cachedlrm.run.job import Job, choose_device
+from cachedlrm.run.job import Job
 
 
 def check_inference(options: Options, dataset: Dataset) -> None:

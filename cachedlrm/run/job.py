@@ -1,6 +1,5 @@
 """From options and data to everything a run needs, decided and checked before the first step."""
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.machine import choose_device, usable_processors
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
@@ -25,26 +25,6 @@ from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.run.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.init import RowInit
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called ``auto``, ``cpu`` or ``cuda`` on the command line.
-
-    Raises:
-        UserError: CUDA is asked for and not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def usable_processors() -> int:
-    """Processors this process may use; fewer than the machine has under taskset or in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

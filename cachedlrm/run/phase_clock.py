@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from cachedlrm.report.metrics import PHASES
+from cachedlrm.cache.counters import PHASES
 from cachedlrm.run.profiler import PhaseRanges
 
 

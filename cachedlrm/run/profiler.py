@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.autograd.profiler import record_function
 
-from cachedlrm.report.metrics import Span
+from cachedlrm.cache.counters import Span
 
 _MARK = "cachedlrm: clock"
 _NUM_MARKS = 3  # the first ones are slow

@@ -14,11 +14,12 @@ from torch import Tensor
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import host_memory
 from cachedlrm.base.units import format_bytes
+from cachedlrm.cache.counters import PHASES, TABLE_COUNTS, CacheCounters
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.plan.prediction import Prediction
 from cachedlrm.report.inference_report import InferenceReport
 from cachedlrm.report.live_view import RunHeader
-from cachedlrm.report.metrics import PHASES, TABLE_COUNTS, CacheCounters, Snapshot
+from cachedlrm.report.metrics import Snapshot
 from cachedlrm.report.totals import RunTotals, by_table
 from cachedlrm.run.job import Job
 

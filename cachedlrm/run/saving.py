@@ -10,8 +10,9 @@ from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.options.command_line import load_options
 from cachedlrm.options.config import Options
+from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.run.checkpoint import keeps_log, save_checkpoint, store_folder
-from cachedlrm.run.directory import OTHER_RUN_DIR, RunDirectory
+from cachedlrm.run.directory import RunDirectory
 from cachedlrm.run.job import Job
 from cachedlrm.run.progress import Progress
 from cachedlrm.store.database import copy_store

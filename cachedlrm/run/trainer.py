@@ -72,7 +72,7 @@ class Trainer:
         self.clock.enter("forward")
         records = self.cache.gather(batch)  # [U, width] of each group
         updates = [
-            RowUpdate(group.layout, part, lookups)
+            RowUpdate(group.layout, part, lookups.positions, lookups.offsets, lookups.transposed)
             for group, part, lookups in zip(self.cache.groups, records, tensors.lookups, strict=True)
         ]
         losses, grads = self._dense_passes(tensors, [update.pooled for update in updates])

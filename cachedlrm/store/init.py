@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.data.batch import table_offsets
+from cachedlrm.base.kernels import table_offsets
 from cachedlrm.store.records import RecordLayout
 
 DEVICE_TURN_ROWS = 2048

@@ -144,3 +144,15 @@ def plain(column: pa.Array) -> pa.Array:
 def _floats(column: pa.Array, missing: float) -> NDArray[np.float64]:
     floats: NDArray[np.float64] = plain(column).cast(pa.float64(), safe=False).fill_null(missing).to_numpy()
     return floats
+
+
+def split_columns(option: str, text: str) -> tuple[str, ...]:
+    """Names between commas.
+
+    Raises:
+        UserError: an empty one, or one that is there twice.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{option} {text}: names of different columns, joined by commas, are needed")
+    return names

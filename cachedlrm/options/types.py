@@ -1,0 +1,81 @@
+"""Types of options: how a value on a command line or in a profile is read, and what it may be."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import Group, Parameter
+
+from cachedlrm.base.units import (
+    parse_budget,
+    parse_bytes,
+    parse_ratios,
+    parse_sizes,
+    parse_switch,
+    parse_weights,
+    parse_whole,
+)
+
+
+def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts.Token]], Any]:
+    def convert(_: type, tokens: Sequence[cyclopts.Token]) -> Any:
+        if len(tokens) > 1:  # cyclopts refuses this itself, but not for tuples
+            raise ValueError(f"{tokens[-1].keyword} is given more than once")
+        return parse(tokens[0].value)
+
+    return convert
+
+
+def _must_be(allowed: str, test: Callable[[float], bool]) -> Parameter:
+    def check(_: type, value: float | None) -> None:
+        if value is not None and not test(value):
+            raise ValueError(f"Must be {allowed}.")
+
+    return Parameter(validator=check)
+
+
+Sizes = Annotated[
+    tuple[int, ...] | None,
+    Parameter(converter=_converter(parse_sizes), n_tokens=1, negative=(), metavar="N-N-..."),
+]
+Bytes = Annotated[int | None, Parameter(converter=_converter(parse_bytes), n_tokens=1, metavar="BYTES")]
+Budget = Annotated[
+    int | Literal["auto"] | None, Parameter(converter=_converter(parse_budget), n_tokens=1, metavar="BYTES|auto")
+]
+Names = Annotated[
+    tuple[str, ...],
+    Parameter(
+        converter=lambda _, tokens: tuple(token.value for token in tokens), n_tokens=1, negative=(), metavar="NAME"
+    ),
+]
+Weights = Annotated[
+    tuple[float, ...],
+    Parameter(converter=_converter(parse_weights), n_tokens=1, negative=(), metavar="W-W-..."),
+]
+Ratios = Annotated[
+    tuple[float, ...], Parameter(converter=_converter(parse_ratios), n_tokens=1, negative=(), metavar="R,R,...")
+]
+Flag = Annotated[bool, Parameter(negative=())]
+Switch = Annotated[bool, Parameter(converter=_converter(parse_switch), n_tokens=1, negative=(), metavar="True|False")]
+Whole = Annotated[int, Parameter(converter=_converter(parse_whole), n_tokens=1)]  # cyclopts alone would round 3.5
+Count = Annotated[Whole, _must_be("0 or more", lambda count: count >= 0)]
+Positive = Annotated[Whole, _must_be("1 or more", lambda count: count >= 1)]
+PositiveOrOff = Annotated[Whole, _must_be("-1, or 1 or more", lambda count: count == -1 or count >= 1)]
+MlpBits = Annotated[Whole, _must_be("8, 16 or 32", lambda bits: bits in (8, 16, 32))]
+EmbeddingBits = Annotated[Whole, _must_be("4, 8 or 32", lambda bits: bits in (4, 8, 32))]
+Threads = Annotated[Whole, _must_be("from 1 to 1024", lambda threads: 1 <= threads <= 1024)]
+Lookups = Annotated[Whole, _must_be("from 1 to 100000", lambda lookups: 1 <= lookups <= 100_000)]
+TracedSteps = Annotated[Whole, _must_be("from 0 to 1000", lambda steps: 0 <= steps <= 1000)]  # 100 KB each
+Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
+Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
+Number = Annotated[float, _must_be("a finite number", math.isfinite)]
+Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0 <= threshold < 0.5)]
+# Beyond it, what optimizers make of it does not fit the 32 bits of parameters.
+LearningRate = Annotated[float, _must_be("a finite number from 0 to 1e30", lambda rate: 0 <= rate <= 1e30)]
+Flops = Annotated[float | None, _must_be("from 1 to 1e18", lambda flops: 1 <= flops <= 1e18)]
+Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
+
+
+def option_group(title: str, order: int) -> Parameter:
+    return Parameter(name="*", group=Group(title, sort_key=order))

@@ -1,0 +1,365 @@
+"""``--data parquet:PATH`` beside the same samples as npy files, and one line for what it cannot take."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.data import parquet, parquet_files
+from cachedlrm.data.open import DataRequest, open_dataset
+from cachedlrm.data.parquet import ParquetSource
+from support.runs import one_line, train
+
+COUNT, ROWS = 1100, (400, 30, 900, 2)
+RANDOM = np.random.default_rng(5)
+DENSE = RANDOM.normal(size=(COUNT, 3)).astype(np.float32)
+IDS = (RANDOM.random((COUNT, 4)) ** 2 * np.array(ROWS)).astype(np.int32)
+LABELS = RANDOM.integers(0, 2, COUNT).astype(np.int32)
+
+
+def table(**changes) -> pa.Table:
+    """The samples, in columns of several types; None leaves a column out."""
+    columns = {
+        "user": pa.array(IDS[:, 0], pa.int64()),
+        "price": DENSE[:, 0],
+        "label": pa.array(LABELS, pa.int8()),
+        "ad.id": pa.array(IDS[:, 1], pa.uint16()).dictionary_encode(),
+        "age": pa.array(DENSE[:, 1]).cast(pa.float64()),
+        "item": pa.array(IDS[:, 2], pa.uint64()),
+        "rate": DENSE[:, 2],
+        "mobile": pa.array(IDS[:, 3] == 1),
+    }
+    return pa.table({name: values for name, values in (columns | changes).items() if values is not None})
+
+
+def write(path: Path, data: pa.Table, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(data, path, **({"row_group_size": 130} | options))
+    return path
+
+
+def write_npy(folder: Path) -> Path:
+    folder.mkdir()
+    np.save(folder / "dense.npy", DENSE)
+    np.save(folder / "sparse.npy", IDS)
+    np.save(folder / "labels.npy", LABELS[:, None])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The samples in two Parquet files, part-2 and part-10, beside a note of the writer's; and as npy files."""
+    path = tmp_path_factory.mktemp("data")
+    write(path / "parquet" / "part-2.parquet", table().slice(0, 470))
+    write(path / "parquet" / "part-10.parquet", table().slice(470), row_group_size=10_000)
+    (path / "parquet" / "_SUCCESS").touch()
+    write_npy(path / "npy")
+    return path
+
+
+def open_source(spec: str, max_ind_range: int = -1, table_rows: tuple[int, ...] | None = None) -> ParquetSource:
+    source = open_dataset(spec, None, DataRequest(table_rows, None, 1, max_ind_range)).train
+    assert isinstance(source, ParquetSource)
+    return source
+
+
+# --- as npy files
+
+
+def test_any_range_reads_as_from_npy_files(folder):
+    ours = open_source(f"parquet:{folder / 'parquet'}")
+    theirs = open_dataset(f"npy:{folder / 'npy'}", None, DataRequest(None, None, 1, -1)).train
+    assert ours.table_rows == theirs.table_rows
+    assert (ours.num_samples, ours.num_dense) == (COUNT, 3)
+    ranges = [(0, COUNT), (0, 1), (129, 131), (1000, 1100), (460, 480), (100, 900), (7, 7), (470, 471), (0, 300)]
+    for start, stop in ranges:
+        for one, other in zip(
+            vars(ours.read(start, stop)).items(), vars(theirs.read(start, stop)).items(), strict=True
+        ):
+            assert one[0] == other[0]
+            assert one[1].dtype == other[1].dtype
+            assert one[1].tobytes() == other[1].tobytes()
+
+
+@pytest.mark.parametrize("policy", ["lrfu", "oracle"])
+def test_runs_have_the_bits_of_npy_files(folder, tmp_path, policy):
+    ends = []
+    for name in ("parquet", "npy"):
+        run = tmp_path / name
+        options = ["--arch-embedding-size=400-30-900-2", "--gpu-cache-ratio=0.2", "--print-freq=1", "--nepochs=2"]
+        data = [f"--data={name}:{folder / name}", f"--test-data={name}:{folder / name}", f"--policy={policy}"]
+        assert train(run, *data, *options) == 0
+        report = json.loads((run / "report.json").read_text())
+        assert report["evicted_rows"] > 0
+        tensors = {key: value.tobytes() for key, value in load_file(run / "final.safetensors").items()}
+        ends.append((report["losses"], report["auc"], report["fetched_rows"], tensors))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("statistics", [True, False, ["user", "item"]])
+@pytest.mark.parametrize("max_ind_range", [-1, 100, 394, 10**6])  # folded by 394, no user is 393
+def test_rows_are_those_of_the_largest_ids(tmp_path, statistics, max_ind_range):
+    path = write(tmp_path / "a.parquet", table(), write_statistics=statistics)
+    source = open_source(f"parquet:{path}", max_ind_range)
+    folded = IDS % max_ind_range if max_ind_range > 0 else IDS
+    assert source.table_rows == tuple(int(largest) + 1 for largest in folded.max(axis=0))
+    first_rows = np.cumsum([0, *source.table_rows[:-1]])
+    assert source.read(0, COUNT).rows.reshape(-1, 4).tolist() == (folded + first_rows).tolist()
+
+
+def test_ids_beyond_int64_are_folded(tmp_path):
+    ids = np.array([2**64 - 1, 5, 2**63], np.uint64)
+    path = write(tmp_path / "a.parquet", pa.table({"label": [0, 1, 1], "d": [0.5, 1.0, 2.0], "s": ids}))
+    assert open_source(f"parquet:{path}", 1000).read(0, 3).rows.tolist() == [int(value) % 1000 for value in ids]
+    with pytest.raises(UserError, match=r"ids up to 18446744073709551615, .* fold ids with --max-ind-range 2147483647"):
+        open_source(f"parquet:{path}")
+
+
+def test_held_out_samples_widen_the_tables_and_take_the_columns_named(tmp_path):
+    data = table(label=None, click=LABELS, other=IDS[:, 0])
+    train_path = write(tmp_path / "a.parquet", data)
+    larger = IDS[:, 0].astype(np.int64) + 1000
+    test_path = write(tmp_path / "b.parquet", data.set_column(0, "user", pa.array(larger)))
+    named = f"parquet:{train_path}:label=click:dense=rate,price:sparse=user,mobile"
+    dataset = open_dataset(named, f"parquet:{test_path}", DataRequest(None, None, 1, -1))
+    assert dataset.train.table_rows == dataset.test.table_rows == (larger.max() + 1, 2)
+    batch = dataset.test.read(3, 9)
+    assert batch.rows.reshape(-1, 2)[:, 0].tolist() == larger[3:9].tolist()
+    assert batch.dense.tolist() == DENSE[3:9, [2, 0]].tolist()
+    assert batch.labels.tolist() == LABELS[3:9].tolist()
+
+
+# --- columns
+
+
+@pytest.mark.parametrize(
+    ("named", "dense", "sparse"),
+    [
+        ("", ("price", "age", "rate"), ("user", "ad.id", "item", "mobile")),
+        (":label=mobile", ("price", "age", "rate"), ("user", "label", "ad.id", "item")),
+        (":dense=user,price", ("user", "price"), ("ad.id", "item", "mobile")),
+        (":sparse=item", ("price", "age", "rate"), ("item",)),
+        (":sparse=ad.id,user:dense=age", ("age",), ("ad.id", "user")),
+    ],
+)
+def test_columns_that_are_not_named_follow_from_their_types(tmp_path, named, dense, sparse):
+    data = table().append_column("__index_level_0__", pa.array(range(COUNT)))
+    files = parquet_files.open_parquet("--data x", f"{write(tmp_path / 'a.parquet', data)}{named}")
+    assert (files.names.dense, files.names.sparse) == (dense, sparse)
+
+
+@pytest.mark.parametrize("name", ["user", "a.user"])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_column_beside_others_of_its_name_is_read(tmp_path, name, is_last):
+    others = {"a": pa.array([{"user": 7000}] * COUNT), "user.id": LABELS}
+    data = table(user=None).append_column(name, pa.array(IDS[:, 0]))
+    for other, values in others.items():
+        data = data.add_column(0 if is_last else len(data.schema), other, pa.array(values))
+    path = write(tmp_path / "a.parquet", data)
+    source = open_source(f"parquet:{path}:sparse={name}")
+    assert source.table_rows == (IDS[:, 0].max() + 1,)
+    assert source.read(0, COUNT).rows.tolist() == IDS[:, 0].tolist()
+
+
+# --- one line
+
+
+def put(column: str, row: int, value: object) -> pa.Table:
+    """The samples with one value changed."""
+    values = table()[column].to_pylist()
+    values[row] = value
+    kind = pa.int64() if column in ("user", "label") else pa.float64()
+    return table(**{column: pa.array(values, kind)})
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (put("user", 200, -1), "a.parquet: row 201: user: id -1 is negative; correct the data"),
+        (put("user", 200, None), "a.parquet: row 201: user is missing (null); fill in a value, or let python -m"),
+        (put("age", 1099, None), "a.parquet: row 1100: age is missing (null)"),
+        (put("age", 0, float("nan")), "a.parquet: row 1: age is nan, which is no finite float32"),
+        (put("age", 131, 1e300), "a.parquet: row 132: age is 1e+300, which is no finite float32"),
+        (put("label", 500, None), "a.parquet: row 501: label is missing (null)"),
+        (put("label", 500, 3), "a.parquet: row 501: label is 3.0; labels are 0 to 1"),
+    ],
+)
+def test_values_that_are_none_are_named(tmp_path, data, words, statistics):
+    path = write(tmp_path / "a.parquet", data, write_statistics=statistics)
+    with pytest.raises(UserError) as error:
+        open_source(f"parquet:{path}", table_rows=(400, 30, 900, 2)).read(0, COUNT)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(("column", "value"), [("user", -1), ("user", None), ("age", None), ("label", None)])
+def test_what_the_statistics_tell_shows_at_once(tmp_path, column, value):
+    path = write(tmp_path / "a.parquet", put(column, 700, value))
+    with pytest.raises(UserError, match=f"row 701: {column}"):
+        open_source(f"parquet:{path}")  # reads no sample
+
+
+@pytest.mark.parametrize(
+    ("data", "named", "words"),
+    [
+        (
+            table(label=None),
+            "",
+            "no column label in it; there are user, price, ad.id, age, item, rate, mobile: name one",
+        ),
+        (table(), ":label=click", "no such label in it; there are user"),
+        (table(), ":label=label:label=user", "label is given more than once"),
+        (table(), ":label=label,user", "label names 2 columns; name one"),
+        (table(), ":sparse=", "names of different columns, joined by commas, are needed"),
+        (table(), ":sparse=user,none", "a.parquet has no column none; there are user, price"),
+        (table(), ":dense=user:sparse=user", "a column is named as two things"),
+        (table(), ":dense=label", "a column is named as two things"),
+        (table(site=["a"] * COUNT), "", "site holds string, not numbers; convert it, leave it out by naming the ids"),
+        (table(site=["a"] * COUNT), ":sparse=user,site", "site holds string where ids, integers from 0 on, are needed"),
+        (table(), ":sparse=user,age", "age holds double where ids, integers from 0 on, are needed"),
+        (table(tags=[[1]] * COUNT), ":dense=tags", "tags holds list<"),
+        (table(price=None, age=None, rate=None), "", "no column of dense features (floats) in it; name some"),
+        (table().select(["label", "age"]), "", "no column of ids (integers) in it; name some"),
+        (table().slice(0, 0), "", "no rows in it; name another file"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(tmp_path, capsys, data, named, words):
+    path = write(tmp_path / "a.parquet", data)
+    assert words in one_line(capsys, train(tmp_path / "run", f"--data=parquet:{path}{named}"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("parquet:", "unknown source; there are .* parquet:PATH and reference"),
+        ("parquet:{}/none", "--data parquet:.*/none: .*/none: no such file or folder"),
+        ("parquet:{}/npy", "dense.npy is no Parquet file, or damaged: .*magic bytes not found.*; write it again"),
+        ("parquet:{}/empty", "empty/part is no Parquet file, or damaged: .*size is 0 bytes"),
+        ("parquet:{}/notes", "--data parquet:.*/notes: no rows in it"),
+        ("parquet:{}/mixed", "mixed/b has no column age; there are label, price: name others"),
+    ],
+)
+def test_files_that_are_none_are_refused(folder, spec, words):
+    for name in ("empty", "notes", "mixed"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "empty" / "part").touch()
+    (folder / "notes" / "_SUCCESS").touch()
+    write(folder / "mixed" / "a", table())
+    write(folder / "mixed" / "b", table().select(["label", "price"]))
+    with pytest.raises(UserError, match=words) as error:
+        open_source(spec.format(folder))
+    assert str(error.value).isprintable()
+
+
+def test_a_file_that_is_cut_off_or_changed_is_named(tmp_path):
+    path = write(tmp_path / "a.parquet", table(), write_page_checksum=True)
+    whole = path.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 9):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
+            open_source(f"parquet:{path}")
+    source = open_source(f"parquet:{write(path, table(), write_page_checksum=True)}")
+    changed = bytearray(whole)
+    changed[len(whole) // 3] ^= 16
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read: .*crc checksum"):
+        source.read(0, COUNT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"), [(b"\x9a\x11", "user is cut off"), (b"\x97\x11", "row group 0 has a number of rows below 0")]
+)
+def test_a_row_group_that_claims_rows_it_does_not_have_is_named(tmp_path, rows, words):
+    path = write(tmp_path / "a.parquet", table(), row_group_size=COUNT)
+    before, number, after = path.read_bytes().rpartition(b"\x98\x11")  # 1100 as Thrift writes it: the group's rows
+    assert number
+    path.write_bytes(before + rows + after)
+    with pytest.raises(UserError, match=rf"a\.parquet is damaged: {words}; write it again"):
+        open_source(f"parquet:{path}", table_rows=ROWS).read(0, 1)
+
+
+def test_damaged_footers_end_in_one_line(tmp_path):
+    path = write(tmp_path / "a.parquet", table())
+    whole, random = path.read_bytes(), np.random.default_rng(2)
+    refused = 0
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[random.integers(len(whole) - 3000, len(whole))] ^= 1 << random.integers(8)
+        path.write_bytes(changed)
+        try:
+            source = open_source(f"parquet:{path}")
+            source.read(0, source.num_samples)
+        except UserError as error:
+            refused += str(error).isprintable()
+    assert refused > 20
+
+
+@pytest.mark.parametrize("changed", ["gone", "shorter"])
+def test_a_file_that_changes_meanwhile_is_named(tmp_path, changed):
+    path = write(tmp_path / "a.parquet", table())
+    source = open_source(f"parquet:{path}")
+    source.read(0, 10)
+    if changed == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
+        source.read(900, 1000)
+
+
+def test_an_id_outside_its_table_is_named(tmp_path):
+    path = write(tmp_path / "a.parquet", table())
+    source = open_source(f"parquet:{path}", table_rows=(400, 30, 5, 2))
+    row = int((IDS[:, 2] > 4).argmax())
+    with pytest.raises(
+        UserError, match=r"item: id \d+ is outside 0\.\.4; .* raise that entry of --arch-embedding-size"
+    ):
+        source.read(row, row + 1)
+    with pytest.raises(
+        UserError, match=r"--arch-embedding-size has 2 tables but --data parquet:.* has 4 sparse columns"
+    ):
+        open_source(f"parquet:{path}", table_rows=(5, 5))
+
+
+def test_the_package_is_named_where_it_is_missing(folder, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
+    with pytest.raises(UserError, match=r"needs the package pyarrow: pip install 'cachedlrm\[prepare\]'"):
+        open_source(f"parquet:{folder / 'parquet'}")
+
+
+# --- memory
+
+
+def test_a_pass_decodes_each_row_group_once_and_keeps_two(folder, monkeypatch):
+    decoded = []
+    decode = ParquetSource._decode
+
+    def counted(self, group):
+        decoded.append(group)
+        return decode(self, group)
+
+    monkeypatch.setattr(parquet.ParquetSource, "_decode", counted)
+    source = open_source(f"parquet:{folder / 'parquet'}")
+    starts = list(range(0, COUNT, 100))
+    for order in (starts, starts[::-1]):
+        decoded.clear()
+        source._decoded.clear()
+        for start in order:
+            source.read(start, min(start + 100, COUNT))
+            assert len(source._decoded) <= 2
+        assert [len(group) for group in decoded] == (
+            [130, 130, 130, 80, 630] if order == starts else [630, 80, 130, 130, 130]
+        )
+
+
+def test_row_groups_that_do_not_fit_into_memory_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(parquet_files, "free_host_bytes", lambda: 10_000)
+    with pytest.raises(UserError, match=r"two row groups of 630 rows take 39\.4 KiB of memory and 9\.8 KiB are free"):
+        open_source(f"parquet:{folder / 'parquet'}")

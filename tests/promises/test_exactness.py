@@ -1,0 +1,89 @@
+"""The product's first promise: a cached run gives the bits of an uncached one.
+
+Each cached run here evicts, writes back and fetches rows again, and says so. Its losses and final parameters are
+compared with ``==``: to a run whose rows are all resident, and to a trainer of plain torch modules that shares no code.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.store.records import RecordLayout
+from support.models import POLICIES, one_group, plain_features
+from support.plain_torch import train_plain
+from support.training import (
+    ALL_ROWS,
+    DENSE,
+    DIM,
+    EVALUATE_AFTER,
+    LR,
+    NUM_TABLES,
+    STEPS,
+    TABLE_ROWS,
+    batches,
+    resident,
+    train,
+)
+
+
+@pytest.mark.parametrize("prefetch_depth", [0, 1, 4])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("lookups_per_bag", [1, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
+def test_a_cached_run_has_the_bits_of_a_resident_one(optimizer, lookups_per_bag, policy, prefetch_depth):
+    cached = train(optimizer, lookups_per_bag, 170, policy=policy, prefetch_depth=prefetch_depth)
+    cached.assert_rows_travelled()
+    uncached = resident(optimizer, lookups_per_bag)
+    assert uncached.counters.evicted_rows == 0
+    cached.assert_same_bits(uncached)
+
+
+@pytest.mark.parametrize("prefetch_depth", [0, 3])
+@pytest.mark.parametrize("policy", ["lru", "lookahead", "oracle"])
+def test_a_working_set_beyond_the_quota_trains_in_temporary_slots(policy, prefetch_depth):
+    cached = train("adagrad", 3, quota_slots=30, num_slots=400, policy=policy, prefetch_depth=prefetch_depth)
+    assert max(len(np.unique(batch.rows)) for batch in batches(3)) > 30
+    cached.assert_rows_travelled()
+    cached.assert_same_bits(resident("adagrad", 3))
+
+
+@pytest.mark.parametrize("prefetch_depth", [0, 2])
+def test_evaluation_leaves_training_untouched(prefetch_depth):
+    plain = train("adam", 3, 170, prefetch_depth=prefetch_depth)
+    evaluated = train("adam", 3, 170, prefetch_depth=prefetch_depth, evaluate=True)
+    evaluated.assert_rows_travelled()
+    evaluated.assert_same_bits(plain)
+    assert evaluated.counters == plain.counters
+    uncached = resident("adam", 3, evaluate=True)
+    assert len(evaluated.predictions) == len(EVALUATE_AFTER)
+    for ours, theirs in zip(evaluated.predictions, uncached.predictions, strict=True):
+        assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("lookups_per_bag", [1, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
+def test_a_cached_run_equals_plain_torch(optimizer, lookups_per_bag, interaction):
+    cached = train(optimizer, lookups_per_bag, 170, policy="lrfu", prefetch_depth=2, interaction=interaction)
+    cached.assert_rows_travelled()
+    losses, tables, dense = plain(optimizer, lookups_per_bag, STEPS, interaction)
+    assert losses == cached.losses
+    assert all(torch.equal(a, b) for a, b in zip(tables, cached.tables, strict=True))
+    assert all(torch.equal(dense[name], cached.dense[name]) for name in dense)
+
+
+@pytest.mark.parametrize("lookups_per_bag", [1, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
+def test_embedding_bag_differs_by_the_order_of_summation_only(optimizer, lookups_per_bag):
+    cached = train(optimizer, lookups_per_bag, 170)
+    losses, _, _ = plain(optimizer, lookups_per_bag, 20, ordered=False)
+    torch.testing.assert_close(torch.tensor(cached.losses[:20]), torch.tensor(losses), rtol=1e-6, atol=1e-6)
+
+
+def plain(optimizer: str, lookups_per_bag: int, num_steps: int, interaction: str = "dot", ordered: bool = True):
+    """`train_plain` from the initial parameters of `train`."""
+    fresh = one_group(TABLE_ROWS, RecordLayout(DIM, "sgd"), 1, seed=3).groups[0]
+    tables = [table.clone() for table in fresh.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
+    dense = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), interaction, seed=3).state_dict()
+    return train_plain(list(batches(lookups_per_bag))[:num_steps], tables, dense, optimizer, LR, interaction, ordered)

@@ -1,0 +1,51 @@
+"""Memory follows the rows touched, not the tables."""
+
+import numpy as np
+
+from cachedlrm.base.machine import host_memory
+from cachedlrm.cache.table_group import CacheSettings
+from cachedlrm.data.batch import Batch
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.store.records import RecordLayout
+from support.models import one_group
+
+MIB = 1 << 20
+
+
+def test_tables_of_96_gb_cost_4_bytes_a_row_and_the_rows_touched():
+    table_rows = parse_command_line(["--profile", "criteo-1tb"]).model.arch_embedding_size
+    layout = RecordLayout(128, "sgd")
+    assert sum(table_rows) * layout.record_bytes > 96e9
+    start = host_memory()[0]
+    cache = one_group(
+        table_rows, layout, 20_000, settings=CacheSettings(prefetch_depth=0), store_rows=10_000_000, seed=1
+    )
+    assert host_memory()[0] - start < 50 * MIB
+    rng = np.random.default_rng(0)
+    empty, labels = np.zeros((0, 1), np.float32), np.zeros(0, np.float32)
+    offsets = np.arange(10_001)
+    stream = (Batch(empty, rng.integers(0, sum(table_rows), 10_000), offsets, labels) for _ in range(20))
+    for batch in cache.prepare(stream):
+        cache.scatter(batch, cache.gather(batch))
+    touched = cache.groups[0].book.num_addresses
+    assert touched > 190_000
+    used = host_memory()[0] - start
+    assert used < 4 * sum(table_rows) + touched * (layout.record_bytes + 50) + 20_000 * layout.record_bytes + 50 * MIB
+    assert cache.device_bytes["slab"] == 20_000 * layout.record_bytes
+
+
+def test_ten_thousand_steps_grow_nothing():
+    table_rows = (3000, 50)
+    cache = one_group(table_rows, RecordLayout(8, "adagrad"), 600, settings=CacheSettings(prefetch_depth=0))
+    rng = np.random.default_rng(0)
+    pool = rng.integers(0, 3050, (64, 200))
+    empty, labels, offsets = np.zeros((0, 1), np.float32), np.zeros(0, np.float32), np.arange(201)
+    stream = (Batch(empty, pool[step % 64], offsets, labels) for step in range(10_000))
+    evicted = 0
+    for batch in cache.prepare(stream):
+        cache.scatter(batch, cache.gather(batch))
+        evicted += batch.counters.evicted_rows
+        if batch.tensors.index == 1000:
+            before = host_memory()[0]
+    assert evicted > 100_000
+    assert host_memory()[0] - before < 8 * MIB

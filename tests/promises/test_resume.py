@@ -1,0 +1,259 @@
+"""A run that stopped and goes on gives the bits of one that never stopped; what would change them is refused."""
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from cachedlrm import train as train_module
+from cachedlrm.export.__main__ import export
+from cachedlrm.train import main
+from support.runs import SMALL, one_line, train
+
+STEPS = 20
+STEPS_OPTION = f"--steps={STEPS}"
+WHOLE = [STEPS_OPTION, "--print-freq=1", "--test-freq=10", "--optimizer=adam", "--numpy-rand-seed=3"]
+LMDB = ["--store=lmdb", "--host-budget=1MiB", "--gpu-cache-ratio=0.2"]
+
+
+def result(run: Path) -> tuple[bytes, list[float], dict]:
+    out = run / "out.safetensors"
+    export(run, out, with_optimizer_state=True)
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    report = json.loads((run / "report.json").read_text())
+    assert losses == report["losses"]
+    return out.read_bytes(), losses, report
+
+
+def saved_rows(model: Path) -> list[bytes]:
+    """Of each table of a model file; the file itself holds the time."""
+    state = torch.load(model, weights_only=True)["state_dict"]
+    return [state[f"emb_l.{table}.weight"].numpy().tobytes() for table in range(4)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train(run, *WHOLE) == 0
+    return result(run)
+
+
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals = signal.SIGINT) -> None:
+    """A signal comes while step ``step`` is trained, once."""
+    step_of = train_module.Progress.trained
+
+    def trained(self, batch, losses):
+        step_of(self, batch, losses)
+        if self.steps == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(train_module.Progress, "trained", trained)
+
+
+def resume(run: Path, *arguments: str) -> int:
+    return main([f"--resume={run}", "--ui=off", *arguments])
+
+
+def test_a_run_ends_alike_wherever_its_rows_are(tmp_path):
+    ends = []
+    for name, options in [
+        ("resident", ["--gpu-cache-ratio=1.0"]),
+        ("disk", ["--gpu-cache-ratio=0.02", "--store=lmdb", "--host-budget=150000"]),
+    ]:
+        run = tmp_path / name
+        tables = "--arch-embedding-size=4000-300-9000-50"
+        assert (
+            train(
+                run,
+                *WHOLE,
+                tables,
+                "--data=zipf:samples=9000",
+                "--mini-batch-size=400",
+                f"--save-model={run / 'model.pt'}",
+                *options,
+            )
+            == 0
+        )
+        with safe_open(str(run / "final.safetensors"), "numpy") as file:
+            rows = file.get_tensor("rows.0")
+            ends.append((rows.tolist(), file.get_tensor("records.0").tobytes(), saved_rows(run / "model.pt")))
+    report = json.loads((run / "report.json").read_text())
+    assert report["evicted_rows"] > 500
+    assert report["fetched_rows"] > 500
+    assert len(rows) * report["record_bytes"] > 2 * 150_000  # most of them are in the log
+    assert (rows[1:] > rows[:-1]).all()
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("store", [LMDB, ["--gpu-cache-ratio=0.2"]], ids=["lmdb", "host"])
+def test_an_interrupted_run_saves_and_goes_on(tmp_path, monkeypatch, capsys, whole, store, depth, number):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted_at(7, patch, number)
+        assert train(run, *WHOLE, *store, f"--prefetch-depth={depth}", "--checkpoint-every=1000") == 130
+    error = capsys.readouterr().err
+    reached = int(re.search(r"interrupted after step (\d+); go on with --resume", error)[1])
+    assert 7 <= reached <= 7 + (depth + 1 if depth else 0), "only what was prepared is still trained"
+    assert not (run / "report.json").exists()
+    assert resume(run) == 0
+    records, losses, report = result(run)
+    assert (records, losses) == whole[:2]
+    assert report["auc"] == whole[2]["auc"]
+    assert report["lookups"] == whole[2]["lookups"]
+    assert report["first_touch_rows"] == whole[2]["first_touch_rows"]
+    for key in ("lookups", "working_set_rows", "touched_rows"):  # of each table, before and after the interrupt
+        assert [table[key] for table in report["tables"]] == [table[key] for table in whole[2]["tables"]]
+    assert report["evicted_rows"] > 0
+    assert report["fetched_rows"] > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--gpu-cache-ratio=0.5"],
+        ["--gpu-cache-rows=250", "--policy=static"],
+        ["--gpu-budget=10MiB", "--policy=lookahead", "--lookahead=3"],
+        ["--store=host", "--host-budget=10MiB"],
+        ["--checkpoint-every=1", "--prefetch-depth=0"],
+        ["--profile=rtx3050-4gb", "--policy=lookahead", "--lookahead=3", "--count-rows=False"],
+        [*SMALL[:-1], *WHOLE],
+    ],
+    ids=lambda change: change[0],
+)
+def test_what_changes_no_bit_may_change(tmp_path, monkeypatch, whole, change):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted_at(11, patch)
+        assert train(run, *WHOLE, *LMDB) == 130
+    assert resume(run, *change) == 0
+    assert result(run)[:2] == whole[:2]
+
+
+def test_moves_of_which_part_was_not_compared_are_not_compared_with_min(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted_at(11, patch)
+        assert train(run, *WHOLE, *LMDB) == 130
+    assert resume(run, "--report-min") == 0
+    report = result(run)[2]
+    assert report["fetched_rows"] + report["first_touch_rows"] > 0
+    assert report["moved_rows_min"] is None
+    assert "MIN" not in (run / "report.md").read_text()
+
+
+def test_a_signal_during_an_evaluation_saves_and_evaluates_later(tmp_path, monkeypatch, whole):
+    run = tmp_path / "run"
+    evaluate = train_module.build_job.__globals__["Trainer"].evaluate
+
+    def interrupted(self, source, batch_size):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(self, source, batch_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cachedlrm.run.job.Trainer.evaluate", interrupted)
+        assert train(run, *WHOLE, *LMDB) == 130
+    assert resume(run) == 0
+    records, losses, report = result(run)
+    assert (records, losses, report["auc"]) == (*whole[:2], whole[2]["auc"])
+    aucs = [json.loads(line)["auc"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert aucs[8] is None
+    assert aucs[9] is not None
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path, whole):
+    run = tmp_path / "run"
+    assert train(run, *WHOLE[1:], *LMDB, "--steps=9") == 0
+    assert resume(run, f"--steps={STEPS}", "--test-freq=10") == 0
+    assert result(run)[:2] == whole[:2]
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, *WHOLE, *LMDB) == 0
+    before = result(run)[:2]
+    assert resume(run) == 0
+    assert result(run)[:2] == before
+
+
+def test_a_copy_goes_on_and_the_original_stays(tmp_path, monkeypatch, whole):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    with monkeypatch.context() as patch:
+        interrupted_at(7, patch)
+        assert train(run, *WHOLE, *LMDB) == 130
+    before = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    assert resume(run, f"--run-dir={copy}") == 0
+    assert result(copy)[:2] == whole[:2]
+    after = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    before.pop("lock.mdb"), after.pop("lock.mdb")  # LMDB's table of readers
+    assert after == before
+    assert resume(run) == 0
+    assert result(run)[:2] == whole[:2]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--numpy-rand-seed=4", ["--numpy-rand-seed 4", "--numpy-rand-seed 3"]),
+        ("--learning-rate=0.5", ["--learning-rate 0.5", "--learning-rate 0.01"]),
+        ("--mini-batch-size=50", ["--mini-batch-size 50", "--mini-batch-size 100"]),
+        ("--arch-mlp-top=8-1", ["--arch-mlp-top 8-1", "--arch-mlp-top 16-1"]),
+        ("--data=flights", ["--data flights", "--data zipf:samples=2000"]),
+        ("--optimizer=sgd", ["--optimizer sgd", "--optimizer adam"]),
+        ("--init=reference", ["--init reference", "--init counter"]),
+        ("--bf16", ["--bf16", "--resume"]),
+        ("--mlperf-grad-accum-iter=2", ["--mlperf-grad-accum-iter 2", "--mlperf-grad-accum-iter 1"]),
+        ("--micro-batch-size=50", ["--micro-batch-size 50", "--micro-batch-size 100"]),
+        ("--lr-num-warmup-steps=3", ["--lr-num-warmup-steps 3", "--lr-num-warmup-steps 0"]),
+    ],
+)
+def test_what_changes_bits_is_refused_with_both_sides(tmp_path, capsys, option, words):
+    run = tmp_path / "run"
+    assert train(run, *WHOLE[1:], *LMDB, "--steps=2") == 0
+    capsys.readouterr()
+    message = one_line(capsys, resume(run, option))
+    for word in [*words, str(run)]:
+        assert word in message
+
+
+def test_an_end_that_lies_behind_is_refused(tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps=6", *LMDB) == 0
+    capsys.readouterr()
+    message = one_line(capsys, resume(tmp_path / "run", "--steps=5"))
+    assert "6 batches are trained" in message
+    assert "--steps" in message
+
+
+def test_what_cannot_be_resumed_is_said(tmp_path, capsys):
+    assert "config.toml is missing" in one_line(capsys, resume(tmp_path / "nothing"))
+    assert train(tmp_path / "plain", "--steps=2") == 0
+    capsys.readouterr()
+    assert "--checkpoint-every" in one_line(capsys, resume(tmp_path / "plain"))
+    assert train(tmp_path / "run", "--steps=2", *LMDB) == 0
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "run" / "store")
+    assert "holds no store" in one_line(capsys, resume(tmp_path / "run"))
+
+
+def test_a_store_path_of_its_own(tmp_path, capsys, whole):
+    run, store = tmp_path / "run", tmp_path / "elsewhere" / "store"
+    assert train(run, *WHOLE, *LMDB, f"--store-path={store}") == 0
+    assert result(run)[:2] == whole[:2]
+    assert not (run / "store").exists()
+    message = one_line(capsys, train(tmp_path / "other", *WHOLE, *LMDB, f"--store-path={store}"))
+    assert "--resume" in message
+    assert not (tmp_path / "other").exists()
+    message = one_line(
+        capsys, train(tmp_path / "other", *WHOLE[:-1], *LMDB, f"--store-path={store}", "--numpy-rand-seed=9")
+    )
+    assert "numpy-rand-seed 3" in message
+    assert "numpy-rand-seed 9" in message
+    assert "--store lmdb or --checkpoint-every" in one_line(
+        capsys, train(tmp_path / "other", *WHOLE, f"--store-path={store}")
+    )

@@ -1,0 +1,15 @@
+"""A small shape of a step."""
+
+from cachedlrm.plan.step_bytes import GroupShape, Workload
+from cachedlrm.store.records import RecordLayout
+
+WORKLOAD = Workload(
+    groups=(GroupShape((1000, 10, 5), RecordLayout(4, "adagrad")),),
+    num_features=3,
+    lookups_per_bag=2,
+    mini_batch_size=20,
+    mlp_bot=(3, 4),
+    mlp_top=(10, 1),
+    prefetch_depth=1,
+    most_staging_rows=0,
+)
