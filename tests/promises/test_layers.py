@@ -5,6 +5,7 @@ above it in the table. A name with a dot is a module: only that one may be impor
 """
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_every_room_is_in_the_table_and_imports_from_those_above_it():
 
 def test_a_stranger_sees_at_most_sixteen_names():
     assert len([path for path in PACKAGE.iterdir() if not path.name.startswith("__")]) <= 16
+
+
+def test_every_folder_is_installed():
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py")}
+    assert sorted(listed) == sorted([*(".".join(folder.parts) for folder in folders), "cachedlrm.profiles"])
 
 
 @pytest.mark.parametrize("path", files(), ids=module_of)
