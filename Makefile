@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: train test check lint torture gpu-check clean
+.PHONY: train test check lint torture versions gpu-check clean
 
 # The main job: DLRM on Criteo-Kaggle-shaped data with 5 % of the rows on the device.
 train: .venv/installed
@@ -14,6 +14,10 @@ test check: lint
 # Kills training 200 times at random instants, resumes, and compares bits.
 torture: .venv/installed
 	$(PY) tests/support/kill.py 200
+
+# All tests under each version of Python and torch that the package accepts and this machine has (benchmarks/versions.py).
+versions: .venv/installed
+	$(PY) benchmarks/versions.py
 
 lint: .venv/installed
 	$(PY) -m ruff check .
@@ -32,4 +36,4 @@ gpu-check: $(if $(filter $(PY),$(GPU_PYTHON)),.venv/installed)
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .versions build *.egg-info
