@@ -1,4 +1,4 @@
-"""Rows of arrays larger than the processor's caches: allocated, gathered, scattered, loaded before they are needed."""
+"""Rows of arrays larger than the processor's caches: allocated, gathered, scattered, prefetched; and SplitMix64."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -120,6 +120,20 @@ def scatter_rows(records: NDArray[np.float32], rows: NDArray[np.int64], values: 
         target = rows[index]
         for column in range(records.shape[1]):
             records[target, column] = values[index, column]
+
+
+GAMMA = 0x9E3779B97F4A7C15
+MULTIPLIER_1, MULTIPLIER_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""Of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), whose output
+number ``n`` after the state ``s`` is ``mix(s + n * GAMMA)``."""
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def mix(value: np.uint64) -> np.uint64:
+    """A permutation of 64 bits whose output looks random: the finaliser of SplitMix64."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(MULTIPLIER_1)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(MULTIPLIER_2)
+    return value ^ (value >> np.uint64(31))
 
 
 def table_offsets(table_rows: tuple[int, ...]) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.base.kernels import table_offsets
+from cachedlrm.base.kernels import GAMMA, mix, table_offsets
 from cachedlrm.data.batch import Batch
 
 # Criteo Kaggle's cardinalities without a frequency threshold: 33,762,577 rows.
@@ -34,15 +34,8 @@ LIFETIME_SAMPLES = 20_000_000
 _EXPONENT, _EXPONENT_SPREAD, _RANK_SHIFT = 1.15, 0.06, 1.5
 _ROW_EFFECT, _PAIR_EFFECT, _DENSE_EFFECT, _BIAS = 0.26, 0.35, 0.7, -1.35
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_GAMMA = np.uint64(GAMMA)
 _UNIT = 2.0**-53
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _mix(value: np.uint64) -> np.uint64:
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -54,7 +47,7 @@ def _uniform(value: np.uint64) -> float:
 @numba.njit(cache=True, nogil=True, inline="always")
 def _effect(row: int, salt: int) -> float:
     """A fixed number of a row, uniform with mean 0 and variance 1."""
-    return (_uniform(_mix(np.uint64(row) * _GAMMA + np.uint64(salt))) - 0.5) * math.sqrt(12.0)
+    return (_uniform(mix(np.uint64(row) * _GAMMA + np.uint64(salt))) - 0.5) * math.sqrt(12.0)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -73,7 +66,7 @@ def _draw_ids(
     powers = 1.0 - exponents
     tops, bottoms = _RANK_SHIFT**powers, (table_rows + _RANK_SHIFT) ** powers
     for sample in range((len(offsets) - 1) // num_tables):
-        state = _mix(key + np.uint64(start + sample) * _GAMMA)
+        state = mix(key + np.uint64(start + sample) * _GAMMA)
         draw = np.uint64(0)
         clock = clock_start + start + sample
         for table in range(num_tables):
@@ -81,11 +74,11 @@ def _draw_ids(
             bag = sample * num_tables + table
             for lookup in range(offsets[bag], offsets[bag + 1]):
                 draw += np.uint64(1)
-                u = _uniform(_mix(state + draw * _GAMMA))
+                u = _uniform(mix(state + draw * _GAMMA))
                 rank = min(int((top - u * (top - bottom)) ** (1.0 / powers[table]) - _RANK_SHIFT), rows - 1)
-                phase = int(_mix(np.uint64(rank) * _GAMMA + np.uint64(table)) % np.uint64(LIFETIME_SAMPLES))
+                phase = int(mix(np.uint64(rank) * _GAMMA + np.uint64(table)) % np.uint64(LIFETIME_SAMPLES))
                 version = (clock + phase) // LIFETIME_SAMPLES
-                shift = int(_mix(np.uint64(version) * _GAMMA + np.uint64(1)) % np.uint64(rows)) if version else 0
+                shift = int(mix(np.uint64(version) * _GAMMA + np.uint64(1)) % np.uint64(rows)) if version else 0
                 ids[lookup] = (rank * multipliers[table] + shift) % rows
 
 
@@ -94,17 +87,17 @@ def _draw_sizes(key: np.uint64, start: int, num_tables: int, most: int, offsets:
     """Bag boundaries with 0 to ``most`` lookups in a bag."""
     for bag in range(len(offsets) - 1):
         counter = np.uint64(start * num_tables + bag)
-        offsets[bag + 1] = offsets[bag] + int(_mix(key + counter * _GAMMA) % np.uint64(most + 1))
+        offsets[bag + 1] = offsets[bag] + int(mix(key + counter * _GAMMA) % np.uint64(most + 1))
 
 
 @numba.njit(cache=True, nogil=True)
 def _draw_dense(key: np.uint64, start: int, dense: NDArray[np.float32]) -> None:
     """Standard normal features (Box and Muller, Annals of Mathematical Statistics 29(2), 1958)."""
     for sample in range(len(dense)):
-        state = _mix(key + np.uint64(start + sample) * _GAMMA)
+        state = mix(key + np.uint64(start + sample) * _GAMMA)
         for column in range(0, dense.shape[1], 2):
-            radius = math.sqrt(-2.0 * math.log(_uniform(_mix(state + np.uint64(column + 1) * _GAMMA))))
-            angle = 2.0 * math.pi * _uniform(_mix(state + np.uint64(column + 2) * _GAMMA))
+            radius = math.sqrt(-2.0 * math.log(_uniform(mix(state + np.uint64(column + 1) * _GAMMA))))
+            angle = 2.0 * math.pi * _uniform(mix(state + np.uint64(column + 2) * _GAMMA))
             dense[sample, column] = radius * math.cos(angle)
             if column + 1 < dense.shape[1]:
                 dense[sample, column + 1] = radius * math.sin(angle)
@@ -134,7 +127,7 @@ def _draw_labels(
             if offsets[bag] < offsets[bag + 1] < offsets[bag + 2]:
                 left, right = rows[offsets[bag]], rows[offsets[bag + 1]]
                 logit += _PAIR_EFFECT * _effect(left, 11) * _effect(right, 11)
-        u = _uniform(_mix(key + np.uint64(start + sample) * _GAMMA))
+        u = _uniform(mix(key + np.uint64(start + sample) * _GAMMA))
         labels[sample] = 1.0 if u < 1.0 / (1.0 + math.exp(-logit)) else 0.0
 
 

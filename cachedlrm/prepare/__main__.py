@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.prepare.options import parse_command_line
-from cachedlrm.prepare.progress import Progress
+from cachedlrm.prepare.progress import Display
 
 _INTERRUPTED = "interrupted; the same command resumes"
 
@@ -32,7 +32,7 @@ def _prepare(arguments: Sequence[str]) -> None:
     from cachedlrm.prepare.pipeline import prepare  # noqa: PLC0415
 
     torch.set_num_threads(1)  # blocks are parsed side by side
-    prepare(make_format(command), command.paths, command.options, Progress(command.options.ui, sys.stdout))
+    prepare(make_format(command), command.paths, command.options, Display(command.options.ui, sys.stdout))
 
 
 if __name__ == "__main__":

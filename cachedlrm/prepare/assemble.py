@@ -11,7 +11,7 @@ import numpy as np
 
 from cachedlrm.data.npy import PREPARED_FILE
 from cachedlrm.prepare.spool import DENSE, LABELS, read_numbers
-from cachedlrm.prepare.tables import INT32, Table
+from cachedlrm.prepare.tables import INT32, FinishedTable
 
 TRAIN, TEST = "train", "test"
 _PIECE_SAMPLES = 1 << 16
@@ -30,7 +30,7 @@ def output_names(has_test: bool) -> list[str]:
 
 
 def write_triple(
-    work: Path, out: Path, prefix: str, num_dense: int, tables: Sequence[Table], start: int, stop: int
+    work: Path, out: Path, prefix: str, num_dense: int, tables: Sequence[FinishedTable], start: int, stop: int
 ) -> Iterator[int]:
     """Writes samples ``start`` to ``stop - 1`` as ``*_dense.npy``, ``*_sparse.npy`` and ``*_labels.npy``.
 
@@ -63,7 +63,7 @@ def write_triple(
             yield high - low
 
 
-def write_rows(out: Path, tables: Sequence[Table]) -> None:
+def write_rows(out: Path, tables: Sequence[FinishedTable]) -> None:
     """Writes ``counts.npy`` and ``vocabulary.npy``: of each row, table after table, its lookups and its key."""
     num_rows = sum(table.num_rows for table in tables)
     with (

@@ -18,9 +18,9 @@ from cachedlrm.data.raw.inputs import find_inputs
 from cachedlrm.data.raw.samples import Format
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
 from cachedlrm.prepare.options import MOST_ROWS, PrepareOptions
-from cachedlrm.prepare.progress import Progress, Stage
+from cachedlrm.prepare.progress import Display, Stage
 from cachedlrm.prepare.reading import read_files, thread_pool
-from cachedlrm.prepare.tables import Table, TableBuilder
+from cachedlrm.prepare.tables import FinishedTable, TableBuilder
 from cachedlrm.prepare.vocabulary import SLOT_BYTES
 from cachedlrm.prepare.work import Work, open_work, write_whole
 
@@ -29,7 +29,7 @@ _THREAD_BYTES = 32 << 20  # pieces of columns
 _LEAST_TABLE_BYTES = 16 << 20
 
 
-def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, progress: Progress) -> None:
+def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, progress: Display) -> None:
     """Prepares raw files, or goes on where an earlier process with the same command was interrupted.
 
     Args:
@@ -108,8 +108,8 @@ def _num_test(options: PrepareOptions, file_samples: Sequence[int]) -> int:
 
 
 def _number(
-    work: Work, format_: Format, options: PrepareOptions, num_train: int, num_samples: int, progress: Progress
-) -> list[Table]:
+    work: Work, format_: Format, options: PrepareOptions, num_train: int, num_samples: int, progress: Display
+) -> list[FinishedTable]:
     """Vocabularies, and the rows of all lookups; tables side by side, with equal shares of the memory."""
     free = options.memory_bytes - _resident_bytes() - _RESERVE_BYTES
     affordable = max(1, free // (_THREAD_BYTES + _LEAST_TABLE_BYTES))
@@ -125,7 +125,7 @@ def _number(
     ):
         shares = [0.0] * len(format_.table_names)
         try:  # a signal may come while tables are still handed out
-            futures: list[Future[Table]] = [
+            futures: list[Future[FinishedTable]] = [
                 pool.submit(builder.build, number, name, _share_noter(stage, shares, number, num_samples))
                 for number, name in enumerate(format_.table_names)
             ]
@@ -156,7 +156,7 @@ def _share_noter(stage: Stage, shares: list[float], number: int, num_samples: in
 
 
 def _write(
-    work: Work, format_: Format, tables: Sequence[Table], num_train: int, num_samples: int, progress: Progress
+    work: Work, format_: Format, tables: Sequence[FinishedTable], num_train: int, num_samples: int, progress: Display
 ) -> None:
     """The files for training, in the working folder until all are complete."""
     out = work.folder / "out"
@@ -175,7 +175,12 @@ def _write(
 
 
 def _summary(
-    work: Work, format_: Format, inputs: Sequence[Path], tables: Sequence[Table], num_train: int, num_samples: int
+    work: Work,
+    format_: Format,
+    inputs: Sequence[Path],
+    tables: Sequence[FinishedTable],
+    num_train: int,
+    num_samples: int,
 ) -> dict[str, Any]:
     """What ``prepared.json`` says."""
     files = zip(inputs, work.read.samples, work.read.skipped, strict=True)

@@ -27,7 +27,7 @@ class Stage:
         unit: what is counted.
     """
 
-    def __init__(self, progress: "Progress", name: str, total: int, unit: str) -> None:
+    def __init__(self, progress: "Display", name: str, total: int, unit: str) -> None:
         self._progress, self._name, self._total, self._unit = progress, name, max(1, total), unit
         self._lock = threading.Lock()
         self._first: tuple[float, int, int] | None = None
@@ -56,7 +56,7 @@ class Stage:
         )
 
 
-class Progress:
+class Display:
     """The display.
 
     Args:

@@ -12,8 +12,8 @@ import pyarrow
 
 from cachedlrm.data.raw.samples import BadLine, Block, Format, Position, Samples, bad_line_words
 from cachedlrm.prepare.options import PrepareOptions
-from cachedlrm.prepare.progress import Progress
-from cachedlrm.prepare.spool import Spool
+from cachedlrm.prepare.progress import Display
+from cachedlrm.prepare.spool import SampleSpool
 from cachedlrm.prepare.work import Work
 
 _COMMIT_S = 10.0
@@ -22,9 +22,7 @@ _SHOWN_BAD_LINES = 5
 Parsed = tuple[Block, Samples, list[BadLine]]
 
 
-def read_files(
-    work: Work, format_: Format, options: PrepareOptions, inputs: Sequence[Path], progress: Progress
-) -> None:
+def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Sequence[Path], progress: Display) -> None:
     """Parses what is not on record yet.
 
     Args:
@@ -43,7 +41,7 @@ def read_files(
     columns = len(format_.dense_names), len(format_.table_names)
     with (
         progress.stage("reading", sum(sizes)) as stage,
-        Spool(work.folder, *columns, format_.key_dtype, sum(work.read.samples)) as spool,
+        SampleSpool(work.folder, *columns, format_.key_dtype, sum(work.read.samples)) as spool,
         thread_pool(options.num_threads) as pool,
     ):
         read, committed = work.read, time.monotonic()
@@ -95,7 +93,7 @@ def _parsed(
         yield waiting.popleft().result()
 
 
-def _report(progress: Progress, format_: Format, path: Path, bad: Sequence[BadLine], before: int) -> None:
+def _report(progress: Display, format_: Format, path: Path, bad: Sequence[BadLine], before: int) -> None:
     """Names the first lines that are skipped; the others are counted."""
     for number, line in enumerate(bad[: max(0, _SHOWN_BAD_LINES - before)], before + 1):
         progress.say(f"skipped {bad_line_words(format_, path, line)}")

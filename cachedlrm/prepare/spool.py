@@ -21,7 +21,7 @@ def keys_file(table: int) -> str:
     return f"keys_{table:03}.bin"
 
 
-class Spool:
+class SampleSpool:
     """Dense features row after row, labels, and each table's keys as files of plain numbers.
 
     Args:
@@ -59,7 +59,7 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
 
-    def __enter__(self) -> "Spool":
+    def __enter__(self) -> "SampleSpool":
         return self
 
     def __exit__(

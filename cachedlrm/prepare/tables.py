@@ -30,7 +30,7 @@ UINT64, INT64, INT32 = np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.int3
 
 
 @dataclass(frozen=True)
-class Table:
+class FinishedTable:
     """A finished table in the working folder.
 
     Attributes:
@@ -83,7 +83,7 @@ class TableBuilder:
         self._num_train, self._num_samples = num_train, num_samples
         self._min_count, self._max_slots, self._stop = min_count, max_slots, stop
 
-    def build(self, number: int, name: str, done: Callable[[float], None]) -> Table:
+    def build(self, number: int, name: str, done: Callable[[float], None]) -> FinishedTable:
         """Builds a table, or finds it built by an earlier process.
 
         Args:
@@ -104,10 +104,10 @@ class TableBuilder:
             partial.rename(folder)
         (self._folder / keys_file(number)).unlink(missing_ok=True)
         done(1.0)
-        return Table(folder, **json.loads((folder / "table.json").read_text()))
+        return FinishedTable(folder, **json.loads((folder / "table.json").read_text()))
 
     def _build(self, folder: Path, column: Path, name: str, done: Callable[[float], None]) -> None:
-        table = Table(folder, 0, 0)
+        table = FinishedTable(folder, 0, 0)
         parts = self._count(folder, column, lambda share: done(0.6 * share))
         ranking = Ranking((np.fromfile(_counts(part), INT64) for part in parts), self._min_count)
         if ranking.num_rows > MOST_ROWS:

@@ -4,10 +4,10 @@
 start at once, and every tier, device and cache size starts from identical bits. `ArrayInit`: the parameters are given,
 as those of a loaded model or of a generator that draws whole tables.
 
-In `CounterInit` element ``(row, column)`` is output number ``row * dim + column`` of the SplitMix64 generator started
-at ``mix(seed)`` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014):
-``mix(state + n * GAMMA)``. Its upper 24 bits become a float32 in [-1, 1), exactly, and one multiplication by the
-table's bound rounds once. The numba kernel and the torch version therefore agree to the last bit, on any device.
+In `CounterInit` element ``(row, column)`` is output number ``row * dim + column`` of the SplitMix64 generator
+(`cachedlrm.base.kernels`) started at ``mix(seed)``. Its upper 24 bits become a float32 in [-1, 1), exactly, and one
+multiplication by the table's bound rounds once. The numba kernel and the torch version therefore agree to the last
+bit, on any device.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,24 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.base.kernels import table_offsets
+from cachedlrm.base.kernels import GAMMA, MULTIPLIER_1, MULTIPLIER_2, mix, table_offsets
 from cachedlrm.store.records import RecordLayout
 
 DEVICE_TURN_ROWS = 2048
 
 DeviceFill = Callable[[Tensor, Tensor], None]
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
-_MULTIPLIER_2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
-
-
-def _mix(value: int) -> int:
-    """SplitMix64's output function on a Python integer."""
-    value = (value ^ (value >> 30)) * _MULTIPLIER_1 & _MASK
-    value = (value ^ (value >> 27)) * _MULTIPLIER_2 & _MASK
-    return value ^ (value >> 31)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -52,13 +42,10 @@ def _fill(
     scale = np.float32(2.0**-23)
     for index in range(len(rows)):
         bound = bounds[np.searchsorted(first_rows, rows[index], side="right") - 1]
-        counter = state + np.uint64(rows[index]) * np.uint64(dim) * np.uint64(_GAMMA)
+        counter = state + np.uint64(rows[index]) * np.uint64(dim) * np.uint64(GAMMA)
         for column in range(dim):
-            value = counter + np.uint64(column) * np.uint64(_GAMMA)
-            value = (value ^ (value >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
-            value = (value ^ (value >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
-            value = value ^ (value >> np.uint64(31))
-            unit = np.float32(np.int32(value >> np.uint64(40))) * scale - np.float32(1.0)
+            value = counter + np.uint64(column) * np.uint64(GAMMA)
+            unit = np.float32(np.int32(mix(value) >> np.uint64(40))) * scale - np.float32(1.0)
             out[index, column] = unit * bound
         for column in range(dim, out.shape[1]):
             out[index, column] = np.float32(0.0)
@@ -109,12 +96,12 @@ class CounterInit:
     ) -> None:
         device = device or torch.device("cpu")
         self._layout = layout
-        self._state = (_mix(seed & _MASK) + first_element * _GAMMA) & _MASK
+        self._state = (int(mix(np.uint64(seed & _MASK))) + first_element * GAMMA) & _MASK
         self._first_rows = table_offsets(table_rows)
         self._bounds = np.sqrt(1.0 / np.asarray(table_rows, np.float64)).astype(np.float32)
         self._device_boundaries = torch.from_numpy(self._first_rows[1:].copy()).to(device)
         self._device_bounds = torch.from_numpy(self._bounds).to(device)
-        columns = [_as_int64(column * _GAMMA) for column in range(layout.dim)]
+        columns = [_as_int64(column * GAMMA) for column in range(layout.dim)]
         self._device_columns = torch.tensor(columns, device=device)
 
     def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
@@ -134,10 +121,10 @@ class CounterInit:
 
     def _fill_on_device(self, rows: Tensor, out: Tensor) -> None:
         dim = self._layout.dim
-        row_counters = rows * _as_int64(dim * _GAMMA) + _as_int64(self._state)
+        row_counters = rows * _as_int64(dim * GAMMA) + _as_int64(self._state)
         value = row_counters.unsqueeze(1) + self._device_columns  # [n, dim]
-        value = (value ^ _shift_right(value, 30)) * _as_int64(_MULTIPLIER_1)
-        value = (value ^ _shift_right(value, 27)) * _as_int64(_MULTIPLIER_2)
+        value = (value ^ _shift_right(value, 30)) * _as_int64(MULTIPLIER_1)
+        value = (value ^ _shift_right(value, 27)) * _as_int64(MULTIPLIER_2)
         value = value ^ _shift_right(value, 31)
         unit = _shift_right(value, 40).to(torch.float32) * 2.0**-23 - 1.0
         bounds = self._device_bounds[torch.bucketize(rows, self._device_boundaries, right=True)]

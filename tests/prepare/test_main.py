@@ -11,7 +11,7 @@ import pytest
 
 from cachedlrm.prepare import progress as progress_module
 from cachedlrm.prepare.__main__ import main
-from cachedlrm.prepare.progress import Progress
+from cachedlrm.prepare.progress import Display
 from support.raw_criteo import lines, prepare, write
 from support.runs import one_line
 
@@ -103,7 +103,7 @@ def test_lines_tell_rate_and_time_left(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
-    with Progress("auto", stream).stage("reading", 1000) as stage:
+    with Display("auto", stream).stage("reading", 1000) as stage:
         stage.update(100, 50)  # of a resumed stage
         for seconds, done in ((5, 200), (11, 320), (12, 340), (22, 540)):
             clock[0] = 100.0 + seconds
@@ -119,7 +119,7 @@ def test_a_terminal_has_a_bar_and_off_has_nothing(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
     for mode, stream in (("auto", Terminal()), ("off", Terminal())):
-        with Progress(mode, stream).stage("reading", 1000) as stage:
+        with Display(mode, stream).stage("reading", 1000) as stage:
             stage.update(0)
             clock[0] += 11
             stage.update(500)

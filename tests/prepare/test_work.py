@@ -114,7 +114,7 @@ def test_sigkill_and_resumed(tmp_path, days, event, number):
 
 def test_what_was_parsed_is_not_parsed_again(tmp_path, days, monkeypatch, capsys):
     wanted = uninterrupted(tmp_path, days)
-    append, samples = spool.Spool.append, []
+    append, samples = spool.SampleSpool.append, []
 
     def fail_late(self, parsed):
         samples.append(len(parsed))
@@ -122,7 +122,7 @@ def test_what_was_parsed_is_not_parsed_again(tmp_path, days, monkeypatch, capsys
             raise KilledError
         append(self, parsed)
 
-    monkeypatch.setattr(spool.Spool, "append", fail_late)
+    monkeypatch.setattr(spool.SampleSpool, "append", fail_late)
     with pytest.raises(KilledError):
         prepare("criteo", *days, "--out", tmp_path / "out")
     before, samples = sum(samples[:-1]), []
@@ -131,7 +131,7 @@ def test_what_was_parsed_is_not_parsed_again(tmp_path, days, monkeypatch, capsys
         samples.append(len(parsed))
         append(self, parsed)
 
-    monkeypatch.setattr(spool.Spool, "append", note)
+    monkeypatch.setattr(spool.SampleSpool, "append", note)
     assert main(["criteo", *map(str, days), "--out", str(tmp_path / "out"), "--ui=plain"]) == 0
     assert "going on where it was interrupted" in capsys.readouterr().out
     assert before + sum(samples) == 300
@@ -139,7 +139,9 @@ def test_what_was_parsed_is_not_parsed_again(tmp_path, days, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("place", [(spool.Spool, "commit"), (tables.TableBuilder, "_map"), (work.Work, "publish")])
+@pytest.mark.parametrize(
+    "place", [(spool.SampleSpool, "commit"), (tables.TableBuilder, "_map"), (work.Work, "publish")]
+)
 def test_a_signal_says_that_the_command_resumes(tmp_path, days, monkeypatch, capsys, number, place):
     wanted = uninterrupted(tmp_path, days)
     function, calls = getattr(*place), []
@@ -223,8 +225,8 @@ def test_lines_that_are_left_out_stay_so(interrupted, days, capsys):
 
 def test_a_damaged_working_folder_is_refused(tmp_path, days, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        append, calls = spool.Spool.append, []
-        patch.setattr(spool.Spool, "append", lambda *a: calls.append(append(*a)) if len(calls) < 5 else 1 / 0)
+        append, calls = spool.SampleSpool.append, []
+        patch.setattr(spool.SampleSpool, "append", lambda *a: calls.append(append(*a)) if len(calls) < 5 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare("criteo", *days, "--out", tmp_path / "out")
     (tmp_path / "out" / ".prepare" / "labels.bin").write_bytes(b"")
@@ -261,7 +263,7 @@ def test_a_full_disk_is_the_users_one_line(tmp_path, days, monkeypatch, capsys):
         raise OSError(28, "No space left on device", str(tmp_path / "out" / ".prepare"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(spool.Spool, "append", full)
+        patch.setattr(spool.SampleSpool, "append", full)
         message = one_line(capsys, prepare("criteo", *days, "--out", tmp_path / "out"))
     assert "No space left on device; free space there or choose another --out; then repeat the command" in message
     assert prepare("criteo", *days, "--out", tmp_path / "out") == 0

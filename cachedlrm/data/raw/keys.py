@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cachedlrm.base.kernels import mix
 from cachedlrm.data.raw.samples import Keys, UnparsableError
 
 MISSING = np.uint64(1 << 63)
@@ -89,14 +90,6 @@ def _hash_texts(offsets: NDArray[np.int32], data: NDArray[np.uint8], out: NDArra
         for place in range(offsets[index], offsets[index + 1]):
             value = (value ^ np.uint64(data[place])) * np.uint64(0x100000001B3)
         out[index] = mix(value)
-
-
-@numba.njit(cache=True, nogil=True)
-def mix(key: np.uint64) -> np.uint64:
-    """A permutation of 64 bits whose output looks random (the finaliser of SplitMix64; Steele, Lea, Flood 2014)."""
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
 
 
 @numba.njit(cache=True, nogil=True)
