@@ -13,9 +13,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.model import reference_init
 from cachedlrm.model.reference_init import reference_parameters
 from cachedlrm.model.tables import Embedding
-from support.documents import TESTS
-
-GOLDEN = sorted([*TESTS.glob("golden/*.json"), *(TESTS.parent.parent / "shared" / "golden").glob("*.json")])
+from support.golden import GOLDEN
 
 
 def slow_parameters(seed, embeddings, base_dim, mlp_bot, mlp_top):
@@ -150,7 +148,7 @@ def test_first_values_of_torchs_draws():
         assert parameters[name].flatten()[:3].tolist() == values
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_runs_begin_with_these_parameters(path):
     run = json.loads(path.read_text())
     options = dict(argument.partition("=")[::2] for argument in run["args"])
