@@ -1,4 +1,4 @@
-"""Files that appear under their names only when complete."""
+"""Files that are whole or not there, folders that are made all or none, and locks that die with their owner."""
 
 import errno
 import os
@@ -8,8 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from cachedlrm.base.errors import UserError
 
+_OTHERWISE = "choose another place"
 _ADVICE = {
     errno.ENOSPC: "free space there or ",
     errno.EDQUOT: "free space within your quota or ",
@@ -19,16 +22,29 @@ _ADVICE = {
 }
 
 
-def cannot_write(path: Path, error: OSError, otherwise: str = "choose another place") -> UserError:
+def cannot_write(path: Path, error: OSError, otherwise: str = _OTHERWISE) -> UserError:
     """What the operating system refuses, as the user's one line.
 
     Args:
         path: what was written.
         error: the refusal.
-        otherwise: what helps against any refusal.
+        otherwise: what a user can do about any refusal.
     """
     reason = error.strerror or str(error)
     return UserError(f"cannot write {path}: {reason}; {_ADVICE.get(error.errno or 0, '')}{otherwise}")
+
+
+@contextmanager
+def writing(path: Path, otherwise: str = _OTHERWISE) -> Iterator[None]:
+    """Turns what the operating system refuses inside into `cannot_write`; the arguments are its own.
+
+    Raises:
+        UserError: the operating system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error, otherwise) from error
 
 
 def writable_file(path: Path, name: str, runs: Sequence[Path], of_runs: Sequence[str]) -> Path:
@@ -65,8 +81,8 @@ def writable_file(path: Path, name: str, runs: Sequence[Path], of_runs: Sequence
 
 
 @contextmanager
-def whole_file(path: Path, otherwise: str = "choose another place") -> Iterator[BinaryIO]:
-    """A file open for writing; it takes the place of ``path`` when the block ends without an error.
+def replacing(path: Path, otherwise: str = _OTHERWISE) -> Iterator[Path]:
+    """Where to write a file that takes the place of ``path`` when the block ends without an error.
 
     Args:
         path: the file.
@@ -76,14 +92,85 @@ def whole_file(path: Path, otherwise: str = "choose another place") -> Iterator[
         UserError: the file could not be written (disk full, no permission); names it.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path, otherwise):
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            with suppress(OSError):  # a place that cannot be written cannot be cleaned either
+                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path, otherwise: str = _OTHERWISE) -> Iterator[BinaryIO]:
+    """`replacing`, with the file open for writing."""
+    with replacing(path, otherwise) as partial, partial.open("wb") as file:
+        yield file
+
+
+def make_folders(folder: Path, otherwise: str = _OTHERWISE) -> list[Path]:
+    """Makes a folder and the missing ones above it, all or none; returns those it made, the innermost first.
+
+    Args:
+        folder: the innermost.
+        otherwise: what a user can do if it cannot be made.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    made: list[Path] = []
+    with writing(folder, otherwise):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, not a directory; {otherwise}")
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            for path in reversed(missing):
+                try:
+                    path.mkdir()
+                    made.insert(0, path)
+                except FileExistsError:
+                    if not path.is_dir():  # another process may have made it meanwhile
+                        raise
+        except BaseException:
+            remove_folders(made)
+            raise
+    return made
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Removes folders, the innermost first; one that others have put something into stays."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def lock(path: Path, what: str, otherwise: str) -> FileLock:
+    """Takes a lock, which is the operating system's: it dies with its owner, and only the file stays.
+
+    Args:
+        path: the lock's file. It holds the owner's number, for the message to others.
+        what: is locked, as the message calls it.
+        otherwise: what a user can do if another process holds it.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    taken = FileLock(path)
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error, otherwise) from error
-    finally:
-        with suppress(OSError):  # a place that cannot be written cannot be cleaned either
-            partial.unlink(missing_ok=True)
+        taken.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{what} is in use by {_owner(path)}; {otherwise}") from error
+    with suppress(OSError):  # only the message to others lacks the number
+        path.write_text(f"{os.getpid()}\n", encoding="ascii")
+    return taken
+
+
+def _owner(path: Path) -> str:
+    """Who holds a lock; "another process" in the moment before the owner has written its number."""
+    try:
+        return f"process {int(path.read_text(encoding='ascii'))}"
+    except (OSError, ValueError):
+        return "another process"

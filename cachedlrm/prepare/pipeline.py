@@ -1,6 +1,5 @@
 """From raw files to the triples that training reads: read, number the categories, write. Every stage is out of core."""
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -22,7 +21,7 @@ from cachedlrm.prepare.progress import Display, Stage
 from cachedlrm.prepare.reading import read_files, thread_pool
 from cachedlrm.prepare.tables import FinishedTable, TableBuilder
 from cachedlrm.prepare.vocabulary import SLOT_BYTES
-from cachedlrm.prepare.work import Work, open_work, write_whole
+from cachedlrm.prepare.work import Work, open_work, write_json
 
 _RESERVE_BYTES = 64 << 20  # compiled kernels and the display
 _THREAD_BYTES = 32 << 20  # pieces of columns
@@ -71,7 +70,7 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
             tables = _number(work, format_, options, num_train, num_samples, progress)
             _write(work, format_, tables, num_train, num_samples, progress)
             summary = _summary(work, format_, inputs, tables, num_train, num_samples)
-            write_whole(work.folder / "out" / PREPARED_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+            write_json(work.folder / "out" / PREPARED_FILE, summary)
             work.record(replace(work.read, written=True))
         work.publish(output_names(num_train < num_samples))
         held_out, skipped = num_samples - num_train, sum(work.read.skipped)

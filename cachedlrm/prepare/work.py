@@ -13,16 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import cannot_write
+from cachedlrm.base.files import cannot_write, lock, whole_file
 from cachedlrm.base.text import shown
 from cachedlrm.data.npy import PREPARED_FILE
 from cachedlrm.data.raw.samples import Position
 
 LOCK_FILE = "prepare.lock"
 OTHER_OUT = "choose another --out"
+_OTHERWISE = f"{OTHER_OUT}; then repeat the command"
 _FOLDER, _STATE = ".prepare", "state.json"
 
 
@@ -83,7 +82,7 @@ class Work:
         """Puts on record what the spool holds; the record is whole at any time."""
         self.read = read
         state = {"command": self.command, "read": asdict(read)}
-        write_whole(self.folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
+        write_json(self.folder / _STATE, state)
 
     def publish(self, names: list[str]) -> None:
         """Moves finished outputs to their names, the last of ``names`` last, and removes the working folder.
@@ -141,30 +140,20 @@ def open_work(out: Path, command: Mapping[str, Any]) -> Iterator[Work | None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK_FILE, mode=0o666)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"another process prepares data in {shown(out)}; wait for it, or {OTHER_OUT}") from error
+        held = lock(out / LOCK_FILE, shown(out), f"wait for it, or {OTHER_OUT}")
         try:
             work = Work(out, command)
             yield work if work._open() else None
         finally:
-            lock.release()
+            held.release()
     except OSError as error:
-        raise cannot_write(
-            Path(shown(error.filename or out)), error, f"{OTHER_OUT}; then repeat the command"
-        ) from error
+        raise cannot_write(Path(shown(error.filename or out)), error, _OTHERWISE) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes a file that appears only when complete and on the disk."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with whole_file(path, _OTHERWISE) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,20 +1,20 @@
-"""The directory a run leaves behind. Whole files or none; whole lines or none; one run at a time."""
+"""The directory a run leaves: whole files or none, whole lines or none, one run at a time."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import cannot_write
+from cachedlrm.base.files import lock, make_folders, remove_folders, whole_file, writing
 from cachedlrm.options.run_files import LOCK_FILE, OTHER_RUN_DIR, RUN_FILES, STORE_FOLDER
 from cachedlrm.report.metrics import MetricsRow, parse_metrics_row
 
@@ -24,14 +24,14 @@ class RunDirectory:
 
     Args:
         directory: where.
-        lock: held.
+        held: its lock.
         made: folders that were made for the run, the innermost first.
         keeps: whether an error leaves everything in place.
     """
 
-    def __init__(self, directory: Path, lock: FileLock, made: list[Path], keeps: bool = False) -> None:
+    def __init__(self, directory: Path, held: FileLock, made: list[Path], keeps: bool = False) -> None:
         self._directory = directory
-        self._lock = lock
+        self._lock = held
         self._made = made
         self._keeps = keeps
 
@@ -40,29 +40,27 @@ class RunDirectory:
         """Makes and locks a directory for a new run.
 
         Args:
-            directory: where; None: ``runs/DATE-TIME``, with a number behind it if that is taken.
+            directory: where; None: ``runs/DATE-TIME``, with a number appended if that is taken.
 
         Raises:
             UserError: another process uses it, it holds a run, or it cannot be written.
         """
-        made = _make_fresh() if directory is None else _make(directory)
+        made = _make_fresh() if directory is None else make_folders(directory, OTHER_RUN_DIR)
         directory = directory or made[0]
-        with _explained(directory):
+        with writing(directory, OTHER_RUN_DIR):
             is_lock_new = not (directory / LOCK_FILE).exists()
             try:
-                lock = _acquire(directory)
+                held = _lock(directory)
             except BaseException:
-                _remove(made)
+                remove_folders(made)
                 raise
-            held = [name for name in RUN_FILES if (directory / name).exists()]
-            if held:
+            files = [name for name in RUN_FILES if (directory / name).exists()]
+            if files:
                 if is_lock_new:
                     (directory / LOCK_FILE).unlink()
-                lock.release()
-                raise UserError(f"{directory} already holds a run ({held[0]}); {OTHER_RUN_DIR}")
-            with suppress(OSError):  # only for the message to others
-                (directory / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
-        return cls(directory, lock, made)
+                held.release()
+                raise UserError(f"{directory} already holds a run ({files[0]}); {OTHER_RUN_DIR}")
+        return cls(directory, held, made)
 
     @classmethod
     def reopen(cls, directory: Path) -> "RunDirectory":
@@ -71,11 +69,8 @@ class RunDirectory:
         Raises:
             UserError: another process uses it, or it cannot be written.
         """
-        with _explained(directory):
-            lock = _acquire(directory)
-            with suppress(OSError):
-                (directory / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
-        return cls(directory, lock, [], keeps=True)
+        with writing(directory, OTHER_RUN_DIR):
+            return cls(directory, _lock(directory), [], keeps=True)
 
     def path(self, name: str) -> Path:
         """The path of a file in the directory."""
@@ -83,8 +78,8 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file that appears only when complete."""
-        with self.replacing(name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        with whole_file(self.path(name), OTHER_RUN_DIR) as file:
+            file.write(text.encode())
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """The same as indented JSON; NaN and infinities are an error."""
@@ -92,14 +87,14 @@ class RunDirectory:
 
     def write_array(self, name: str, array: NDArray[np.generic]) -> None:
         """The same as a ``.npy`` file."""
-        with self.replacing(name) as partial, partial.open("wb") as file:
+        with whole_file(self.path(name), OTHER_RUN_DIR) as file:
             np.save(file, array, allow_pickle=False)
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Appends one line to ``metrics.jsonl``; a line that cannot be written whole is taken back."""
         path = self.path("metrics.jsonl")
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
-        with _explained(path), path.open("ab", buffering=0) as file:
+        with writing(path, OTHER_RUN_DIR), path.open("ab", buffering=0) as file:
             end = file.tell()
             try:
                 rest = memoryview(line)
@@ -110,14 +105,14 @@ class RunDirectory:
                 raise
 
     def read_metrics(self, last_step: int) -> list[MetricsRow]:
-        """The lines of ``metrics.jsonl`` up to step ``last_step``; what is behind them goes, a torn line too.
+        """The lines of ``metrics.jsonl`` up to step ``last_step``; later ones are cut off, and so is a torn line.
 
         Raises:
-            UserError: it cannot be read, or leads elsewhere.
+            UserError: it cannot be read or cut, or is a symbolic link.
         """
         path = self.path("metrics.jsonl")
         rows: list[MetricsRow] = []
-        with _explained(path):
+        with writing(path, OTHER_RUN_DIR):
             if path.is_symlink():  # a file elsewhere would be cut short
                 raise UserError(f"{path} is a symbolic link; put the file itself there, or remove it")
             if not path.exists():
@@ -144,25 +139,6 @@ class RunDirectory:
         """There is a checkpoint: from now on an error leaves everything in place."""
         self._keeps = True
 
-    @contextmanager
-    def replacing(self, name: str) -> Iterator[Path]:
-        """Where to write a file that takes its name when the block ends without an error.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        path = self.path(name)
-        partial = path.with_name(f".{name}.partial")
-        with _explained(path):
-            try:
-                yield partial
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.replace(path)
-            finally:
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
-
     @property
     def has_results(self) -> bool:
         """Whether anything measured is there: a line of metrics or a report."""
@@ -184,7 +160,7 @@ class RunDirectory:
             with suppress(OSError):  # what went wrong before matters more
                 self.path(name).unlink(missing_ok=True)
         shutil.rmtree(self.path(STORE_FOLDER), ignore_errors=True)
-        _remove(self._made)
+        remove_folders(self._made)
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -199,33 +175,12 @@ class RunDirectory:
             self.close()
 
 
-def _make(directory: Path) -> list[Path]:
-    """Makes a directory and the missing folders above it, all or none; those it made, the innermost first."""
-    made: list[Path] = []
-    with _explained(directory):
-        if directory.exists() and not directory.is_dir():
-            raise UserError(f"{directory} is a file, not a directory; {OTHER_RUN_DIR}")
-        missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-        try:
-            for folder in reversed(missing):
-                try:
-                    folder.mkdir()
-                    made.insert(0, folder)
-                except FileExistsError:
-                    if not folder.is_dir():  # another run may have made it meanwhile
-                        raise
-        except BaseException:
-            _remove(made)
-            raise
-    return made
-
-
 def _make_fresh() -> list[Path]:
     """Makes ``runs/DATE-TIME``; two runs of one second get two directories, as only one of them can make the first."""
     base = Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     directory, number = base, 1
-    above = _make(base.parent)
-    with _explained(base):
+    above = make_folders(base.parent, OTHER_RUN_DIR)
+    with writing(base, OTHER_RUN_DIR):
         while True:
             try:
                 directory.mkdir()
@@ -235,35 +190,5 @@ def _make_fresh() -> list[Path]:
                 directory = base.with_name(f"{base.name}-{number}")
 
 
-def _remove(made: list[Path]) -> None:
-    """Takes folders back, the innermost first; others may have put something into them."""
-    for folder in made:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _acquire(directory: Path) -> FileLock:
-    """Locks a directory. The lock is the operating system's and dies with its owner; the file may stay behind."""
-    lock = FileLock(directory / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{directory} is in use by {_owner(directory / LOCK_FILE)}; {OTHER_RUN_DIR}") from error
-    return lock
-
-
-def _owner(lock: Path) -> str:
-    """Who holds a lock, as its file tells; in the moment before the owner has written its number, just someone."""
-    try:
-        return f"process {int(lock.read_text(encoding='ascii'))}"
-    except (OSError, ValueError):
-        return "another process"
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what the operating system refuses into the user's one line."""
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(path, error, OTHER_RUN_DIR) from error
+def _lock(directory: Path) -> FileLock:
+    return lock(directory / LOCK_FILE, str(directory), OTHER_RUN_DIR)

@@ -8,9 +8,11 @@ from typing import Self
 from torch.autograd.profiler import record_function
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.files import replacing
 from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.report.console import Console
 from cachedlrm.run.directory import RunDirectory
 from cachedlrm.run.job import Job
@@ -110,7 +112,11 @@ class StepTrace:
 
     def _write(self, trace: Trace) -> None:
         self._trace = None
-        with self._interrupts.held(), self._progress.paused(), self._run.replacing(TRACE_FILE) as path:
+        with (
+            self._interrupts.held(),
+            self._progress.paused(),
+            replacing(self._run.path(TRACE_FILE), OTHER_RUN_DIR) as path,
+        ):
             trace.write(path, self._spans_thread)
         self._progress.waits()
         self._console.message(f"trace of {self._num_traced} steps: {self._run.path(TRACE_FILE)}")

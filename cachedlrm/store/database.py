@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 import lmdb
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import cannot_write
+from cachedlrm.base.files import cannot_write, lock
 from cachedlrm.store.mapped_file import explain_bus_errors
 
 FORMAT = 2
@@ -122,11 +122,11 @@ class Database:
         lock: held while addresses of segments are used or change.
     """
 
-    def __init__(self, path: Path, environment: Any, num_groups: int, lock: FileLock, pending_bytes: int) -> None:
+    def __init__(self, path: Path, environment: Any, num_groups: int, owner: FileLock, pending_bytes: int) -> None:
         self.path = path
         self.lock = threading.Lock()
         self._environment = environment
-        self._owner = lock
+        self._owner = owner
         self._meta = environment.open_db(META)
         self._groups = [environment.open_db(group_name(group)) for group in range(num_groups)]
         self._logs: dict[int, Stored] = {}
@@ -347,7 +347,7 @@ def open_database(
         _check_exists(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(path)
+        owner = lock(path / LOCK_FILE, f"the store in {path}", f"wait for it or {_OTHERWISE}")
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
@@ -357,12 +357,12 @@ def open_database(
             check_length(path, environment)
             _claim(path, environment, identity, num_groups, resumes)
             undo.pop_all()
-        return Database(path, environment, num_groups, lock, pending_bytes)
+        return Database(path, environment, num_groups, owner, pending_bytes)
     except (lmdb.Error, OSError) as error:
-        lock.release()
+        owner.release()
         raise _cannot_open(path, error) from error
     except BaseException:
-        lock.release()
+        owner.release()
         raise
 
 
@@ -480,20 +480,6 @@ def check_length(path: Path, environment: Any) -> None:
             f"{path / DATA_FILE} is cut short: {size:,} bytes of {used * page:,}; put back a copy of it, "
             "or start the run again"
         )
-
-
-def _acquire(path: Path) -> FileLock:
-    lock = FileLock(path / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        owner = "another process"
-        with contextlib.suppress(OSError, ValueError):
-            owner = f"process {int((path / LOCK_FILE).read_text(encoding='ascii'))}"
-        raise UserError(f"the store in {path} is in use by {owner}; wait for it or {_OTHERWISE}") from error
-    with contextlib.suppress(OSError):  # only for the message to others
-        (path / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
-    return lock
 
 
 def _cannot_open(path: Path, error: Exception) -> UserError:

@@ -254,7 +254,7 @@ def test_two_preparations_exclude_each_other(tmp_path, days, capsys):
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / work.LOCK_FILE):
         message = one_line(capsys, prepare("criteo", *days, "--out", tmp_path / "out"))
-    assert f"another process prepares data in {tmp_path / 'out'}; wait for it, or choose another --out" in message
+    assert f"{tmp_path / 'out'} is in use by another process; wait for it, or choose another --out" in message
     assert prepare("criteo", *days, "--out", tmp_path / "out") == 0
 
 

@@ -1,6 +1,5 @@
 """Whole files or none, one run at a time, and one line when the system refuses."""
 
-import errno
 import io
 import json
 import os
@@ -15,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.export.formats.safetensors_file import write_tensors
 from cachedlrm.options.run_files import RUN_FILES
 from cachedlrm.run import directory as run_directory
 from cachedlrm.run.directory import RunDirectory
@@ -139,31 +136,6 @@ def test_the_second_run_of_a_second_has_a_number(tmp_path, monkeypatch):
     assert names == ["2026-11-24_15-00-59", "2026-11-24_15-00-59-2", "2026-11-24_15-00-59-3"]
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.ENOSPC, "free space there"),
-        (errno.EDQUOT, "quota"),
-        (errno.EFBIG, "ulimit -f"),
-        (errno.EACCES, "choose another --run-dir"),
-        (errno.EROFS, "choose another --run-dir"),
-    ],
-)
-def test_what_the_system_refuses_is_one_line_with_advice(tmp_path, monkeypatch, number, words):
-    def refuse(source, target):
-        raise OSError(number, os.strerror(number))
-
-    with RunDirectory.create(tmp_path) as run:
-        monkeypatch.setattr(Path, "replace", refuse)
-        with pytest.raises(UserError, match=re.escape(words)) as caught:
-            run.write_text("report.md", "x")
-    message = str(caught.value)
-    assert "\n" not in message
-    assert os.strerror(number) in message
-    assert str(tmp_path / "report.md") in message
-    assert {path.name for path in tmp_path.iterdir()} == {"run.lock"}
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
 def test_an_unwritable_place_is_refused(tmp_path):
     tmp_path.chmod(0o500)
@@ -242,20 +214,6 @@ def test_a_run_that_measured_something_stays(tmp_path, results):
     assert (tmp_path / "run" / "config.toml").exists()
 
 
-def test_folders_are_made_all_or_none(tmp_path, monkeypatch):
-    mkdir = Path.mkdir
-
-    def refuse(path: Path, *arguments: object) -> None:
-        if path.name == "c":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        mkdir(path, *arguments)
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(UserError, match="free space there or choose another --run-dir"):
-        RunDirectory.create(tmp_path / "a" / "b" / "c")
-    assert list(tmp_path.iterdir()) == []
-
-
 def with_small_disk(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs code where no file may grow beyond 4 KiB, as on a disk that fills up."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
@@ -300,24 +258,3 @@ def test_a_full_disk_ends_a_run_with_one_line(tmp_path):
     assert result.stderr.count("\n") == 1, result.stderr
     assert "cannot write" in result.stderr
     assert not any("partial" in path.name for path in tmp_path.iterdir())
-
-
-def test_tensors_read_back(tmp_path):
-    path = tmp_path / "x.safetensors"
-    table, rows = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([7, 9])
-    specs = {
-        "table": (np.dtype(np.float32), (4, 3)),
-        "rows": (np.dtype(np.int64), (2,)),
-        "none": (np.dtype("f4"), (0, 3)),
-    }
-    write_tensors(path, specs, [table[:1], table[1:], rows, table[:0]], {"format": "1"})
-    with safe_open(str(path), "numpy") as file:
-        assert (file.get_tensor("table") == table).all()
-        assert (file.get_tensor("rows") == rows).all()
-        assert file.get_tensor("none").shape == (0, 3)
-        assert file.metadata() == {"format": "1"}
-    with pytest.raises(ValueError, match="bytes of data"):
-        write_tensors(tmp_path / "y", specs, [table])
-    with pytest.raises(UserError, match="cannot write"):
-        write_tensors(tmp_path / "missing" / "y", specs, [table])
-    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]

@@ -152,3 +152,24 @@ def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path, name):
     with pytest.raises(UserError, match="cannot write"):
         write_tensors(tmp_path / name, SPECS, CHUNKS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_tensors_read_back(tmp_path):
+    path = tmp_path / "x.safetensors"
+    table, rows = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([7, 9])
+    specs = {
+        "table": (np.dtype(np.float32), (4, 3)),
+        "rows": (np.dtype(np.int64), (2,)),
+        "none": (np.dtype("f4"), (0, 3)),
+    }
+    write_tensors(path, specs, [table[:1], table[1:], rows, table[:0]], {"format": "1"})
+    with safe_open(str(path), "numpy") as file:
+        assert (file.get_tensor("table") == table).all()
+        assert (file.get_tensor("rows") == rows).all()
+        assert file.get_tensor("none").shape == (0, 3)
+        assert file.metadata() == {"format": "1"}
+    with pytest.raises(ValueError, match="bytes of data"):
+        write_tensors(tmp_path / "y", specs, [table])
+    with pytest.raises(UserError, match="cannot write"):
+        write_tensors(tmp_path / "missing" / "y", specs, [table])
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
