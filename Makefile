@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: train test check lint torture versions gpu-check clean
+.PHONY: train test check lint torture versions pictures gpu-check clean
 
 # The main job: DLRM on Criteo-Kaggle-shaped data with 5 % of the rows on the device.
 train: .venv/installed
@@ -18,6 +18,10 @@ torture: .venv/installed
 # All tests under each version of Python and torch that the package accepts and this machine has (benchmarks/versions.py).
 versions: .venv/installed
 	$(PY) benchmarks/versions.py
+
+# The pictures of README.md, from a short run; the second needs chromium.
+pictures: .venv/installed
+	$(PY) docs/pictures/draw.py
 
 lint: .venv/installed
 	$(PY) -m ruff check .

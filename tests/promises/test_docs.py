@@ -1,4 +1,4 @@
-"""What README.md and docs/ say works: every block of Python runs, and every command, with few steps where it trains."""
+"""README.md, CONTRIBUTING.md and docs/: every block of Python and every command runs, training for a few steps."""
 
 import contextlib
 import functools
@@ -40,11 +40,12 @@ def commands() -> list[tuple[str, str]]:
 
 
 def inline_code() -> list[tuple[str, str]]:
-    """What stands between backticks outside the blocks, as (document, code)."""
+    """Code between backticks outside the blocks, as (document, code)."""
     found = []
     for document in DOCUMENTS:
         text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        found += [(document.name, " ".join(code.split())) for code in re.findall(r"`([^`]+)`", text)]
+        name = document.relative_to(ROOT).as_posix()
+        found += [(name, " ".join(code.split())) for code in re.findall(r"`([^`]+)`", text)]
     return found
 
 
@@ -112,12 +113,12 @@ def output_of(block: Block) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("block", all_blocks("python"), ids=lambda block: f"{block.document}:{block.line}")
 def test_blocks_of_python_run(block):
     if "torchrec" in block.text:
-        pytest.skip("tests/test_torchrec.py runs it in two processes")
+        pytest.skip("tests/export/formats/test_torchrec.py runs it in two processes")
     output_of(block)
 
 
 def test_the_tutorial_evicts_and_saves():
-    (block,) = [block for block in all_blocks("python") if block.document == "library.md"]
+    (block,) = [block for block in all_blocks("python") if block.document == "docs/library.md"]
     output, files = output_of(block)
     epochs = re.findall(r"held-out loss [\d.]+, \d+% hits, ([\d,]+) evicted", output)
     assert len(epochs) == 2, output
@@ -214,7 +215,7 @@ def test_paths_in_the_text_are_there():
             assert (ROOT / code).exists(), f"{document}: {code}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
 def test_links_lead_to_files(document):
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (document.parent / link).exists(), link

@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/."""
+"""The code blocks of README.md, CONTRIBUTING.md and docs/."""
 
 import re
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
 
 class Block(NamedTuple):
     """A fenced block.
 
     Attributes:
-        document: file name.
+        document: path from the root.
         line: of its first line of text, from 1.
-        language: behind the fence; empty for console commands and drawings.
-        text: what is inside.
+        language: after the fence; empty for console commands and drawings.
+        text: between the fences.
     """
 
     document: str
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 def blocks(document: Path) -> list[Block]:
     text = document.read_text(encoding="utf-8")
     return [
-        Block(document.name, text[: match.start(2)].count("\n") + 1, match[1], match[2])
+        Block(document.relative_to(ROOT).as_posix(), text[: match.start(2)].count("\n") + 1, match[1], match[2])
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     ]
 
