@@ -36,7 +36,6 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
-from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 
@@ -83,11 +82,9 @@ class Ours:
 
     def train(self, batch: PreparedBatch, grad: torch.Tensor) -> None:
         """Pools its rows and moves them by the gradient of the pooled vectors."""
-        records = self._cache.gather(batch)
-        lookups = batch.tensors.lookups[0]
-        update = RowUpdate(self._layout, records[0], lookups.positions, lookups.offsets, lookups.transposed)
-        update.step(grad, RATE, batch.tensors.index + 1)
-        self._cache.scatter(batch, records)
+        updates = self._cache.begin(batch)
+        updates[0].step(grad, RATE, batch.tensors.index + 1)
+        self._cache.finish(batch, updates)
 
     def close(self) -> None:
         """Ends its thread."""

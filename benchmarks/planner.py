@@ -9,6 +9,7 @@ memory of what the planner keeps, by table row and by row touched, and writes pr
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from cachedlrm.base.machine import host_memory
 from cachedlrm.cache.lookup_counts import add_lookups
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static, make_policy
-from cachedlrm.cache.working_set import AddressBook
+from cachedlrm.cache.working_set import AddressBook, WorkingSet
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
 
@@ -56,14 +57,16 @@ def measure(name: str, ratio: float, batches: list[Batch], folder: Path) -> tupl
     inform(policy, batches, folder)
     planner, book = Planner(quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH), AddressBook(NUM_ROWS)
     found, planned, evicted = [], [], 0
+    waiting: deque[WorkingSet] = deque()
     for index, batch in enumerate(batches):
         started = time.thread_time()
         working_set = book.working_set(index, batch.rows, batch.offsets)
         middle = time.thread_time()
         planner.announce(working_set)
-        if not planner.ready:
+        waiting.append(working_set)
+        if len(waiting) <= planner.window:
             continue
-        _, plan = planner.plan()
+        plan = planner.plan(waiting.popleft())
         if plan.counters.evicted_rows:
             found.append((middle - started) * 1e3)
             planned.append((time.thread_time() - middle) * 1e3)
@@ -86,8 +89,9 @@ def row_bytes() -> tuple[float, float]:
     book._address_of[:] = 0  # backs every page of the map, as rows touched here and there do
     mapped = host_memory()[0]
     for index, first in enumerate(range(0, rows, step)):
-        planner.announce(book.working_set(index, np.arange(first, first + step), np.arange(step + 1)))
-        planner.plan()
+        working_set = book.working_set(index, np.arange(first, first + step), np.arange(step + 1))
+        planner.announce(working_set)
+        planner.plan(working_set)
     return (mapped - before) / rows, (host_memory()[0] - mapped) / rows
 
 

@@ -80,7 +80,7 @@ class Ours:
         """Brings the rows of a block into the cache and trains nothing."""
         cache = self._trainer.cache
         for batch in self._next(batches):
-            cache.scatter(batch, cache.gather(batch))
+            cache.finish(batch, cache.begin(batch))
 
     def train(self, batches: list[Batch]) -> Block:
         """Trains a block as `cachedlrm.train` does, a snapshot of its metrics at the end included."""

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.counters import PREPARING_PHASES, CacheCounters, Span, with_bytes
+from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
+from cachedlrm.cache.working_set import WorkingSet
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router
+from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import RecordLayout
@@ -61,8 +64,9 @@ class PreparedBatch:
 class EmbeddingCache:
     """Embedding tables of which some rows are on the device, in one slab for each number of columns.
 
-    One thread prepares batches (`prepare`); another trains them in the same order: `gather`, then `scatter`, which
-    hands the rows back. `flush` and the groups' `read` are for moments when no batch is being prepared.
+    One thread prepares batches (`prepare`); another trains them in the same order: `begin`, the updates' steps, then
+    `finish`, which hands the rows back. `pooled`, `flush` and the groups' `read` are for moments when no batch is being
+    prepared.
 
     Args:
         router: from a batch to the lookups of each group.
@@ -108,17 +112,20 @@ class EmbeddingCache:
         Raises:
             UserError: a store cannot hold the rows touched.
         """
-        # What a batch needs beyond its announcement; policy ``lookahead`` keeps this much of a window of batches.
-        waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
+        # Batches known and not planned: dense features, labels, and the working set of each group, which takes fewer
+        # bytes than the lookups it was made of. Policy ``lookahead`` keeps a window of them.
+        waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32], list[WorkingSet]]] = deque()
+        window = self.groups[0].planner.window  # that of all groups
         spans: list[Span] = []  # since the last batch was handed out
         asked = time.perf_counter()
         for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
-            for group, lookups in zip(self.groups, self.router(batch), strict=True):
-                group.announce(index, lookups.rows, lookups.offsets)
-            waiting.append((batch.dense, batch.labels))
+            working_sets = [
+                group.announce(index, lookups) for group, lookups in zip(self.groups, self.router(batch), strict=True)
+            ]
+            waiting.append((batch.dense, batch.labels, working_sets))
             spans += (Span("read", asked, started), Span("plan", started, time.perf_counter()))
-            while self.groups[0].planner.ready:  # all know the same batches
+            if len(waiting) > window:
                 yield self._prepare_next(*waiting.popleft(), spans)
                 spans = []
             asked = time.perf_counter()
@@ -127,37 +134,44 @@ class EmbeddingCache:
             spans = []
 
     def _prepare_next(
-        self, dense: NDArray[np.float32], labels: NDArray[np.float32], spans: list[Span]
+        self,
+        dense: NDArray[np.float32],
+        labels: NDArray[np.float32],
+        working_sets: list[WorkingSet],
+        spans: list[Span],
     ) -> PreparedBatch:
         started = time.perf_counter()
-        plans = [group.plan() for group in self.groups]
-        index = plans[0][1].index
+        plans = [group.planner.plan(working_set) for group, working_set in zip(self.groups, working_sets, strict=True)]
+        index = plans[0].index
         spans.append(Span("plan", started, time.perf_counter()))
         counted = [
-            with_bytes(plan.counters, group.layout.record_bytes)
-            for group, (_, plan) in zip(self.groups, plans, strict=True)
+            with_bytes(plan.counters, group.layout.record_bytes) for group, plan in zip(self.groups, plans, strict=True)
         ]
         with self._stream():
-            tensors = self._upload(index, dense, labels, plans)
-            for group, (_, plan), lookups in zip(self.groups, plans, tensors.lookups, strict=True):
-                spans += group.transfer.execute(plan, lookups)
+            tensors, moves = self._upload(dense, labels, working_sets, plans)
+            for group, plan, group_moves in zip(self.groups, plans, moves, strict=True):
+                spans += group.transfer.execute(plan, group_moves)
             admitted = self._admitted[index % self._ring]
             admitted.record()
-        table_counts = np.concatenate([plan.table_counts for _, plan in plans])
+        table_counts = np.concatenate([plan.table_counts for plan in plans])
         return PreparedBatch(tensors, reduce(operator.add, counted), table_counts, tuple(spans), admitted)
 
-    def gather(self, batch: PreparedBatch) -> list[Tensor]:
-        """The records of a batch's working set: [U, width] of each group, in buffers that the next call uses again.
+    def begin(self, batch: PreparedBatch) -> list[RowUpdate]:
+        """The rows of a batch, pooled, of each group; valid until the next call. Wait for ``batch.admitted`` first."""
+        return [group.begin(lookups) for group, lookups in zip(self.groups, batch.tensors.lookups, strict=True)]
 
-        Wait for ``batch.admitted`` first.
-        """
-        return [group.gather(part.slots) for group, part in zip(self.groups, batch.tensors.lookups, strict=True)]
-
-    def scatter(self, batch: PreparedBatch, records: Sequence[Tensor]) -> None:
-        """Stores updated ``records`` [U, width] of each group and marks the batch as trained."""
-        for group, part, updated in zip(self.groups, batch.tensors.lookups, records, strict=True):
-            group.scatter(part.slots, updated)
+    def finish(self, batch: PreparedBatch, updates: Sequence[RowUpdate]) -> None:
+        """Puts the rows, as their updates left them, back into their slots, and marks the batch as trained."""
+        for group, lookups, update in zip(self.groups, batch.tensors.lookups, updates, strict=True):
+            scatter(group.slab, lookups.slots, update.records)
         self.trained.mark(batch.tensors.index)
+
+    def pooled(self, batch: Batch) -> list[Tensor]:
+        """Pooled vectors of current rows, [B * tables, dim] of each group. Changes nothing that training depends on.
+
+        Call it while no batch is being prepared.
+        """
+        return [group.pooled(lookups) for group, lookups in zip(self.groups, self.router(batch), strict=True)]
 
     @property
     def durable_database(self) -> Database:

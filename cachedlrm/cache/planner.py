@@ -3,7 +3,6 @@
 It runs on the host and never asks the device. What it decides is a `Plan`; `cachedlrm.cache.transfer` carries it out.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
 import numba
@@ -58,8 +57,8 @@ class Plan:
 class Planner:
     """Residency of rows in the slots.
 
-    Announce each batch once, in order; plan it when `ready`. With policy ``lookahead`` a batch is planned when
-    ``window`` further batches are known (or the stream ended), with the others at once.
+    Announce each batch once, in order, and plan it when the `window` batches after it are announced too, or the stream
+    has ended.
 
     Memory: 4 bytes per touched row, 12 per slot, and the policy's.
 
@@ -71,6 +70,9 @@ class Planner:
             as evicting one means waiting for its training, but not where that costs a row of which a use is known.
         minimum: counts what MIN would move; None: nobody asked.
         num_tables: T; a batch's bags are those of T tables, sample after sample. 1 where nobody counts by table.
+
+    Attributes:
+        window: batches that the policy is to know ahead.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Planner:
         self._quota_slots = quota_slots
         self._num_slots = num_slots
         self._policy = policy
+        self.window = policy.window
         self._in_flight = in_flight
         self._minimum = minimum
         self.slot_of = policy.slot_of
@@ -95,7 +98,6 @@ class Planner:
         self._used_slots = 0  # slots from here on were never used
         self._free_slots = np.empty(0, np.int64)  # used once, free now
         self._reserve = VictimReserve(policy, self._last_use)
-        self._announced: deque[WorkingSet] = deque()
 
     @property
     def resident_rows(self) -> int:
@@ -114,21 +116,13 @@ class Planner:
                 self.slot_of[self.num_addresses : num_addresses] = NEVER
                 self.num_addresses = num_addresses
         self._policy.announce(working_set, self.slot_of)
-        self._announced.append(working_set)
 
-    @property
-    def ready(self) -> bool:
-        """Whether enough batches are known to plan the next."""
-        return len(self._announced) > self._policy.window
-
-    def plan(self) -> tuple[WorkingSet, Plan]:
-        """Plans the oldest announced batch.
+    def plan(self, working_set: WorkingSet) -> Plan:
+        """Plans the oldest batch that is announced and not planned.
 
         Raises:
-            IndexError: none is announced.
             AssertionError: its working set exceeds ``num_slots`` (callers check this before training).
         """
-        working_set = self._announced.popleft()
         index, addresses = working_set.index, working_set.addresses
         size = working_set.num_rows
         if size > self._num_slots:
@@ -152,7 +146,7 @@ class Planner:
         self._policy.use(working_set, slots)
         self._reserve.used(index, slots)
         num_created = len(create_slots)
-        plan = Plan(
+        return Plan(
             index=index,
             slots=slots,
             evict_addresses=evict_addresses,
@@ -176,7 +170,6 @@ class Planner:
             ),
             table_counts=table_counts,
         )
-        return working_set, plan
 
     def _evict(self, index: int, size: int, num_missing: int) -> tuple[Int64s, Int64s, int]:
         """Chooses victims so that residents stay within the quota; (slots, addresses, evict_after)."""

@@ -8,12 +8,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.minimum import MinimumMoves
-from cachedlrm.cache.planner import Plan, Planner
+from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import make_policy
 from cachedlrm.cache.slab import gather, make_slab, scatter
 from cachedlrm.cache.streams import CopyStream, TrainedBatches
 from cachedlrm.cache.transfer import Transfer
+from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
+from cachedlrm.data.lookups import Lookups
+from cachedlrm.model.bags import pool
+from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.host import HostStore, RecordsBetween, Store
 from cachedlrm.store.init import RowInit
@@ -142,31 +146,38 @@ class TableGroup:
             log.load(*durability.ends[number])
         return log
 
-    def announce(self, index: int, rows: Int64s, offsets: Int64s) -> None:
-        """Makes the lookups of batch ``index`` known: its rows [L] and bag boundaries [num_bags + 1].
+    def announce(self, index: int, lookups: Lookups) -> WorkingSet:
+        """Makes the lookups of batch ``index`` known to the planner; their working set.
 
         Raises:
             UserError: the store cannot hold the rows touched.
         """
-        self.planner.announce(self.book.working_set(index, rows, offsets))
+        working_set = self.book.working_set(index, lookups.rows, lookups.offsets)
+        self.planner.announce(working_set)
         self.store.check_capacity(self.book.num_addresses)
+        return working_set
 
-    def plan(self) -> tuple[WorkingSet, Plan]:
-        """Plans the oldest announced batch."""
-        return self.planner.plan()
-
-    def gather(self, slots: Tensor) -> Tensor:
-        """The records in ``slots`` [U]: [U, width], in a buffer that the next call uses again."""
-        count = slots.shape[0]  # `len` is a function of Python
+    def begin(self, lookups: DeviceLookups) -> RowUpdate:
+        """The rows of a batch, pooled; their records [U, width] are in a buffer that the next call uses again."""
+        count = lookups.slots.shape[0]  # `len` is a function of Python
         if count > self._records.shape[0]:
             self._records = torch.empty(count + count // 4, self.layout.width, device=self._device)
         records = self._records[:count]
-        gather(self.slab, slots, records)
-        return records
+        gather(self.slab, lookups.slots, records)
+        return RowUpdate(self.layout, records, lookups.positions, lookups.offsets, lookups.transposed)
 
-    def scatter(self, slots: Tensor, records: Tensor) -> None:
-        """Stores updated ``records`` [U, width]."""
-        scatter(self.slab, slots, records)
+    def pooled(self, lookups: Lookups) -> Tensor:
+        """Pooled vectors of current rows, [num_bags, dim] on the device. Changes nothing.
+
+        Call it while nothing is in flight.
+        """
+        rows, inverse = np.unique(lookups.rows, return_inverse=True)
+        parameters, dim = self.read(rows), self.layout.dim  # [U, parameter_width]
+        positions = torch.from_numpy(inverse).to(self._device)  # [L]
+        # Weighed lookup by lookup as in the reference, since int8 MLPs magnify a difference in the last bit.
+        factors = parameters[:, dim][positions] if self.layout.weighted else None
+        offsets = torch.from_numpy(lookups.offsets).to(self._device)
+        return pool(parameters[:, :dim].contiguous(), positions, offsets, factors)
 
     def read(self, rows: Int64s) -> Tensor:
         """Current parameters of ``rows`` [n] wherever they are: [n, parameter_width] on the device. Changes nothing.

@@ -18,7 +18,7 @@ from cachedlrm.cache.counters import Span
 from cachedlrm.cache.planner import Plan
 from cachedlrm.cache.slab import gather, scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
-from cachedlrm.cache.upload import DeviceLookups
+from cachedlrm.cache.upload import DeviceMoves
 from cachedlrm.cache.working_set import Int64s
 from cachedlrm.store.host import Store
 from cachedlrm.store.init import RowInit
@@ -94,7 +94,7 @@ class Transfer:
         self._up = [_StagingBuffer(staging_rows, width, slab.device) for _ in range(_NUM_BUFFERS)]
         self._turn_down = self._turn_up = 0
 
-    def execute(self, plan: Plan, lookups: DeviceLookups) -> tuple[Span, Span]:
+    def execute(self, plan: Plan, moves: DeviceMoves) -> tuple[Span, Span]:
         """Evicts, fetches and creates rows, on the current stream; when the host did so: ``evict`` and ``admit``.
 
         Raises:
@@ -103,18 +103,18 @@ class Transfer:
         started = time.perf_counter()
         self._trained.wait(plan.evict_after)
         for first, last in self._turns(len(plan.evict_slots)):
-            self._evict(plan.index, plan.evict_addresses[first:last], lookups.evict_slots[first:last])
+            self._evict(plan.index, plan.evict_addresses[first:last], moves.evict_slots[first:last])
         self._finish_write_backs(plan.read_after)
         evicted = time.perf_counter()
         for first, last in self._turns(len(plan.fetch_slots)):
             buffer = self._next_up()
             self._store.read(plan.fetch_addresses[first:last], buffer.host[: last - first].numpy())
             buffer.to_device(last - first)
-            self._admit(buffer, lookups.fetch_slots[first:last])
+            self._admit(buffer, moves.fetch_slots[first:last])
         for first, last in self._turns(len(plan.create_slots)):
             buffer = self._next_up()
-            self._create(buffer, plan.create_rows[first:last], lookups.create_rows[first:last])
-            self._admit(buffer, lookups.create_slots[first:last])
+            self._create(buffer, plan.create_rows[first:last], moves.create_rows[first:last])
+            self._admit(buffer, moves.create_slots[first:last])
         return Span("evict", started, evicted), Span("admit", evicted, time.perf_counter())
 
     def flush(self, addresses: Int64s, slots: Int64s) -> None:

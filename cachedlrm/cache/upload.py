@@ -19,15 +19,18 @@ _ALIGNMENT = 256
 _NO_ROWS = torch.from_numpy(NO_ROWS)
 
 
+Arrays = dict[str, NDArray[np.generic]]
+"""Of one dataclass below, by the names of its fields."""
+
+
 @dataclass(frozen=True)
 class DeviceLookups:
-    """One batch's lookups in the T tables of a group. B samples, L lookups, U rows in the working set.
+    """One batch's lookups in the T tables of a group, for the model. B samples, L lookups, U rows in the working set.
 
     Attributes:
         offsets: [B * T + 1] int32, bag boundaries in ``positions``.
-        positions: [L] int32.
+        positions: [L] int32, the place of each lookup's row in ``slots``.
         slots: [U] int64.
-        evict_slots, fetch_slots, create_slots, create_rows: int64, as in `Plan`.
         bags_by_position: [L] int32 and
         position_offsets: [U + 1] int32, see `WorkingSet.transposed`; on CUDA alone.
     """
@@ -35,10 +38,6 @@ class DeviceLookups:
     offsets: Tensor
     positions: Tensor
     slots: Tensor
-    evict_slots: Tensor
-    fetch_slots: Tensor
-    create_slots: Tensor
-    create_rows: Tensor
     bags_by_position: Tensor | None = None
     position_offsets: Tensor | None = None
 
@@ -48,6 +47,23 @@ class DeviceLookups:
         if self.bags_by_position is None or self.position_offsets is None:
             return None
         return self.bags_by_position, self.position_offsets
+
+
+@dataclass(frozen=True)
+class DeviceMoves:
+    """Rows of a group that move for one batch, for the transfer: E evicted, F fetched, I first touches; as in `Plan`.
+
+    Attributes:
+        evict_slots: [E] int64.
+        fetch_slots: [F] int64.
+        create_slots: [I] int64.
+        create_rows: [I] int64.
+    """
+
+    evict_slots: Tensor
+    fetch_slots: Tensor
+    create_slots: Tensor
+    create_rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -91,40 +107,65 @@ class Upload:
 
     def __call__(
         self,
-        index: int,
         dense: NDArray[np.float32],
         labels: NDArray[np.float32],
-        plans: Sequence[tuple[WorkingSet, Plan]],
-    ) -> DeviceBatch:
-        """Issues the copy of batch ``index`` and the plans of its groups on the current stream."""
-        arrays: list[NDArray[np.generic]] = [dense, labels]
-        for working_set, plan in plans:
-            arrays += _arrays(working_set, plan)
-            if self._ring:
-                arrays += working_set.transposed()
+        working_sets: Sequence[WorkingSet],
+        plans: Sequence[Plan],
+    ) -> tuple[DeviceBatch, list[DeviceMoves]]:
+        """Issues the copy of a batch and of the plans of its groups on the current stream.
+
+        Args:
+            dense: [B, num_dense].
+            labels: [B].
+            working_sets: of each group.
+            plans: of each group.
+
+        Returns:
+            The batch, and the moves of each group.
+        """
+        index = plans[0].index
+        samples: Arrays = {"dense": dense, "labels": labels}
+        lookups, moves = [], []
+        for working_set, plan in zip(working_sets, plans, strict=True):
+            lookups.append(_lookups(working_set, plan, transposed=bool(self._ring)))
+            moves.append(_moves(plan))
+        put = _in_place
         if self._ring:
             self._trained.wait(index - len(self._ring))
-            tensors = self._ring[index % len(self._ring)].copy(arrays)
-        else:
-            tensors = [_NO_ROWS if array is NO_ROWS else torch.from_numpy(array) for array in arrays]
-            tensors[0] = tensors[0].clone()  # torch's memory is aligned, numpy's not always
-        num_arrays = (len(tensors) - 2) // len(plans)
-        parts = range(2, len(tensors), num_arrays)
-        lookups = tuple([DeviceLookups(*tensors[first : first + num_arrays]) for first in parts])
-        return DeviceBatch(index, tensors[0], tensors[1], lookups)
+            buffer = self._ring[index % len(self._ring)]
+            buffer.open([samples, *lookups, *moves])
+            put = buffer.put
+        batch = DeviceBatch(index, **put(samples), lookups=tuple([DeviceLookups(**put(one)) for one in lookups]))
+        device_moves = [DeviceMoves(**put(one)) for one in moves]
+        if self._ring:
+            buffer.send()
+        return batch, device_moves
 
 
-def _arrays(working_set: WorkingSet, plan: Plan) -> list[NDArray[np.generic]]:
-    """In the order of `DeviceLookups`."""
-    return [
-        working_set.offsets,
-        working_set.positions,
-        plan.slots,
-        plan.evict_slots,
-        plan.fetch_slots,
-        plan.create_slots,
-        plan.create_rows,
-    ]
+def _lookups(working_set: WorkingSet, plan: Plan, transposed: bool) -> Arrays:
+    """The fields of `DeviceLookups`."""
+    arrays: Arrays = {"offsets": working_set.offsets, "positions": working_set.positions, "slots": plan.slots}
+    if transposed:
+        arrays["bags_by_position"], arrays["position_offsets"] = working_set.transposed()
+    return arrays
+
+
+def _moves(plan: Plan) -> Arrays:
+    """The fields of `DeviceMoves`."""
+    return {
+        "evict_slots": plan.evict_slots,
+        "fetch_slots": plan.fetch_slots,
+        "create_slots": plan.create_slots,
+        "create_rows": plan.create_rows,
+    }
+
+
+def _in_place(arrays: Arrays) -> dict[str, Tensor]:
+    """The arrays themselves, as tensors by the same names; dense features aligned."""
+    tensors = {name: _NO_ROWS if array is NO_ROWS else torch.from_numpy(array) for name, array in arrays.items()}
+    if "dense" in tensors:
+        tensors["dense"] = tensors["dense"].clone()  # torch's memory is aligned, numpy's not always
+    return tensors
 
 
 class _PinnedBuffer:
@@ -133,24 +174,32 @@ class _PinnedBuffer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copied = Event(device)
+        self._end = 0
         self.num_bytes = 0
 
-    def copy(self, arrays: Sequence[NDArray[np.generic]]) -> list[Tensor]:
-        needed = sum(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)
+    def open(self, parts: Sequence[Arrays]) -> None:
+        """Makes room for ``parts``, which are to be put."""
+        needed = sum(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for arrays in parts for array in arrays.values())
         self._copied.synchronize()  # the pinned half may still be read by its last copy
         if needed > self.num_bytes:
             self.num_bytes = needed + needed // 4
             self._host = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=True)
             self._on_device = torch.empty(self.num_bytes, dtype=torch.uint8, device=self._device)
+        self._end = 0
+
+    def put(self, arrays: Arrays) -> dict[str, Tensor]:
+        """Where `send` will have copied the arrays to, by the same names."""
         host = self._host.numpy()
-        tensors = []
-        start = 0
-        for array in arrays:
-            end = start + array.nbytes
+        tensors = {}
+        for name, array in arrays.items():
+            start, end = self._end, self._end + array.nbytes
             host[start:end].view(array.dtype).reshape(array.shape)[...] = array
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-            tensors.append(self._on_device[start:end].view(dtype).view(array.shape))
-            start = -(-end // _ALIGNMENT) * _ALIGNMENT
-        self._on_device[:start].copy_(self._host[:start], non_blocking=True)
-        self._copied.record()
+            tensors[name] = self._on_device[start:end].view(dtype).view(array.shape)
+            self._end = -(-end // _ALIGNMENT) * _ALIGNMENT
         return tensors
+
+    def send(self) -> None:
+        """Issues the copy of all that was put, in one."""
+        self._on_device[: self._end].copy_(self._host[: self._end], non_blocking=True)
+        self._copied.record()

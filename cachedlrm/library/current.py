@@ -25,8 +25,7 @@ class CurrentBatch:
         self._cache = cache
         self._lookup = lookup
         self._prepared = prepared
-        self._records: list[Tensor] = []  # [U, width], once its vectors have been asked for
-        self._update: RowUpdate | None = None
+        self._update: RowUpdate | None = None  # once its vectors have been asked for
         self._leaf: Tensor | None = None  # [B * T, D]; one for all calls, so that their gradients add up
         self._may_be_left = False  # no gradient is to come: it was only read, or its gradient was dropped
 
@@ -48,15 +47,7 @@ class CurrentBatch:
         if self._leaf is None:
             with torch.inference_mode(False), torch.enable_grad():  # where it is first read, it may be trained yet
                 self.wait()
-                self._records = self._cache.gather(self._prepared)
-                lookups = self._prepared.tensors.lookups[0]
-                self._update = RowUpdate(
-                    self._cache.groups[0].layout,
-                    self._records[0],
-                    lookups.positions,
-                    lookups.offsets,
-                    lookups.transposed,
-                )
+                (self._update,) = self._cache.begin(self._prepared)
                 self._leaf = self._update.pooled.detach().requires_grad_()
             self._may_be_left = True
         if not trains:
@@ -83,7 +74,7 @@ class CurrentBatch:
         assert self._update is not None
         with torch.no_grad():
             self._update.step(self._leaf.grad, learning_rate, step)
-        self._cache.scatter(self._prepared, self._records)
+        self._cache.finish(self._prepared, [self._update])
 
     def leave(self) -> None:
         """Hands the rows back as they are."""

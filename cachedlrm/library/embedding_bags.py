@@ -260,7 +260,8 @@ class CachedEmbeddingBags(nn.Module):
 
     def _read(self, host: Batch) -> Tensor:
         self._check_at_rest("forward in evaluation mode")
-        return self._by_table(self._tables.pooled(host))
+        (pooled,) = self._tables.cache.pooled(host)
+        return self._by_table(pooled)
 
     def weight(self, table: int, ids: Tensor | None = None) -> Tensor:
         """Current weights of a table on the host, of all its rows or of some ``ids`` [n]: [n, D].

@@ -17,7 +17,6 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import NEVER
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
-from cachedlrm.model.bags import pool
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 
@@ -140,13 +139,6 @@ class CachedTables:
             )
 
     # The rest is for moments when no batch is being prepared.
-
-    def pooled(self, batch: Batch) -> Tensor:
-        """Pooled vectors of current rows, [B * T, dim]; changes nothing."""
-        group = self.cache.groups[0]
-        rows, inverse = np.unique(batch.rows, return_inverse=True)
-        positions, offsets = torch.from_numpy(inverse).to(self.device), torch.from_numpy(batch.offsets).to(self.device)
-        return pool(group.read(rows).contiguous(), positions, offsets)
 
     def weight(self, table: int, ids: Tensor | None) -> Tensor:
         """Current weights of a table, [n, dim] on the host."""

@@ -12,11 +12,15 @@ class RowUpdate:
 
     Args:
         layout: columns of a record.
-        records: [U, width] float32 of the working set; `step` changes them in place.
+        records: [U, width] float32 of the working set.
         positions: [L] int32, each lookup's place in ``records``.
         offsets: [B * T + 1] int32, bag boundaries in ``positions``.
         transposed: the bags [L] int32 of the lookups sorted by position, and the boundaries of positions in them
             [U + 1] int32; needed on CUDA alone.
+
+    Attributes:
+        records: [U, width]; `step` changes them in place.
+        pooled: [B * T, D], the sums of the bags' rows.
     """
 
     def __init__(
@@ -28,22 +32,23 @@ class RowUpdate:
         transposed: tuple[Tensor, Tensor] | None,
     ) -> None:
         self._layout = layout
-        self._records = records
+        self.records = records
         self._positions = positions
         self._offsets = offsets
         self._transposed = transposed
         parameters = records[:, : layout.parameter_width] if layout.state_width else records
         vectors = weigh(parameters, layout.dim)
-        self.pooled = pool(vectors, positions, offsets)  # [B * T, D]
+        self.pooled = pool(vectors, positions, offsets)
 
-    def step(self, grad: Tensor, learning_rate: float, step: int) -> None:
-        """Moves the rows by the gradient of `pooled`, [B * T, D]; ``step`` counts from 1."""
-        layout, records = self._layout, self._records
+    def step(self, gradient: Tensor, learning_rate: float, step: int) -> None:
+        """Moves the rows by the ``gradient`` of `pooled`, [B * T, D]; ``step`` counts from 1."""
+        layout, records = self._layout, self.records
         # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
         # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
         if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:
-            add_bags(records, grad, self._positions, self._offsets, -learning_rate)
+            add_bags(records, gradient, self._positions, self._offsets, -learning_rate)
             return
-        vectors_grad = pool_backward(grad, self._positions, self._offsets, self._transposed, records.shape[0])  # [U, D]
-        parameters_grad = weigh_backward(vectors_grad, records[:, : layout.parameter_width], layout.dim)
-        row_step(layout, records, parameters_grad, learning_rate, step)
+        positions, offsets, transposed = self._positions, self._offsets, self._transposed
+        of_vectors = pool_backward(gradient, positions, offsets, transposed, records.shape[0])  # [U, D]
+        of_parameters = weigh_backward(of_vectors, records[:, : layout.parameter_width], layout.dim)
+        row_step(layout, records, of_parameters, learning_rate, step)

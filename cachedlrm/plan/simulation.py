@@ -1,6 +1,7 @@
 """The planner without training: what caches of several sizes would do on a stream of ids, in one pass over it."""
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ def planned_batches(
             inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt from error  # without its words: nothing goes on in a folder that goes away
-        waiting = 0
+        window = planned[0].policies[0].window  # that of all
+        waiting: deque[list[WorkingSet]] = deque()
         for index, batch in enumerate(schedule.batches()):
             lookups = router(batch)
             working_sets = [
@@ -127,12 +129,13 @@ def planned_batches(
             ]
             for cache in planned:
                 cache.announce(working_sets)
-            waiting += 1
-            while planned[0].ready:
-                yield [cache.plan() for cache in planned]
-                waiting -= 1
-        for _ in range(waiting):
-            yield [cache.plan() for cache in planned]
+            waiting.append(working_sets)
+            if len(waiting) > window:
+                working_sets = waiting.popleft()
+                yield [cache.plan(working_sets) for cache in planned]
+        while waiting:
+            working_sets = waiting.popleft()
+            yield [cache.plan(working_sets) for cache in planned]
 
 
 class _PlannedCache:
@@ -169,15 +172,9 @@ class _PlannedCache:
         for planner, working_set in zip(self._planners, working_sets, strict=True):
             planner.announce(working_set)
 
-    @property
-    def ready(self) -> bool:
-        """Whether enough batches are known to plan the next; as it is for caches of other sizes."""
-        return self._planners[0].ready
-
-    def plan(self) -> CacheCounters:
-        """Plans the next batch; the counters of all groups together."""
+    def plan(self, working_sets: Sequence[WorkingSet]) -> CacheCounters:
+        """Plans the oldest batch not planned yet; the counters of all groups together."""
         total = CacheCounters()
-        for planner, record_bytes in zip(self._planners, self._record_bytes, strict=True):
-            _, plan = planner.plan()
-            total += with_bytes(plan.counters, record_bytes)
+        for planner, working_set, record_bytes in zip(self._planners, working_sets, self._record_bytes, strict=True):
+            total += with_bytes(planner.plan(working_set).counters, record_bytes)
         return total

@@ -57,13 +57,13 @@ def run_inference(job: Job) -> tuple[InferenceReport, NDArray[np.float32]]:
     inference, trainer = job.options.inference, job.trainer
     tables = full_tables(job.architecture, current_records(trainer.cache))
     mlp_bits, embedding_bits = inference.quantize_mlp_with_bit, inference.quantize_emb_with_bit
-    before, evaluation = _serve(job, trainer.model, trainer.pooled)
+    before, evaluation = _serve(job, trainer.model, trainer.cache.pooled)
     table_bytes = sum(4 * table.num_rows * table.layout.parameter_width for table in tables)
     before = replace(before, embedding_bytes=table_bytes, mlp_bytes=mlp_bytes(trainer.model))
     after = None
     if (mlp_bits, embedding_bits) != (32, 32):
         model = trainer.model if mlp_bits == 32 else quantize_mlps(trainer.model, mlp_bits)
-        pooling: Pooling = trainer.pooled
+        pooling: Pooling = trainer.cache.pooled
         if embedding_bits != 32:
             quantized = _quantize(tables, embedding_bits)
             pooling, table_bytes = _pooling(job, quantized), quantized.num_bytes

@@ -3,21 +3,18 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.cache.upload import DeviceBatch
-from cachedlrm.data.batch import Batch, Source
-from cachedlrm.model.bags import pool
+from cachedlrm.data.batch import Source
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
-from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.run.evaluation import Evaluation, evaluate
 from cachedlrm.run.phase_clock import PhaseClock
 
@@ -70,19 +67,15 @@ class Trainer:
         self.clock.enter("wait")  # on CUDA what the training stream waits for the copy stream
         batch.admitted.wait()
         self.clock.enter("forward")
-        records = self.cache.gather(batch)  # [U, width] of each group
-        updates = [
-            RowUpdate(group.layout, part, lookups.positions, lookups.offsets, lookups.transposed)
-            for group, part, lookups in zip(self.cache.groups, records, tensors.lookups, strict=True)
-        ]
-        losses, grads = self._dense_passes(tensors, [update.pooled for update in updates])
+        updates = self.cache.begin(batch)
+        losses, gradients = self._dense_passes(tensors, [update.pooled for update in updates])
         self.clock.enter("dense_step")
         learning_rate = self.learning_rate(tensors.index + 1)
         self._optimizer.step(learning_rate)
         self.clock.enter("row_step")
-        for update, grad in zip(updates, grads, strict=True):
-            update.step(grad, learning_rate, self.steps_before + tensors.index + 1)
-        self.cache.scatter(batch, records)
+        for update, gradient in zip(updates, gradients, strict=True):
+            update.step(gradient, learning_rate, self.steps_before + tensors.index + 1)
+        self.cache.finish(batch, updates)
         self.clock.enter(None)
         return losses
 
@@ -91,7 +84,7 @@ class Trainer:
 
         Args:
             batch: B samples.
-            pooled: of each group, [B * T, D]; the gradients may take their place.
+            pooled: of each group, [B * T, D]; overwritten.
         """
         if self._graphed_pass is not None and batch.num_samples == self._mini_batch_size:
             loss, backward = self._graphed_pass(batch.dense, pooled, batch.labels)
@@ -115,7 +108,8 @@ class Trainer:
                 losses[-1] += loss
             self.clock.enter("backward")
             self._dense_pass.backward(prediction, labels, adds=first > 0, share=share)
-        return torch.stack(losses), pooled
+        gradients = pooled  # each pass has put them in the place of its vectors
+        return torch.stack(losses), gradients
 
     def _passes(self, num_samples: int) -> Iterator[tuple[int, int, range]]:
         """The first sample of each pass, the first after it, and the mini-batch that it is part of."""
@@ -136,23 +130,6 @@ class Trainer:
         """
         self.steps_before = self._optimizer.load_state(state)
 
-    def pooled(self, batch: Batch) -> list[Tensor]:
-        """The pooled vectors of each group, [B * tables, dim]. Changes nothing that training depends on.
-
-        Call it while no batch is being prepared.
-        """
-        device = self.cache.device
-        pooled = []
-        for group, lookups in zip(self.cache.groups, self.cache.router(batch), strict=True):
-            rows, inverse = np.unique(lookups.rows, return_inverse=True)
-            parameters, dim = group.read(rows), group.layout.dim
-            positions = torch.from_numpy(inverse).to(device)
-            # Weighed lookup by lookup as in the reference, since int8 MLPs magnify a difference in the last bit.
-            factors = parameters[:, dim][positions] if group.layout.weighted else None
-            offsets = torch.from_numpy(lookups.offsets).to(device)
-            pooled.append(pool(parameters[:, :dim].contiguous(), positions, offsets, factors))
-        return pooled
-
     def is_finite(self) -> bool:
         """Whether no parameter and no optimizer state is NaN or infinite. Call it while nothing is in flight."""
         self.cache.flush()
@@ -161,4 +138,4 @@ class Trainer:
 
     def evaluate(self, source: Source, batch_size: int) -> Evaluation:
         """Predicts a whole source. Changes nothing that training depends on."""
-        return evaluate(self.model, self.pooled, source, batch_size, self.cache.device)
+        return evaluate(self.model, self.cache.pooled, source, batch_size, self.cache.device)

@@ -87,8 +87,9 @@ def test_loading_ahead_stays_inside() -> None:
         sizes = [0, 1, AHEAD, AHEAD + 1, 2 * AHEAD, 2 * AHEAD + 1]
         fetched = 0
         for index, size in enumerate(sizes * 3):
-            planner.announce(book.working_set(index, random.permutation(300)[:size], np.arange(size + 1)))
-            _, plan = planner.plan()
+            working_set = book.working_set(index, random.permutation(300)[:size], np.arange(size + 1))
+            planner.announce(working_set)
+            plan = planner.plan(working_set)
             fetched += plan.counters.fetched_rows
             gather_rows(np.zeros((300, 17), np.float32), plan.slots, np.empty((size, 17), np.float32))
         assert fetched, "no row was away"

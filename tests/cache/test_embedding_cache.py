@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -52,6 +53,22 @@ def test_counts_by_table_are_those_of_a_plain_model():
         hits += int(expected[:, 1].sum())
         cache.trained.mark(made.tensors.index)
     assert hits > 0
+
+
+@pytest.mark.parametrize("window", [0, 1, 4])
+def test_a_batch_is_prepared_when_the_window_after_it_is_known(window):
+    cache = one_group((9,), RecordLayout(1, "sgd"), 9, settings=CacheSettings("lookahead", window, 0))
+    read = []
+
+    def batches() -> Iterator[Batch]:
+        for row in range(7):
+            read.append(row)
+            yield Batch(np.empty((1, 0), np.float32), np.array([row]), np.arange(2), np.zeros(1, np.float32))
+
+    for index, batch in enumerate(cache.prepare(batches())):
+        assert batch.tensors.index == index
+        assert read == list(range(min(index + window + 1, 7)))
+        cache.finish(batch, cache.begin(batch))
 
 
 @pytest.mark.parametrize(

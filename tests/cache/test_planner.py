@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+from collections import deque
 
 import numpy as np
 import pytest
@@ -101,23 +102,6 @@ def test_residents_are_what_the_plans_left(policy_name):
     assert planner.resident_rows == len(model.slot_of) == 12
 
 
-@pytest.mark.parametrize("window", [0, 1, 4])
-def test_a_batch_is_ready_when_the_window_beyond_it_is_known(window):
-    planner = Planner(4, 4, make_policy("lookahead", 4, NUM_ROWS, window), in_flight=0)
-    for working_set in working_sets([[row] for row in range(window)]):
-        planner.announce(working_set)
-        assert not planner.ready
-    planner.announce(working_sets([[0]] * (window + 1))[window])
-    assert planner.ready
-    planner.plan()
-    assert not planner.ready
-
-
-def test_nothing_announced_is_an_error():
-    with pytest.raises(IndexError):
-        Planner(4, 4, make_policy("lru", 4, NUM_ROWS, 0), in_flight=0).plan()
-
-
 @pytest.mark.parametrize("policy_name", POLICIES)
 def test_planning_four_thousand_batches_takes_no_more_memory_than_one_thousand(policy_name):
     # A stream that repeats, so that what is kept by touched row is complete after the first round.
@@ -132,14 +116,15 @@ def test_planning_four_thousand_batches_takes_no_more_memory_than_one_thousand(p
         in_period = next_uses(again)
         policy.know(lambda batch: _later(in_period[batch % 50], batch - batch % 50))
     planner = Planner(100, 160, policy, in_flight=2, minimum=MinimumMoves(100))
-    evicted, sizes = 0, []
+    evicted, sizes, waiting = 0, [], deque()
     tracemalloc.start()
     try:
         for index in range(4_000):
             rows = period[index % 50]
-            planner.announce(book.working_set(index, rows, np.arange(len(rows) + 1)))
-            if planner.ready:
-                evicted += planner.plan()[1].counters.evicted_rows
+            waiting.append(book.working_set(index, rows, np.arange(len(rows) + 1)))
+            planner.announce(waiting[-1])
+            if len(waiting) > planner.window:
+                evicted += planner.plan(waiting.popleft()).counters.evicted_rows
             if index in (999, 3_999):
                 gc.collect()
                 sizes.append(tracemalloc.get_traced_memory()[0])

@@ -138,7 +138,7 @@ def test_residents_stay_the_same_during_a_pause(window):
     prefetcher = Prefetcher(cache.prepare(stream), 4, cache.trained, lambda index: index % 4 == 3)
     pauses = 0
     for batch in prefetcher:
-        cache.scatter(batch, cache.gather(batch))
+        cache.finish(batch, cache.begin(batch))
         if batch.tensors.index % 4 == 3:
             first = [array.tolist() for array in planner.resident()]
             time.sleep(0.005)
@@ -258,7 +258,7 @@ def test_close_the_cache_wherever_it_waits(taken):
     for batch in prefetcher:
         if batch.tensors.index >= taken:
             break
-        cache.scatter(batch, cache.gather(batch))
+        cache.finish(batch, cache.begin(batch))
     time.sleep(0.02)
     close_in_time(prefetcher)
 

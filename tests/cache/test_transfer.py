@@ -17,6 +17,7 @@ from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.transfer import Transfer
+from cachedlrm.cache.upload import Arrays
 from cachedlrm.data.batch import Batch
 from cachedlrm.store.records import RecordLayout
 from support.models import one_group
@@ -63,12 +64,13 @@ def travel(
         for index, prepared in enumerate(prefetcher):
             assert prepared.tensors.index == index
             time.sleep(think_s)
-            [records] = cache.gather(prepared)
+            [update] = cache.begin(prepared)
+            records = update.records
             rows = list(dict.fromkeys(stream[index]))
             stale += int((records.numpy() != latest[rows]).any(axis=1).sum())
             records += index + 1
             latest[rows] += np.float32(index + 1)
-            cache.scatter(prepared, [records])
+            cache.finish(prepared, [update])
             counters += prepared.counters
             assert prepared.counters.fetched_bytes == prepared.counters.fetched_rows * layout.record_bytes
             assert prepared.counters.written_back_bytes == prepared.counters.written_back_rows * layout.record_bytes
@@ -171,7 +173,7 @@ def test_a_full_store_is_the_users_error_in_the_consumer(depth):
     def train():
         for prepared in prefetcher:
             seen.append(prepared.tensors.index)
-            cache.scatter(prepared, cache.gather(prepared))
+            cache.finish(prepared, cache.begin(prepared))
 
     with pytest.raises(UserError, match="--host-budget"):
         train()
@@ -186,7 +188,7 @@ def test_a_store_too_small_for_the_touched_rows_ends_training_not_saving():
     prepared = cache.prepare(map(batch_of, [[0], [1], [2]]))
     for _ in range(2):
         batch = next(prepared)
-        cache.scatter(batch, cache.gather(batch))
+        cache.finish(batch, cache.begin(batch))
     with pytest.raises(UserError, match="--host-budget"):
         next(prepared)
 
@@ -200,9 +202,9 @@ def test_reading_rows_of_every_kind():
     prepared = cache.prepare(map(batch_of, [[0, 1], [2, 3], [4]]))
     for index in range(2):
         batch = next(prepared)
-        [records] = cache.gather(batch)
-        records += 10.0 * (index + 1)
-        cache.scatter(batch, [records])
+        [update] = cache.begin(batch)
+        update.records += 10.0 * (index + 1)
+        cache.finish(batch, [update])
     rows = np.array([4, 0, 29, 2, 2, 1, 3, 0, 4, 7])
     expected = initial[rows, :DIM] + np.array([0, 10, 0, 20, 20, 10, 20, 10, 0, 0], np.float32)[:, None]
     assert (group.read(rows).numpy() == expected).all()
@@ -212,7 +214,7 @@ def test_reading_rows_of_every_kind():
 def test_bytes_on_the_device_are_those_of_the_tensors():
     cache = one_group((NUM_ROWS,), RecordLayout(DIM, "adam"), 6, 8, CacheSettings("lru", 0, 0, 16))
     assert cache.device_bytes == {"slab": 8 * 9 * 4, "staging": 0, "working_set": 0}
-    cache.gather(next(cache.prepare([batch_of([1, 2, 3, 4])])))
+    cache.begin(next(cache.prepare([batch_of([1, 2, 3, 4])])))
     assert cache.device_bytes["working_set"] == 5 * 9 * 4  # a quarter more than needed
 
 
@@ -232,18 +234,29 @@ def test_dense_features_lie_at_an_aligned_address_wherever_they_came_from(shift)
 class _Copies:
     """In place of pinned memory and its image on a GPU."""
 
-    def copy(self, arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        return [torch.from_numpy(array.copy()) for array in arrays]
+    def open(self, parts: Sequence[Arrays]) -> None:
+        self.room = sum(array.nbytes for arrays in parts for array in arrays.values())
+
+    def put(self, arrays: Arrays) -> dict[str, torch.Tensor]:
+        self.room -= sum(array.nbytes for array in arrays.values())
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+    def send(self) -> None:
+        assert self.room == 0
 
 
-def test_lookups_sorted_by_position_go_where_arrays_are_copied():
+def test_lookups_sorted_by_position_go_where_arrays_are_copied(monkeypatch):
     cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6)
     cache._upload._ring = [_Copies()]
     cache.trained.mark(0)
+    moved, execute = [], Transfer.execute
+    monkeypatch.setattr(Transfer, "execute", lambda self, *given: moved.append(given[1]) or execute(self, *given))
     [lookups] = next(cache.prepare([batch_of([3, 5, 3, 7, 5, 3])])).tensors.lookups
+    [moves] = moved
     assert lookups.positions.tolist() == [0, 1, 0, 2, 1, 0]
-    assert lookups.slots.tolist() == lookups.create_slots.tolist() == [0, 1, 2]
-    assert lookups.create_rows.tolist() == [3, 5, 7]
+    assert lookups.slots.tolist() == moves.create_slots.tolist() == [0, 1, 2]
+    assert moves.create_rows.tolist() == [3, 5, 7]
+    assert moves.fetch_slots.tolist() == moves.evict_slots.tolist() == []
     assert lookups.bags_by_position.tolist() == [0, 2, 5, 1, 4, 3]
     assert lookups.position_offsets.tolist() == [0, 3, 5, 6]
     [unsorted] = next(one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6).prepare([batch_of([3, 3])])).tensors.lookups

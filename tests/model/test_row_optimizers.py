@@ -28,7 +28,7 @@ def lookups_of(seed: int, num_bags: int) -> tuple[DeviceLookups, int]:
     made = AddressBook(9).working_set(0, rows.numpy(), offsets.numpy())
     nothing = torch.empty(0, dtype=torch.int64)
     tensors = [torch.from_numpy(array) for array in (made.offsets, made.positions, *made.transposed())]
-    return DeviceLookups(*tensors[:2], *[nothing] * 5, *tensors[2:]), made.num_rows
+    return DeviceLookups(*tensors[:2], nothing, *tensors[2:]), made.num_rows
 
 
 def values(*shape: int, seed: int) -> Tensor:

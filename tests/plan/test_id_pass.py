@@ -17,6 +17,7 @@ from cachedlrm.plan import id_pass as foresight
 from cachedlrm.plan.__main__ import parse_plan
 from cachedlrm.plan.id_pass import NEXT_USES_FOLDER
 from cachedlrm.train import main
+from support.models import plans
 from support.runs import SMALL, one_line, train
 
 ROWS = ["--gpu-cache-rows=300", "--test-freq=-1"]
@@ -132,12 +133,8 @@ def test_a_resumed_run_moves_the_rows_that_it_would_with_the_rest_as_its_stream(
     policy.take_counts(sum(np.bincount(batch.rows, minlength=after["table_rows"]) for batch in rest))
     book = AddressBook(after["table_rows"])
     planner = Planner(after["cache_slots"], len(policy.keys), policy, 0)
-    hits = 0
-    for index, batch in enumerate(rest):
-        planner.announce(book.working_set(index, batch.rows, batch.offsets))
-        if planner.ready:
-            hits += planner.plan()[1].counters.hit_lookups
-    hits += planner.plan()[1].counters.hit_lookups
+    stream = [book.working_set(index, batch.rows, batch.offsets) for index, batch in enumerate(rest)]
+    hits = sum(plan.counters.hit_lookups for _, plan in plans(planner, stream))
     hit = [round(run["hit_ratio"] * run["lookups"]) for run in (before, after)]
     assert hit[1] - hit[0] == hits
     assert after["evicted_rows"] > before["evicted_rows"] > 0

@@ -59,7 +59,7 @@ def test_accumulated_gradients_take_the_place_of_the_vectors():
     model = Dlrm(plain_features(len(ROWS), 64), (5, 64), (1,))
     trainer = Trainer(cache, model, LearningRate(0.01), make_loss("bce", (), torch.device("cpu")), mini_batch)
     (prepared,) = cache.prepare([source.read(0, batch)])
-    cache.gather(prepared)  # its buffer stays
+    cache.begin(prepared)  # its buffer stays
     peak = peak_bytes(lambda: trainer.step(prepared))
     vectors = 4 * batch * len(ROWS) * 64
     assert vectors < peak < 1.6 * vectors  # gradients of the whole batch beside them would take as much again
@@ -144,7 +144,7 @@ def test_a_pass_over_fewer_samples_holds_less(tmp_path):
         dataset = open_dataset(options.data.data, None, data_request(options))
         with closing(build_job(resolve(options, dataset), dataset, tmp_path)) as job:
             (batch,) = job.trainer.cache.prepare([job.schedule.read(0)])
-            job.trainer.cache.gather(batch)  # its buffer stays
+            job.trainer.cache.begin(batch)  # its buffer stays
             return peak_bytes(lambda: job.trainer.step(batch))
 
     vectors = 4 * 400 * 6 * 64

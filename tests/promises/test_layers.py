@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data": ("base",),
     "store": ("base",),
     "model": ("base", "store.records"),
-    "cache": ("base", "data.batch", "data.lookups", "store"),
+    "cache": ("base", "data.batch", "data.lookups", "store", "model.bags", "model.row_update"),
     "library": ("base", "data", "store", "model", "cache"),
     "options": ("base", "data", "store.records", "model"),
     "plan": ("base", "data", "store", "model", "cache", "options"),

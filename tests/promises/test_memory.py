@@ -26,7 +26,7 @@ def test_tables_of_96_gb_cost_4_bytes_a_row_and_the_rows_touched():
     offsets = np.arange(10_001)
     stream = (Batch(empty, rng.integers(0, sum(table_rows), 10_000), offsets, labels) for _ in range(20))
     for batch in cache.prepare(stream):
-        cache.scatter(batch, cache.gather(batch))
+        cache.finish(batch, cache.begin(batch))
     touched = cache.groups[0].book.num_addresses
     assert touched > 190_000
     used = host_memory()[0] - start
@@ -43,7 +43,7 @@ def test_ten_thousand_steps_grow_nothing():
     stream = (Batch(empty, pool[step % 64], offsets, labels) for step in range(10_000))
     evicted = 0
     for batch in cache.prepare(stream):
-        cache.scatter(batch, cache.gather(batch))
+        cache.finish(batch, cache.begin(batch))
         evicted += batch.counters.evicted_rows
         if batch.tensors.index == 1000:
             before = host_memory()[0]

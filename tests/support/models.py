@@ -90,14 +90,11 @@ def plans(
 ) -> list[tuple[WorkingSet, Plan]]:
     """Announces and plans a stream as training does; ``before`` is called before each plan."""
     made = []
-    for working_set in stream:
+    for known, working_set in enumerate(stream, 1):
         planner.announce(working_set)
-        while planner.ready:
+        while len(made) < (known if known == len(stream) else known - planner.window):
             before()
-            made.append(planner.plan())
-    while len(made) < len(stream):
-        before()
-        made.append(planner.plan())
+            made.append((stream[len(made)], planner.plan(stream[len(made)])))
     return made
 
 
