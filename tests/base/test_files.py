@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import lock, make_folders, remove_folders, replacing, whole_file
+from cachedlrm.base.files import lock, make_folders, remove_folders, replacing, whole_file, writable_file
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
@@ -135,3 +135,27 @@ def test_no_lock_is_written_through_a_link(tmp_path):
     with pytest.raises(OSError, match="symbolic links"):
         lock(tmp_path / "lock", "the place", "wait")
     assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_where_a_file_may_be_written(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "report.json").write_text("{}")
+    (tmp_path / "link").symlink_to(run / "report.json")
+    os.mkfifo(tmp_path / "pipe")
+
+    def asked(path: Path) -> Path:
+        return writable_file(path, "--out", [run], ["report.json"])
+
+    assert asked(tmp_path / "new.json") == tmp_path / "new.json"
+    assert asked(run / "other.json") == run / "other.json"
+    for path, why in {
+        run: "is a directory; name a file",
+        tmp_path / "pipe": "is not a regular file; name another one",
+        tmp_path / "link": "is report.json of the run itself; name another file",
+        tmp_path / "none" / "f": f"{tmp_path / 'none'} is not a folder; make it or name another file",
+    }.items():
+        with pytest.raises(UserError) as refused:
+            asked(path)
+        assert str(refused.value).startswith(f"--out {path}")
+        assert str(refused.value).endswith(why)

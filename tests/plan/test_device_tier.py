@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.units import format_bytes
 from cachedlrm.plan.device_tier import (
     CacheRequest,
     DeviceSizes,
@@ -376,20 +375,3 @@ def test_the_smallest_ratio_is_enough(num_rows, data):
     ratio = smallest_ratio(rows, num_rows)
     assert 0 < ratio <= 1
     assert int(ratio * num_rows) >= rows
-
-
-def test_bytes_are_rounded_up():
-    assert format_bytes(0) == "0 B"
-    assert format_bytes(1000) == "1000 B"
-    assert format_bytes(1024) == "1.0 KiB"
-    assert format_bytes(1025) == "1.1 KiB"
-    assert format_bytes(2**20 + 1) == "1.1 MiB"
-    assert format_bytes(5 * 2**30) == "5.0 GiB"
-
-
-@settings(deadline=None, derandomize=True, max_examples=200)
-@given(st.integers(0, 2**45))
-def test_bytes_read_back_are_enough_and_hardly_more(num_bytes):
-    number, unit = format_bytes(num_bytes).split()
-    read = int(float(number) * UNITS[unit])
-    assert num_bytes <= read <= num_bytes + UNITS[unit] // 10 + 1

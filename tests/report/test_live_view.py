@@ -11,7 +11,6 @@ import pytest
 import rich.console
 
 from cachedlrm.base.machine import host_memory
-from cachedlrm.base.units import format_seconds
 from cachedlrm.cache.counters import PHASES, CacheCounters, TableCounters
 from cachedlrm.options.config import Options
 from cachedlrm.report.console import LiveConsole, PlainConsole, SilentConsole, open_console
@@ -181,10 +180,6 @@ def test_host_memory_is_that_of_this_process():
         assert host_memory()[0] - anonymous > 40 << 20
     assert anonymous > 10 << 20
     assert mapped >= 0
-
-
-def test_seconds():
-    assert [format_seconds(s) for s in (0, 59.6, 3600, 86_399)] == ["0:00:00", "0:01:00", "1:00:00", "23:59:59"]
 
 
 TOTALS = RunTotals(

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachedlrm.base.machine import host_memory
-from cachedlrm.base.units import finite
 from cachedlrm.cache.counters import PHASES, PREPARING_PHASES, CacheCounters
 from cachedlrm.report.metrics import metrics_row
 from support.reports import snapshot
@@ -64,11 +63,6 @@ def test_a_line_is_json_whatever_was_measured(bad):
     row = json.loads(json.dumps(metrics_row(worst), allow_nan=False))
     assert row["loss"] is row["auc"] is row["samples_per_s"] is row["elapsed_s"] is row["wait_ms"] is None
     assert row["step"] == 610
-    assert finite(bad) is None
-
-
-def test_finite_keeps_the_rest():
-    assert [finite(value) for value in (None, 0, 0.25, 1 << 60)] == [None, 0, 0.25, 1 << 60]
 
 
 @pytest.mark.parametrize(("info", "expected"), [({"rss": 90, "shared": 30}, (60, 30)), ({"rss": 90}, (90, 0))])

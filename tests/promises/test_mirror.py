@@ -1,0 +1,134 @@
+"""Every module has a test file of its name, and every test file a module: cachedlrm/ROOM/x.py, tests/ROOM/test_x.py.
+
+``__main__.py`` is tested by test_main.py. ``__init__.py`` only imports. tests/promises and tests/gpu have what holds
+across rooms.
+"""
+
+from pathlib import PurePosixPath
+
+import pytest
+
+from support.documents import ROOT, TESTS
+
+ACROSS_ROOMS = ("promises", "gpu", "support")
+WITHOUT_TESTS = {  # still tested through the commands only
+    "cache/counters.py",
+    "cache/lookup_counts.py",
+    "cache/slab.py",
+    "cache/streams.py",
+    "cache/table_group.py",
+    "cache/upload.py",
+    "check/__main__.py",
+    "check/findings.py",
+    "data/batch.py",
+    "data/criteo.py",
+    "data/flights.py",
+    "data/folding.py",
+    "data/lookups.py",
+    "data/mersenne.py",
+    "data/npy.py",
+    "data/parquet_columns.py",
+    "data/parquet_files.py",
+    "data/raw/avazu.py",
+    "data/raw/criteo.py",
+    "data/raw/inputs.py",
+    "data/raw/keys.py",
+    "data/raw/lines.py",
+    "data/raw/parquet.py",
+    "data/raw/samples.py",
+    "data/traces.py",
+    "data/zipf.py",
+    "export/final_state.py",
+    "export/formats/onnx_file.py",
+    "export/formats/piecewise.py",
+    "export/formats/reference_format.py",
+    "export/formats/torch_file.py",
+    "export/full_tables.py",
+    "export/initial.py",
+    "library/current.py",
+    "library/ids.py",
+    "library/stream.py",
+    "library/tables.py",
+    "model/bags.py",
+    "model/dense_optimizer.py",
+    "model/dlrm.py",
+    "model/features.py",
+    "model/interaction.py",
+    "model/learning_rate.py",
+    "model/losses.py",
+    "model/quantized.py",
+    "model/row_update.py",
+    "model/tables.py",
+    "options/architecture.py",
+    "options/checks.py",
+    "options/config.py",
+    "options/parsing.py",
+    "options/resolve.py",
+    "options/run_files.py",
+    "options/schedule.py",
+    "options/types.py",
+    "plan/prediction.py",
+    "plan/roofline.py",
+    "plan/tiers.py",
+    "prepare/assemble.py",
+    "prepare/options.py",
+    "prepare/progress.py",
+    "prepare/reading.py",
+    "prepare/spool.py",
+    "prepare/tables.py",
+    "prepare/vocabulary.py",
+    "report/axes.py",
+    "report/charts.py",
+    "report/comparison.py",
+    "report/curves.py",
+    "report/document.py",
+    "report/environment.py",
+    "report/event_file.py",
+    "report/figures.py",
+    "report/foreseen.py",
+    "report/inference_report.py",
+    "report/runs.py",
+    "report/style.py",
+    "report/tables.py",
+    "report/totals.py",
+    "report/typed_report.py",
+    "report/words.py",
+    "run/checkpoint.py",
+    "run/job.py",
+    "run/phase_clock.py",
+    "run/preflight.py",
+    "run/processes.py",
+    "run/profiler.py",
+    "run/progress.py",
+    "run/saving.py",
+    "run/trainer.py",
+    "simulate.py",
+    "store/database.py",
+    "store/init.py",
+    "store/lmdb_store.py",
+    "store/mapped_file.py",
+    "store/read_ahead.py",
+    "store/records.py",
+    "store/segment.py",
+}
+MODULES = sorted(
+    path.relative_to(ROOT / "cachedlrm").as_posix()
+    for path in (ROOT / "cachedlrm").rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def expected_file(module: str) -> str:
+    path = PurePosixPath(module)
+    return str(path.with_name(f"test_{path.stem.strip('_')}.py"))
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - WITHOUT_TESTS))
+def test_every_module_has_a_test_file(module):
+    assert (TESTS / expected_file(module)).is_file(), f"write tests/{expected_file(module)}"
+
+
+def test_every_test_file_has_a_module():
+    files = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
+    inside = {file for file in files if not file.startswith(ACROSS_ROOMS)}
+    assert inside <= {expected_file(module) for module in MODULES}
