@@ -1,6 +1,6 @@
 """Readers of files that somebody else may have made: each takes them as they are, or says no. None runs them.
 
-Longer campaigns with the same generators were run by hand; docs/log.md says how many inputs they tried.
+Longer campaigns with the same generators were run by hand; docs/log/store.md says how many inputs they tried.
 """
 
 import ast
