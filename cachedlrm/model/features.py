@@ -48,15 +48,16 @@ class FeatureVectors(nn.ModuleDict):
         """[B, T, D] from the pooled vectors of each group, [B * tables, dim]."""
         if self.is_plain:
             return pooled[0].view(-1, self.num_features, self.base_dim)
+        # Taken apart at once: the gradient of a slice would be as large as all of them.
         groups = [
-            vectors.view(-1, num_tables, dim)
+            vectors.view(-1, num_tables, dim).unbind(1)
             for vectors, (num_tables, dim) in zip(pooled, self._group_sizes, strict=True)
         ]
         return torch.stack([self._vector(feature, groups) for feature in range(self.num_features)], dim=1)
 
-    def _vector(self, feature: int, groups: Sequence[Tensor]) -> Tensor:
-        """[B, D] of one feature."""
-        parts = [groups[group][:, table] for group, table in self._places[feature]]
+    def _vector(self, feature: int, groups: Sequence[Sequence[Tensor]]) -> Tensor:
+        """[B, D] of one feature, from the pooled vectors [B, dim] of each table of each group."""
+        parts = [groups[group][table] for group, table in self._places[feature]]
         vector = self._combine(*parts) if len(parts) == 2 else parts[0]
         if str(feature) in self:
             vector = self[str(feature)]["proj"](vector)  # type: ignore[index]
