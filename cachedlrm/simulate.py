@@ -23,7 +23,7 @@ from cachedlrm.base.text import aligned
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.checks import check_options
-from cachedlrm.options.command_line import SIZES, given_options, parse_as, with_profiles
+from cachedlrm.options.command_line import SIZES, parse_options
 from cachedlrm.options.config import (
     BatchOptions,
     CacheOptions,
@@ -34,6 +34,7 @@ from cachedlrm.options.config import (
     ReferenceOptions,
     RunOptions,
 )
+from cachedlrm.options.profiles import with_profiles
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.types import Bytes, Flag, Names, Positive, Ratios, option_group
 from cachedlrm.plan.simulation import Curve, CurvePoint, miss_ratio_curve
@@ -84,12 +85,14 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    command = parse_as(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
-    command, _ = with_profiles(command, command.simulation.profile, given_options(arguments) | SIZES)
+    command, given = parse_options(SimulationCommand(), arguments, "python -m cachedlrm.simulate", _SIMULATION_HELP)
+    command, _ = with_profiles(command, command.simulation.profile, given | SIZES)
     cache = command.cache
     for name in sorted(SIZES):
-        if (value := getattr(cache, name.lstrip("-").replace("-", "_"))) is not None:
-            raise UserError(f"{name} {value} is the size of one cache; give --cache-ratios, a list, instead")
+        if (value := getattr(cache, name)) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} {value} is the size of one cache; give --cache-ratios, a list, instead"
+            )
     options = Options(
         model=command.model,
         batches=command.batches,
@@ -99,7 +102,8 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
         cache=cache,
         run=RunOptions(device="cpu", steps=command.simulation.steps),
     )
-    return check_options(options), command.simulation
+    check_options(options)
+    return options, command.simulation
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,12 +119,11 @@ def simulate(arguments: Sequence[str]) -> None:
     """
     options, simulation = parse_simulation(arguments)
     dataset = open_dataset(options.data.data, None, data_request(options))
-    options = resolve(options, dataset)
+    resolved = resolve(options, dataset)
     started = time.perf_counter()
-    curve = miss_ratio_curve(options, dataset, simulation.cache_ratios)
+    curve = miss_ratio_curve(resolved, dataset, simulation.cache_ratios)
     seconds = time.perf_counter() - started
     bandwidth = simulation.link_bandwidth
-    assert bandwidth is not None
     if simulation.json:
         document = {
             "data": options.data.data,

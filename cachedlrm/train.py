@@ -33,7 +33,8 @@ from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.final_state import FILE_NAME, most_bytes, save_final_state
 from cachedlrm.options.architecture import describe
-from cachedlrm.options.command_line import parse_command_line, to_toml
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.profiles import to_toml
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan.id_pass import discard_next_uses
 from cachedlrm.plan.prediction import predict
@@ -74,14 +75,14 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     refuse_several_processes(os.environ)
     options = parse_command_line(arguments)
     dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
-    options = resolve(options, dataset)
-    check_inference(options, dataset)
-    check_outputs(options)
-    config = to_toml(options)
-    with open_run(options) as run, closing(build_job(options, dataset, run.path("."))) as job:
+    resolved = resolve(options, dataset)
+    check_inference(resolved, dataset)
+    check_outputs(resolved)
+    config = to_toml(resolved)
+    with open_run(resolved) as run, closing(build_job(resolved, dataset, run.path("."))) as job:
         progress = Progress(job)
         with (
-            closing(open_console(options.run.ui)) as console,
+            closing(open_console(resolved.run.ui)) as console,
             closing(_Recorder(job, progress, run, console)) as recorder,
         ):
             try:
@@ -94,7 +95,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                     _train_steps(job, recorder, interrupts)
                     if not job.trainer.is_finite():
                         raise progress.not_finite("parameters")
-                    if options.inference.inference_only:
+                    if resolved.inference.inference_only:
                         _serve(job, progress, run, console)
                     _save(arguments, job, recorder, config)
                     discard_next_uses(run.path("."))
@@ -159,7 +160,6 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
         console.message(aligned(describe(job.architecture)))
     if job.note is not None:
         console.message(job.note)
-    assert job.options.batches.mini_batch_size is not None
     samples, source = job.schedule.num_steps * job.options.batches.mini_batch_size, job.dataset.train
     num_lookups = samples * source.max_lookups_per_bag * len(source.table_rows)
     final, temporary = most_bytes(job.trainer.cache, job.options, num_lookups)
@@ -201,7 +201,6 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
 
     prepared = trainer.cache.prepare(schedule.batches(job.first_batch), job.first_batch)
     depth = job.options.cache.prefetch_depth
-    assert depth is not None
     with (
         closing(Prefetcher(prepared, depth, trainer.cache.trained, pauses_after)) as batches,
         progress.running(),

@@ -13,18 +13,27 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Annotated, TextIO, cast
+
+from cyclopts import Parameter
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.output import Output
 from cachedlrm.check.findings import Findings, describe
 from cachedlrm.check.inspection import inspect_store
-from cachedlrm.options.command_line import load_options
+from cachedlrm.options.parsing import parse
+from cachedlrm.options.profiles import load_options
 from cachedlrm.options.run_files import STORE_FOLDER
+from cachedlrm.options.types import GivenPath
 from cachedlrm.run.checkpoint import store_folder
 from cachedlrm.store.database import DATA_FILE
 
-_USAGE = "usage: python -m cachedlrm.check STORE"
+_HELP = """Read all of a store and say what is in it, and what is not as it was written.
+
+Example: python -m cachedlrm.check runs/A
+
+Exit status: 0 all is well, 1 something is wrong, 2 there is no store.
+"""
 _WRONG = 1
 
 
@@ -49,27 +58,22 @@ def find_store(path: Path) -> Path:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; its exit status."""
     found: list[Findings] = []
-    status = run_program(lambda _: found.extend(_check(arguments)), interrupted="interrupted; nothing was changed")
+    status = run_program(lambda _: found.append(_check(arguments)), interrupted="interrupted; nothing was changed")
     return status or (_WRONG if any(findings.num_problems for findings in found) else 0)
 
 
-def _check(arguments: Sequence[str]) -> list[Findings]:
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    output = cast("TextIO", Output(sys.stdout))
-    if "-h" in flags or "--help" in flags:
-        print(f"{_USAGE}\n\n{__doc__}", file=output, flush=True)
-        return []
-    if flags:
-        raise UserError(f"unknown option {flags[0]}; {_USAGE}")
-    if len(arguments) != 1:
-        raise UserError(f"{len(arguments)} paths given where one is needed; {_USAGE}")
-    if not arguments[0]:  # usually a shell variable that is not set
-        raise UserError(f"STORE is empty; {_USAGE}")
-    path = find_store(Path(arguments[0]))
+def _check(arguments: Sequence[str]) -> Findings:
+    path = find_store(parse(arguments, "python -m cachedlrm.check", _HELP, _command))
     findings = inspect_store(path)
-    print(describe(path, findings), file=output, flush=True)
+    print(describe(path, findings), file=cast("TextIO", Output(sys.stdout)), flush=True)
     say(f"{findings.num_problems:,} problems" if findings.num_problems else "no problem found", sys.stdout)
-    return [findings]
+    return findings
+
+
+def _command(
+    store: Annotated[GivenPath, Parameter(help="Folder of a store, or directory of a run that keeps one.")], /
+) -> Path:
+    return store
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from cachedlrm.check.findings import Findings, GroupCounts
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import ModelOptions
+from cachedlrm.options.resolved import ResolvedModel
 from cachedlrm.run.checkpoint import decode_checkpoint
 from cachedlrm.store import database
 from cachedlrm.store.mapped_file import damage_explained
@@ -217,7 +218,7 @@ def _architecture(identity: dict[str, str]) -> Architecture:
         model.arch_embedding_size, model.arch_sparse_feature_size, model.arch_mlp_bot, model.arch_mlp_top
     ):  # fmt: skip
         raise UserError("it does not say what tables it holds")
-    return build_architecture(model, optimizer)
+    return build_architecture(ResolvedModel(**vars(model)), optimizer)
 
 
 def _pages(stat: dict[str, int]) -> int:

@@ -19,18 +19,18 @@ from cachedlrm.base.program import end_program, run_program, start_program
 if __name__ == "__main__":
     start_program()
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write, writable_file
-from cachedlrm.base.output import Output
 from cachedlrm.export.final_state import FinalState, load_final_state
 from cachedlrm.export.formats.piecewise import PiecewiseTensor
 from cachedlrm.export.formats.safetensors_file import TensorSpec, write_tensors
@@ -38,12 +38,16 @@ from cachedlrm.export.formats.torchrec import check_torchrec, write_torchrec
 from cachedlrm.export.full_tables import FullTable, TouchedRecords, full_tables
 from cachedlrm.export.initial import initial_parameters
 from cachedlrm.options.architecture import Architecture, build_architecture
-from cachedlrm.options.command_line import load_options
-from cachedlrm.options.config import Options
+from cachedlrm.options.parsing import parse
+from cachedlrm.options.profiles import load_resolved
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import LOCK_FILE, RUN_FILES
+from cachedlrm.options.types import Flag, GivenPath
 
-_USAGE = "usage: python -m cachedlrm.export RUN_DIR OUT [--format safetensors|torchrec] [--with-optimizer-state]"
-_FORMATS = ("safetensors", "torchrec")
+_HELP = """Write all parameters of a run, for others to go on with.
+
+Example: python -m cachedlrm.export runs/A model.safetensors
+"""
 
 
 def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torchrec: bool = False) -> None:
@@ -59,7 +63,7 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torc
         UserError: the run did not end, its files are damaged, or ``out`` cannot be written.
     """
     target = _folder(out) if to_torchrec else writable_file(out, "OUT", [run_dir], (*RUN_FILES, LOCK_FILE))
-    options = load_options(run_dir / "config.toml")
+    options = load_resolved(run_dir / "config.toml")
     architecture = _architecture(options, run_dir / "config.toml")
     if to_torchrec:
         check_torchrec(architecture, with_optimizer_state)
@@ -105,19 +109,14 @@ def _folder(out: Path) -> Path:
     return out
 
 
-def _architecture(options: Options, config: Path) -> Architecture:
-    model, optimizer = options.model, options.optimisation.optimizer
-    if None in (model.arch_embedding_size, model.arch_sparse_feature_size, model.arch_mlp_bot, model.arch_mlp_top):
-        raise UserError(f"{config} lacks an architecture option (arch-...); put back the one that the run wrote")
-    if optimizer is None:
-        raise UserError(f"{config} lacks optimizer; put back the one that the run wrote")
+def _architecture(options: Resolved, config: Path) -> Architecture:
     try:
-        return build_architecture(model, optimizer)
+        return build_architecture(options.model, options.optimisation.optimizer)
     except UserError as error:
         raise UserError(f"{config}: {error}") from error
 
 
-def _exported_tables(options: Options, architecture: Architecture, state: FinalState) -> list[FullTable]:
+def _exported_tables(options: Resolved, architecture: Architecture, state: FinalState) -> list[FullTable]:
     """The tables of a run, group by group."""
     if all(group.rows is None for group in state.groups):
         return full_tables(architecture, state.groups)
@@ -133,55 +132,26 @@ def _exported_tables(options: Options, architecture: Architecture, state: FinalS
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; its exit status."""
-    return run_program(lambda _: _export(arguments), interrupted="interrupted; OUT is as it was before")
+    return run_program(
+        lambda _: parse(arguments, "python -m cachedlrm.export", _HELP, _command)(),
+        interrupted="interrupted; OUT is as it was before",
+    )
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the command line asks for."""
-
-    paths: tuple[str, ...]
-    format: str = "safetensors"
-    with_optimizer_state: bool = False
-    help: bool = False
-
-
-def _parse(arguments: Sequence[str]) -> _Request:
-    """The command line; a later option goes before an earlier one."""
-    paths: list[str] = []
-    given: dict[str, str] = {}
-    left = list(arguments)
-    while left:
-        argument = left.pop(0)
-        name, is_joined, value = argument.partition("=")
-        if not argument.startswith("-"):
-            paths.append(argument)
-        elif name == "--format":
-            given["format"] = value if is_joined else left.pop(0) if left else ""
-        elif argument in ("--with-optimizer-state", "-h", "--help"):
-            given[argument] = ""
-        else:
-            raise UserError(f"unknown option {argument}; {_USAGE}")
-    if given.get("format", "safetensors") not in _FORMATS:
-        raise UserError(f"--format {given['format'] or 'lacks a value'}: choose {' or '.join(_FORMATS)}; {_USAGE}")
-    return _Request(
-        tuple(paths), given.get("format", "safetensors"), "--with-optimizer-state" in given,
-        "-h" in given or "--help" in given,
-    )  # fmt: skip
-
-
-def _export(arguments: Sequence[str]) -> None:
-    request = _parse(arguments)
-    if request.help:
-        print(f"{_USAGE}\n\n{__doc__}", file=cast("TextIO", Output(sys.stdout)), flush=True)
-        return
-    if len(request.paths) != 2:
-        raise UserError(f"{len(request.paths)} paths given where 2 are needed; {_USAGE}")
-    for name, path in zip(("RUN_DIR", "OUT"), request.paths, strict=True):
-        if not path:  # usually a shell variable that is not set
-            raise UserError(f"{name} is empty; {_USAGE}")
-    run_dir, out = map(Path, request.paths)
-    export(run_dir, out, request.with_optimizer_state, to_torchrec=request.format == "torchrec")
+def _command(
+    run_dir: Annotated[GivenPath, Parameter(help="Directory of a run that ended.")],
+    out: Annotated[GivenPath, Parameter(help="File to write; for torchrec a folder to make.")],
+    /,
+    *,
+    format: Annotated[
+        Literal["safetensors", "torchrec"],
+        Parameter(
+            help="safetensors: one file, under facebookresearch/dlrm's names. torchrec: a folder that TorchRec loads."
+        ),
+    ] = "safetensors",
+    with_optimizer_state: Annotated[Flag, Parameter(help="Write the optimizer state of the rows, too.")] = False,
+) -> Callable[[], None]:
+    return partial(export, run_dir, out, with_optimizer_state, to_torchrec=format == "torchrec")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from cachedlrm.export.formats.safetensors_file import DTYPES, TensorSpec, write_
 from cachedlrm.export.full_tables import chunk_rows, current_records
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.options.architecture import Architecture
-from cachedlrm.options.command_line import spell
-from cachedlrm.options.config import Options
+from cachedlrm.options.profiles import spell
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.store.spool import PLACE_BYTES
 
@@ -35,7 +35,7 @@ FILE_NAME = "final.safetensors"
 _ROW_BYTES = 8  # of a row's number
 
 
-def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Options) -> None:
+def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Resolved) -> None:
     """Writes all trained state of a run that has no batch in flight.
 
     Args:
@@ -78,7 +78,7 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Op
     write_tensors(path, specs, chunks(), model_identity(options), OTHER_RUN_DIR)
 
 
-def most_bytes(cache: EmbeddingCache, options: Options, num_lookups: int) -> tuple[int, int]:
+def most_bytes(cache: EmbeddingCache, options: Resolved, num_lookups: int) -> tuple[int, int]:
     """The most bytes that the rows of a run's final state can take, and those of a temporary file beside the store.
 
     Args:
@@ -97,11 +97,11 @@ def most_bytes(cache: EmbeddingCache, options: Options, num_lookups: int) -> tup
     return total, temporary
 
 
-def _keeps_all_rows(options: Options) -> bool:
+def _keeps_all_rows(options: Resolved) -> bool:
     return options.inference.load_model is not None
 
 
-def model_identity(options: Options) -> dict[str, str]:
+def model_identity(options: Resolved) -> dict[str, str]:
     """What decides the shapes of all parameters and how untouched rows begin, spelled as in ``config.toml``."""
     spelled = spell(options)
     decisive = {
@@ -141,7 +141,7 @@ class FinalState:
     dense: dict[str, NDArray[np.float32]]
 
 
-def load_final_state(run_dir: Path, options: Options, architecture: Architecture) -> FinalState:
+def load_final_state(run_dir: Path, options: Resolved, architecture: Architecture) -> FinalState:
     """Opens what `save_final_state` wrote.
 
     Args:
@@ -217,7 +217,7 @@ def _dense_tensors(architecture: Architecture) -> dict[str, tuple[str, tuple[int
 
 
 def _expected_tensors(
-    options: Options, architecture: Architecture, found: Mapping[str, tuple[str, tuple[int, ...]]]
+    options: Resolved, architecture: Architecture, found: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every tensor, by name; as many touched rows as there are."""
     expected = _dense_tensors(architecture)

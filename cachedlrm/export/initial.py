@@ -13,7 +13,7 @@ from cachedlrm.export.formats.model_file import load_model
 from cachedlrm.export.formats.reference_format import record_parts
 from cachedlrm.model.reference_init import reference_parameters
 from cachedlrm.options.architecture import Architecture, pooling_name, split_parameters
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
 
 
@@ -34,7 +34,7 @@ class InitialParameters:
     note: str | None = None
 
 
-def initial_parameters(options: Options, architecture: Architecture, device: torch.device) -> InitialParameters:
+def initial_parameters(options: Resolved, architecture: Architecture, device: torch.device) -> InitialParameters:
     """What ``--load-model`` or else ``--init`` says.
 
     Args:

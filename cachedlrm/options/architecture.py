@@ -12,7 +12,7 @@ from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
-from cachedlrm.options.config import ModelOptions
+from cachedlrm.options.resolved import ResolvedModel
 from cachedlrm.store.records import RecordLayout
 
 
@@ -27,7 +27,7 @@ class Architecture:
         layouts: record columns of each group.
     """
 
-    options: ModelOptions
+    options: ResolvedModel
     embeddings: tuple[Embedding, ...]
     groups: tuple[tuple[Table, ...], ...]
     layouts: tuple[RecordLayout, ...]
@@ -35,14 +35,12 @@ class Architecture:
     @property
     def mlp_bot(self) -> tuple[int, ...]:
         """Layer sizes of the bottom MLP."""
-        assert self.options.arch_mlp_bot is not None
         return self.options.arch_mlp_bot
 
     @property
     def mlp_top(self) -> tuple[int, ...]:
         """Layer sizes of the top MLP, its input included."""
         options = self.options
-        assert options.arch_mlp_top is not None
         inputs = num_interactions(
             len(self.embeddings), self.mlp_bot[-1], options.arch_interaction_op, options.arch_interaction_itself
         )
@@ -73,16 +71,13 @@ class Architecture:
         )
 
 
-def build_architecture(options: ModelOptions, optimizer: str) -> Architecture:
+def build_architecture(options: ResolvedModel, optimizer: str) -> Architecture:
     """The model of resolved options.
 
     Raises:
         UserError: sizes that do not fit each other.
     """
-    num_ids, dim, bot = options.arch_embedding_size, options.arch_sparse_feature_size, options.arch_mlp_bot
-    assert num_ids is not None
-    assert dim is not None
-    assert bot is not None
+    num_ids, dim = options.arch_embedding_size, options.arch_sparse_feature_size
     embeddings = [Embedding(number, ids, dim) for number, ids in enumerate(num_ids)]
     if options.qr_flag:
         embeddings = [_split(embedding, options) for embedding in embeddings]
@@ -109,7 +104,7 @@ def build_architecture(options: ModelOptions, optimizer: str) -> Architecture:
     )
 
 
-def _split(embedding: Embedding, options: ModelOptions) -> Embedding:
+def _split(embedding: Embedding, options: ResolvedModel) -> Embedding:
     """Quotient and remainder tables for a large embedding."""
     if embedding.num_ids > options.qr_threshold:
         return Embedding(embedding.number, embedding.num_ids, embedding.dim, options.qr_collisions)

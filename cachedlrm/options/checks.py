@@ -4,8 +4,8 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.options.config import CacheOptions, InferenceOptions, ModelOptions, Options, RunOptions
 
 
-def check_options(options: Options) -> Options:
-    """The options, if they fit each other.
+def check_options(options: Options) -> None:
+    """Checks that options fit each other, as far as they are given.
 
     Raises:
         UserError: they do not; names both sides.
@@ -25,16 +25,9 @@ def check_options(options: Options) -> Options:
             f"--lr-num-warmup-steps {rate.lr_num_warmup_steps}; let the decay start there or later"
         )
     bot, dim = model.arch_mlp_bot, model.arch_sparse_feature_size
-    if bot is not None and len(bot) < 2:
-        raise UserError(
-            f"--arch-mlp-bot {bot[0]} needs at least two sizes: the dense features and the embedding dimension"
-        )
     if bot is not None and dim is not None and bot[-1] != dim * model.vectors_per_feature:
         wanted = f"{2 * dim}, twice that for --qr-operation concat" if model.vectors_per_feature == 2 else str(dim)
         raise UserError(f"--arch-mlp-bot ends in {bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {wanted}")
-    if model.arch_mlp_top is not None and model.arch_mlp_top[-1] != 1:
-        raise UserError(f"--arch-mlp-top ends in {model.arch_mlp_top[-1]}; it must end in 1, one prediction a sample")
-    return options
 
 
 def _check_tricks(model: ModelOptions) -> None:

@@ -16,7 +16,10 @@ from cachedlrm.options.types import (
     Flops,
     LearningRate,
     Lookups,
+    MayChange,
     MlpBits,
+    MlpBot,
+    MlpTop,
     Names,
     Number,
     Positive,
@@ -40,11 +43,11 @@ class ModelOptions:
 
     arch_sparse_feature_size: Positive | None = None
     """Embedding dimension. Default: 16; 2 for reference data."""
-    arch_embedding_size: Sizes = None
+    arch_embedding_size: Sizes | None = None
     """Rows of each table, joined by dashes. Default: the data's; for zipf Criteo-Kaggle's 26 tables."""
-    arch_mlp_bot: Sizes = None
+    arch_mlp_bot: MlpBot | None = None
     """Layer sizes of the bottom MLP from the dense features to the embedding dimension. Default: N-512-256-64-16."""
-    arch_mlp_top: Sizes = None
+    arch_mlp_top: MlpTop | None = None
     """Layer sizes of the top MLP after the interaction; its input size is derived. Default: 512-256-1."""
     arch_interaction_op: Literal["dot", "cat"] = "dot"
     """How the bottom MLP's output and the pooled embeddings meet."""
@@ -97,18 +100,18 @@ class BatchOptions:
     need less memory on the device. Default: the mini-batch."""
     num_batches: Count = 0
     """Steps of an epoch at most; 0: all."""
-    nepochs: Count = 1
+    nepochs: MayChange[Count] = 1
     """Passes over the data."""
     numpy_rand_seed: Count = 123
     """Seed of everything: initial parameters and generated data."""
     max_ind_range: PositiveOrOff = -1
     """Fold ids: id modulo this, in every table; -1: as they are."""
-    test_freq: PositiveOrOff | None = None
+    test_freq: MayChange[PositiveOrOff | None] = None
     """Steps between evaluations, and one at the end; -1: never. Default: ten evaluations a run; -1 for reference
     data."""
-    test_mini_batch_size: PositiveOrOff = -1
+    test_mini_batch_size: MayChange[PositiveOrOff] = -1
     """Samples of an evaluation step; -1: as many as go through the layers at a time in training."""
-    print_freq: Positive = 50
+    print_freq: MayChange[Positive] = 50
     """Steps between lines of metrics; 1 also records every loss in report.json."""
 
 
@@ -123,7 +126,7 @@ class DataOptions:
     criteo:PATH (raw files, for a first look), parquet:PATH or parquet:PATH:label=L:dense=A,B:sparse=C,D (a file or
     folder; ids as they are; columns not named follow from their types), or reference (facebookresearch/dlrm's
     generators: its numbers from its seed, and its defaults)."""
-    test_data: str | None = None
+    test_data: MayChange[str | None] = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
 
 
@@ -179,7 +182,7 @@ class OptimisationOptions:
     stay in 32 bits."""
     tf32: Flag = False
     """Matrix products in TensorFloat-32, on GPUs that have it (RTX 30 and later): 10 bits of a number count."""
-    cuda_graphs: Flag = False
+    cuda_graphs: MayChange[Flag] = False
     """Launch forward and backward pass of a whole mini-batch as two CUDA graphs: the same bits, with less work for the
     host where a step is small, and with activations in device memory of their own."""
 
@@ -189,28 +192,28 @@ class OptimisationOptions:
 class CacheOptions:
     """What the device holds."""
 
-    gpu_cache_ratio: Ratio | None = None
+    gpu_cache_ratio: MayChange[Ratio | None] = None
     """Rows kept on the device, as a share of all rows. Default: 1 without --gpu-cache-rows and --gpu-budget."""
-    gpu_cache_rows: Positive | None = None
+    gpu_cache_rows: MayChange[Positive | None] = None
     """Rows kept on the device."""
-    gpu_budget: Budget = None
+    gpu_budget: MayChange[Budget | None] = None
     """The most bytes on the device (2GiB), everything included; alone, it decides the rows kept. auto: what a device
     profile says there is, or nine tenths of what is free on the GPU; implies --predict."""
-    policy: Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"] = "lrfu"
+    policy: MayChange[Literal["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]] = "lrfu"
     """Which rows to evict. static, lookahead and oracle read all ids once before training (for the first two, prepared
     data has counts and spares that); lookahead knows --lookahead batches ahead, and beyond them how many lookups are
     left; oracle moves as few rows as possible, for comparison, and keeps 4 bytes for each row of each batch on disk."""
-    lookahead: Positive = 200
+    lookahead: MayChange[Positive] = 200
     """Batches known ahead to --policy lookahead; each waits in host memory (about 2 MB at 2,048 samples)."""
-    count_rows: Flag = True
+    count_rows: MayChange[Flag] = True
     """Of --policy lookahead: read all ids once before training, to know how often each row is still to be used;
     prepared data has the counts and needs no pass. --count-rows=False: start at once, and move a few percent more."""
-    prefetch_depth: Depth | None = None
+    prefetch_depth: MayChange[Depth | None] = None
     """Batches prepared before they are needed; 0: each when it is needed, in the training thread. Preparing runs ahead
     only while the slots hold that many working sets more than one. Default: 2; 0 on the CPU where a step is small."""
-    report_min: Flag = False
+    report_min: MayChange[Flag] = False
     """Count how few rows any policy could have moved (Belady's MIN) and report it; always with --policy oracle."""
-    predict: Flag = False
+    predict: MayChange[Flag] = False
     """Before training, predict hits, rows moved and the highest speed from the ids of the first batches, and report
     them beside what was measured."""
 
@@ -220,11 +223,11 @@ class CacheOptions:
 class StoreOptions:
     """Where rows are that the device does not hold."""
 
-    store: Literal["host", "lmdb"] = "host"
+    store: MayChange[Literal["host", "lmdb"]] = "host"
     """host: all touched rows in memory. lmdb: as many as --host-budget holds, the others on disk."""
-    store_path: Path | None = None
+    store_path: MayChange[Path | None] = None
     """Folder of the rows on disk, for --store lmdb and --checkpoint-every. Default: store in the run directory."""
-    host_budget: Bytes = None
+    host_budget: MayChange[Bytes | None] = None
     """The most bytes of rows in memory (16GiB). Default: the memory that is free; half of it for --store lmdb."""
     init: Literal["counter", "reference"] | None = None
     """Initial weights. counter: a pure function of seed and row; reference: facebookresearch/dlrm's numbers, whole
@@ -236,34 +239,34 @@ class StoreOptions:
 class RunOptions:
     """How to run and what to leave behind."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: MayChange[Literal["auto", "cpu", "cuda"]] = "auto"
     """auto: cuda if there is one."""
-    steps: Count | None = None
+    steps: MayChange[Count | None] = None
     """Steps to train; epochs repeat or end early as it takes. 0: build, initialise, report, stop."""
-    run_dir: Path | None = None
+    run_dir: MayChange[Path | None] = None
     """Directory for config.toml, metrics.jsonl, the reports and the final state. Default: runs/DATE-TIME."""
-    checkpoint_every: Positive | None = None
+    checkpoint_every: MayChange[Positive | None] = None
     """Steps between checkpoints, from which --resume goes on; one more at the end and at an interrupt. Default: none;
     at the end for --store lmdb."""
-    resume: Path | None = None
+    resume: MayChange[Path | None] = None
     """Go on with the run in this directory, from its last checkpoint, with the options it was started with. Options of
     cache, store, run and hardware may change."""
-    ui: Literal["auto", "live", "plain", "off"] = "auto"
+    ui: MayChange[Literal["auto", "live", "plain", "off"]] = "auto"
     """auto: live on a terminal, plain lines elsewhere."""
-    save_predictions: Flag = False
+    save_predictions: MayChange[Flag] = False
     """Write the last evaluation's predictions to predictions.npy."""
-    threads: Threads | None = None
+    threads: MayChange[Threads | None] = None
     """Threads of torch's operators. Default: the processors this process may use; 1 where a step is small."""
-    debug_mode: Flag = False
+    debug_mode: MayChange[Flag] = False
     """Print the architecture before training: layers, interactions, tables and their bytes."""
-    tensorboard: Flag = False
+    tensorboard: MayChange[Flag] = False
     """Write the numbers of metrics.jsonl for TensorBoard, too, into tensorboard in the run directory."""
-    profile_trace: TracedSteps = 0
+    profile_trace: MayChange[TracedSteps] = 0
     """Steps to trace with torch's profiler, with every phase as a range: trace.json in the run directory, for
     https://ui.perfetto.dev. They begin after 5 % of the steps, 100 at most, and are slower. 0: none; at most 1000."""
-    deterministic: Flag = False
+    deterministic: MayChange[Flag] = False
     """Only deterministic operators, or an error (matters on CUDA)."""
-    profile: Names = ()
+    profile: MayChange[Names] = ()
     """Values from a TOML file, or from a packaged one by name: of a workload (criteo-kaggle) or a device (rtx3050-4gb).
     May be given more than once; a later one overrides an earlier one, the command line all of them."""
 
@@ -273,15 +276,15 @@ class RunOptions:
 class HardwareOptions:
     """The machine trained on, for --gpu-budget auto and for predictions. Device profiles say it."""
 
-    device_memory: Bytes = None
+    device_memory: MayChange[Bytes | None] = None
     """Memory of the device (4GiB)."""
-    device_reserved: Bytes = None
+    device_reserved: MayChange[Bytes | None] = None
     """What driver, display and libraries keep of it. Default: nothing."""
-    device_bandwidth: Bytes = None
+    device_bandwidth: MayChange[Bytes | None] = None
     """Bytes a second between the device and its memory (192GB)."""
-    device_flops: Flops = None
+    device_flops: MayChange[Flops | None] = None
     """Floating-point operations a second of the device in 32 bits (7e12)."""
-    link_bandwidth: Bytes = None
+    link_bandwidth: MayChange[Bytes | None] = None
     """Bytes a second between host and device, one way (15.75GB)."""
 
 
@@ -293,15 +296,15 @@ class InferenceOptions:
     load_model: Path | None = None
     """Start from the parameters of this model file (facebookresearch/dlrm's format) instead of --init's. A warm start:
     training begins at the first sample. The file's optimizer state is used if it is --optimizer's."""
-    save_model: Path | None = None
+    save_model: MayChange[Path | None] = None
     """Write the parameters after the last step to this file, in facebookresearch/dlrm's format."""
-    inference_only: Flag = False
+    inference_only: MayChange[Flag] = False
     """Train nothing: evaluate on the held-out samples. Rows are read where they are, so the cache is not used."""
-    quantize_mlp_with_bit: MlpBits = 32
+    quantize_mlp_with_bit: MayChange[MlpBits] = 32
     """8 (integers) or 16 (floats): weights of both MLPs for --inference-only; 32: as they are."""
-    quantize_emb_with_bit: EmbeddingBits = 32
+    quantize_emb_with_bit: MayChange[EmbeddingBits] = 32
     """8 or 4 (integers, a scale for each row): tables for --inference-only; 32: as they are."""
-    save_onnx: Flag = False
+    save_onnx: MayChange[Flag] = False
     """Write the model to model.onnx in the run directory (optional package onnx)."""
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -12,11 +12,21 @@ from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.open import DataRequest
 from cachedlrm.data.reference import ReferenceStream
-from cachedlrm.options.architecture import build_architecture
-from cachedlrm.options.config import CacheOptions, HardwareOptions, ModelOptions, Options, RunOptions, StoreOptions
+from cachedlrm.options.architecture import Architecture, build_architecture
+from cachedlrm.options.config import BatchOptions, HardwareOptions, ModelOptions, Options
+from cachedlrm.options.resolved import (
+    Resolved,
+    ResolvedBatches,
+    ResolvedCache,
+    ResolvedModel,
+    ResolvedOptimisation,
+    ResolvedRun,
+    ResolvedStore,
+)
 from cachedlrm.options.schedule import Schedule
 
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
+_NEVER = -1  # of --test-freq
 _MOST_THREADS = 1024  # of --threads
 # Multiplications of a forward pass; see "Threads" and "Prefetching" in docs/log.md.
 _WORTH_THREADS = 10**8
@@ -110,16 +120,16 @@ def _reference_stream(options: Options) -> ReferenceStream:
     return replace(defaults, generation=generation, **given)
 
 
-def resolve(options: Options, dataset: Dataset, device: torch.device | None = None) -> Options:
-    """Fills every option that was left open; the result repeats the run whatever the defaults become.
+def resolve(options: Options, dataset: Dataset, device: torch.device | None = None) -> Resolved:
+    """Fills in every option that was left open; the result repeats the run whatever the defaults become.
 
     Args:
         options: as the user gave them.
-        dataset: what they name.
-        device: where training is to happen, there or not; None: on this machine.
+        dataset: the samples they name.
+        device: device to train on, present or not; None: the one of this machine that ``--device`` names.
 
     Raises:
-        UserError: sizes that do not fit each other, a device that is not there, or evaluations that cannot be.
+        UserError: sizes that do not fit each other, a device that is missing, or evaluations without samples.
     """
     device = device or choose_device(options.run.device)
     if options.optimisation.tf32 and device.type != "cuda":
@@ -129,59 +139,86 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
             "--cuda-graphs is for CUDA and this run is on the CPU; drop it, or say --cuda-graphs=False where a profile "
             "or the run to resume has it"
         )
+    trains = not options.inference.inference_only
     defaults = _DEFAULTS.get(options.data.data, _SourceDefaults())
-    batch_size = options.batches.mini_batch_size or defaults.mini_batch_size
-    micro_batch_size = min(options.batches.micro_batch_size or batch_size, batch_size)
-    test_batch_size = options.batches.test_mini_batch_size
-    learning_rate = options.optimisation.learning_rate
-    resolved = replace(
-        options,
-        model=_resolve_model(options.model, dataset.train, defaults),
-        batches=replace(
-            options.batches,
-            mini_batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            test_mini_batch_size=test_batch_size if test_batch_size > 0 else micro_batch_size,
-        ),
-        optimisation=replace(
-            options.optimisation,
-            optimizer=options.optimisation.optimizer or defaults.optimizer,
+    model, batches = _resolve_model(options.model, dataset.train, defaults), _resolve_batches(options.batches, defaults)
+    if options.optimisation.cuda_graphs and batches.micro_batch_size < batches.mini_batch_size:
+        raise UserError(
+            f"--cuda-graphs takes steps of one pass and --micro-batch-size {batches.micro_batch_size} divides them; "
+            f"raise it to --mini-batch-size {batches.mini_batch_size}, or drop --cuda-graphs"
+        )
+    optimizer, learning_rate = options.optimisation.optimizer or defaults.optimizer, options.optimisation.learning_rate
+    multiplications = batches.mini_batch_size * _multiplications_per_sample(build_architecture(model, optimizer))
+    resolved = Resolved(
+        **_kept(options, Resolved),
+        model=model,
+        batches=batches,
+        optimisation=ResolvedOptimisation(
+            **_kept(options.optimisation, ResolvedOptimisation),
+            optimizer=optimizer,
             learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
         ),
-        cache=_resolve_cache(options.cache, options.hardware, device, trains=not options.inference.inference_only),
+        cache=_resolve_cache(options, device, multiplications),
         store=_resolve_store(options, defaults),
-        run=_resolve_run(options.run, device, trains=not options.inference.inference_only),
-    )
-    if options.optimisation.cuda_graphs and micro_batch_size < batch_size:
-        raise UserError(
-            f"--cuda-graphs takes steps of one pass and --micro-batch-size {micro_batch_size} divides them; raise it "
-            f"to --mini-batch-size {batch_size}, or drop --cuda-graphs"
-        )
-    multiplications = _multiplications(resolved)
-    depth = options.cache.prefetch_depth
-    if depth is None:
-        is_small = resolved.run.device == "cpu" and multiplications < _WORTH_PREFETCHING
-        depth = 0 if is_small else _PREFETCH_DEPTH
-    resolved = replace(
-        resolved,
-        cache=replace(resolved.cache, prefetch_depth=depth),
-        run=replace(resolved.run, threads=options.run.threads or _threads(multiplications)),
+        run=ResolvedRun(
+            **_kept(replace(options.run, steps=options.run.steps if trains else 0), ResolvedRun),
+            device="cuda" if device.type == "cuda" else "cpu",
+            threads=options.run.threads or _threads(multiplications),
+        ),
     )
     num_steps = Schedule(resolved, dataset.train).num_steps
     test_freq = _resolve_test_freq(options, dataset, num_steps, defaults)
-    if options.run.save_predictions and not options.inference.inference_only:
+    if options.run.save_predictions and trains:
         _check_predictions(options, dataset, num_steps, test_freq)
-    return replace(resolved, batches=replace(resolved.batches, test_freq=test_freq))
+    return replace(resolved, batches=replace(batches, test_freq=test_freq))
 
 
-def _resolve_cache(cache: CacheOptions, hardware: HardwareOptions, device: torch.device, trains: bool) -> CacheOptions:
+def _kept(group: object, resolved: type) -> dict[str, Any]:
+    """The fields of a group that its ``resolved`` type takes as they are."""
+    return {name: value for name, value in vars(group).items() if name not in resolved.__annotations__}
+
+
+def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefaults) -> ResolvedModel:
+    """Layer sizes from each other, from the data and from the defaults."""
+    mlp_bot, width = model.arch_mlp_bot, model.vectors_per_feature
+    dim = model.arch_sparse_feature_size or (mlp_bot[-1] // width if mlp_bot else defaults.dim)
+    mlp_bot = mlp_bot or (source.num_dense, *defaults.mlp_bot, dim * width)
+    if mlp_bot[-1] != dim * width:
+        raise UserError(
+            f"--arch-mlp-bot ends in {mlp_bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {dim * width}"
+        )
+    return ResolvedModel(
+        **_kept(model, ResolvedModel),
+        arch_sparse_feature_size=dim,
+        arch_embedding_size=source.table_rows,
+        arch_mlp_bot=mlp_bot,
+        arch_mlp_top=model.arch_mlp_top or defaults.mlp_top,
+        loss_function=model.loss_function or defaults.loss,
+    )
+
+
+def _resolve_batches(batches: BatchOptions, defaults: _SourceDefaults) -> ResolvedBatches:
+    """Sizes of batches; ``test_freq`` depends on the number of steps and follows."""
+    size = batches.mini_batch_size or defaults.mini_batch_size
+    micro, test = min(batches.micro_batch_size or size, size), batches.test_mini_batch_size
+    sized = replace(batches, test_mini_batch_size=test if test > 0 else micro)
+    return ResolvedBatches(
+        **_kept(sized, ResolvedBatches), mini_batch_size=size, micro_batch_size=micro, test_freq=_NEVER
+    )
+
+
+def _resolve_cache(options: Options, device: torch.device, multiplications: int) -> ResolvedCache:
     """Without any size all rows are kept. Said, so that a repeated run says too if they do not fit any more."""
+    cache, trains = options.cache, not options.inference.inference_only
     cache = replace(cache, report_min=cache.report_min or (trains and cache.policy == "oracle"))
-    if cache.gpu_budget == "auto":
-        cache = replace(cache, gpu_budget=_automatic_budget(hardware, device), predict=trains)
-    if (cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget) == (None, None, None):
-        return replace(cache, gpu_cache_ratio=1.0)
-    return cache
+    budget, depth = cache.gpu_budget, cache.prefetch_depth
+    if budget == "auto":
+        budget, cache = _automatic_budget(options.hardware, device), replace(cache, predict=trains)
+    if (cache.gpu_cache_ratio, cache.gpu_cache_rows, budget) == (None, None, None):
+        cache = replace(cache, gpu_cache_ratio=1.0)
+    if depth is None:
+        depth = 0 if device.type == "cpu" and multiplications < _WORTH_PREFETCHING else _PREFETCH_DEPTH
+    return ResolvedCache(**_kept(cache, ResolvedCache), gpu_budget=budget, prefetch_depth=depth)
 
 
 def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
@@ -205,17 +242,10 @@ def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
     )
 
 
-def _resolve_run(run: RunOptions, device: torch.device, trains: bool) -> RunOptions:
-    return replace(run, steps=run.steps if trains else 0, device="cuda" if device.type == "cuda" else "cpu")
-
-
-def _multiplications(options: Options) -> int:
-    """Those of a forward pass through the layers: how large a step is."""
-    assert options.optimisation.optimizer is not None
-    assert options.batches.mini_batch_size is not None
-    architecture = build_architecture(options.model, options.optimisation.optimizer)
+def _multiplications_per_sample(architecture: Architecture) -> int:
+    """Those of a forward pass through the layers, which tell how large a step is."""
     layers = [*itertools.pairwise(architecture.mlp_bot), *itertools.pairwise(architecture.mlp_top)]
-    return options.batches.mini_batch_size * sum(inputs * outputs for inputs, outputs in layers)
+    return sum(inputs * outputs for inputs, outputs in layers)
 
 
 def _threads(multiplications: int) -> int:
@@ -231,10 +261,10 @@ def _resolve_test_freq(options: Options, dataset: Dataset, num_steps: int, defau
                 f"--test-freq {test_freq}: --data {options.data.data} holds out no samples; "
                 "name them by --test-data, or drop --test-freq"
             )
-        return -1
+        return _NEVER
     if test_freq is not None:
         return test_freq
-    return max(1, num_steps // _EVALUATIONS_PER_RUN) if defaults.evaluates else -1
+    return max(1, num_steps // _EVALUATIONS_PER_RUN) if defaults.evaluates else _NEVER
 
 
 def _check_predictions(options: Options, dataset: Dataset, num_steps: int, test_freq: int) -> None:
@@ -255,7 +285,7 @@ def _check_predictions(options: Options, dataset: Dataset, num_steps: int, test_
         )
 
 
-def _resolve_store(options: Options, defaults: _SourceDefaults) -> StoreOptions:
+def _resolve_store(options: Options, defaults: _SourceDefaults) -> ResolvedStore:
     store, run = options.store, options.run
     if store.store_path is not None and store.store == "host" and run.checkpoint_every is None:
         raise UserError(
@@ -265,23 +295,4 @@ def _resolve_store(options: Options, defaults: _SourceDefaults) -> StoreOptions:
         name = "--store lmdb" if store.store == "lmdb" else f"--checkpoint-every {run.checkpoint_every}"
         raise UserError(f"{name} is for training and --inference-only trains nothing; drop one of them")
     path = None if store.store_path is None else store.store_path.absolute()
-    return replace(store, init=store.init or defaults.init, store_path=path)
-
-
-def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefaults) -> ModelOptions:
-    """Layer sizes from each other, from the data and from the defaults."""
-    mlp_bot, width = model.arch_mlp_bot, model.vectors_per_feature
-    dim = model.arch_sparse_feature_size or (mlp_bot[-1] // width if mlp_bot else defaults.dim)
-    mlp_bot = mlp_bot or (source.num_dense, *defaults.mlp_bot, dim * width)
-    if mlp_bot[-1] != dim * width:
-        raise UserError(
-            f"--arch-mlp-bot ends in {mlp_bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {dim * width}"
-        )
-    return replace(
-        model,
-        arch_sparse_feature_size=dim,
-        arch_embedding_size=source.table_rows,
-        arch_mlp_bot=mlp_bot,
-        arch_mlp_top=model.arch_mlp_top or defaults.mlp_top,
-        loss_function=model.loss_function or defaults.loss,
-    )
+    return ResolvedStore(**_kept(replace(store, store_path=path), ResolvedStore), init=store.init or defaults.init)

@@ -8,7 +8,7 @@ import numpy as np
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.lookups import Router
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 
 _MOST_BATCHES = 2**31 - 1
 """Planner and policies number them in 31 bits: at a thousand a second, 24 days of training."""
@@ -29,9 +29,8 @@ class Schedule:
         UserError: more batches than can be numbered.
     """
 
-    def __init__(self, options: Options, source: Source) -> None:
+    def __init__(self, options: Resolved, source: Source) -> None:
         batches = options.batches
-        assert batches.mini_batch_size is not None
         self._source = source
         self._mini_batch_size = batches.mini_batch_size
         self._steps_per_batch = options.optimisation.mlperf_grad_accum_iter

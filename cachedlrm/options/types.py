@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import Field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 import cyclopts
 from cyclopts import Group, Parameter
 
 from cachedlrm.base.units import (
+    LARGEST,
     parse_budget,
     parse_bytes,
     parse_ratios,
@@ -27,21 +30,44 @@ def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts
     return convert
 
 
-def _must_be(allowed: str, test: Callable[[float], bool]) -> Parameter:
-    def check(_: type, value: float | None) -> None:
+def _mlp_bot(text: str) -> tuple[int, ...]:
+    if len(sizes := parse_sizes(text)) < 2:
+        raise ValueError(f'"{text}" needs at least two sizes: the dense features and the embedding dimension')
+    return sizes
+
+
+def _mlp_top(text: str) -> tuple[int, ...]:
+    if (sizes := parse_sizes(text))[-1] != 1:
+        raise ValueError(f'"{text}" must end in 1, one prediction a sample')
+    return sizes
+
+
+def _path(text: str) -> Path:
+    if not text:  # usually a shell variable that is not set; Path would make "." of it
+        raise ValueError("needs a value, not an empty one")
+    return Path(text)
+
+
+def _must_be(allowed: str, test: Callable[[Any], bool]) -> Parameter:
+    def check(_: type, value: Any) -> None:
         if value is not None and not test(value):
             raise ValueError(f"Must be {allowed}.")
 
     return Parameter(validator=check)
 
 
-Sizes = Annotated[
-    tuple[int, ...] | None,
-    Parameter(converter=_converter(parse_sizes), n_tokens=1, negative=(), metavar="N-N-..."),
-]
-Bytes = Annotated[int | None, Parameter(converter=_converter(parse_bytes), n_tokens=1, metavar="BYTES")]
+def _parsed(parse: Callable[[str], Any], metavar: str) -> Parameter:
+    return Parameter(converter=_converter(parse), n_tokens=1, negative=(), metavar=metavar)
+
+
+Sizes = Annotated[tuple[int, ...], _parsed(parse_sizes, "N-N-...")]
+MlpBot = Annotated[tuple[int, ...], _parsed(_mlp_bot, "N-N-...")]
+MlpTop = Annotated[tuple[int, ...], _parsed(_mlp_top, "N-N-...")]
+Bytes = Annotated[int, _parsed(parse_bytes, "BYTES"), _must_be(f"from 1 to {LARGEST}", lambda n: 1 <= n <= LARGEST)]
 Budget = Annotated[
-    int | Literal["auto"] | None, Parameter(converter=_converter(parse_budget), n_tokens=1, metavar="BYTES|auto")
+    int | Literal["auto"],
+    _parsed(parse_budget, "BYTES|auto"),
+    _must_be(f"auto, or from 1 to {LARGEST}", lambda n: n == "auto" or 1 <= n <= LARGEST),
 ]
 Names = Annotated[
     tuple[str, ...],
@@ -49,15 +75,11 @@ Names = Annotated[
         converter=lambda _, tokens: tuple(token.value for token in tokens), n_tokens=1, negative=(), metavar="NAME"
     ),
 ]
-Weights = Annotated[
-    tuple[float, ...],
-    Parameter(converter=_converter(parse_weights), n_tokens=1, negative=(), metavar="W-W-..."),
-]
-Ratios = Annotated[
-    tuple[float, ...], Parameter(converter=_converter(parse_ratios), n_tokens=1, negative=(), metavar="R,R,...")
-]
+Weights = Annotated[tuple[float, ...], _parsed(parse_weights, "W-W-...")]
+Ratios = Annotated[tuple[float, ...], _parsed(parse_ratios, "R,R,...")]
+GivenPath = Annotated[Path, Parameter(converter=_converter(_path), n_tokens=1)]
 Flag = Annotated[bool, Parameter(negative=())]
-Switch = Annotated[bool, Parameter(converter=_converter(parse_switch), n_tokens=1, negative=(), metavar="True|False")]
+Switch = Annotated[bool, _parsed(parse_switch, "True|False")]
 Whole = Annotated[int, Parameter(converter=_converter(parse_whole), n_tokens=1)]  # cyclopts alone would round 3.5
 Count = Annotated[Whole, _must_be("0 or more", lambda count: count >= 0)]
 Positive = Annotated[Whole, _must_be("1 or more", lambda count: count >= 1)]
@@ -73,8 +95,18 @@ Number = Annotated[float, _must_be("a finite number", math.isfinite)]
 Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0 <= threshold < 0.5)]
 # Beyond it, what optimizers make of it does not fit the 32 bits of parameters.
 LearningRate = Annotated[float, _must_be("a finite number from 0 to 1e30", lambda rate: 0 <= rate <= 1e30)]
-Flops = Annotated[float | None, _must_be("from 1 to 1e18", lambda flops: 1 <= flops <= 1e18)]
+Flops = Annotated[float, _must_be("from 1 to 1e18", lambda flops: 1 <= flops <= 1e18)]
 Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
+
+Given = TypeVar("Given")
+_MAY_CHANGE = "may change on --resume"
+MayChange = Annotated[Given, _MAY_CHANGE]
+"""The type of an option that ``--resume`` takes anew: it decides no bit of the run. All others stay as they were."""
+
+
+def may_change(option: Field[Any]) -> bool:
+    """Whether ``--resume`` takes another value of an option."""
+    return _MAY_CHANGE in getattr(option.type, "__metadata__", ())
 
 
 def option_group(title: str, order: int) -> Parameter:

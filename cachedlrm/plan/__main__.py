@@ -25,9 +25,11 @@ from cachedlrm.base.units import format_bytes
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.checks import check_options
-from cachedlrm.options.command_line import given_options, parse_as, with_profiles
+from cachedlrm.options.command_line import parse_options
 from cachedlrm.options.config import Options
+from cachedlrm.options.profiles import with_profiles
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.types import Flag, Positive, option_group
 from cachedlrm.plan.device_tier import CacheRequest, largest_batch
 from cachedlrm.plan.prediction import Prediction, predict
@@ -68,11 +70,12 @@ def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    command = parse_as(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
-    options, _ = with_profiles(command.options, command.options.run.profile, given_options(arguments))
+    command, given = parse_options(PlanCommand(), arguments, "python -m cachedlrm.plan", _PLAN_HELP)
+    options, _ = with_profiles(command.options, command.options.run.profile, given)
     if (run := options.run.resume) is not None:
         raise UserError(f"--resume {run} is for training; plan the run by --profile {run / 'config.toml'}")
-    return check_options(options), command.plan
+    check_options(options)
+    return options, command.plan
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class RunPlan:
         prediction: what to expect.
     """
 
-    options: Options
+    options: Resolved
     tiers: Tiers
     prediction: Prediction
 
@@ -165,10 +168,10 @@ def make_plan(options: Options, sampled_batches: int) -> RunPlan:
     """
     dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
     device = torch.device("cuda") if options.run.device == "cuda" else choose_device(options.run.device)
-    options = resolve(options, dataset, device)
-    assert options.optimisation.optimizer is not None
-    tiers = size_tiers(options, build_architecture(options.model, options.optimisation.optimizer), dataset, device)
-    plan = RunPlan(options, tiers, predict(options, dataset, tiers, sampled_batches))
+    resolved = resolve(options, dataset, device)
+    architecture = build_architecture(resolved.model, resolved.optimisation.optimizer)
+    tiers = size_tiers(resolved, architecture, dataset, device)
+    plan = RunPlan(resolved, tiers, predict(resolved, dataset, tiers, sampled_batches))
     if plan.needs_disk:  # what it will advise must fit, too
         store_rows(tiers.workload, tiers.host.records, spills=True)
     return plan
@@ -243,8 +246,6 @@ def _step(plan: RunPlan) -> str:
     twice = replace(tiers.workload, mini_batch_size=2 * tiers.workload.mini_batch_size)
     fits = largest_batch(twice, request, tiers.device_limit)
     room = "twice as many fit" if fits == twice.mini_batch_size else f"up to {fits:,} fit whatever their ids"
-    assert options.batches.mini_batch_size is not None
-    assert options.batches.micro_batch_size is not None
     if options.batches.micro_batch_size < options.batches.mini_batch_size:
         room = f"{options.batches.micro_batch_size:,} go through the layers at a time; {room}"
     rows = [

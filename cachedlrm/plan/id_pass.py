@@ -19,7 +19,7 @@ from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
 from cachedlrm.cache.working_set import AddressBook, Int64s
 from cachedlrm.data.lookups import Router
-from cachedlrm.options.config import CacheOptions, Options
+from cachedlrm.options.resolved import Resolved, ResolvedCache
 from cachedlrm.options.schedule import Schedule
 
 NEXT_USES_FOLDER = "next_uses"
@@ -40,7 +40,7 @@ def inform_policies(
     num_rows: Sequence[int],
     router: Router,
     schedule: Schedule,
-    options: Options,
+    options: Resolved,
     run_dir: Path,
     row_counts: Int64s | None = None,
     tell: Tell = tell_nobody,
@@ -107,7 +107,7 @@ def _count_what_is_left(
             policy.take_counts(counts[number], epochs, None if passed is None else passed[number])
 
 
-def knows_counts(cache: CacheOptions, router: Router, row_counts: Int64s | None) -> bool:
+def knows_counts(cache: ResolvedCache, router: Router, row_counts: Int64s | None) -> bool:
     """Whether policy ``lookahead`` is told how often each row is still to be used; arguments as of `inform_policies`.
 
     Counts of the data are of its own tables, not of those that tricks make of them.
@@ -154,7 +154,7 @@ def read_next_uses(
     num_rows: Sequence[int],
     router: Router,
     schedule: Schedule,
-    options: Options,
+    options: Resolved,
     folder: Path,
     clock: Callable[[], float] = time.monotonic,
     tell: Tell = tell_nobody,
@@ -220,7 +220,7 @@ def _read_backwards(
         writer.save()
 
 
-def _fingerprint(schedule: Schedule, options: Options) -> str:
+def _fingerprint(schedule: Schedule, options: Resolved) -> str:
     """Of the stream of ids: what it is drawn from, and some of it, as files may change under their names."""
     parts = (options.model, options.batches, options.data, options.reference)
     digest = hashlib.sha256(json.dumps([asdict(part) for part in parts], default=str).encode())

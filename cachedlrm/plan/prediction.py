@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from cachedlrm.base.units import finite, format_bytes
 from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.data.batch import Dataset
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.id_pass import Tell, tell_nobody
 from cachedlrm.plan.roofline import step_ms
@@ -121,7 +121,7 @@ class Prediction:
 
 
 def predict(
-    options: Options,
+    options: Resolved,
     dataset: Dataset,
     tiers: Tiers,
     sampled_batches: int = SAMPLED_BATCHES,

@@ -8,7 +8,7 @@ the link. Only what no implementation can avoid is counted, so a measured run li
 import itertools
 from typing import Protocol
 
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.plan.step_bytes import Workload
 
 _FLOAT, _POSITION = 4, 4  # bytes
@@ -29,7 +29,7 @@ class Traffic(Protocol):
     def record_bytes(self) -> float: ...
 
 
-def step_ms(options: Options, workload: Workload, traffic: Traffic) -> dict[str, float]:
+def step_ms(options: Resolved, workload: Workload, traffic: Traffic) -> dict[str, float]:
     """Milliseconds of a step by what bounds it: ``arithmetic``, ``device memory``, ``link``; those that are described.
 
     Args:

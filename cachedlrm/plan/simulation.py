@@ -15,7 +15,7 @@ from cachedlrm.cache.policies import Policy, make_policy
 from cachedlrm.cache.working_set import AddressBook, WorkingSet
 from cachedlrm.data.batch import Dataset
 from cachedlrm.options.architecture import build_architecture
-from cachedlrm.options.config import CacheOptions, Options
+from cachedlrm.options.resolved import Resolved, ResolvedCache
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, GroupSlots, size_device
 from cachedlrm.plan.id_pass import inform_policies
@@ -55,7 +55,7 @@ class Curve:
     points: tuple[CurvePoint, ...]
 
 
-def miss_ratio_curve(options: Options, dataset: Dataset, ratios: Sequence[float]) -> Curve:
+def miss_ratio_curve(options: Resolved, dataset: Dataset, ratios: Sequence[float]) -> Curve:
     """Simulates caches of several sizes on the ids of the run that ``options`` describe.
 
     The counters of each size are those of a training run with that ``--gpu-cache-ratio``. Policies ``static`` and
@@ -69,7 +69,6 @@ def miss_ratio_curve(options: Options, dataset: Dataset, ratios: Sequence[float]
     Raises:
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
-    assert options.optimisation.optimizer is not None
     architecture = build_architecture(options.model, options.optimisation.optimizer)
     workload = build_workload(options, architecture, dataset, torch.device("cpu"))
     sizes = sizes_at(workload, ratios)
@@ -93,7 +92,7 @@ def sizes_at(workload: Workload, ratios: Sequence[float]) -> list[DeviceSizes]:
 
 
 def planned_batches(
-    options: Options, dataset: Dataset, caches: Sequence[Sequence[GroupSlots]]
+    options: Resolved, dataset: Dataset, caches: Sequence[Sequence[GroupSlots]]
 ) -> Iterator[list[CacheCounters]]:
     """What caches do on the ids of a run, batch by batch: the counters of each cache.
 
@@ -105,7 +104,6 @@ def planned_batches(
     Raises:
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
-    assert options.optimisation.optimizer is not None
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, options.optimisation.optimizer)
     router = architecture.router()
@@ -154,10 +152,9 @@ class _PlannedCache:
         num_rows: Sequence[int],
         record_bytes: Sequence[int],
         slots: Sequence[GroupSlots],
-        options: CacheOptions,
+        options: ResolvedCache,
         window: int,
     ) -> None:
-        assert options.prefetch_depth is not None  # resolved
         self.policies: list[Policy] = []
         self._planners = []
         self._record_bytes = record_bytes

@@ -11,7 +11,7 @@ from cachedlrm.cache.policies import bytes_per_row
 from cachedlrm.data.batch import Dataset
 from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.options.architecture import Architecture
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, size_device
 from cachedlrm.plan.id_pass import knows_counts
@@ -67,7 +67,7 @@ class Tiers:
         return sum(group.num_rows * group.layout.record_bytes for group in self.workload.groups)
 
 
-def size_tiers(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Tiers:
+def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, device: torch.device) -> Tiers:
     """Sizes the tiers of a run.
 
     Args:
@@ -96,12 +96,9 @@ def size_tiers(options: Options, architecture: Architecture, dataset: Dataset, d
     return Tiers(workload, window, sizes, limit, host)
 
 
-def build_workload(options: Options, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
+def build_workload(options: Resolved, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
     """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
     batches, inference = options.batches, options.inference.inference_only
-    assert batches.mini_batch_size is not None
-    assert batches.micro_batch_size is not None
-    assert options.cache.prefetch_depth is not None
     num_vectors = len(architecture.embeddings) + 1
     return Workload(
         groups=tuple(
@@ -126,7 +123,7 @@ def build_workload(options: Options, architecture: Architecture, dataset: Datase
     )
 
 
-def _test_batch_size(options: Options, dataset: Dataset) -> int:
+def _test_batch_size(options: Resolved, dataset: Dataset) -> int:
     """Samples of an evaluation step; 0 if the run has none."""
     evaluates = (options.batches.test_freq or 0) > 0 or options.inference.inference_only
     if dataset.test is None or not evaluates:
@@ -134,10 +131,9 @@ def _test_batch_size(options: Options, dataset: Dataset) -> int:
     return min(options.batches.test_mini_batch_size, dataset.test.num_samples)
 
 
-def _request(options: Options, device: torch.device) -> tuple[CacheRequest, int]:
+def _request(options: Resolved, device: torch.device) -> tuple[CacheRequest, int]:
     """The slots that are asked for, and the bytes the device may hold."""
     cache = options.cache
-    assert cache.gpu_budget != "auto"  # resolved
     request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, cache.gpu_budget)
     if options.inference.inference_only:  # rows are read where they are
         request = replace(request, ratio=None, rows=1)
@@ -156,7 +152,7 @@ def _free_bytes(device: torch.device) -> int:
     return free_device_bytes(device)
 
 
-def _size_host(options: Options, workload: Workload, device_bytes: int, window: int, maps: int) -> HostSizes:
+def _size_host(options: Resolved, workload: Workload, device_bytes: int, window: int, maps: int) -> HostSizes:
     """What the host tier takes, and what it leaves for records.
 
     Args:

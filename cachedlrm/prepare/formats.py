@@ -18,7 +18,7 @@ def make_format(command: Command) -> Format:
     """
     if command.columns is None:
         # A block in memory takes about six times its text, and one more is there than threads.
-        share = command.options.memory_bytes // (96 * (command.options.num_threads + 1))
+        share = command.options.memory // (96 * (command.options.num_threads + 1))
         block_bytes = max(_LEAST_BLOCK, min(share, _LARGEST_BLOCK))
         formats: dict[str, type[Criteo] | type[Avazu]] = {"criteo": Criteo, "avazu": Avazu}
         return formats[command.source](block_bytes)

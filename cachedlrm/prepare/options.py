@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import cyclopts
 from cyclopts import Parameter
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.options.parsing import make_app, mistake, read_arguments
-from cachedlrm.options.types import Bytes, Flag, Positive, Threads, Whole
+from cachedlrm.options.parsing import parse
+from cachedlrm.options.types import Bytes, Flag, GivenPath, Positive, Threads, Whole
 
 _HELP = """Turn raw click logs into the files that cachedlrm.train reads with --data npy:DIR.
 
@@ -63,12 +62,6 @@ class PrepareOptions:
     """auto: a bar on a terminal, lines elsewhere."""
 
     @property
-    def memory_bytes(self) -> int:
-        """The most memory to use."""
-        assert self.memory is not None
-        return self.memory
-
-    @property
     def num_threads(self) -> int:
         """Threads to use."""
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -114,31 +107,21 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
         UserError: an option or value is wrong; names it.
         SystemExit: after ``--help`` or ``--version``.
     """
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        if not argument or (argument.startswith("--") and argument.endswith("=")):  # a variable that is not set
-            name = argument.rstrip("=") or (before if before.startswith("--") else "PATH")
-            raise UserError(f"{name} needs a value, not an empty one")
-    app = make_app("python -m cachedlrm.prepare", _HELP)
-    for kind in (_criteo, _avazu, _parquet):
-        app.command(kind, name=kind.__name__.lstrip("_"))
-    try:
-        command = read_arguments(app, arguments, Command)
-    except cyclopts.CycloptsError as error:
-        raise mistake(str(error)) from error
+    command = parse(arguments, "python -m cachedlrm.prepare", _HELP, criteo, avazu, parquet)
     return _check(command)
 
 
-def _criteo(*path: Path, options: PrepareOptions) -> Command:
+def criteo(*path: GivenPath, options: PrepareOptions) -> Command:
     """Criteo's logs: Kaggle's train.txt, or day_0 to day_23; plain, gzip or zstd, files or folders of them."""
     return Command("criteo", path, options)
 
 
-def _avazu(*path: Path, options: PrepareOptions) -> Command:
+def avazu(*path: GivenPath, options: PrepareOptions) -> Command:
     """Avazu's log: Kaggle's train CSV; plain, gzip or zstd."""
     return Command("avazu", path, options)
 
 
-def _parquet(*path: Path, options: PrepareOptions, columns: ColumnOptions) -> Command:
+def parquet(*path: GivenPath, options: PrepareOptions, columns: ColumnOptions) -> Command:
     """Parquet files of one schema, files or folders of them."""
     return Command("parquet", path, options, columns)
 
@@ -152,6 +135,6 @@ def _check(command: Command) -> Command:
         )
     if options.test_fraction is not None and options.test_files is not None:
         raise UserError("--test-fraction and --test-files exclude each other; give one of them")
-    if options.memory_bytes < _LEAST_MEMORY:
-        raise UserError(f"--memory {options.memory_bytes} is below what the libraries alone take; give 768MiB or more")
+    if options.memory < _LEAST_MEMORY:
+        raise UserError(f"--memory {options.memory} is below what the libraries alone take; give 768MiB or more")
     return command

@@ -110,7 +110,7 @@ def _number(
     work: Work, format_: Format, options: PrepareOptions, num_train: int, num_samples: int, progress: Display
 ) -> list[FinishedTable]:
     """Vocabularies, and the rows of all lookups; tables side by side, with equal shares of the memory."""
-    free = options.memory_bytes - _resident_bytes() - _RESERVE_BYTES
+    free = options.memory - _resident_bytes() - _RESERVE_BYTES
     affordable = max(1, free // (_THREAD_BYTES + _LEAST_TABLE_BYTES))
     num_threads = min(options.num_threads, len(format_.table_names), affordable)
     slots = max(_LEAST_TABLE_BYTES, free // num_threads - _THREAD_BYTES) // SLOT_BYTES

@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from cachedlrm.base.text import printable
-from cachedlrm.options.command_line import spell
+from cachedlrm.options.profiles import spell
 from cachedlrm.report.axes import BYTES, RATIO
 from cachedlrm.report.charts import Axis, Series, line_chart
 from cachedlrm.report.curves import Points, changes, curve, per_step

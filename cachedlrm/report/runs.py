@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.options.command_line import load_options
-from cachedlrm.options.config import Options
+from cachedlrm.options.profiles import load_resolved
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.report.metrics import MetricsRow, parse_metrics_row
 from cachedlrm.report.typed_report import Report, parse_report
 
@@ -27,7 +27,7 @@ class Run:
     name: str
     report: Report
     rows: Sequence[MetricsRow]
-    options: Options
+    options: Resolved
     config: str
 
 
@@ -52,7 +52,7 @@ def load_run(directory: Path) -> Run:
             f"{directory} went on beyond its report: {path} is at step {rows[-1]['step']}, report.json at step "
             f"{report.steps}; let it end, or finish it with python -m cachedlrm.train --resume {directory}"
         )
-    return Run(str(directory), report, rows, load_options(directory / "config.toml"), config)
+    return Run(str(directory), report, rows, load_resolved(directory / "config.toml"), config)
 
 
 def _read_metrics(path: Path) -> list[MetricsRow]:

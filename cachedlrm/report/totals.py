@@ -15,7 +15,7 @@ from cachedlrm.base.text import as_utf8
 from cachedlrm.base.units import finite
 from cachedlrm.cache.counters import CacheCounters, TableCounters
 from cachedlrm.options.architecture import Architecture
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.plan.prediction import Prediction
 from cachedlrm.report.environment import commit, cpu_model
 from cachedlrm.report.inference_report import InferenceReport
@@ -25,7 +25,7 @@ from cachedlrm.report.inference_report import InferenceReport
 class RunTotals:
     """A finished run's figures; the keys of ``report.json`` say what they mean (see `build_report`)."""
 
-    options: Options
+    options: Resolved
     steps: int
     samples: int
     samples_per_s: float

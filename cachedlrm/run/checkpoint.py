@@ -22,6 +22,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
 from cachedlrm.export.final_state import model_identity
 from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import STORE_FOLDER
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
@@ -115,7 +116,7 @@ def keeps_log(options: Options) -> bool:
 
 
 def open_durability(
-    options: Options, run_dir: Path, num_groups: int, host_limit: int
+    options: Resolved, run_dir: Path, num_groups: int, host_limit: int
 ) -> tuple[Durability, Checkpoint | None]:
     """Opens or makes a run's store; with ``--resume`` its checkpoint too, if it came to one.
 
@@ -141,7 +142,7 @@ def open_durability(
     return Durability(database, spills, None if checkpoint is None else checkpoint.ends), checkpoint
 
 
-def store_identity(options: Options) -> dict[str, str]:
+def store_identity(options: Resolved) -> dict[str, str]:
     """What a store belongs to; that of a loaded model includes the file, whose rows begin untouched ones."""
     identity = model_identity(options)
     model = options.inference.load_model

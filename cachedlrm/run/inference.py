@@ -14,13 +14,13 @@ from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
 from cachedlrm.export.full_tables import FullTable, current_records, full_tables
 from cachedlrm.model.losses import make_loss
 from cachedlrm.model.quantized import QuantizedTables, mlp_bytes, quantize_mlps
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.report.inference_report import InferenceReport, ServedModel
 from cachedlrm.run.evaluation import Evaluation, Model, Pooling, evaluate
 from cachedlrm.run.job import Job
 
 
-def check_inference(options: Options, dataset: Dataset) -> None:
+def check_inference(options: Resolved, dataset: Dataset) -> None:
     """What ``--inference-only`` needs.
 
     Args:
@@ -77,8 +77,6 @@ def _serve(job: Job, model: Model, pooling: Pooling) -> tuple[ServedModel, Evalu
     """Evaluates a model; its bytes are left to the caller."""
     options, source = job.options, job.dataset.test
     assert source is not None
-    assert options.batches.mini_batch_size is not None
-    assert options.model.loss_function is not None
     # The reference's generators know one size of batches; int8 MLPs depend on it.
     is_reference = options.data.data == "reference"
     batch_size = options.batches.mini_batch_size if is_reference else options.batches.test_mini_batch_size

@@ -18,7 +18,7 @@ from cachedlrm.model.graphed_pass import CudaRecorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.options.architecture import Architecture, build_architecture
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.id_pass import Tell, inform_policies
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
@@ -43,7 +43,7 @@ class Job:
         checkpoint: from which ``--resume`` goes on; None: from the beginning.
     """
 
-    options: Options
+    options: Resolved
     architecture: Architecture
     dataset: Dataset
     schedule: Schedule
@@ -73,7 +73,7 @@ class Job:
         self.trainer.cache.close()
 
 
-def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
+def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     """Sizes the tiers and builds the trainer; with ``--resume`` as the last checkpoint has it.
 
     Args:
@@ -85,11 +85,6 @@ def build_job(options: Options, dataset: Dataset, run_dir: Path) -> Job:
         UserError: something does not fit; says what to change.
     """
     optimisation, batches = options.optimisation, options.batches
-    assert optimisation.optimizer is not None
-    assert batches.mini_batch_size is not None
-    assert batches.micro_batch_size is not None
-    assert options.model.loss_function is not None
-    assert options.cache.prefetch_depth is not None
     device = choose_device(options.run.device)
     torch.set_num_threads(options.run.threads or usable_processors())
     if options.run.deterministic:
@@ -139,7 +134,7 @@ def _compares_with_min(checkpoint: Checkpoint) -> bool:
     return not checkpoint.batches or (isinstance(counters, dict) and counters.get("moved_rows_min") != 0)
 
 
-def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Options) -> None:
+def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Resolved) -> None:
     if checkpoint.batches > schedule.num_batches:
         raise UserError(
             f"--resume {options.run.resume}: {checkpoint.batches:,} batches are trained and the run is now to end "
@@ -147,9 +142,8 @@ def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Optio
         )
 
 
-def _learning_rate(options: Options) -> LearningRate:
+def _learning_rate(options: Resolved) -> LearningRate:
     optimisation = options.optimisation
-    assert optimisation.learning_rate is not None
     return LearningRate(
         optimisation.learning_rate,
         optimisation.lr_num_warmup_steps,

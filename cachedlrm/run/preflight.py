@@ -10,13 +10,13 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
 from cachedlrm.export.formats.model_file import Training, save_model
 from cachedlrm.export.full_tables import current_records, full_tables
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.report.totals import RunTotals
 from cachedlrm.run.job import Job
 from cachedlrm.store.spool import TEMPORARY_FILE
 
 
-def check_outputs(options: Options) -> None:
+def check_outputs(options: Resolved) -> None:
     """What would otherwise show after hours of training.
 
     Raises:

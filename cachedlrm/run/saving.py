@@ -8,8 +8,8 @@ from pathlib import Path
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.options.command_line import load_options
-from cachedlrm.options.config import Options
+from cachedlrm.options.profiles import load_options
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.run.checkpoint import keeps_log, save_checkpoint, store_folder
 from cachedlrm.run.directory import RunDirectory
@@ -89,7 +89,7 @@ class Checkpoints:
         self._run.keep()
 
 
-def open_run(options: Options) -> RunDirectory:
+def open_run(options: Resolved) -> RunDirectory:
     """The directory of a run: a new one, that of ``--resume``, or with ``--run-dir`` another with a copy of its store.
 
     Raises:
@@ -107,7 +107,7 @@ def open_run(options: Options) -> RunDirectory:
         return _fork(options, store_folder(before, resumed), resumed)
 
 
-def _fork(options: Options, store: Path, resumed: Path) -> RunDirectory:
+def _fork(options: Resolved, store: Path, resumed: Path) -> RunDirectory:
     """A new directory that goes on where ``resumed`` is, which stays as it is."""
     assert options.run.run_dir is not None
     target = store_folder(options, options.run.run_dir)

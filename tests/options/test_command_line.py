@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import LARGEST
 from cachedlrm.options import config
-from cachedlrm.options.command_line import load_options, parse_command_line, to_toml
+from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import (
     BatchOptions,
     CacheOptions,
@@ -29,6 +29,7 @@ from cachedlrm.options.config import (
     RunOptions,
     StoreOptions,
 )
+from cachedlrm.options.profiles import load_options, to_toml
 from support.documents import ROOT
 
 OPTIONS = """
@@ -255,7 +256,7 @@ def test_rows_on_the_command_line_override_a_ratio_in_a_profile(tmp_path, own):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[cache]\npolicy = 'random'\n", ["[cache]", "--policy", "lrfu"]),
+        ("[cache]\npolicy = 'random'\n", ["[cache] policy", "random", "lrfu"]),
         ("[run]\nsteps = '5'\n", ["[run]", "steps", "whole number"]),
         ("[run]\nsteps = true\n", ["[run]", "steps", "whole number"]),
         ("[run]\nsteps = -5\n", ["[run]", "steps", "-5"]),

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import cachedlrm
 from cachedlrm.base.errors import UserError
-from cachedlrm.options.command_line import load_options
 from cachedlrm.options.config import Options
+from cachedlrm.options.profiles import load_options
 from cachedlrm.report.markdown import _course
 from cachedlrm.run.checkpoint import Checkpoint, decode_checkpoint
 from cachedlrm.run.directory import RunDirectory

@@ -26,7 +26,7 @@ from cachedlrm.export.formats.piecewise import PiecewiseTensor
 from cachedlrm.export.formats.safetensors_file import TensorSpec, write_tensors
 from cachedlrm.export.full_tables import FullTable
 from cachedlrm.options.architecture import Architecture
-from cachedlrm.options.config import Options
+from cachedlrm.options.resolved import Resolved
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "torchrec.json"
@@ -67,7 +67,7 @@ def check_torchrec(architecture: Architecture, with_optimizer_state: bool) -> No
 
 def write_torchrec(
     folder: Path,
-    options: Options,
+    options: Resolved,
     architecture: Architecture,
     tables: Sequence[FullTable],
     dense: Dense,
@@ -119,7 +119,7 @@ def _number(table: FullTable) -> int:
     return int(table.name.split(".")[1])
 
 
-def _config(options: Options, architecture: Architecture, tables: Sequence[FullTable]) -> dict[str, Any]:
+def _config(options: Resolved, architecture: Architecture, tables: Sequence[FullTable]) -> dict[str, Any]:
     optimizer = architecture.layouts[0].optimizer
     return {
         "tables": [

@@ -239,7 +239,7 @@ def test_a_place_that_is_taken_is_refused(finished, tmp_path, capsys):
     assert export(finished, tmp_path / "empty") == 0
     for arguments, words in (
         (["--format", "bogus"], "bogus"),
-        (["--format"], "lacks a value"),
+        (["--format"], "--format requires an argument"),
         (["--formt=a"], "formt"),
     ):
         assert words in one_line(capsys, main([str(finished), str(tmp_path / "new"), *arguments]))
