@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from cachedlrm.base.machine import usable_processors
 from cachedlrm.data.open import open_dataset
@@ -21,15 +20,7 @@ from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.train import main
-from support.runs import MODEL
-
-SMALL = [
-    "--data=zipf:samples=2000",
-    *MODEL,
-    "--arch-sparse-feature-size=8",
-    "--mini-batch-size=100",
-    "--ui=off",
-]
+from support.runs import MODEL, SMALL, one_line, parameters, report, train
 
 REPORT_KEYS = {
     "steps", "samples", "samples_per_s", "loss_last", "loss_mean", "auc", "table_rows", "cache_slots", "record_bytes",
@@ -41,17 +32,7 @@ REPORT_KEYS = {
 
 def run(tmp_path: Path, *arguments: str, name: str = "run") -> tuple[int, Path]:
     directory = tmp_path / name
-    return main([*SMALL, "--run-dir", str(directory), *arguments]), directory
-
-
-def report(directory: Path) -> dict:
-    return json.loads((directory / "report.json").read_text())
-
-
-def exported(directory: Path, *flags: str) -> dict[str, np.ndarray]:
-    out = directory / "out.safetensors"
-    assert export_main([str(directory), str(out), *flags]) == 0
-    return load_file(out)
+    return train(directory, *arguments), directory
 
 
 def test_a_run_leaves_the_files_of_the_contract(tmp_path):
@@ -117,7 +98,8 @@ def test_config_toml_alone_starts_a_run_in_a_directory_of_its_own(tmp_path, monk
 
 
 def test_config_toml_says_what_was_left_open(tmp_path):
-    _, first = run(tmp_path, "--steps=2")
+    first = tmp_path / "run"
+    assert main([*MODEL, "--data=zipf:samples=200", "--ui=off", "--steps=2", f"--run-dir={first}"]) == 0
     config = tomllib.loads((first / "config.toml").read_text())
     assert config["run"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert config["run"]["threads"] == 1, "a step is small"
@@ -147,7 +129,7 @@ def test_cached_and_resident_runs_leave_the_same_parameters(tmp_path, optimizer,
     assert report(cached)["written_back_rows"] > 0
     assert report(tmp_path / "resident")["evicted_rows"] == 0
     assert report(cached)["losses"] == report(tmp_path / "resident")["losses"]
-    ours, theirs = (exported(d, "--with-optimizer-state") for d in (cached, tmp_path / "resident"))
+    ours, theirs = (parameters(d, with_optimizer_state=True) for d in (cached, tmp_path / "resident"))
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
@@ -183,7 +165,7 @@ def test_a_mini_batch_in_several_passes(tmp_path, optimizer):
 
 
 def test_a_smaller_last_mini_batch_is_averaged_over_its_samples(tmp_path):
-    data = ["--data=zipf:samples=70", *SMALL[1:4], "--micro-batch-size=30", "--print-freq=1", "--threads=1", "--ui=off"]
+    data = ["--data=zipf:samples=70", *MODEL, "--micro-batch-size=30", "--print-freq=1", "--threads=1", "--ui=off"]
     for size in ("70", "100"):
         assert main([*data, "--nepochs=3", "--mini-batch-size", size, "--run-dir", str(tmp_path / size)]) == 0
     losses, expected = (report(tmp_path / size)["losses"] for size in ("100", "70"))
@@ -240,7 +222,7 @@ def test_zero_steps_build_report_and_export_the_initial_model(tmp_path):
     assert status == 0
     assert report(directory)["steps"] == 0
     assert report(directory)["loss_mean"] is None
-    tensors = exported(directory)
+    tensors = parameters(directory)
     assert tensors["emb_l.2.weight"].shape == (900, 8)
     assert np.abs(tensors["emb_l.2.weight"]).max() <= 900**-0.5
     assert set(tensors) == {
@@ -271,7 +253,7 @@ def write_npy(folder: Path, name: str, **changes: np.ndarray) -> None:
 def evaluates_nothing(tmp_path: Path, capsys, *arguments: str) -> str:
     """The message of a run on files that hold out nothing."""
     write_npy(tmp_path / "data", "day_0")
-    data = [*SMALL[2:5], "--ui=off", "--mini-batch-size=25", f"--data=npy:{tmp_path / 'data'}"]
+    data = [*MODEL[1:], "--ui=off", "--mini-batch-size=25", f"--data=npy:{tmp_path / 'data'}"]
     message = one_line(capsys, main([*data, "--run-dir", str(tmp_path / "run"), *arguments]))
     assert not (tmp_path / "run").exists()
     return message
@@ -303,20 +285,10 @@ def test_predictions_without_an_evaluation_are_refused(tmp_path, capsys, argumen
 
 def test_a_run_without_held_out_samples_can_be_repeated(tmp_path):
     write_npy(tmp_path / "data", "day_0")
-    data = [*SMALL[2:5], "--ui=off", "--mini-batch-size=25", f"--data=npy:{tmp_path / 'data'}"]
+    data = [*MODEL[1:], "--ui=off", "--mini-batch-size=25", f"--data=npy:{tmp_path / 'data'}"]
     assert main([*data, "--run-dir", str(tmp_path / "run")]) == 0
     profile = ["--profile", str(tmp_path / "run" / "config.toml")]
     assert main([*profile, "--run-dir", str(tmp_path / "again")]) == 0
-
-
-def one_line(capsys, status: int) -> str:
-    """The message of a run that refused its input."""
-    error = capsys.readouterr().err
-    assert status == 2, error
-    assert error.count("\n") == 1, error
-    assert error.startswith("error: ")
-    assert "Traceback" not in error
-    return error
 
 
 @pytest.mark.parametrize(
@@ -328,7 +300,7 @@ def one_line(capsys, status: int) -> str:
         (["--bogus"], ["--bogus"]),
         (["--step=5"], ["--steps"]),
         (["--policy=belady"], ["lookahead"]),
-        (["--arch-mlp-bot=3-16-7"], ["7", "8"]),
+        (["--arch-mlp-bot=3-16-7", "--arch-sparse-feature-size=8"], ["7", "8"]),
         (["--arch-mlp-bot=4-16-8", "--data=flights"], ["--arch-embedding-size", "25"]),
         (["--arch-mlp-top=16-2"], ["--arch-mlp-top"]),
         (["--data=csv:x"], ["csv:x", "npy:DIR"]),
@@ -380,7 +352,7 @@ def test_npy_trains_and_holds_out_other_files(tmp_path):
     write_npy(tmp_path / "data", "day_1")
     write_npy(tmp_path / "test", "day_2")
     arguments = ["--data", f"npy:{tmp_path / 'data'}", "--test-data", f"npy:{tmp_path / 'test'}"]
-    status = main([*SMALL[2:5], "--ui=off", "--mini-batch-size=32", *arguments, "--run-dir", str(tmp_path / "run")])
+    status = main([*MODEL[1:], "--ui=off", "--mini-batch-size=32", *arguments, "--run-dir", str(tmp_path / "run")])
     assert status == 0
     assert report(tmp_path / "run")["samples"] == 100
     assert report(tmp_path / "run")["steps"] == 4
@@ -400,7 +372,7 @@ def test_evaluation_changes_no_bit_of_training(tmp_path):
     assert report(often)["auc"] is not None
     for key in ("losses", "hit_ratio", "fetched_rows", "evicted_rows"):
         assert report(never)[key] == report(often)[key]
-    ours, theirs = exported(never), exported(often)
+    ours, theirs = parameters(never), parameters(often)
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 

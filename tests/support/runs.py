@@ -1,7 +1,12 @@
-"""A small run for tests of the commands."""
+"""A small run for tests of the commands, and everything it leaves."""
 
+import json
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import load_file
+
+from cachedlrm.export.__main__ import export
 from cachedlrm.train import main
 
 MODEL = ["--arch-embedding-size=400-30-900-5", "--arch-mlp-bot=3-16-8", "--arch-mlp-top=16-1"]
@@ -21,6 +26,17 @@ def train(directory: Path, *arguments: str) -> int:
     usual = SMALL if "--data" in given else [*SMALL, FEW_EVALUATIONS]  # other data may hold out no samples
     small = [argument for argument in usual if argument.split("=")[0] not in given]
     return main([*small, f"--run-dir={directory}", *arguments])
+
+
+def report(directory: Path) -> dict:
+    return json.loads((directory / "report.json").read_text())
+
+
+def parameters(directory: Path, with_optimizer_state: bool = False) -> dict[str, np.ndarray]:
+    """The final ones, by name."""
+    out = directory / "out.safetensors"
+    export(directory, out, with_optimizer_state=with_optimizer_state)
+    return load_file(out)
 
 
 def one_line(capsys, status: int) -> str:

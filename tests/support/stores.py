@@ -12,14 +12,9 @@ from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.run.checkpoint import Checkpoint, store_identity
 from cachedlrm.store.database import CHECKPOINT, Meta, group_name, open_database, segment_key
 from cachedlrm.store.record_log import RecordLog
+from support import runs
 
-MODEL = [
-    "--arch-embedding-size=400-30-900-5",
-    "--arch-sparse-feature-size=8",
-    "--arch-mlp-bot=3-16-8",
-    "--arch-mlp-top=16-1",
-    "--optimizer=adagrad",
-]
+MODEL = [*runs.MODEL, "--optimizer=adagrad"]
 ROWS, WIDTH, CAPACITY = 1335, 16, 100
 TOUCHED = 600
 IDENTITY = store_identity(parse_command_line(MODEL))
