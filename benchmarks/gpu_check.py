@@ -1,7 +1,7 @@
 """GPU tests, speed, copies and memory on a CUDA device, in one call of at most 8 minutes; writes profiles/*.md.
 
 ``make gpu-check`` runs it. Without a CUDA device it writes a report that says what was not run. Each measurement has a
-process of its own (``gpu_measure.py``) and what is left of the time; what does not fit any more is skipped, and the
+process of its own (``gpu_measure.py``) and what is left of the time; one that no longer fits is skipped, and the
 report says so. Exit status 1 if a test or a measurement failed, or the tests did not end in their time.
 """
 
@@ -62,7 +62,7 @@ CARD_JOBS = {
 def write_samples(folder: Path, arguments: Sequence[str], num_samples: int) -> list[str]:
     """Writes the samples of a job as npy files; the options that train them there.
 
-    What is measured is then training from data that is read, not the drawing of samples.
+    So training from data on disk is measured, and not the drawing of samples.
     """
     _, dataset = opened(arguments)
     source, first_rows = dataset.train, table_offsets(dataset.train.table_rows)[:-1]
@@ -126,7 +126,7 @@ def measured(measure: Measure, budget: TimeBudget) -> tuple[str, list[str], bool
         f"## Speed of the default job ({optimizer}), rows cached and rows resident",
         "All read the same samples from npy files, a thread ahead. The plain program is `benchmarks/resident.py`. "
         f"Last {STEPS - STEPS // 2} of {STEPS} steps, {len(rounds)} rounds in turn: median (range). Wait: for rows, on "
-        "the device. Between steps: the device has nothing to do, as the host is behind.",
+        "the device. Between steps: the device has nothing to do, as the host is late.",
         tables.rates(rounds),
         "## Between host and device",
         tables.link(link),
@@ -148,7 +148,7 @@ def measured(measure: Measure, budget: TimeBudget) -> tuple[str, list[str], bool
 
 
 def run_tests(budget: TimeBudget) -> tuple[str, bool]:
-    """pytest's last line, and whether it was content."""
+    """pytest's last line, and whether all tests passed."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
     seconds = min(TESTS_S, budget.left)
     status, output, _ = run(command, seconds)

@@ -148,7 +148,7 @@ def _second_half(snapshots: Sequence[Snapshot]) -> Measured:
 
 
 def resident(arguments: Sequence[str]) -> Measured:
-    """The same of `train_resident`, as far as it has it."""
+    """The same figures of `train_resident`, as far as it has them."""
     options, _ = opened(arguments)
     run = train_resident(arguments)
     device = torch.device(options.run.device or "cpu")
@@ -163,7 +163,7 @@ def resident(arguments: Sequence[str]) -> Measured:
 
 
 def _memory(device: torch.device) -> Measured:
-    """What torch's allocator held at most, and what was in use on the device at the end, by whomever."""
+    """What torch's allocator held at most, and what all processes used on the device at the end."""
     if device.type == "cpu":
         return {"reserved_bytes": None, "used_bytes": None}
     free, total = torch.cuda.mem_get_info()

@@ -39,7 +39,7 @@ class TimeBudget:
         return max(0.0, self._seconds - self.spent)
 
     def lacks(self, seconds: float) -> str | None:
-        """What to say of something that takes ``seconds`` or more; None if they are there."""
+        """Why a measurement of ``seconds`` or more is not run; None if there is time for it."""
         if self.left >= seconds:
             return None
         return f"not run: {self.left:.0f} s of {self._seconds:.0f} s were left and it takes {seconds:.0f} s or more"

@@ -22,7 +22,7 @@ FBGEMM, FBGEMM_AND_OURS, TORCH = "FBGEMM, torch.nn layers", "FBGEMM, our dense p
 
 @dataclass(frozen=True)
 class Block:
-    """What some steps one after the other took.
+    """What several consecutive steps took.
 
     Attributes:
         step_ms: milliseconds a step.
@@ -101,7 +101,7 @@ def with_autograd(job: Job, pool: Pool, sparse: Iterable[torch.nn.Parameter]) ->
 
 
 def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
-    """The step of our dense part behind embeddings that autograd moves."""
+    """The step of our dense part after embeddings that autograd moves."""
     name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
     model = job.architecture.dlrm(job.options.batches.numpy_rand_seed)
     optimizer = DenseOptimizer(name, model)
@@ -122,7 +122,7 @@ def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
 
 
 def others(job: Job) -> dict[str, Training]:
-    """Those that can be had, by name, with ``job``'s initial parameters and options.
+    """Those that can be loaded, by name, with ``job``'s initial parameters and options.
 
     Args:
         job: of one-hot data, with sgd, adagrad or (not for torch.nn, which has no such optimizer) rwsadagrad.

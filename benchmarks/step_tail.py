@@ -29,7 +29,7 @@ DEPTHS = (0, 2)
 
 @dataclass
 class Runs:
-    """What the runs of a job did behind their warm-up.
+    """What the runs of a job did after their warm-up.
 
     Attributes:
         times: milliseconds of each step of each run.

@@ -176,7 +176,7 @@ def stall() -> list[str]:
         )  # fmt: skip
         at = np.array([row["elapsed_s"] for row in rows]) * 1e3  # of the end of each step
         step = float(np.median(np.diff(at)))
-        # A checkpoint comes behind its step's line; the prefetch depth of steps behind it may wait for the pipeline.
+        # A checkpoint comes after its step's line; as many steps as the prefetch depth may then wait for the pipeline.
         stalls = [at[after + 2] - at[after - 1] - 3 * step for after in range(every, steps - 3, every)]
         shown = ", ".join(f"{stall:.0f}" for stall in stalls)
         lines.append(f"| {store} | {ratio:.0%} | {step:.0f} | {shown} | {statistics.median(stalls):.0f} |")

@@ -163,7 +163,7 @@ def table(blocks: dict[str, list[Block]]) -> str:
     """One line for each; ratios are taken round by round."""
     bases = [base for base in BASES if base in blocks]
     lines = [
-        f"| | ms a step | {' | '.join(f'of {base}' for base in bases)} | wait ms | behind the first step | its share | "
+        f"| | ms a step | {' | '.join(f'of {base}' for base in bases)} | wait ms | after the first step | its share | "
         "rows evicted a step |",
         f"|---|{'---:|' * (len(bases) + 5)}",
     ]
@@ -203,8 +203,8 @@ def main() -> None:
         f"of {rounds} blocks of {BLOCK} steps after {warm_up * BLOCK:,} batches that filled the caches and {BLOCK} "
         "steps that do not count; all in turn in one process, ratios round by round. Losses of ours were equal to the "
         "last bit. Nothing is prepared ahead of a block, so ours waits in its first step: waiting is given with that "
-        "step and, with its share of the step's time, behind it. Others have their ids as "
-        "tensors before the clock starts.",
+        "step, then without it and as a share of the step's time. Others have their ids as tensors before the clock "
+        "starts.",
         *parts,
     )
 
