@@ -14,7 +14,7 @@ from cachedlrm.store.database import CHECKPOINT, Meta, group_name, open_database
 from cachedlrm.store.record_log import RecordLog
 from support import runs
 
-MODEL = [*runs.MODEL, "--optimizer=adagrad"]
+MODEL = [*runs.MODEL, "--arch-sparse-feature-size=8", "--optimizer=adagrad"]
 ROWS, WIDTH, CAPACITY = 1335, 16, 100
 TOUCHED = 600
 IDENTITY = store_identity(parse_command_line(MODEL))
