@@ -28,7 +28,7 @@ from cachedlrm.options.schedule import Schedule
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _NEVER = -1  # of --test-freq
 _MOST_THREADS = 1024  # of --threads
-# Multiplications of a forward pass; see "Threads" and "Prefetching" in docs/log.md.
+# Multiplications of a forward pass; see docs/log/run.md.
 _WORTH_THREADS = 10**8
 _WORTH_PREFETCHING = 10**7
 _PREFETCH_DEPTH = 2

@@ -7,6 +7,7 @@
 Losses, hits and rows are the same at each call; times are those of the machine.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import rich.console
-from rich._export_format import CONSOLE_SVG_FORMAT
 
 from cachedlrm import train
 from cachedlrm.report.console import SilentConsole
@@ -55,13 +55,8 @@ def draw_screen(view: LiveView, path: Path) -> None:
         file=StringIO(), record=True, force_terminal=True, color_system="truecolor", width=columns, height=lines
     )
     terminal.print(view)
-    path.write_text(terminal.export_svg(title=" ".join(["train", *OPTIONS]), code_format=_svg_format(), unique_id="l"))
-
-
-def _svg_format() -> str:
-    """Rich's, without the fonts that it would load from a server."""
-    before, _, after = CONSOLE_SVG_FORMAT.partition("@font-face")
-    return before + after[after.rindex("@font-face") :].partition("}}")[2]
+    svg = terminal.export_svg(title=" ".join(["train", *OPTIONS]), unique_id="live")
+    path.write_text(re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL))  # rich's, loaded from a server
 
 
 def photograph(page: Path, path: Path) -> None:

@@ -15,10 +15,12 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from cachedlrm.report.live_view import LiveView, RunHeader
 from support.documents import DOCUMENTS, ROOT, Block, all_blocks
 from support.runs import train
 
@@ -219,3 +221,18 @@ def test_paths_in_the_text_are_there():
 def test_links_lead_to_files(document):
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (document.parent / link).exists(), link
+
+
+# --- pictures
+
+
+def test_the_picture_of_the_screen_loads_nothing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    draw = importlib.import_module("draw")
+    view = LiveView(RunHeader("zipf", "300 rows", "30 slots", "cpu"), None)
+    draw.draw_screen(view, tmp_path / "live.svg")
+    for picture in (tmp_path / "live.svg", ROOT / "docs" / "pictures" / "live.svg"):
+        text = picture.read_text(encoding="utf-8")
+        ElementTree.fromstring(text)
+        assert "zipf" in text
+        assert "url(http" not in text
