@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from cachedlrm.data.batch import Source
-from cachedlrm.data.flights import open_flights
+from cachedlrm.data.open import open_dataset
+from cachedlrm.data.spec import DataRequest
 
 
 def design_matrix(source: Source) -> tuple[csr_matrix, np.ndarray]:
@@ -23,7 +24,7 @@ def design_matrix(source: Source) -> tuple[csr_matrix, np.ndarray]:
 
 def main() -> None:
     """Fits a few strengths of regularisation and prints the AUC of each on the held-out flights."""
-    dataset = open_flights()
+    dataset = open_dataset("flights", None, DataRequest(None, None, seed=1, max_ind_range=-1))
     assert dataset.test is not None
     features, labels = design_matrix(dataset.train)
     test_features, test_labels = design_matrix(dataset.test)

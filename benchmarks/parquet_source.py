@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cachedlrm.data.open import DataRequest, open_dataset
+from cachedlrm.data.open import open_dataset
+from cachedlrm.data.spec import DataRequest
 
 NUM_DENSE, NUM_TABLES, BATCH = 13, 26, 2048
 

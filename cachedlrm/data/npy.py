@@ -7,18 +7,19 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.batch import Batch, IdAdvice, make_batch
-from cachedlrm.data.folding import BadIdError, fold_ids
+from cachedlrm.data.batch import MOST_ROWS, Batch, IdAdvice, make_batch
+from cachedlrm.data.files import BadIdError, fold_ids, numbered, spans
+from cachedlrm.data.raw.inputs import natural_order
+from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
 
 PREPARED_FILE = "prepared.json"
 """What `cachedlrm.prepare` says of the triples beside it."""
@@ -86,14 +87,6 @@ class _Triple:
         return floats
 
 
-class _LargestId(NamedTuple):
-    """A column's largest id once folded, and the sample it is in."""
-
-    id: int
-    triple: _Triple
-    sample: int
-
-
 @dataclass(frozen=True)
 class Prepared:
     """What `cachedlrm.prepare` left beside the triples of a folder.
@@ -110,71 +103,118 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class NpyFiles:
-    """The triples of a folder, in order. Use `open_npy`.
+class NpySpec(SourceSpec):
+    """``npy:DIR``: the triples of a folder, in order.
 
     Attributes:
-        words: what the user called it, for messages.
         triples: one or more, of equal columns.
+        request: what the options say.
         prepared: what else is known of them.
     """
 
     words: str
     triples: tuple[_Triple, ...]
+    request: DataRequest
     prepared: Prepared | None = None
+
+    @classmethod
+    def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
+        """Opens the triples of a folder; one that is missing, empty, truncated or of another type is refused."""
+        try:
+            names = os.listdir(argument)
+        except (FileNotFoundError, ValueError) as error:  # ValueError: a null character in it
+            raise UserError(f"{words}: no such folder; name another one") from error
+        except OSError as error:
+            raise UserError(f"{words} cannot be read: {_reason(error)}; change that, or name another folder") from error
+        pattern = re.compile(rf"((?:.*_)?)(?:{'|'.join(_PARTS)})\.npy", re.DOTALL)
+        found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
+        if not found:
+            raise UserError(f"{words}: no {_TRIPLE} in it; name the folder that holds them")
+        folder = Path(argument)
+        triples = tuple(_open_triple(folder, prefix, found[prefix]) for prefix in sorted(found, key=natural_order))
+        for triple in triples[1:]:
+            for part in ("dense", "sparse"):
+                columns, expected = getattr(triple, part).shape[1], getattr(triples[0], part).shape[1]
+                if columns != expected:
+                    raise UserError(
+                        f"{triple.file(part)} has {columns} columns but {triples[0].file(part)} has {expected}; "
+                        "files of a folder must agree"
+                    )
+        return cls(words, triples, request, _read_prepared(folder, triples[0].sparse.shape[1]))
 
     @property
     def columns(self) -> tuple[int, int]:
-        """Sparse and dense columns."""
+        """See `SourceSpec`."""
         return self.triples[0].sparse.shape[1], self.triples[0].dense.shape[1]
 
-    def _largest_ids(self, max_ind_range: int) -> list[_LargestId]:
-        """The largest id of each column, found piece by piece."""
-        peaks = np.full(self.columns[0], -1, np.int64)
-        places = [_LargestId(-1, self.triples[0], 0)] * len(peaks)
+    def table_rows(self) -> tuple[int, ...]:
+        """One more than each column's largest id, in one pass; of prepared files those they state."""
+        max_ind_range = self.request.max_ind_range
+        if self.prepared is not None and max_ind_range <= 0:
+            return self.prepared.table_rows
+        largest = [-1] * self.columns[0]
+        places = [(self.triples[0], 0)] * len(largest)
         for triple in self.triples:
             for start in range(0, len(triple), _SCAN_SAMPLES):
                 ids = triple.ids(start, start + _SCAN_SAMPLES, max_ind_range)
-                for column in np.flatnonzero(ids.max(axis=0) > peaks):
+                for column in np.flatnonzero(ids.max(axis=0) > largest).tolist():
                     sample = int(ids[:, column].argmax())
-                    peaks[column] = ids[sample, column]
-                    places[column] = _LargestId(int(peaks[column]), triple, start + sample)
-        return places
+                    largest[column], places[column] = int(ids[sample, column]), (triple, start + sample)
+        rows = tuple(id_ + 1 for id_ in largest)
+        if sum(rows) > MOST_ROWS:
+            column = max(range(len(rows)), key=rows.__getitem__)
+            triple, sample = places[column]
+            where = f"{triple.file('sparse')}: sample {sample}, column {column}"
+            raise too_many_rows(f"{where} holds id {triple.sparse[sample, column]}", rows, max_ind_range)
+        return rows
+
+    def open(self, table_rows: tuple[int, ...], num_dense: int) -> "NpySource":
+        """See `SourceSpec`."""
+        return NpySource(self, table_rows)
+
+    def held_out_part(self) -> "NpySpec | None":
+        """What `cachedlrm.prepare` held out."""
+        if self.prepared is None or self.prepared.test_folder is None:
+            return None
+        return self.read(f"{self.words}, held-out part", self.prepared.test_folder, self.request, self)
+
+    def row_counts(self, table_rows: tuple[int, ...]) -> NDArray[np.int64] | None:
+        """Those of prepared files that are trained as they are."""
+        if self.prepared is None or self.request.max_ind_range > 0 or table_rows != self.prepared.table_rows:
+            return None
+        return self.prepared.row_counts
 
 
 class NpySource:
     """A `Source` over the triples of a folder.
 
     Args:
-        files: the folder's.
+        spec: of the folder.
         table_rows: rows of each table; as many as there are sparse columns.
-        max_ind_range: ids are folded modulo this if positive.
     """
 
     max_lookups_per_bag = 1
 
-    def __init__(self, files: NpyFiles, table_rows: tuple[int, ...], max_ind_range: int = -1) -> None:
+    def __init__(self, spec: NpySpec, table_rows: tuple[int, ...]) -> None:
         self.table_rows = table_rows
-        self.num_dense = files.columns[1]
-        self.num_samples = sum(map(len, files.triples))
-        self._triples = files.triples
-        self._max_ind_range = max_ind_range
+        self.num_dense = spec.columns[1]
+        self._triples = spec.triples
+        self._first_samples = numbered(map(len, spec.triples))
+        self.num_samples = self._first_samples[-1]
+        self._max_ind_range = spec.request.max_ind_range
         self._advice = IdAdvice()
-        if max_ind_range > 0:
+        if self._max_ind_range > 0:
             self._advice = IdAdvice(
                 beyond="raise that entry of --arch-embedding-size, or lower --max-ind-range, by which ids are "
-                f"folded, from {max_ind_range} to {min(table_rows)}"
+                f"folded, from {self._max_ind_range} to {min(table_rows)}"
             )
 
     def read(self, start: int, stop: int) -> Batch:
-        """Samples ``start`` to ``stop - 1``, of several files where the range spans them."""
-        batches = []
-        first = 0  # sample number of the triple's first
-        for triple in self._triples:
-            low, high = max(start - first, 0), min(stop - first, len(triple))
-            if low < high:
-                batches.append(self._read(triple, low, high))
-            first += len(triple)
+        """See `Source`; of several files where the range spans them."""
+        batches = [
+            self._read(self._triples[number], part.start, part.stop)
+            for number, part, _ in spans(self._first_samples, start, stop)
+        ]
         if not batches:
             return self._read(self._triples[0], 0, 0)
         if len(batches) == 1:
@@ -201,65 +241,6 @@ class NpySource:
         )
 
 
-def find_table_rows(folders: Sequence[NpyFiles], max_ind_range: int, most_rows: int) -> tuple[int, ...]:
-    """Rows that hold every id of folders with equal columns: one more than each column's largest, in one pass.
-
-    Args:
-        folders: training samples, and held-out ones where they are files too.
-        max_ind_range: ids are folded modulo this if positive.
-        most_rows: the most rows there can be in all tables.
-
-    Raises:
-        UserError: an id that is negative or beyond int64, or more rows than there can be.
-    """
-    each = zip(*(folder._largest_ids(max_ind_range) for folder in folders), strict=True)
-    columns = [max(column, key=lambda largest: largest.id) for column in each]
-    rows = tuple(largest.id + 1 for largest in columns)
-    if sum(rows) <= most_rows:
-        return rows
-    column = max(range(len(rows)), key=rows.__getitem__)
-    _, triple, sample = columns[column]
-    change = "correct it, or fold ids with --max-ind-range" if max_ind_range <= 0 else "lower --max-ind-range to"
-    raise UserError(
-        f"{triple.file('sparse')}: sample {sample}, column {column} holds id {triple.sparse[sample, column]}, and the "
-        f"largest ids of all columns make {sum(rows)} rows, of which there can be {most_rows}; {change} "
-        f"{most_rows // len(rows)}"
-    )
-
-
-def open_npy(words: str, directory: str) -> NpyFiles:
-    """Opens the triples of a folder.
-
-    Args:
-        words: option and value that name the folder, for messages.
-        directory: the folder.
-
-    Raises:
-        UserError: no triple, a file missing, empty, unreadable, truncated, or of another type or shape; names it.
-    """
-    try:
-        names = os.listdir(directory)
-    except (FileNotFoundError, ValueError) as error:  # ValueError: a null character in it
-        raise UserError(f"{words}: no such folder; name another one") from error
-    except OSError as error:
-        raise UserError(f"{words} cannot be read: {_reason(error)}; change that, or name another folder") from error
-    pattern = re.compile(rf"((?:.*_)?)(?:{'|'.join(_PARTS)})\.npy", re.DOTALL)
-    found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
-    if not found:
-        raise UserError(f"{words}: no {_TRIPLE} in it; name the folder that holds them")
-    prefixes = sorted(found, key=natural_order)
-    triples = tuple(_open_triple(Path(directory), prefix, found[prefix]) for prefix in prefixes)
-    for triple in triples[1:]:
-        for part in ("dense", "sparse"):
-            columns, expected = getattr(triple, part).shape[1], getattr(triples[0], part).shape[1]
-            if columns != expected:
-                raise UserError(
-                    f"{triple.file(part)} has {columns} columns but {triples[0].file(part)} has {expected}; "
-                    "files of a folder must agree"
-                )
-    return NpyFiles(words, triples, _read_prepared(Path(directory), triples[0].sparse.shape[1]))
-
-
 def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
     """What ``prepared.json`` and ``counts.npy`` say; None without them.
 
@@ -284,12 +265,6 @@ def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
             "remove both"
         )
     return Prepared(rows, test_folder, counts.astype(np.int64, copy=False))
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """day_2 before day_10."""
-    parts = re.split("([0-9]+)", name)  # digits at odd places
-    return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
 def _open_triple(folder: Path, prefix: str, found: str) -> _Triple:

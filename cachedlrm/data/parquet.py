@@ -5,97 +5,142 @@ PATH is a file or a folder of them, one stream in natural order. Ids are rows of
 package pyarrow.
 """
 
-import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow.parquet
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.data.batch import FILE_ADVICE, Batch, make_batch, spans
-from cachedlrm.data.parquet_columns import Columns
-from cachedlrm.data.parquet_files import KEPT_GROUPS, ParquetFiles, RowGroup
+from cachedlrm.base.machine import free_host_bytes
+from cachedlrm.base.text import shown
+from cachedlrm.base.units import format_bytes
+from cachedlrm.data.batch import FILE_ADVICE, MOST_ROWS
+from cachedlrm.data.files import KEPT_BLOCKS, BlockSource, DecodedBlock, numbered
+from cachedlrm.data.parquet_columns import Columns, NamedColumns, check_columns, choose_columns, read_columns
+from cachedlrm.data.raw.inputs import find_inputs
+from cachedlrm.data.raw.parquet import reading_parquet
+from cachedlrm.data.row_groups import PREPARE, RowGroup, row_groups
+from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
+
+_PROBE_BYTES = 1 << 16
 
 
-class ParquetSource:
-    """A `Source` over the rows of files. A row group is decoded when it is reached; the last two stay in memory.
+@dataclass(frozen=True)
+class ParquetSpec(SourceSpec):
+    """``parquet:PATH`` with columns after it (`cachedlrm.data.parquet_columns`): files of one schema.
 
-    Args:
-        files: the rows.
-        table_rows: rows of each table; as many as there are sparse columns.
+    Attributes:
+        names: of the columns.
+        groups: in order, none of them empty.
         max_ind_range: ids are folded modulo this if positive.
     """
 
-    max_lookups_per_bag = 1
+    words: str
+    names: Columns
+    groups: tuple[RowGroup, ...]
+    max_ind_range: int
 
-    def __init__(self, files: ParquetFiles, table_rows: tuple[int, ...], max_ind_range: int = -1) -> None:
-        self.table_rows = table_rows
-        self.num_dense = files.columns[1]
-        self.num_samples = files.first_samples[-1]
-        self._files = files
-        self._max_ind_range = max_ind_range
-        self._lock = threading.Lock()
-        self._decoded: dict[int, _Decoded] = {}
+    @classmethod
+    def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
+        """Opens a file, or the files of a folder in natural order: footers, and the first row of each row group.
 
-    def read(self, start: int, stop: int) -> Batch:
-        """Samples ``start`` to ``stop - 1``, of several row groups where the range spans them.
-
-        Raises:
-            UserError: a value is missing, not finite or out of range; names it.
+        Columns that are not named are those of ``train``, if it is of this kind.
         """
-        num_tables, num_dense = self._files.columns
-        dense, labels = np.empty((stop - start, num_dense), np.float32), np.empty(stop - start, np.float32)
-        ids = np.empty((stop - start, num_tables), np.int64)
-        with self._lock:
-            for number, part, out in spans(self._files.first_samples, start, stop):
-                group = self._group(number)
-                dense[out], labels[out], ids[out] = group.dense[:, part].T, group.labels[part], group.ids[:, part].T
-        rows = ids.ravel()
-        return make_batch(dense, rows, np.arange(len(rows) + 1), labels, self.table_rows, self._files.words, start)
+        path, named = read_columns(words, argument)
+        try:
+            paths = find_inputs([path])
+        except UserError as error:
+            raise UserError(f"{words}: {error}") from error
+        if path.is_dir():
+            paths = [file for file in paths if not file.name.startswith("_")]  # the writer's notes: _SUCCESS, _metadata
+        names = train.names if isinstance(train, ParquetSpec) and named == NamedColumns() else None
+        groups: list[RowGroup] = []
+        for file_path in paths:
+            with (
+                reading_parquet(file_path),
+                pyarrow.parquet.ParquetFile(file_path, pre_buffer=False, buffer_size=_PROBE_BYTES) as file,
+            ):
+                names = names or choose_columns(words, file.schema_arrow, named)
+                check_columns(file_path, file.schema_arrow, names)
+                inside = list(row_groups(file_path, file.metadata))
+                for group in inside:
+                    # Asked for a damaged footer's statistics, Arrow ends the process; reading a row fails as it should.
+                    rows = file.iter_batches(1, row_groups=[group.number], columns=list(names.all), use_threads=False)
+                    next(rows, None)
+            for group in inside:
+                group.check_missing(names.all)
+            groups += inside
+        if names is None or not groups:
+            raise UserError(f"{words}: no rows in it; name another file")
+        _check_memory(words, names, groups)
+        return cls(words, names, tuple(groups), request.max_ind_range)
 
-    def _group(self, number: int) -> "_Decoded":
-        if number not in self._decoded:
-            if len(self._decoded) == KEPT_GROUPS:
-                del self._decoded[next(iter(self._decoded))]
-            self._decoded[number] = self._decode(self._files.groups[number])
-        return self._decoded[number]
+    @property
+    def columns(self) -> tuple[int, int]:
+        """See `SourceSpec`."""
+        return len(self.names.sparse), len(self.names.dense)
 
-    def _decode(self, group: RowGroup) -> "_Decoded":
-        names = self._files.names
-        decoded = _Decoded.empty(len(group), names)
+    def table_rows(self) -> tuple[int, ...]:
+        """One more than each column's largest id; from the files' statistics where they tell, else counted."""
+        rows = []
+        for name in self.names.sparse:
+            largest = -1
+            for group in self.groups:
+                if largest + 1 != self.max_ind_range:  # there is no larger one
+                    largest = max(largest, group.largest_id(name, self.max_ind_range))
+            rows.append(largest + 1)
+        if sum(rows) > MOST_ROWS:
+            name = self.names.sparse[max(range(len(rows)), key=rows.__getitem__)]
+            where = f"{self.words}: {shown(name)} has ids up to {max(rows) - 1}"
+            raise too_many_rows(where, tuple(rows), self.max_ind_range)
+        return tuple(rows)
+
+    def open(self, table_rows: tuple[int, ...], num_dense: int) -> "ParquetSource":
+        """See `SourceSpec`."""
+        return ParquetSource(self, table_rows)
+
+
+def _check_memory(words: str, names: Columns, groups: Sequence[RowGroup]) -> None:
+    largest = max(groups, key=len)
+    needed = KEPT_BLOCKS * 4 * len(largest) * len(names.all)
+    if needed > free_host_bytes():
+        raise UserError(
+            f"{words}: two row groups of {len(largest):,} rows take {format_bytes(needed)} of memory and "
+            f"{format_bytes(free_host_bytes())} are free; write files of smaller ones, or use {PREPARE}"
+        )
+
+
+class ParquetSource(BlockSource):
+    """The rows of files, row group by row group.
+
+    Args:
+        spec: of the files.
+        table_rows: rows of each table; as many as there are sparse columns.
+    """
+
+    def __init__(self, spec: ParquetSpec, table_rows: tuple[int, ...]) -> None:
+        super().__init__(spec.words, numbered(map(len, spec.groups)), table_rows, spec.columns[1])
+        self._groups, self._names, self._max_ind_range = spec.groups, spec.names, spec.max_ind_range
+
+    def _decode(self, number: int) -> DecodedBlock:
+        group, names = self._groups[number], self._names
+        all_ids = np.empty((len(names.sparse), len(group)), np.int32)  # column after column, as they are decoded
+        dense = np.empty((len(names.dense), len(group)), np.float32)
         for table, (name, num_rows) in enumerate(zip(names.sparse, self.table_rows, strict=True)):
             ids = group.ids(name, self._max_ind_range)
             if ids.max() >= num_rows:
                 index = int(ids.argmax())
                 where = group.place(index, name)
                 raise UserError(f"{where}: id {ids[index]} is outside 0..{num_rows - 1}; {FILE_ADVICE.beyond}")
-            decoded.ids[table] = ids
+            all_ids[table] = ids
         for column, name in enumerate(names.dense):
-            decoded.dense[column] = group.floats(name)
-        decoded.labels[:] = group.floats(names.label)
-        wrong = (decoded.labels < 0) | (decoded.labels > 1)
+            dense[column] = group.floats(name)
+        labels = group.floats(names.label)
+        wrong = (labels < 0) | (labels > 1)
         if wrong.any():
             index = int(wrong.argmax())
             where = group.place(index, names.label)
-            raise UserError(f"{where} is {decoded.labels[index]}; labels are 0 to 1, name another column or correct it")
-        return decoded
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """n rows of a row group, column after column as they are decoded.
-
-    Attributes:
-        ids: [num_tables, n] int32.
-        dense: [num_dense, n] float32.
-        labels: [n] float32.
-    """
-
-    ids: NDArray[np.int32]
-    dense: NDArray[np.float32]
-    labels: NDArray[np.float32]
-
-    @classmethod
-    def empty(cls, count: int, names: Columns) -> "_Decoded":
-        ids = np.empty((len(names.sparse), count), np.int32)  # there are fewer than 2^31 rows
-        return cls(ids, np.empty((len(names.dense), count), np.float32), np.empty(count, np.float32))
+            raise UserError(f"{where} is {labels[index]}; labels are 0 to 1, name another column or correct it")
+        return DecodedBlock(dense.T, all_ids.T, labels)

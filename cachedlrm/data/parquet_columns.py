@@ -48,12 +48,12 @@ class NamedColumns:
     sparse: tuple[str, ...] | None = None
 
 
-def read_spec(words: str, text: str) -> tuple[Path, NamedColumns]:
+def read_columns(words: str, text: str) -> tuple[Path, NamedColumns]:
     """The path and the columns of ``PATH:label=L:dense=A,B:sparse=C,D``, of which all but the path may be missing.
 
     Args:
         words: option and value, for messages.
-        text: what stands behind ``parquet:``.
+        text: what stands after ``parquet:``.
 
     Raises:
         UserError: a key that is given twice, or names that are none.

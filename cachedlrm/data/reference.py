@@ -15,7 +15,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numba
 import numpy as np
@@ -24,51 +24,15 @@ from numpy.typing import NDArray
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch
 from cachedlrm.data.mersenne import Generator, draw, seeded
+from cachedlrm.data.reference_stream import ReferenceStream
+from cachedlrm.data.spec import DataRequest, SourceSpec
 from cachedlrm.data.traces import Traces, draw_trace, read_traces
 
+_TABLE_ROWS, _NUM_DENSE = (4, 3, 2), 4
 _UNIFORM, _GAUSSIAN, _SYNTHETIC = range(3)
 _MOST_STATES = 1024  # of 5 kB each
 _BAGS_PER_STATE = 16384  # of 0.1 us each
 _HUGE_ID = 2.0**62  # beyond every table and within int64
-
-
-@dataclass(frozen=True)
-class ReferenceStream:
-    """The reference's options of generated data.
-
-    Attributes:
-        generation: ``random``, or ``synthetic`` for ids by trace files.
-        data_size: samples of an epoch, if ``num_batches`` is 0.
-        num_batches: batches of an epoch; 0: as many as ``data_size`` gives, the last one smaller if need be.
-        mini_batch_size: samples of a batch.
-        num_indices_per_lookup: the most draws of a bag.
-        num_indices_per_lookup_fixed: every bag draws the most.
-        rand_data_dist: of ids in ``random`` data: ``uniform`` over the table or ``gaussian``.
-        rand_data_min: gaussian draws below it become it.
-        rand_data_max: gaussian draws above it become it.
-        rand_data_mu: mean of the gaussian; -1: midway between ``rand_data_min`` and ``rand_data_max``.
-        rand_data_sigma: standard deviation of the gaussian.
-        data_trace_file: of ``synthetic`` data; every letter j in it stands for the table's number.
-        data_trace_enable_padding: no new ids once the longest stack distance has been reached.
-        round_targets: labels are 0 or 1 instead of any number between.
-        seed: 0 to 2^32 - 1.
-    """
-
-    generation: str
-    data_size: int
-    num_batches: int
-    mini_batch_size: int
-    num_indices_per_lookup: int
-    num_indices_per_lookup_fixed: bool
-    rand_data_dist: str
-    rand_data_min: float
-    rand_data_max: float
-    rand_data_mu: float
-    rand_data_sigma: float
-    data_trace_file: str
-    data_trace_enable_padding: bool
-    round_targets: bool
-    seed: int
 
 
 class _Rule(NamedTuple):
@@ -246,6 +210,35 @@ def _make_rule(stream: ReferenceStream) -> _Rule:
         padding=stream.data_trace_enable_padding,
         round_targets=stream.round_targets,
     )
+
+
+@dataclass(frozen=True)
+class ReferenceSpec(SourceSpec):
+    """``reference``: what its options say is drawn."""
+
+    words: str
+    stream: ReferenceStream
+    is_generated = True
+    columns = len(_TABLE_ROWS), _NUM_DENSE
+
+    @classmethod
+    def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
+        """See `SourceSpec`."""
+        if request.reference is None:
+            raise UserError(f"{words}: facebookresearch/dlrm's generators need --data reference; name another source")
+        return cls(words, request.reference)
+
+    def table_rows(self) -> tuple[int, ...]:
+        """The reference's defaults."""
+        return _TABLE_ROWS
+
+    def open(self, table_rows: tuple[int, ...], num_dense: int) -> "ReferenceSource":
+        """See `SourceSpec`."""
+        return ReferenceSource(table_rows, num_dense, self.stream)
+
+    def held_out_part(self) -> Self:
+        """The reference tests on the samples that it trains on."""
+        return self
 
 
 class ReferenceSource:

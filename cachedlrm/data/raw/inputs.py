@@ -1,11 +1,11 @@
 """Which files a command reads."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.npy import natural_order
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Path]:
@@ -33,3 +33,9 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
     if len({file.resolve() for file in files}) < len(files):
         raise UserError("a file is named twice; name each once")
     return files
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """day_2 before day_10."""
+    parts = re.split("([0-9]+)", name)  # digits at odd places
+    return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]

@@ -1,0 +1,102 @@
+"""A data source as an option names it: what is known of its samples before they are opened."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.data.batch import MOST_ROWS, Source
+from cachedlrm.data.reference_stream import ReferenceStream
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What the options say of the data.
+
+    Attributes:
+        table_rows: rows of each table; None: the data's own.
+        num_dense: dense features; None: the data's own.
+        seed: of generated data.
+        max_ind_range: ids are folded modulo this if positive.
+        reference: what the reference's generators draw; None without them.
+        round_targets: whether labels are rounded to 0 or 1.
+    """
+
+    table_rows: tuple[int, ...] | None
+    num_dense: int | None
+    seed: int
+    max_ind_range: int
+    reference: ReferenceStream | None = None
+    round_targets: bool = False
+
+
+class SourceSpec(ABC):
+    """What ``--data`` or ``--test-data`` names. Each kind of data has one subclass, listed in `cachedlrm.data.open`.
+
+    Attributes:
+        words: option and value, for messages.
+        is_generated: whether samples are drawn, for any number of tables and dense features.
+        hashes_ids: whether rows are not the ids themselves, so that only data of the same kind can be held out.
+    """
+
+    words: str
+    is_generated: ClassVar[bool] = False
+    hashes_ids: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def read(cls, words: str, argument: str, request: DataRequest, train: "SourceSpec | None") -> Self:
+        """The source that an option names, checked as far as it can be alone.
+
+        Args:
+            words: option and value, for messages.
+            argument: the value after the kind of data and a colon.
+            request: what the other options say.
+            train: to ``--test-data``, what ``--data`` names.
+
+        Raises:
+            UserError: it cannot be read, or is not as it should be; names it.
+        """
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[int, int]:
+        """Number of tables and of dense features; of generated data, unless the options say."""
+
+    @abstractmethod
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of each table that hold every id, for when the options do not say.
+
+        Raises:
+            UserError: an id that cannot be one, or more rows than there can be.
+        """
+
+    @abstractmethod
+    def open(self, table_rows: tuple[int, ...], num_dense: int) -> Source:
+        """The samples, for tables and dense features of these numbers."""
+
+    def held_out_part(self) -> "SourceSpec | None":
+        """Held-out samples that belong to these and have their tables; None: there are none."""
+        return None
+
+    def row_counts(self, table_rows: tuple[int, ...]) -> NDArray[np.int64] | None:
+        """Lookups of each row of the tables in an epoch [rows of all tables], where they are known beforehand."""
+        return None
+
+
+def too_many_rows(largest: str, table_rows: tuple[int, ...], max_ind_range: int) -> UserError:
+    """Refuses tables that the ids of files make.
+
+    Args:
+        largest: where the largest id is, for the message.
+        table_rows: rows of each table.
+        max_ind_range: as in `DataRequest`.
+    """
+    change = "lower --max-ind-range to" if max_ind_range > 0 else "correct it, or fold ids with --max-ind-range"
+    return UserError(
+        f"{largest}, and the largest ids of all columns make {sum(table_rows)} rows, of which there can be "
+        f"{MOST_ROWS}; {change} {MOST_ROWS // len(table_rows)}"
+    )
