@@ -42,10 +42,10 @@ from cachedlrm.report.console import Console, open_console
 from cachedlrm.report.html import run_page
 from cachedlrm.report.markdown import report_markdown
 from cachedlrm.report.metrics import metrics_row
+from cachedlrm.report.record import report_json
 from cachedlrm.report.runs import Run
 from cachedlrm.report.tensorboard import Scalars
-from cachedlrm.report.totals import build_report
-from cachedlrm.report.typed_report import parse_report
+from cachedlrm.report.words import one_line
 from cachedlrm.run.directory import RunDirectory
 from cachedlrm.run.inference import check_inference, run_inference
 from cachedlrm.run.job import Job, build_job
@@ -83,7 +83,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
         progress = Progress(job)
         with (
             closing(open_console(resolved.run.ui)) as console,
-            closing(_Recorder(job, progress, run, console)) as recorder,
+            closing(_RunLog(job, progress, run, console)) as recorder,
         ):
             try:
                 with recognised():
@@ -97,16 +97,16 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                         raise progress.not_finite("parameters")
                     if resolved.inference.inference_only:
                         _serve(job, progress, run, console)
-                    _save(arguments, job, recorder, config)
+                    summary = _save(arguments, job, recorder, config)
                     discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
             trace = run.path(TRACE_FILE)
             where = f"\ntrace: {trace}, for https://ui.perfetto.dev" if trace.exists() else ""
-            console.finish(f"{progress.summary()}\nreport: {run.path('report.html')}, and report.md as text{where}")
+            console.finish(f"{summary}\nreport: {run.path('report.html')}, and report.md as text{where}")
 
 
-class _Recorder:
+class _RunLog:
     """Where a run's metrics go: the display, ``metrics.jsonl``, TensorBoard and, in the end, the report.
 
     Args:
@@ -181,7 +181,7 @@ def _predict(job: Job, progress: Progress, console: Console) -> None:
         console.message(prediction.summary())
 
 
-def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
+def _train_steps(job: Job, recorder: _RunLog, interrupts: Interrupts) -> None:
     """The loop. The host waits for the device only to log, to evaluate and to save."""
     trainer, schedule, test = job.trainer, job.schedule, job.dataset.test
     progress, console = recorder.progress, recorder.console
@@ -218,7 +218,7 @@ def _train_steps(job: Job, recorder: _Recorder, interrupts: Interrupts) -> None:
             progress.waits()
 
 
-def _evaluate(job: Job, recorder: _Recorder) -> None:
+def _evaluate(job: Job, recorder: _RunLog) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
     progress, run = recorder.progress, recorder.run
@@ -241,20 +241,24 @@ def _serve(job: Job, progress: Progress, run: RunDirectory, console: Console) ->
         run.write_array("predictions.npy", predictions)
 
 
-def _save(arguments: Sequence[str], job: Job, recorder: _Recorder, config: str) -> None:
-    """The files of a finished run, small ones first: where a disk is full, what was measured is not lost."""
-    run, totals = recorder.run, recorder.progress.totals()
-    report = build_report(totals, arguments)
-    run.write_json("report.json", report)
-    run.write_text("report.md", report_markdown(totals, report, recorder.rows, config))
-    shown = Run(str(run.path(".")), parse_report(report), recorder.rows, job.options, config)
+def _save(arguments: Sequence[str], job: Job, recorder: _RunLog, config: str) -> str:
+    """The files of a finished run, small ones first: where a disk is full, what was measured is not lost.
+
+    Returns:
+        The run in one line.
+    """
+    run, report = recorder.run, recorder.progress.report(arguments)
+    shown = Run(str(run.path(".")), report, recorder.rows, job.options, config)
+    run.write_text("report.json", report_json(report))
+    run.write_text("report.md", report_markdown(shown))
     run.write_text("report.html", run_page(shown))
     recorder.console.busy(recorder.progress.steps, f"writing {FILE_NAME}")
     try:
         save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options)
-        save_models(job, totals, run.path("model.onnx"))
+        save_models(job, report, run.path("model.onnx"))
     except UserError as error:
         raise UserError(f"{error}; {run.path('report.md')} is there") from error
+    return one_line(report)
 
 
 if __name__ == "__main__":

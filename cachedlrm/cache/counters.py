@@ -112,32 +112,3 @@ def with_bytes(counters: CacheCounters, record_bytes: int) -> CacheCounters:
         fetched_bytes=counters.fetched_rows * record_bytes,
         written_back_bytes=counters.written_back_rows * record_bytes,
     )
-
-
-@dataclass(frozen=True)
-class TableCounters:
-    """The cache's work for one table, over a run.
-
-    Attributes:
-        name: in the reference's state dict, without ``.weight``.
-        rows: rows of the table.
-        lookups, hit_lookups, working_set_rows: see `CacheCounters`.
-        touched_rows: rows that were brought in at least once; their first touches.
-    """
-
-    name: str
-    rows: int
-    lookups: int
-    hit_lookups: int
-    working_set_rows: int
-    touched_rows: int
-
-    @property
-    def hit_ratio(self) -> float | None:
-        """Share of lookups that hit; None without lookups."""
-        return self.hit_lookups / self.lookups if self.lookups else None
-
-    @property
-    def missed_lookups(self) -> int:
-        """Lookups that did not hit."""
-        return self.lookups - self.hit_lookups

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from cyclopts import Parameter
@@ -137,9 +137,9 @@ class RunPlan:
             "disk_bytes": self.disk_bytes,
             "expected_record_bytes": self.touched_bytes,
             "needs_disk": self.needs_disk,
-            "prediction": prediction.as_json(),
+            "prediction": asdict(prediction.of_run),
             "step_ms_at_least": prediction.step_ms,
-            "miss_ratio_curve": prediction.curve_as_json(),
+            "miss_ratio_curve": [asdict(cache) for cache in prediction.by_size],
         }
 
 

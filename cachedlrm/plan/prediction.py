@@ -58,6 +58,28 @@ class Expectation:
 
 
 @dataclass(frozen=True)
+class PredictedRun:
+    """Key ``prediction`` of ``report.json``; the rate is the highest that the described hardware allows."""
+
+    hit_ratio: float | None
+    fetched_rows_per_step: float | None
+    first_touch_rows_per_step: float | None
+    moved_bytes_per_step: float | None
+    samples_per_s_at_most: float | None
+    sampled_batches: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class PredictedCache:
+    """An entry of ``miss_ratio_curve`` in ``report.json``: a cache of one size."""
+
+    cache_slots: int
+    hit_ratio: float
+    moved_bytes_per_step: float
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What to expect of a run.
 
@@ -67,8 +89,8 @@ class Prediction:
         batch_size: samples of a step.
         chosen: the run's cache.
         curve: caches of several sizes, the run's among them, from the smallest on.
-        step_ms: the least a step can take by what it is bound by (see `cachedlrm.plan.roofline`); empty
-            is not described.
+        step_ms: the least milliseconds of a step, by the part of the hardware that sets this bound (see
+            `cachedlrm.plan.roofline`); empty unless the hardware is described.
     """
 
     sampled_batches: int
@@ -80,32 +102,29 @@ class Prediction:
 
     @property
     def samples_per_s_at_most(self) -> float | None:
-        """The rate that nothing but the slowest part bounds; None where the hardware is not described."""
+        """The rate at which the slowest part of the hardware is always busy; None unless the hardware is described."""
         return self.batch_size / max(self.step_ms.values()) * 1e3 if self.step_ms else None
 
-    def as_json(self) -> dict[str, float | int | None]:
-        """Key ``prediction`` of ``report.json``."""
+    @property
+    def of_run(self) -> PredictedRun:
+        """What a report says of the run."""
         chosen = self.chosen
-        return {
-            "hit_ratio": chosen.hit_ratio,
-            "fetched_rows_per_step": chosen.per_step(chosen.fetched_rows),
-            "first_touch_rows_per_step": chosen.per_step(chosen.first_touch_rows),
-            "moved_bytes_per_step": chosen.moved_bytes_per_step,
-            "samples_per_s_at_most": finite(self.samples_per_s_at_most),
-            "sampled_batches": self.sampled_batches,
-            "batches": self.num_batches,
-        }
+        return PredictedRun(
+            hit_ratio=chosen.hit_ratio,
+            fetched_rows_per_step=chosen.per_step(chosen.fetched_rows),
+            first_touch_rows_per_step=chosen.per_step(chosen.first_touch_rows),
+            moved_bytes_per_step=chosen.moved_bytes_per_step,
+            samples_per_s_at_most=finite(self.samples_per_s_at_most),
+            sampled_batches=self.sampled_batches,
+            batches=self.num_batches,
+        )
 
-    def curve_as_json(self) -> list[dict[str, float | int]]:
-        """Key ``miss_ratio_curve`` of ``report.json``."""
-        return [
-            {
-                "cache_slots": point.cache_slots,
-                "hit_ratio": point.hit_ratio,
-                "moved_bytes_per_step": point.moved_bytes_per_step,
-            }
-            for point in self.curve
-        ]
+    @property
+    def by_size(self) -> tuple[PredictedCache, ...]:
+        """What a report says of caches of several sizes."""
+        return tuple(
+            PredictedCache(point.cache_slots, point.hit_ratio, point.moved_bytes_per_step) for point in self.curve
+        )
 
     def summary(self) -> str:
         """The prediction in one line."""
@@ -134,14 +153,14 @@ def predict(
         dataset: what they were resolved with.
         tiers: sizes of the run.
         sampled_batches: batches to read.
-        tell: takes the share of them that was planned, again and again.
+        tell: called with the share of them planned so far.
 
     Raises:
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
     schedule = Schedule(options, dataset.train)
     sampled = min(sampled_batches, schedule.num_batches)
-    # Batches behind the sample need not be known to policy lookahead: their rows cannot hit in it.
+    # Policy lookahead need not see the batches after the sample: their rows cannot hit in it.
     steps = schedule.steps(sampled - 1)[1] if sampled else 0
     sample = replace(options, run=replace(options.run, steps=steps), cache=replace(options.cache, report_min=False))
     workload, rows = tiers.workload, tiers.workload.num_rows

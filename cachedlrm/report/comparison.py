@@ -9,10 +9,10 @@ from cachedlrm.options.profiles import spell
 from cachedlrm.report.axes import BYTES, RATIO
 from cachedlrm.report.charts import Axis, Series, line_chart
 from cachedlrm.report.curves import Points, changes, curve, per_step
-from cachedlrm.report.document import document, element, section, table
-from cachedlrm.report.figures import NONE, figures
+from cachedlrm.report.document import render
 from cachedlrm.report.metrics import MetricsRow
 from cachedlrm.report.runs import Run
+from cachedlrm.report.words import NONE, figures
 
 Rows = dict[str, list[str]]
 """Values of each run, by what they are."""
@@ -106,51 +106,36 @@ def _shortened(value: str, longest: int) -> str:
 def comparison_page(runs: Sequence[Run]) -> str:
     """A page whose charts hold the curves of all runs."""
     called = names(runs)
-    sections = []
-    for title, rows in (
-        ("Options that differ", differing_options(runs)),
-        ("In figures", all_figures(runs)),
-        ("Versions and machines that differ", differing_machines(runs)),
-    ):
-        if rows:
-            cells = [
-                [name, *(_shortened(value, _LONGEST_ON_PAGE) for value in values)] for name, values in rows.items()
-            ]
-            sections.append(section(title, table(["", *called], cells, "" if title == "In figures" else "facts")))
-    sections.insert(1 if len(sections) > 1 else 0, _curves(runs, called))
-    commands = [
-        part
-        for run, name in zip(runs, called, strict=True)
-        for part in (element("p", name), element("pre", str(run.report.environment.get("command"))))
-    ]
-    about = f"{len(runs)} runs: {', '.join(called)}"
-    return document("Comparison of runs", about, [*sections, section("To repeat them", *commands)])
+    return render(
+        "comparison.html.jinja",
+        title="Comparison of runs",
+        about=f"{len(runs)} runs: {', '.join(called)}",
+        called=called,
+        options=_cells(differing_options(runs)),
+        figures=_cells(all_figures(runs)),
+        machines=_cells(differing_machines(runs)),
+        charts=_curves(runs, called),
+        commands=[(name, run.report.environment.get("command")) for run, name in zip(runs, called, strict=True)],
+    )
 
 
-def _curves(runs: Sequence[Run], called: Sequence[str]) -> Element:
+def _cells(rows: Rows) -> list[list[str]]:
+    return [[name, *(_shortened(value, _LONGEST_ON_PAGE) for value in values)] for name, values in rows.items()]
+
+
+def _curves(runs: Sequence[Run], called: Sequence[str]) -> list[Element]:
     def of_each(points: Callable[[Sequence[MetricsRow]], Points]) -> list[Series]:
         return [Series(name, points(run.rows)) for run, name in zip(runs, called, strict=True)]
 
-    charts = [
-        line_chart("Training loss", of_each(lambda rows: curve(rows, "loss")), Axis("mean loss of a sample")),
-        line_chart("AUC on held-out samples", of_each(lambda rows: changes(rows, "auc")), Axis("AUC"), dots=True),
-        line_chart(
-            "Training rate",
-            of_each(lambda rows: curve(rows, "samples_per_s")),
-            Axis("samples a second", from_zero=True),
-        ),
-        line_chart(
-            "Hit ratio", of_each(lambda rows: curve(rows, "hit_ratio")), Axis("share of lookups on the device", RATIO)
-        ),
-        line_chart(
-            "Rows brought in",
-            of_each(lambda rows: per_step(rows, "fetched_rows", "first_touch_rows")),
-            Axis("rows a step", from_zero=True),
-        ),
-        line_chart(
-            "Traffic",
-            of_each(lambda rows: per_step(rows, "fetched_bytes", "written_back_bytes")),
-            Axis("bytes a step", BYTES, from_zero=True),
-        ),
+    loss, auc = of_each(lambda rows: curve(rows, "loss")), of_each(lambda rows: changes(rows, "auc"))
+    rate, hits = of_each(lambda rows: curve(rows, "samples_per_s")), of_each(lambda rows: curve(rows, "hit_ratio"))
+    brought_in = of_each(lambda rows: per_step(rows, "fetched_rows", "first_touch_rows"))
+    traffic = of_each(lambda rows: per_step(rows, "fetched_bytes", "written_back_bytes"))
+    return [
+        line_chart("Training loss", loss, Axis("mean loss of a sample")),
+        line_chart("AUC on held-out samples", auc, Axis("AUC"), dots=True),
+        line_chart("Training rate", rate, Axis("samples a second", from_zero=True)),
+        line_chart("Hit ratio", hits, Axis("share of lookups on the device", RATIO)),
+        line_chart("Rows brought in", brought_in, Axis("rows a step", from_zero=True)),
+        line_chart("Traffic", traffic, Axis("bytes a step", BYTES, from_zero=True)),
     ]
-    return section("Over the run", element("div", *charts, class_="charts"))

@@ -1,17 +1,17 @@
-"""HTML documents of one file: elements whose text is always escaped, and the frame with its style.
+"""HTML pages of one file: Jinja2 templates beside this module, and elements for what is drawn.
 
-Elements are those of `xml.etree`, so that nothing a user wrote (a path may hold ``<script>``) can become markup. The
-documents load nothing and run nothing, and their policy says so to the browser.
+Values are always escaped, so that nothing a user wrote (a path may hold ``<script>``) can become markup. The pages load
+nothing and run nothing.
 """
 
 import re
-from collections.abc import Sequence
+from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
-from cachedlrm.report.style import STYLE
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def element(tag: str, *children: Element | str, **attributes: str | float) -> Element:
@@ -20,7 +20,7 @@ def element(tag: str, *children: Element | str, **attributes: str | float) -> El
     Args:
         tag: its name; none that HTML leaves without an end, such as br.
         children: elements and texts, in order.
-        attributes: by name, ``_`` for ``-``; one behind it sets off Python's own words (``class_``).
+        attributes: by name, with ``_`` for ``-``; a final one tells it from Python's own words (``class_``).
     """
     made = Element(tag)
     for name, value in attributes.items():
@@ -41,48 +41,29 @@ def _clean(text: str) -> str:
     return _NOT_XML.sub("\ufffd", text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Element | str]], look: str = "") -> Element:
-    """A table whose first column names its rows; it scrolls by itself where the page is narrow.
+def _finalize(value: object) -> object:
+    """What a template shows of a value."""
+    if isinstance(value, Element):
+        return Markup(tostring(value, encoding="unicode", short_empty_elements=False))  # its text is escaped
+    return value if isinstance(value, Markup) else _clean(str(value))
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    finalize=_finalize,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render(template: str, **values: object) -> str:
+    """A page.
 
     Args:
-        header: titles of the columns; all empty: no header.
-        rows: as long as the header.
-        look: further classes of `STYLE`.
+        template: its file name.
+        values: by the names that it knows them by.
     """
-    head = element("thead", element("tr", *(element("th", title, scope="col") for title in header)))
-    body = [
-        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
-    ]
-    parts = [head] if any(header) else []
-    return element(
-        "div", element("table", *parts, element("tbody", *body)), class_=f"scroll {look}".rstrip(), tabindex=0
-    )
-
-
-def section(title: str, *children: Element | str) -> Element:
-    """A part of a page."""
-    return element("section", element("h2", title), *children)
-
-
-def document(title: str, subtitle: str, sections: Sequence[Element]) -> str:
-    """A whole page.
-
-    Args:
-        title: of the page and of the browser's window.
-        subtitle: a line below.
-        sections: in order.
-    """
-    header = element("header", element("h1", title), element("p", subtitle))
-    body = "\n".join(_markup(part) for part in (header, *sections))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"{_markup(element('title', title))}\n<style>\n{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _markup(part: Element) -> str:
-    return tostring(part, encoding="unicode", short_empty_elements=False)
+    return _TEMPLATES.get_template(template).render(values)

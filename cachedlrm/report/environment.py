@@ -1,9 +1,41 @@
-"""Where a run ran: commit and processor."""
+"""Where a run ran, and what it takes to repeat it."""
 
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
+import torch
+
+from cachedlrm import __version__
+from cachedlrm.base.text import as_utf8
+
+
+def environment(device: str, arguments: Sequence[str]) -> dict[str, str | int | None]:
+    """Everything needed to repeat a run of this process elsewhere, besides its data.
+
+    Args:
+        device: its name.
+        arguments: the command line.
+    """
+    return {
+        "command": " ".join(["python -m cachedlrm.train", *(shlex.quote(as_utf8(text)) for text in arguments)]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cachedlrm": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": device,
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def commit() -> str | None:

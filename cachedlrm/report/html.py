@@ -7,44 +7,43 @@ from xml.etree.ElementTree import Element
 
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.counters import PREPARING_PHASES
+from cachedlrm.report import words
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.charts import Axis, Bar, Series, bar_chart, line_chart, share_bar
 from cachedlrm.report.curves import changes, curve, disk_bytes, per_step
-from cachedlrm.report.document import document, element, section, table
-from cachedlrm.report.figures import NONE, figures
-from cachedlrm.report.foreseen import HEADER, foreseen
+from cachedlrm.report.document import element, render
 from cachedlrm.report.metrics import waiting_phases
+from cachedlrm.report.record import Report
 from cachedlrm.report.runs import Run
-from cachedlrm.report.tables import most_missed
-from cachedlrm.report.typed_report import Report
-from cachedlrm.report.words import key_figures, summary
 
 _SHOWN_TABLES = 26  # before the others have to be unfolded
 
 
 def run_page(run: Run) -> str:
     """The page of one run."""
-    report, environment, depth = run.report, run.report.environment, run.options.cache.prefetch_depth
-    name = Path(run.name).absolute().name
-    about = f"{run.options.data.data} on {environment.get('device')}, {_date(environment.get('date'))}. {run.name}"
-    if (served := report.served) is not None:
-        header, *lines = served.rows()
-        result = section("Held-out samples", element("p", served.summary()), table(header, lines))
-        return document(f"Inference report: {name}", about, [result, _memory(run), *_repeat(run)])
-    sections = [section("Summary", element("p", summary(report, depth)))]
-    if report.steps:
-        sections[0].append(_tiles(report, depth))
-        sections += [_learning(run), _cache(run), _speed(run)]
-    sections.append(_memory(run))
-    if report.tables and report.lookups:
-        sections.append(_tables(report))
-    if report.miss_ratio_curve:
-        sections.append(_sizes(report))
-    if report.prediction is not None:
-        sections.append(_prediction(report))
-    numbers = [(name, words) for name, words in figures(run).items() if words != NONE]
-    sections.append(section("In figures", table(("", ""), numbers, "narrow")))
-    return document(f"Training report: {name}", about, [*sections, *_repeat(run)])
+    report, environment = run.report, run.report.environment
+    kind, name = "Training" if report.inference is None else "Inference", Path(run.name).absolute().name
+    drawn = {}
+    if report.inference is None and report.steps:
+        drawn = {
+            "Is it learning?": _learning(run),
+            "Is the cache working?": _cache(run),
+            "Where does the time go?": _time(run),
+        }
+    return render(
+        "run.html.jinja",
+        title=f"{kind} report: {name}",
+        about=f"{run.options.data.data} on {environment.get('device')}, {_date(environment.get('date'))}. {run.name}",
+        run=run,
+        report=report,
+        words=words,
+        charts=drawn | {"Does memory hold?": _memory(run)},
+        tables=_tables(report),
+        num_shown=_SHOWN_TABLES,
+        sizes=_sizes(report),
+        figures=[(what, figure) for what, figure in words.figures(run).items() if figure != words.NONE],
+        facts=[(key, value) for key, value in environment.items() if key != "command"],
+    )
 
 
 def _date(text: object) -> str:
@@ -55,27 +54,13 @@ def _date(text: object) -> str:
         return str(text)
 
 
-def _tiles(report: Report, prefetch_depth: int | None) -> Element:
-    tiles = [
-        element(
-            "div", element("span", what, class_="name"), element("b", figure), element("span", words), class_="tile"
-        )
-        for what, figure, words in key_figures(report, prefetch_depth)
-    ]
-    return element("div", *tiles, class_="tiles")
-
-
-def _charts(*charts: Element) -> Element:
-    return element("div", *charts, class_="charts")
-
-
-def _learning(run: Run) -> Element:
+def _learning(run: Run) -> list[Element]:
     loss = line_chart("Training loss", [Series("", curve(run.rows, "loss"))], Axis("mean loss of a sample"))
     auc = line_chart("AUC on held-out samples", [Series("", changes(run.rows, "auc"))], Axis("AUC"), dots=True)
-    return section("Is it learning?", _charts(loss, auc))
+    return [loss, auc]
 
 
-def _cache(run: Run) -> Element:
+def _cache(run: Run) -> list[Element]:
     rows = run.rows
     hits = [
         Series("lookups", curve(rows, "hit_ratio")),
@@ -91,18 +76,15 @@ def _cache(run: Run) -> Element:
         Series("to the device", per_step(rows, "fetched_bytes")),
         Series("back to the store", per_step(rows, "written_back_bytes")),
     ]
-    return section(
-        "Is the cache working?",
-        _charts(
-            line_chart("Hit ratio", hits, Axis("share found on the device", RATIO)),
-            line_chart("Rows moved", moved, Axis("rows a step", from_zero=True)),
-            line_chart("Traffic", traffic, Axis("bytes a step", BYTES, from_zero=True)),
-        ),
-    )
+    return [
+        line_chart("Hit ratio", hits, Axis("share found on the device", RATIO)),
+        line_chart("Rows moved", moved, Axis("rows a step", from_zero=True)),
+        line_chart("Traffic", traffic, Axis("bytes a step", BYTES, from_zero=True)),
+    ]
 
 
-def _speed(run: Run) -> Element:
-    """What runs beside training is apart: its time comes on top of a step's."""
+def _time(run: Run) -> list[Element]:
+    """The prefetch thread has a chart of its own: its time comes on top of a step's."""
     report, depth = run.report, run.options.cache.prefetch_depth
     beside, waiting = depth != 0, waiting_phases(depth)
     rate = line_chart(
@@ -113,7 +95,7 @@ def _speed(run: Run) -> Element:
     charts = [rate, _phases(report, "A step of the training thread", training, waiting, 0)]
     if preparing:
         charts.append(_phases(report, "Beside it: the prefetch thread", preparing, waiting, 2))
-    return section("Where does the time go?", _charts(*charts))
+    return charts
 
 
 def _phases(report: Report, title: str, phases: list[str], waiting: tuple[str, ...], colour: int) -> Element:
@@ -130,8 +112,8 @@ def _against(name: str, used: int, limit: int) -> Bar:
     return Bar(name, share, f"{format_bytes(used)} of {format_bytes(limit)}, {share:.1%}", 4 if share > 0.9 else 0)
 
 
-def _memory(run: Run) -> Element:
-    """Records against their budget; the process has none: its memory is beside them."""
+def _memory(run: Run) -> list[Element]:
+    """Records against their budget; the process has none, so that its memory is in another chart."""
     report, disk = run.report, disk_bytes(run.rows)
     limits = [_against("device", report.device_peak_bytes, report.device_limit_bytes)]
     if report.host_limit_bytes is not None:
@@ -149,80 +131,51 @@ def _memory(run: Run) -> Element:
         Bar("the process, without mapped pages", report.host_peak_bytes, format_bytes(report.host_peak_bytes), 2),
         Bar("its mapped pages", report.mapped_peak_bytes, format_bytes(report.mapped_peak_bytes), 2),
     ]
-    return section(
-        "Does memory hold?",
-        _charts(
-            bar_chart("Against the limits", "of the budget, or of the memory that was free", limits, 1.0),
-            bar_chart("On the device", "bytes by purpose", device),
-            bar_chart("On the host and on disk", "beside what all rows would take", below),
-        ),
-    )
+    return [
+        bar_chart("Against the limits", "of the budget, or of the memory that was free", limits, 1.0),
+        bar_chart("On the device", "bytes by purpose", device),
+        bar_chart("On the host and on disk", "beside what all rows would take", below),
+    ]
 
 
-def _tables(report: Report) -> Element:
+def _tables(report: Report) -> list[list[Element | str]]:
+    """Rows of a table, the worst first; empty without lookups."""
     missed = report.lookups - report.counters.hit_lookups
-    header = ("table", "of all misses", "hit ratio", "touched", "rows", "lookups")
     rows: list[list[Element | str]] = []
-    for one in most_missed(report.table_counters):
+    for one in words.most_missed(report.tables) if report.lookups else ():
         share = one.missed_lookups / missed if missed else 0.0
         touched = one.touched_rows / one.rows if one.rows else 0.0
-        hits = "-" if one.hit_ratio is None else f"{one.hit_ratio:.2%}"
         rows.append(
             [
                 one.name,
                 element("div", f"{share:.1%}", share_bar(share, 4)),
-                element("div", hits, share_bar(one.hit_ratio or 0.0)),
+                element("div", words.number(one.hit_ratio, ".2%"), share_bar(one.hit_ratio or 0.0)),
                 element("div", f"{one.touched_rows:,}", share_bar(touched, 2)),
                 f"{one.rows:,}",
                 f"{one.lookups:,}",
             ]
         )
-    first, others = rows[:_SHOWN_TABLES], rows[_SHOWN_TABLES:]
-    parts = [table(header, first)]
-    if others:
-        parts.append(element("details", element("summary", f"{len(others):,} more tables"), table(header, others)))
-    note = (
-        "Ordered by missed lookups. Touched are the rows that were brought in at least once; a first touch is a "
-        "miss that no cache avoids."
-    )
-    return section("Which table hurts?", *parts, element("p", note, class_="note"))
+    return rows
 
 
-def _sizes(report: Report) -> Element:
+def _sizes(report: Report) -> list[Element]:
+    """Charts by the size of the cache; none without a prediction."""
     points = sorted(report.miss_ratio_curve or (), key=lambda point: point.cache_slots)
+    if not points:
+        return []
     points = [point for point in points if point.cache_slots > 0]
     slots = Axis("rows on the device, logarithmic", NUMBER, logarithmic=True)
     chosen = report.cache_slots
     rings = [(chosen, y) if chosen else None for y in (report.hit_ratio, report.moved_bytes_per_step)]
     hits = [(float(point.cache_slots), point.hit_ratio) for point in points]
     moved = [(float(point.cache_slots), point.moved_bytes_per_step) for point in points]
-    return section(
-        "Was the cache the right size?",
-        _charts(
-            line_chart(
-                "Hit ratio by size of the cache", [Series("predicted", hits)], Axis("share of lookups", RATIO), slots,
-                rings[0], dots=True,
-            ),
-            line_chart(
-                "Traffic by size of the cache", [Series("predicted", moved)],
-                Axis("bytes a step", BYTES, from_zero=True), slots, rings[1], dots=True,
-            ),
+    return [
+        line_chart(
+            "Hit ratio by size of the cache", [Series("predicted", hits)], Axis("share of lookups", RATIO), slots,
+            rings[0], dots=True,
         ),
-        element("p", f"The ring is this run as it was measured, with {chosen:,} rows.", class_="note"),
-    )  # fmt: skip
-
-
-def _prediction(report: Report) -> Element:
-    rows, note = foreseen(report)
-    return section("Was it foreseen?", table(HEADER, rows, "narrow"), element("p", note, class_="note"))
-
-
-def _repeat(run: Run) -> list[Element]:
-    facts = {key: str(value) for key, value in run.report.environment.items() if key != "command"}
-    parts = [
-        element("pre", str(run.report.environment.get("command"))),
-        element("p", "All options, as python -m cachedlrm.train --profile config.toml takes them:"),
-        element("pre", run.config.strip()),
-        table(("", ""), list(facts.items()), "narrow facts"),
-    ]
-    return [section("To repeat it", *parts)]
+        line_chart(
+            "Traffic by size of the cache", [Series("predicted", moved)],
+            Axis("bytes a step", BYTES, from_zero=True), slots, rings[1], dots=True,
+        ),
+    ]  # fmt: skip

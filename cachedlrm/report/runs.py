@@ -1,6 +1,5 @@
-"""Runs as they lie in their directories."""
+"""Runs as their directories hold them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.options.profiles import load_resolved
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.report.metrics import MetricsRow, parse_metrics_row
-from cachedlrm.report.typed_report import Report, parse_report
+from cachedlrm.report.record import Report, read_report
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,13 @@ def load_run(directory: Path) -> Run:
     """A run from its directory; changes nothing there.
 
     Raises:
-        UserError: it is no run that ended, or one that went on since, or a file of it is damaged; names the file.
+        UserError: it is no run that ended, it went on since, or one of its files is damaged; names the file.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder; name the directory of a run")
     path = directory / "report.json"
     try:
-        report = parse_report(json.loads(_read_text(path)))
+        report = read_report(_read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not the report of a run: {error}; name another run, or repeat this one") from error
     config = _read_text(directory / "config.toml")

@@ -81,10 +81,6 @@ class RunDirectory:
         with whole_file(self.path(name), OTHER_RUN_DIR) as file:
             file.write(text.encode())
 
-    def write_json(self, name: str, value: Mapping[str, object]) -> None:
-        """The same as indented JSON; NaN and infinities are an error."""
-        self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
     def write_array(self, name: str, array: NDArray[np.generic]) -> None:
         """The same as a ``.npy`` file."""
         with whole_file(self.path(name), OTHER_RUN_DIR) as file:

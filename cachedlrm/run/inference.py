@@ -10,25 +10,26 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import choose_device
+from cachedlrm.base.units import finite
 from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
 from cachedlrm.export.full_tables import FullTable, current_records, full_tables
 from cachedlrm.model.losses import make_loss
 from cachedlrm.model.quantized import QuantizedTables, mlp_bytes, quantize_mlps
 from cachedlrm.options.resolved import Resolved
-from cachedlrm.report.inference_report import InferenceReport, ServedModel
+from cachedlrm.report.record import InferenceReport, ServedModel
 from cachedlrm.run.evaluation import Evaluation, Model, Pooling, evaluate
 from cachedlrm.run.job import Job
 
 
 def check_inference(options: Resolved, dataset: Dataset) -> None:
-    """What ``--inference-only`` needs.
+    """Refuses ``--inference-only`` where something that it needs is missing.
 
     Args:
         options: resolved.
         dataset: the data.
 
     Raises:
-        UserError: no held-out samples, or quantisation that cannot be.
+        UserError: no samples are held out, or the quantisation asked for is not possible.
     """
     inference = options.inference
     if not inference.inference_only:
@@ -88,7 +89,7 @@ def _serve(job: Job, model: Model, pooling: Pooling) -> tuple[ServedModel, Evalu
     served = ServedModel(
         accuracy=evaluation.accuracy,
         auc=evaluation.auc,
-        loss=float(loss(torch.from_numpy(evaluation.predictions), torch.from_numpy(evaluation.labels))),
+        loss=finite(float(loss(torch.from_numpy(evaluation.predictions), torch.from_numpy(evaluation.labels)))),
         samples_per_s=len(evaluation.labels) / max(seconds, 1e-9),
         embedding_bytes=0,
         mlp_bytes=0,

@@ -11,7 +11,7 @@ from cachedlrm.base.units import format_bytes
 from cachedlrm.export.formats.model_file import Training, save_model
 from cachedlrm.export.full_tables import current_records, full_tables
 from cachedlrm.options.resolved import Resolved
-from cachedlrm.report.totals import RunTotals
+from cachedlrm.report.record import Report
 from cachedlrm.run.job import Job
 from cachedlrm.store.spool import TEMPORARY_FILE
 
@@ -54,12 +54,12 @@ def short_of_space(files: Mapping[Path, int]) -> Iterator[str]:
             )
 
 
-def save_models(job: Job, totals: RunTotals, onnx_path: Path) -> None:
+def save_models(job: Job, report: Report, onnx_path: Path) -> None:
     """Writes what the options ask for, of a run that has no batch in flight.
 
     Args:
         job: the run.
-        totals: its figures.
+        report: its record.
         onnx_path: for ``--save-onnx``.
 
     Raises:
@@ -78,7 +78,7 @@ def save_models(job: Job, totals: RunTotals, onnx_path: Path) -> None:
             trainer.model.state_dict(),
             trainer.optimizer_state(),
             (rate(job.schedule.num_batches + 1), rate.base),
-            _training(job, totals),
+            _training(job, report),
         )
     if inference.save_onnx:
         from cachedlrm.export.formats.onnx_file import save_onnx  # noqa: PLC0415 - needs an optional package
@@ -86,18 +86,18 @@ def save_models(job: Job, totals: RunTotals, onnx_path: Path) -> None:
         save_onnx(onnx_path, job.architecture, tables, trainer.model)
 
 
-def _training(job: Job, totals: RunTotals) -> Training:
+def _training(job: Job, report: Report) -> Training:
     schedule, batches, test = job.schedule, job.options.batches, job.dataset.test
     # The reference goes on behind these steps if they are of the first epoch; it waits forever for a later one, so
     # such a file says that training goes on from the first sample.
-    in_first_epoch = totals.steps <= schedule.steps_per_epoch
+    in_first_epoch = report.steps <= schedule.steps_per_epoch
     return Training(
         nepochs=batches.nepochs,
         nbatches=schedule.steps_per_epoch,
         nbatches_test=-(-test.num_samples // batches.test_mini_batch_size) if test is not None else 0,
         epoch=0,
-        iter=totals.steps if in_first_epoch else 0,
-        train_loss=totals.loss_mean or 0.0,
+        iter=report.steps if in_first_epoch else 0,
+        train_loss=report.loss_mean or 0.0,
         total_loss=0.0,
-        test_acc=totals.accuracy or 0.0,
+        test_acc=report.accuracy or 0.0,
     )

@@ -1,11 +1,12 @@
 """What a run measures of itself: clocks, counters, losses and memory, from the first step to the report."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,40 +14,57 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import host_memory
-from cachedlrm.base.units import format_bytes
+from cachedlrm.base.units import finite, format_bytes
 from cachedlrm.cache.counters import PHASES, TABLE_COUNTS, CacheCounters
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.plan.prediction import Prediction
-from cachedlrm.report.inference_report import InferenceReport
+from cachedlrm.report.environment import environment
 from cachedlrm.report.live_view import RunHeader
 from cachedlrm.report.metrics import Snapshot
-from cachedlrm.report.totals import RunTotals, by_table
+from cachedlrm.report.record import Count, InferenceReport, Report, table_reports
 from cachedlrm.run.job import Job
 
-_SAVED = (
-    "steps",
-    "samples",
-    "counters",
-    "counters_at_snapshot",
-    "table_counts",
-    "losses",
-    "loss_sum",
-    "last_loss",
-    "evaluated",
-    "evaluated_at",
-    "auc",
-    "accuracy",
-    "phase_totals",
-    "seconds",
-    "seconds_at_snapshot",
-    "samples_at_snapshot",
-    "warm",
-)
-"""What a checkpoint keeps of `Progress`."""
-
-_NUMBERS = ("steps", "samples", "samples_at_snapshot", "seconds", "seconds_at_snapshot")
-
 _WARM_UP_SHARE = 0.05  # of the steps; left out of the rate
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What a run has counted so far, as a checkpoint keeps it: a resumed run reports the whole run.
+
+    Attributes:
+        steps, samples: trained.
+        counters: of the cache.
+        table_counts: [tables, 4], the `TABLE_COUNTS` of each table, group after group.
+        losses: of every step; kept with ``--print-freq 1`` only.
+        loss_sum, last_loss: up to the last snapshot.
+        pending_losses: since then.
+        auc, accuracy: of the last evaluation.
+        evaluated_at: steps trained by then; None before the first.
+        phase_totals: milliseconds by phase, up to the last snapshot.
+        seconds: of training, without evaluation.
+        warm: samples and seconds when the warm-up ended; None before.
+        counters_at_snapshot, samples_at_snapshot, seconds_at_snapshot: what they were at the last snapshot.
+    """
+
+    steps: Count
+    samples: Count
+    counters: CacheCounters
+    table_counts: list[list[Count]]
+    losses: list[float] = field(default_factory=list)
+    loss_sum: float = 0.0
+    last_loss: float | None = None
+    pending_losses: list[float] = field(default_factory=list)
+    auc: float | None = None
+    accuracy: float | None = None
+    evaluated_at: Count | None = None
+    phase_totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    seconds: Seconds = 0.0
+    warm: tuple[Count, Seconds] | None = None
+    counters_at_snapshot: CacheCounters = field(default_factory=CacheCounters)
+    samples_at_snapshot: Count = 0
+    seconds_at_snapshot: Seconds = 0.0
 
 
 class Progress:
@@ -54,18 +72,22 @@ class Progress:
 
     Args:
         job: the run.
+
+    Raises:
+        UserError: the checkpoint's figures do not read, or the losses of ``--print-freq`` steps do not fit into memory.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._print_freq = job.options.batches.print_freq
         self._num_steps = job.schedule.num_steps
-        # One slot a step between two snapshots, so that no step waits for its loss.
+        self._tally = self._read_tally(job.checkpoint.progress if job.checkpoint is not None else {})
+        self._table_counts: NDArray[np.int64] = np.array(self._tally.table_counts, np.int64)
+        pending = self._tally.pending_losses
+        # A place for each step between two snapshots, so that no step waits for its loss.
         most = min(self._print_freq, self._num_steps) + min(
             job.options.optimisation.mlperf_grad_accum_iter, self._num_steps
         )
-        saved = dict(job.checkpoint.progress) if job.checkpoint is not None else {}
-        pending = [loss for loss in saved.pop("pending_losses", []) if isinstance(loss, float)]
         try:
             self._pending = torch.empty(len(pending) + most, device=job.device)
         except (MemoryError, RuntimeError) as error:  # torch's allocators
@@ -74,65 +96,36 @@ class Progress:
             ) from error
         self._pending[: len(pending)] = torch.tensor(pending)
         self._num_pending = len(pending)
-        self._losses: list[float] = []
-        self._loss_sum = 0.0
-        self._last_loss: float | None = None
-        self._steps = self._samples = 0
-        self._counters = self._counters_at_snapshot = CacheCounters()
-        num_tables = sum(map(len, job.architecture.groups))
-        self._table_counts = np.zeros((num_tables, len(TABLE_COUNTS)), np.int64)
-        self._evaluated = False
-        self._auc: float | None = None
-        self._accuracy: float | None = None
         self._inference: InferenceReport | None = None
         self._prediction: Prediction | None = None
-        self._phase_totals = dict.fromkeys(PHASES, 0.0)
-        self._seconds = 0.0  # of training, without evaluation
-        self._resumed_at = 0.0
-        self._seconds_at_snapshot = 0.0
-        self._samples_at_snapshot = 0
-        self._warm: tuple[int, float] | None = None  # samples and seconds when the warm-up ended
-        self._waiting_since = 0.0
+        self._resumed_at = self._waiting_since = 0.0
         self._host_peak = self._mapped_peak = 0
-        self._evaluated_at: int | None = None  # steps trained by then
         self._last_batch = job.first_batch - 1
-        if saved:
-            self._restore(saved)
         self._sample_memory()
+
+    def _read_tally(self, saved: Mapping[str, Any]) -> Tally:
+        """What `state` gave; a new one where that is empty."""
+        num_tables = sum(map(len, self._job.architecture.groups))
+        if not saved:
+            nothing = [[0] * len(TABLE_COUNTS) for _ in range(num_tables)]
+            return Tally(steps=0, samples=0, counters=CacheCounters(), table_counts=nothing)
+        try:
+            tally = msgspec.convert(saved, Tally)
+            if [len(counts) for counts in tally.table_counts] != [len(TABLE_COUNTS)] * num_tables:
+                raise ValueError(f"table_counts are not those of {num_tables} tables")
+        except ValueError as error:
+            raise UserError(f"the checkpoint's progress does not read: {error}; start the run again") from error
+        if tally.warm is not None:  # the rate of this process alone: another may have had another machine
+            tally.warm = (tally.samples, tally.seconds)
+        return tally
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to report the whole run; as JSON. Waits for the device."""
         self._stop_clock()
-        return {name: _as_json(getattr(self, f"_{name}")) for name in _SAVED} | {
-            "pending_losses": self._pending[: self._num_pending].tolist()
-        }
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        """Takes over what `state` gave.
-
-        Raises:
-            UserError: it is not that.
-        """
-        try:
-            for name in _SAVED:
-                value = saved[name]
-                if name.startswith("counters"):
-                    value = CacheCounters(**{key: int(count) for key, count in value.items()})
-                if name == "table_counts":
-                    value = self._read_table_counts(value)
-                if name in _NUMBERS and not (isinstance(value, int | float) and value >= 0):
-                    raise ValueError(f"{name} is {value}")
-                setattr(self, f"_{name}", value)
-            if self._warm is not None:  # the rate of this process alone: another may have had another machine
-                self._warm = (self._samples, self._seconds)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError(f"the checkpoint's progress does not read: {error!r}; start the run again") from error
-
-    def _read_table_counts(self, value: object) -> NDArray[np.int64]:
-        counts = np.array(value)
-        if counts.shape != self._table_counts.shape or counts.dtype != np.int64 or counts.min() < 0:
-            raise ValueError(f"table_counts are not those of {len(self._table_counts)} tables")
-        return counts
+        pending = self._pending[: self._num_pending].tolist()
+        tally = replace(self._tally, table_counts=self._table_counts.tolist(), pending_losses=pending)
+        state: dict[str, Any] = msgspec.to_builtins(tally)
+        return state
 
     @property
     def resumes(self) -> bool:
@@ -143,7 +136,11 @@ class Progress:
     def needs_evaluation(self) -> bool:
         """Whether an evaluation is due after the last batch trained, by this process or one before."""
         due = self._last_batch >= 0 and self._job.dataset.test is not None
-        return due and self._job.schedule.evaluates_after(self._last_batch) and self._evaluated_at != self._steps
+        return (
+            due
+            and self._job.schedule.evaluates_after(self._last_batch)
+            and self._tally.evaluated_at != self._tally.steps
+        )
 
     def header(self) -> RunHeader:
         """What the display says once."""
@@ -190,7 +187,7 @@ class Progress:
         """On CUDA the host runs ahead, so the time of training ends when the device is done."""
         if self._job.device.type == "cuda":
             torch.cuda.synchronize(self._job.device)
-        self._seconds += time.perf_counter() - self._resumed_at
+        self._tally.seconds += time.perf_counter() - self._resumed_at
         self._resumed_at = time.perf_counter()
 
     def received(self, batch: PreparedBatch) -> None:
@@ -209,26 +206,26 @@ class Progress:
     @property
     def steps(self) -> int:
         """Steps issued."""
-        return self._steps
+        return self._tally.steps
 
     def trained(self, batch: PreparedBatch, losses: Tensor) -> None:
         """A batch of one step, or of several whose gradients were added up, has been issued; losses [steps]."""
-        steps = losses.shape[0]
+        tally, steps = self._tally, losses.shape[0]
         self._pending[self._num_pending : self._num_pending + steps] = losses
         self._num_pending += steps
-        self._steps += steps
+        tally.steps += steps
         self._last_batch = batch.tensors.index
-        self._samples += batch.tensors.num_samples
-        self._counters += batch.counters
+        tally.samples += batch.tensors.num_samples
+        tally.counters += batch.counters
         self._table_counts += batch.table_counts
-        if self._warm is None and self._steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
+        if tally.warm is None and tally.steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
             self._stop_clock()
-            self._warm = (self._samples, self._seconds)
+            tally.warm = (tally.samples, tally.seconds)
 
     def evaluated(self, auc: float | None, accuracy: float | None = None) -> None:
         """The model has been evaluated."""
-        self._evaluated, self._auc, self._accuracy = True, auc, accuracy
-        self._evaluated_at = self._steps
+        tally = self._tally
+        tally.auc, tally.accuracy, tally.evaluated_at = auc, accuracy, tally.steps
 
     def predicted(self, prediction: Prediction) -> None:
         """Before training, this was expected of the run."""
@@ -247,7 +244,7 @@ class Progress:
     @property
     def due(self) -> bool:
         """Whether it is time for a snapshot."""
-        return self._num_pending > 0 and (self._num_pending >= self._print_freq or self._steps == self._num_steps)
+        return self._num_pending > 0 and (self._num_pending >= self._print_freq or self._tally.steps == self._num_steps)
 
     def snapshot(self) -> Snapshot:
         """Where the run stands; waits for the device.
@@ -256,27 +253,27 @@ class Progress:
             UserError: a loss since the last snapshot is not finite; names the step.
         """
         self._stop_clock()
-        job, steps = self._job, self._num_pending
+        job, tally, steps = self._job, self._tally, self._num_pending
         losses = self._take_losses()
         phases = job.trainer.clock.collect()
         for phase in PHASES:
-            self._phase_totals[phase] += phases[phase]
-        recent = self._counters - self._counters_at_snapshot
-        seconds = max(self._seconds - self._seconds_at_snapshot, 1e-9)
-        samples = self._samples - self._samples_at_snapshot
+            tally.phase_totals[phase] += phases[phase]
+        recent = tally.counters - tally.counters_at_snapshot
+        seconds = max(tally.seconds - tally.seconds_at_snapshot, 1e-9)
+        samples = tally.samples - tally.samples_at_snapshot
         host, mapped = self._sample_memory()
         disk, disk_limit = job.trainer.cache.disk_bytes()
         snapshot = Snapshot(
-            step=self._steps,
+            step=tally.steps,
             num_steps=self._num_steps,
-            epoch=job.schedule.epoch(max(0, self._steps - 1)),
-            samples=self._samples,
-            elapsed_s=self._seconds,
+            epoch=job.schedule.epoch(max(0, tally.steps - 1)),
+            samples=tally.samples,
+            elapsed_s=tally.seconds,
             samples_per_s=samples / seconds,
-            eta_s=(self._num_steps - self._steps) * seconds / steps,
+            eta_s=(self._num_steps - tally.steps) * seconds / steps,
             loss=sum(losses) / len(losses),
-            auc=self._auc,
-            cache=self._counters,
+            auc=tally.auc,
+            cache=tally.counters,
             recent=recent,
             recent_steps=steps,
             phase_ms={phase: phases[phase] / steps for phase in PHASES},
@@ -290,13 +287,13 @@ class Progress:
             host_records=job.trainer.cache.store_records,
             host_record_bytes=job.trainer.cache.store_bytes,
             temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
-            evaluated=self._evaluated,
+            evaluated=tally.evaluated_at is not None,
             disk_bytes=disk,
             disk_limit_bytes=disk_limit,
             prefetch_depth=job.options.cache.prefetch_depth,
         )
-        self._counters_at_snapshot = self._counters
-        self._seconds_at_snapshot, self._samples_at_snapshot = self._seconds, self._samples
+        tally.counters_at_snapshot = tally.counters
+        tally.seconds_at_snapshot, tally.samples_at_snapshot = tally.seconds, tally.samples
         self._resumed_at = time.perf_counter()
         return snapshot
 
@@ -304,23 +301,23 @@ class Progress:
         """The error that ends a run whose ``what`` are not numbers any more."""
         rate = self._job.options.optimisation.learning_rate
         return UserError(
-            f"{what} became NaN or infinite by the update of step {self._steps}; lower --learning-rate ({rate})"
+            f"{what} became NaN or infinite by the update of step {self._tally.steps}; lower --learning-rate ({rate})"
         )
 
     def _take_losses(self) -> list[float]:
         losses: list[float] = self._pending[: self._num_pending].tolist()
         for number, loss in enumerate(losses):
             if not abs(loss) < float("inf"):
-                step = self._steps - len(losses) + number + 1
+                step = self._tally.steps - len(losses) + number + 1
                 raise UserError(
                     f"the loss became {loss} at step {step}; lower --learning-rate "
                     f"({self._job.options.optimisation.learning_rate}) or look at the data of that step"
                 )
         self._num_pending = 0
-        self._loss_sum += sum(losses)
-        self._last_loss = losses[-1]
+        self._tally.loss_sum += sum(losses)
+        self._tally.last_loss = losses[-1]
         if self._print_freq == 1:
-            self._losses += losses
+            self._tally.losses += losses
         return losses
 
     def _device_peak(self) -> int:
@@ -334,64 +331,57 @@ class Progress:
         self._host_peak, self._mapped_peak = max(self._host_peak, host), max(self._mapped_peak, mapped)
         return host, mapped
 
-    def totals(self) -> RunTotals:
-        """What the report is made of."""
-        job = self._job
+    def report(self, arguments: Sequence[str]) -> Report:
+        """The record of the run.
+
+        Args:
+            arguments: its command line.
+        """
+        job, tally, counters, device = self._job, self._tally, self._tally.counters, self._job.tiers.device
         self._sample_memory()
-        warm_samples, warm_seconds = self._warm or (0, 0.0)
-        if warm_samples == self._samples:  # too short a run to leave anything out
+        warm_samples, warm_seconds = tally.warm or (0, 0.0)
+        if warm_samples == tally.samples:  # too short a run to leave anything out
             warm_samples, warm_seconds = 0, 0.0
-        seconds = self._seconds - warm_seconds
-        return RunTotals(
-            options=job.options,
-            steps=self._steps,
-            samples=self._samples,
-            samples_per_s=(self._samples - warm_samples) / seconds if seconds > 0 else 0.0,
-            training_s=self._seconds,
-            loss_last=self._last_loss,
-            loss_mean=self._loss_sum / self._steps if self._steps else None,
-            auc=self._auc,
-            losses=self._losses if self._print_freq == 1 else None,
-            table_rows=job.tiers.device.table_rows,
-            cache_slots=job.tiers.device.quota_slots,
-            temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
+        seconds = tally.seconds - warm_seconds
+        # A run may be resumed with --report-min, and then MIN was not counted from the beginning on.
+        min_was_counted = job.options.cache.report_min and (counters.moved_rows_min or not counters.moved_rows)
+        return Report(
+            steps=tally.steps,
+            samples=tally.samples,
+            samples_per_s=(tally.samples - warm_samples) / seconds if seconds > 0 else 0.0,
+            training_s=tally.seconds,
+            loss_last=tally.last_loss,
+            loss_mean=tally.loss_sum / tally.steps if tally.steps else None,
+            auc=tally.auc,
+            accuracy=finite(tally.accuracy),
+            table_rows=device.table_rows,
+            cache_slots=device.quota_slots,
+            temporary_slots=device.num_slots - device.quota_slots,
             record_bytes=max(layout.record_bytes for layout in job.architecture.layouts),
             table_bytes=job.tiers.table_bytes,
-            counters=self._counters,
-            tables=by_table(job.architecture, self._table_counts.tolist()),
-            device_name=self._device_name(),
-            threads=torch.get_num_threads(),
+            lookups=counters.lookups,
+            hit_ratio=counters.hit_ratio,
+            working_set_rows=counters.working_set_rows,
+            unique_hit_ratio=counters.unique_hit_ratio,
+            first_touch_rows=counters.first_touch_rows,
+            fetched_rows=counters.fetched_rows,
+            evicted_rows=counters.evicted_rows,
+            written_back_rows=counters.written_back_rows,
+            fetched_bytes=counters.fetched_bytes,
+            written_back_bytes=counters.written_back_bytes,
+            moved_rows_min=counters.moved_rows_min if min_was_counted else None,
             device_peak_bytes=self._device_peak(),
             device_limit_bytes=job.tiers.device_limit,
-            device_bytes_breakdown=job.tiers.device.breakdown,
+            device_bytes_breakdown=device.breakdown,
             host_peak_bytes=self._host_peak,
             host_limit_bytes=job.tiers.host.records,
             host_store_bytes=job.trainer.cache.store_bytes,
             mapped_peak_bytes=self._mapped_peak,
-            phase_ms={phase: total / max(1, self._steps) for phase, total in self._phase_totals.items()},
-            accuracy=self._accuracy,
+            phase_ms={phase: total / max(1, tally.steps) for phase, total in tally.phase_totals.items()},
+            prediction=self._prediction.of_run if self._prediction else None,
+            miss_ratio_curve=self._prediction.by_size if self._prediction else None,
+            tables=table_reports(job.architecture, self._table_counts.tolist()),
+            environment=environment(self._device_name(), arguments),
+            losses=tuple(tally.losses) if self._print_freq == 1 else None,
             inference=self._inference,
-            prediction=self._prediction,
         )
-
-    def summary(self) -> str:
-        """The run in one line."""
-        totals = self.totals()
-        if totals.inference is not None:
-            return totals.inference.summary()
-        if not totals.steps:
-            return "no step was trained; the model was built and initialised"
-        auc = "" if totals.auc is None else f", AUC {totals.auc:.4f}"
-        loss = "" if totals.loss_mean is None else f", mean loss {totals.loss_mean:.5f}"
-        ratio = totals.counters.moved_of_min
-        of_min = "" if ratio is None else f", {ratio:.3f} of the rows that MIN moves"
-        return (
-            f"{totals.steps:,} steps, {totals.samples_per_s:,.0f} samples/s{loss}{auc}, "
-            f"{totals.counters.hit_ratio:.2%} hits{of_min}"
-        )
-
-
-def _as_json(value: object) -> object:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return asdict(value) if isinstance(value, CacheCounters) else value

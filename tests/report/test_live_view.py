@@ -11,13 +11,10 @@ import pytest
 import rich.console
 
 from cachedlrm.base.machine import host_memory
-from cachedlrm.cache.counters import PHASES, CacheCounters, TableCounters
-from cachedlrm.options.config import Options
+from cachedlrm.cache.counters import PHASES, CacheCounters
 from cachedlrm.report.console import LiveConsole, PlainConsole, SilentConsole, open_console
 from cachedlrm.report.live_view import LiveView, RunHeader
-from cachedlrm.report.markdown import report_markdown
 from cachedlrm.report.metrics import Snapshot, metrics_row
-from cachedlrm.report.totals import RunTotals, build_report
 
 HEADER = RunHeader(
     "zipf", "33,762,577 rows in 26 tables, dim 16, adagrad", "1,688,128 slots (5.00%), lrfu, 313.6 MiB on the device",
@@ -180,38 +177,6 @@ def test_host_memory_is_that_of_this_process():
         assert host_memory()[0] - anonymous > 40 << 20
     assert anonymous > 10 << 20
     assert mapped >= 0
-
-
-TOTALS = RunTotals(
-    options=Options(), steps=10, samples=1000, samples_per_s=500.0, training_s=2.0, loss_last=0.4, loss_mean=0.5,
-    auc=0.75, losses=None, table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128, table_bytes=128_000,
-    counters=TOTAL, tables=(TableCounters("emb_l.0", 1000, 1000, 900, 400, 60),),
-    device_name="cpu", threads=2, device_peak_bytes=1000, device_limit_bytes=2000,
-    device_bytes_breakdown={"slab": 600, "staging": 0, "working_set": 100, "dense": 100, "activations": 200},
-    host_peak_bytes=10, host_limit_bytes=40, host_store_bytes=5, mapped_peak_bytes=1, phase_ms=SNAPSHOT.phase_ms,
-)  # fmt: skip
-
-
-def test_the_report():
-    report = build_report(TOTALS, ["--steps", "10"])
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert report["hit_ratio"] == 0.9
-    assert report["fetched_rows"] == 40
-    assert "losses" not in report
-    assert report["environment"]["command"] == "python -m cachedlrm.train --steps 10"
-    rows = [{**metrics_row(SNAPSHOT), "step": step} for step in range(1, 101)]
-    text = report_markdown(TOTALS, report, rows, "[run]\nsteps = 10\n")
-    course = text.partition("## Course of the run")[2].partition("##")[0]
-    assert course.count("\n| ") == 21
-    assert "| 100 |" in course
-    assert "AUC of 0.7500" in text
-    assert "| rows fetched from the store | 40 | 4.0 |" in text
-    assert "steps = 10" in text
-
-
-def test_the_report_of_no_steps():
-    empty = RunTotals(**{**vars(TOTALS), "steps": 0, "loss_last": None, "loss_mean": None, "auc": None})
-    assert "No step was trained" in report_markdown(empty, build_report(empty, []), [], "")
 
 
 def test_a_tiny_screen_says_what_the_training_thread_does():

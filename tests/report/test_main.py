@@ -3,15 +3,11 @@
 import json
 import os
 import re
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cachedlrm.report.__main__ import main
-from cachedlrm.report.comparison import comparison_page, comparison_text, names
-from cachedlrm.report.runs import Run, load_run
 from support.reports import checked
 from support.runs import one_line, train
 
@@ -24,11 +20,6 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     assert train(folder / "small", *common, "--gpu-cache-ratio=0.1", "--policy=lru", "--report-min") == 0
     assert train(folder / "whole", *common) == 0
     return folder / "small", folder / "whole"
-
-
-@pytest.fixture(scope="module")
-def loaded(runs) -> list[Run]:
-    return [load_run(run) for run in runs]
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -86,94 +77,6 @@ def test_one_run_alone(runs, capsys, tmp_path):
     written = (runs[0] / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == written  # what the run itself left
     checked(written)
-
-
-def test_runs_are_called_what_tells_them_apart(loaded):
-    def called(*paths: str) -> list[str]:
-        return names([replace(loaded[0], name=path) for path in paths])
-
-    assert called("/x/a/run", "/x/b/run") == ["a/run", "b/run"]
-    assert called("/x/a", "/x/b") == ["a", "b"]
-    assert called("/x/run", "/x/run") == ["run", "run"]
-    assert called("runs/a", ".") == ["a", Path.cwd().name]
-
-
-def test_what_does_not_fit_a_line_follows_below(loaded):
-    width = max(map(len, comparison_text(loaded, None).splitlines()))
-    assert max(map(len, comparison_text(loaded, width).splitlines())) == width
-    narrow = comparison_text(loaded, width - 1).split("\n\n")
-    wide = comparison_text(loaded, None)
-    assert max(map(len, "\n\n".join(narrow).splitlines())) < width
-    assert "\n\n".join(narrow).count("\nsteps ") == 2 * wide.count("\nsteps ") == 2
-    assert comparison_text(loaded, 1).count("\nsteps ") == 2  # one run a line at least
-
-
-def test_a_report_of_an_earlier_version_is_read_too(runs, capsys, tmp_path):
-    shutil.copytree(runs[0], tmp_path / "old")
-    path = tmp_path / "old" / "report.json"
-    report = json.loads(path.read_text())
-    for key in ("tables", "host_limit_bytes"):
-        del report[key]
-    path.write_text(json.dumps(report))
-    assert main([str(tmp_path / "old"), f"--html={tmp_path / 'page.html'}"]) == 0
-
-
-LINE = b'{"step": 2, "loss": 0.5}\n'
-DAMAGE = [
-    ("report.json", None, "report.json is missing; name the directory of a run that ended"),
-    ("report.json", b"", "report.json is not the report of a run: Expecting value"),
-    ("report.json", b"\xff", "report.json is not text in UTF-8"),
-    ("report.json", b"[1]", "report.json is not the report of a run: it is not an object"),
-    ("report.json", b"{}", "report.json is not the report of a run: steps is missing"),
-    ("report.json", b"[" * 200_000, "report.json is not the report of a run"),
-    ("report.json", b'{"steps": ' + b"9" * 6000 + b"}", "report.json is not the report of a run"),
-    ("config.toml", None, "config.toml is missing"),
-    ("config.toml", b"[cache]\ncolour = 1\n", "config.toml: [cache] colour is not an option"),
-    ("config.toml", b"\xff", "config.toml is not text in UTF-8"),
-    ("metrics.jsonl", None, "metrics.jsonl is missing"),
-    ("config.toml", b"[cache\n", "config.toml is not valid TOML"),
-    ("metrics.jsonl", b"", "metrics.jsonl: line 1: "),
-    ("metrics.jsonl", LINE + b"{", "metrics.jsonl: line 2: "),
-    ("metrics.jsonl", LINE + b'{"step": NaN}\n', "metrics.jsonl: line 2: it has no step"),
-    ("metrics.jsonl", LINE + LINE, "metrics.jsonl: line 2: its step 2 does not follow step 2"),
-    ("metrics.jsonl", LINE + b'\n{"step": 3}\n', "metrics.jsonl: line 2: "),
-    ("metrics.jsonl", b'{"step": 2, "loss": "x"}\n', "metrics.jsonl: line 1: its loss is no number"),
-]
-
-
-@pytest.mark.parametrize(("name", "data", "words"), DAMAGE, ids=range(len(DAMAGE)))
-def test_damage_is_one_line(runs, capsys, tmp_path, name, data, words):
-    run = tmp_path / "run"
-    run.mkdir()
-    for file in ("report.json", "metrics.jsonl", "config.toml"):
-        shutil.copy(runs[0] / file, run)
-    (run / name).unlink()
-    if data is not None:
-        (run / name).write_bytes(data)
-    message = one_line(capsys, main([str(run), str(runs[1]), f"--html={tmp_path / 'page.html'}"]))
-    assert str(run) in message
-    assert words in message
-    assert not (tmp_path / "page.html").exists()
-
-
-def test_a_run_that_went_on_beyond_its_report_is_refused(runs, capsys, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(runs[0], run)
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 10, "loss": 0.5}\n')
-    message = one_line(capsys, main([str(run)]))
-    assert f"{run} went on beyond its report: {run / 'metrics.jsonl'} is at step 10, report.json at step 8" in message
-    assert message.endswith(f"finish it with python -m cachedlrm.train --resume {run}\n")
-
-
-def test_long_values_stay_short_on_the_page(loaded):
-    sizes = tuple(range(1000, 1600))
-    longer = replace(loaded[0].options, model=replace(loaded[0].options.model, arch_embedding_size=sizes))
-    content = checked(comparison_page([loaded[0], replace(loaded[0], name="b", options=longer)]))
-    (row,) = [row for row in content.iter("tr") if row[0].text == "--arch-embedding-size"]
-    assert row[1].text == "400-30-900-5"
-    assert re.fullmatch(r"1000-1001-.{170,}-1598-1599", row[2].text)
-    assert len(row[2].text) == 200
 
 
 def test_wrong_arguments_are_one_line(runs, capsys, tmp_path, monkeypatch):

@@ -1,15 +1,17 @@
 """A run at one moment, a finished run, and a check of pages."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-from cachedlrm.cache.counters import PHASES, CacheCounters, TableCounters
+from cachedlrm.cache.counters import PHASES, CacheCounters
 from cachedlrm.options.config import Options
-from cachedlrm.report.metrics import Snapshot
-from cachedlrm.report.style import STYLE
-from cachedlrm.report.totals import RunTotals
+from cachedlrm.report.environment import environment
+from cachedlrm.report.metrics import MetricsRow, Snapshot, metrics_row
+from cachedlrm.report.record import Report, TableReport, read_report, report_json
+from cachedlrm.report.runs import Run
 
 
 def snapshot(**changes: object) -> Snapshot:
@@ -28,28 +30,45 @@ def snapshot(**changes: object) -> Snapshot:
 
 
 TABLES = (
-    TableCounters("emb_l.0", 700, 500, 480, 200, 20),
-    TableCounters("emb_l.1.weight_q", 290, 400, 325, 150, 38),
-    TableCounters("emb_l.1.weight_r", 10, 100, 95, 50, 2),
+    TableReport("emb_l.0", 700, 500, 0.96, 200, 20),
+    TableReport("emb_l.1.weight_q", 290, 400, 0.8125, 150, 38),
+    TableReport("emb_l.1.weight_r", 10, 100, 0.95, 50, 2),
 )
-"""Those of a run with the counters of `totals`."""
+"""Those of a run with `COUNTERS`."""
+
+COUNTERS = CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960)
+NO_STEP = {
+    "steps": 0, "samples": 0, "samples_per_s": 0.0, "training_s": 0.0, "loss_last": None, "loss_mean": None,
+    "auc": None, **CacheCounters().as_json(), "phase_ms": dict.fromkeys(PHASES, 0.0),
+}  # fmt: skip
+"""What changes in the report of a run that trained nothing."""
 
 
-def totals(**changes: object) -> RunTotals:
+def report(**changes: object) -> Report:
     """A finished run of ten steps."""
     return replace(
-        RunTotals(
-            options=Options(), steps=10, samples=1000, samples_per_s=500.0, training_s=2.0, loss_last=0.4,
-            loss_mean=0.5, auc=0.75, losses=None, table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128,
-            table_bytes=128_000,
-            counters=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960), tables=TABLES, device_name="cpu",
-            threads=2, device_peak_bytes=1000, device_limit_bytes=2000,
+        Report(
+            steps=10, samples=1000, samples_per_s=500.0, training_s=2.0, loss_last=0.4, loss_mean=0.5, auc=0.75,
+            table_rows=1000, cache_slots=50, temporary_slots=0, record_bytes=128, table_bytes=128_000,
+            **COUNTERS.as_json(), moved_rows_min=None, tables=TABLES, device_peak_bytes=1000, device_limit_bytes=2000,
             device_bytes_breakdown={"slab": 600, "staging": 0, "working_set": 100, "dense": 100, "activations": 200},
             host_peak_bytes=10, host_limit_bytes=40, host_store_bytes=5, mapped_peak_bytes=1,
-            phase_ms=snapshot().phase_ms,
+            phase_ms=snapshot().phase_ms, environment=environment("cpu", []),
         ),
         **changes,
     )  # fmt: skip
+
+
+def lines(count: int, **changes: object) -> list[MetricsRow]:
+    """Lines of metrics of a run whose loss falls; a snapshot every ten steps."""
+    return [metrics_row(snapshot(step=10 * (i + 1), loss=0.7 - i / 500, **changes)) for i in range(count)]
+
+
+def run_of(
+    made: Report, rows: Sequence[MetricsRow] = (), options: Options | None = None, config: str = "[run]\nsteps = 10\n"
+) -> Run:
+    """A run as it is read from its directory."""
+    return Run("run", read_report(report_json(made)), rows, options or Options(), config)
 
 
 class Nesting(HTMLParser):
@@ -81,7 +100,7 @@ def checked(text: str) -> ElementTree.Element:
     assert {"script", "link", "img", "iframe", "object", "form"}.isdisjoint(tag for tag, _ in nesting.seen)
     assert {"src", "href", "action", "style"}.isdisjoint(name for _, attributes in nesting.seen for name in attributes)
     assert not any(name.startswith("on") for _, attributes in nesting.seen for name in attributes)
-    assert not re.search(r"url\(|@import", STYLE)
+    assert not re.search(r"url\(|@import", text.partition("</style>")[0])
     content = ElementTree.fromstring(re.search(r"<main>.*</main>", text, re.DOTALL)[0])
     for drawing in content.iter("svg"):
         if drawing.get("aria-hidden") is None:
