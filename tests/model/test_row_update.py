@@ -1,0 +1,38 @@
+"""One step of three rows, by hand, and with every optimizer against autograd's gradient."""
+
+import pytest
+import torch
+
+from cachedlrm.model.row_optimizers import row_step
+from cachedlrm.model.row_update import RowUpdate
+from cachedlrm.store.records import OPTIMIZERS, RecordLayout
+
+POSITIONS = torch.tensor([2, 0, 2, 1], dtype=torch.int32)
+OFFSETS = torch.tensor([0, 2, 4], dtype=torch.int32)
+
+
+def test_sgd_by_hand():
+    records = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    update = RowUpdate(RecordLayout(2, "sgd"), records, POSITIONS, OFFSETS, None)
+    assert update.pooled.tolist() == [[6, 8], [8, 10]]
+    update.step(torch.tensor([[1.0, 2.0], [4.0, 8.0]]), 0.5, 1)
+    assert update.records.tolist() == [[0.5, 1], [1, 0], [2.5, 1]]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_rows_move_by_the_gradient_that_autograd_has(optimizer, weighted):
+    layout = RecordLayout(2, optimizer, weighted)
+    torch.manual_seed(1)
+    records, gradient = torch.rand(3, layout.width), torch.randn(2, 2)
+    parameters = records[:, : layout.parameter_width].clone().requires_grad_()
+    vectors = parameters[:, :2] * parameters[:, 2:] if weighted else parameters
+    pooled = torch.stack([vectors[2] + vectors[0], vectors[2] + vectors[1]])
+    pooled.backward(gradient)
+    expected = records.clone()
+    row_step(layout, expected, parameters.grad, 0.1, 7)
+    update = RowUpdate(layout, records, POSITIONS, OFFSETS, None)
+    torch.testing.assert_close(update.pooled, pooled.detach())
+    update.step(gradient, 0.1, 7)
+    torch.testing.assert_close(update.records, expected)
+    assert not torch.equal(update.records[:, : layout.parameter_width], parameters)
