@@ -43,25 +43,25 @@ from cachedlrm.plan.simulation import Curve, CurvePoint, miss_ratio_curve
 @option_group("Simulation", 0)
 @dataclass(frozen=True)
 class Simulation:
-    """What ``python -m cachedlrm.simulate`` has beside a run's options."""
+    """Options of ``python -m cachedlrm.simulate`` itself."""
 
     cache_ratios: Ratios = (0.01, 0.02, 0.05, 0.1, 0.2)
-    """Sizes of the caches, as shares of all rows."""
+    """Sizes of the caches to simulate, as shares of all rows, joined by commas."""
     steps: Positive | None = None
-    """Steps to simulate; epochs repeat or end early as it takes. Default: the epochs."""
+    """Steps to simulate; epochs repeat or end early to match. Default: --nepochs epochs."""
     link_bandwidth: Bytes = 12 * 10**9
-    """Bytes a second between device and store (25GB), for the time that moving rows takes. Default: 12GB."""
+    """Bytes a second between device and store, for the time that moving rows takes. Default: 12GB."""
     json: Flag = False
     """Print JSON instead of a table."""
     profile: Names = ()
     """Values from a run's TOML file, or from a packaged one by name, as for training; the command line overrides them.
-    The tables store and inference, the table run but for steps, and the size of the cache are left out."""
+    Left out are the tables store, inference and run (but for steps), and the size of the cache."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SimulationCommand:
-    """All of ``python -m cachedlrm.simulate``: the options of a run that its plans depend on, and `Simulation`."""
+    """The command line of ``python -m cachedlrm.simulate``: `Simulation`, and the options that plans depend on."""
 
     simulation: Simulation = field(default_factory=Simulation)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -79,7 +79,7 @@ Example: python -m cachedlrm.simulate --data npy:DIR --policy lru --cache-ratios
 
 
 def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
-    """Options of the run to simulate, and those of the simulation.
+    """Options of the run to simulate, and of the simulation.
 
     Raises:
         UserError: an option or value is wrong; names it and what is allowed.

@@ -68,15 +68,20 @@ def choose_device(name: str) -> torch.device:
     """The device called ``auto``, ``cpu`` or ``cuda`` on the command line.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: ``cuda`` without a CUDA device.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
-        )
+        raise UserError(f"--device cuda: {without_cuda()}, or use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def without_cuda() -> str:
+    """Why torch has no CUDA device, and what to do about it."""
+    if torch.backends.cuda.is_built():
+        return "torch finds no CUDA device; check the driver with nvidia-smi"
+    return "torch was built without CUDA; install a build with it"
 
 
 def usable_processors() -> int:

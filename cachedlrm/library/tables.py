@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import table_offsets
-from cachedlrm.base.machine import free_host_bytes
+from cachedlrm.base.machine import free_host_bytes, without_cuda
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, GroupSizes
 from cachedlrm.cache.working_set import NEVER
@@ -68,7 +68,7 @@ class CachedTables:
         share = round(self._num_rows * cache_ratio) if cache_ratio is not None else cache_rows
         self.cache_rows = max(1, min(_whole(share, "cache_rows", 0), self._num_rows))
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError("device is cuda and this torch sees no CUDA device; use device='cpu'")
+            raise UserError(f"device is cuda: {without_cuda()}, or use device='cpu'")
         self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
         store_bytes = free_host_bytes() if host_bytes is None else _whole(host_bytes, "host_bytes", 1)
         self._store_rows = max(1, store_bytes // self.layout.record_bytes)

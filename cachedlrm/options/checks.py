@@ -1,7 +1,7 @@
-"""What no single option shows, and what reads better with the sizes themselves."""
+"""Options that exclude each other or need each other."""
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.options.config import CacheOptions, InferenceOptions, ModelOptions, Options, RunOptions
+from cachedlrm.options.config import ModelOptions, Options
 
 
 def check_options(options: Options) -> None:
@@ -15,7 +15,7 @@ def check_options(options: Options) -> None:
         both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
         raise UserError(f"{both} exclude each other; give one of them")
     _check_tricks(model)
-    _check_inference(options.inference, model, options.run, cache)
+    _check_inference(options)
     if options.optimisation.cuda_graphs:
         _check_graphs(options)
     rate = options.optimisation
@@ -24,14 +24,14 @@ def check_options(options: Options) -> None:
             f"--lr-decay-start-step {rate.lr_decay_start_step} lies before the end of the warm-up, "
             f"--lr-num-warmup-steps {rate.lr_num_warmup_steps}; let the decay start there or later"
         )
-    bot, dim = model.arch_mlp_bot, model.arch_sparse_feature_size
-    if bot is not None and dim is not None and bot[-1] != dim * model.vectors_per_feature:
-        wanted = f"{2 * dim}, twice that for --qr-operation concat" if model.vectors_per_feature == 2 else str(dim)
+    bot, width = model.arch_mlp_bot, model.vectors_per_feature
+    if bot is not None and bot[-1] != (dim := model.arch_sparse_feature_size or bot[-1] // width) * width:
+        wanted = f"{2 * dim}, twice that for --qr-operation concat" if width == 2 else str(dim)
         raise UserError(f"--arch-mlp-bot ends in {bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {wanted}")
 
 
 def _check_tricks(model: ModelOptions) -> None:
-    """Table tricks that exclude each other, as in facebookresearch/dlrm."""
+    """Weights of the loss, and table tricks that exclude each other, as in facebookresearch/dlrm."""
     chosen = [name for name, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)) if given]
     if model.loss_function != "wbce" and model.loss_weights != (1.0, 1.0):
         weights = "-".join(map(str, model.loss_weights))
@@ -43,31 +43,31 @@ def _check_tricks(model: ModelOptions) -> None:
 
 
 def _check_graphs(options: Options) -> None:
-    """What a step needs that no CUDA graph of one mini-batch has."""
+    """What a step may not have to be captured as CUDA graphs of one mini-batch."""
     accumulated = options.optimisation.mlperf_grad_accum_iter
-    for option, given, why in (
-        ("--qr-flag", options.model.qr_flag, "takes plain tables, not those of"),
-        ("--md-flag", options.model.md_flag, "takes plain tables, not those of"),
-        (f"--mlperf-grad-accum-iter {accumulated}", accumulated > 1, "takes steps of one mini-batch, not"),
-        ("--inference-only", options.inference.inference_only, "is about training, which is none with"),
-        ("--profile-trace", options.run.profile_trace, "replays operators that are not seen by"),
+    for given, why in (
+        (options.model.qr_flag, "takes plain tables, not those of --qr-flag"),
+        (options.model.md_flag, "takes plain tables, not those of --md-flag"),
+        (accumulated > 1, f"takes steps of one mini-batch, not of --mlperf-grad-accum-iter {accumulated}"),
+        (options.inference.inference_only, "speeds up training and --inference-only trains nothing"),
+        (options.run.profile_trace, "replays steps without the operators that --profile-trace would record"),
     ):
         if given:
-            raise UserError(f"--cuda-graphs {why} {option}; drop one of them")
+            raise UserError(f"--cuda-graphs {why}; drop one of them")
 
 
-def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunOptions, cache: CacheOptions) -> None:
-    """What serving rules out, as in facebookresearch/dlrm."""
+def _check_inference(options: Options) -> None:
+    """What --inference-only excludes, and what needs it, as in facebookresearch/dlrm."""
+    inference, run = options.inference, options.run
     mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
     embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"
     quantized = [name for name in (mlp, embeddings) if not name.endswith(" 32")]
-    if inference.inference_only and run.steps:
-        raise UserError(f"--steps {run.steps} trains and --inference-only does not; drop one of them")
     for option, given in (
+        (f"--steps {run.steps}", run.steps),
         (f"--profile-trace {run.profile_trace}", run.profile_trace),
         ("--tensorboard", run.tensorboard),
-        ("--report-min", cache.report_min),
-        ("--predict", cache.predict),
+        ("--report-min", options.cache.report_min),
+        ("--predict", options.cache.predict),
     ):
         if inference.inference_only and given:
             no = "" if " " in option else f", or say {option}=False where a profile has it"
@@ -76,6 +76,6 @@ def _check_inference(inference: InferenceOptions, model: ModelOptions, run: RunO
         raise UserError(f"{quantized[0]} is for serving a model; add --inference-only, or drop it to train")
     if quantized and inference.save_onnx:
         raise UserError(f"--save-onnx writes the model as it is, not with {quantized[0]}; drop one of them")
-    for flag, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)):
+    for flag, given in (("--qr-flag", options.model.qr_flag), ("--md-flag", options.model.md_flag)):
         if embeddings in quantized and given:
             raise UserError(f"{embeddings} takes plain tables, not those of {flag}; drop one of them")

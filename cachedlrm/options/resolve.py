@@ -183,10 +183,6 @@ def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefault
     mlp_bot, width = model.arch_mlp_bot, model.vectors_per_feature
     dim = model.arch_sparse_feature_size or (mlp_bot[-1] // width if mlp_bot else defaults.dim)
     mlp_bot = mlp_bot or (source.num_dense, *defaults.mlp_bot, dim * width)
-    if mlp_bot[-1] != dim * width:
-        raise UserError(
-            f"--arch-mlp-bot ends in {mlp_bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {dim * width}"
-        )
     return ResolvedModel(
         **_kept(model, ResolvedModel),
         arch_sparse_feature_size=dim,
@@ -237,8 +233,8 @@ def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
     if free is not None:
         return free
     raise UserError(
-        "--gpu-budget auto: there is no CUDA device whose free memory to take; name a device by --profile (such as "
-        "rtx3050-4gb), or give its --device-memory or a --gpu-budget in bytes"
+        "--gpu-budget auto takes the free memory of a CUDA device and there is none here; name a device by --profile "
+        "(such as rtx3050-4gb), or give its --device-memory or a --gpu-budget in bytes"
     )
 
 

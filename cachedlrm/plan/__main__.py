@@ -40,10 +40,10 @@ from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 @option_group("Plan", 0)
 @dataclass(frozen=True)
 class Planning:
-    """What ``python -m cachedlrm.plan`` has beside a run's options."""
+    """Options of ``python -m cachedlrm.plan`` itself."""
 
     sample: Positive = 200
-    """Batches whose ids are read for the prediction, from the first on."""
+    """Batches whose ids the prediction reads, from the first on."""
     json: Flag = False
     """Print JSON instead of tables."""
 
@@ -51,7 +51,7 @@ class Planning:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PlanCommand:
-    """All of ``python -m cachedlrm.plan``: the options of the run to plan, and `Planning`."""
+    """The command line of ``python -m cachedlrm.plan``: `Planning`, and the options of the run to plan."""
 
     plan: Planning = field(default_factory=Planning)
     options: Options = field(default_factory=Options)
@@ -64,7 +64,7 @@ Takes the options of a run. Example: python -m cachedlrm.plan --profile criteo-k
 
 
 def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
-    """Options of the run to plan, and those of the plan.
+    """Options of the run to plan, and of the plan.
 
     Raises:
         UserError: an option or value is wrong; names it and what is allowed.

@@ -143,11 +143,11 @@ def _request(options: Resolved, device: torch.device) -> tuple[CacheRequest, int
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Free memory of the device, which for a plan need not be there."""
+    """Free memory of the device; a plan may be for a device that is not here."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "--device cuda: this torch sees no CUDA device whose free memory to plan with; give a --gpu-budget (with "
-            "--gpu-cache-ratio or without), name a device by --profile, or plan with --device cpu"
+            "--device cuda: there is no CUDA device here whose free memory could be planned with; give a --gpu-budget "
+            "(alone or with --gpu-cache-ratio), name a device by --profile, or plan with --device cpu"
         )
     return free_device_bytes(device)
 

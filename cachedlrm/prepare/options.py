@@ -39,27 +39,27 @@ Fraction = Annotated[float, Parameter(validator=_check_fraction)]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What every kind of files takes."""
+    """Options for every kind of file."""
 
     out: Path
-    """Folder to write into; made if it is missing. An interrupted command goes on from there when it is repeated."""
+    """Folder to write to; made if it is missing. An interrupted command goes on from there when it is repeated."""
     min_count: Positive = 1
     """Values seen less often than this in the training samples share row 0 of their table."""
     max_ind_range: FoldedRows = -1
-    """Fold values: each, as a number, modulo this; -1: as they are."""
+    """Fold values: take each, as a number, modulo this; -1: as they are."""
     test_fraction: Fraction | None = None
-    """Hold out this share of the samples, from the end; 0: none. Default: the last of several files, the last 1/7 of
-    one."""
+    """Hold out this share of the samples, from the end; 0: none. Default: the last of several files, the last 1/7 of a
+    single one."""
     test_files: Positive | None = None
-    """Hold out the last files, so many."""
+    """Hold out this many files, from the end."""
     skip_bad_lines: Flag = False
-    """Leave out what does not parse, and count it. Default: stop there and name the line."""
+    """Leave out lines that do not parse, and count them, instead of stopping at the first and naming it."""
     memory: Bytes = 2 << 30
-    """The most memory to use (2GiB); changes nothing in what is written."""
+    """The most memory to use; what is written does not depend on it. Default: 2GiB."""
     threads: Threads | None = None
-    """Threads to parse and count with. Default: the processors this process may use."""
+    """Threads that parse and count. Default: the processors this process may use."""
     ui: Literal["auto", "live", "plain", "off"] = "auto"
-    """auto: a bar on a terminal, lines elsewhere."""
+    """Progress; auto: a bar on a terminal, lines elsewhere."""
 
     @property
     def num_threads(self) -> int:
@@ -71,16 +71,16 @@ class PrepareOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ColumnOptions:
-    """The schema of Parquet files."""
+    """Columns of Parquet files."""
 
     label: str
     """Column of the label, 0 or 1."""
     dense: str
     """Columns of the dense features, joined by commas."""
     sparse: str
-    """Columns of the categories (integers, booleans or texts), joined by commas; each makes a table."""
+    """Columns of the categories (integers, booleans or text), joined by commas; each makes a table."""
     log_dense: Flag = False
-    """Dense features as Criteo's integers are taken: log(x + 1), and 0 of what is below 0."""
+    """Take dense features as Criteo's integers are taken: log(x + 1), and 0 for what is below 0."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def parquet(*path: GivenPath, options: PrepareOptions, columns: ColumnOptions) -
 
 
 def _check(command: Command) -> Command:
-    """What no single option shows."""
+    """Checks options that exclude each other."""
     options = command.options
     if not command.paths:
         raise UserError(
