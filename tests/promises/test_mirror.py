@@ -37,7 +37,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "data/raw/samples.py",
     "data/reference_stream.py",
     "data/row_groups.py",
-    "data/spec.py",
     "data/traces.py",
     "data/zipf.py",
     "export/final_state.py",
