@@ -32,12 +32,12 @@ from peers import fbgemm_operator, table_major
 from cachedlrm.base.kernels import table_offsets
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.cache.table_group import CacheSettings, GroupSizes
+from cachedlrm.cache.table_group import CacheSettings, GroupSlots
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
 from cachedlrm.store.init import CounterInit
-from cachedlrm.store.records import OPTIMIZERS, RecordLayout
+from cachedlrm.store.records import OPTIMIZERS, GroupShape, RecordLayout
 
 ROWS = CRITEO_KAGGLE_ROWS
 DIM, SAMPLES, RATE = 16, 2048, 0.01
@@ -62,11 +62,18 @@ class Ours:
     """
 
     def __init__(self, optimizer: str, ratio: float, depth: int) -> None:
-        self._layout = RecordLayout(DIM, optimizer)
         slots = int(sum(ROWS) * ratio)
         router = Router(ROWS, [[TablePart(feature, rows) for feature, rows in enumerate(ROWS)]])
-        groups = [(GroupSizes(ROWS, slots, slots), self._layout, CounterInit(1, ROWS, self._layout, CPU))]
-        self._cache = EmbeddingCache(router, groups, CacheSettings(prefetch_depth=depth), CPU)
+        layout = RecordLayout(DIM, optimizer)
+        self._cache = EmbeddingCache(
+            router,
+            groups=[GroupShape(ROWS, layout)],
+            slots=[GroupSlots(slots, slots)],
+            store_rows=[sum(ROWS)],
+            inits=[CounterInit(1, ROWS, layout, CPU)],
+            settings=CacheSettings(prefetch_depth=depth),
+            device=CPU,
+        )
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         prepared = self._cache.prepare(iter(self._batches.get, None))
         self._prefetcher = Prefetcher(prepared, depth, self._cache.trained, lambda index: False)

@@ -21,7 +21,7 @@ from torch import Tensor
 from cachedlrm.cache.counters import PREPARING_PHASES, CacheCounters, Span, with_bytes
 from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
-from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes, TableGroup
+from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.cache.working_set import WorkingSet
 from cachedlrm.data.batch import Batch
@@ -29,7 +29,7 @@ from cachedlrm.data.lookups import Router
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import GroupShape
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,10 @@ class EmbeddingCache:
 
     Args:
         router: from a batch to the lookups of each group.
-        groups: sizes, record layout and initial records of each group.
+        groups: rows and records of each group.
+        slots: of each group.
+        store_rows: records of each group that host memory may hold.
+        inits: initial records of each group.
         settings: choices that hold for all.
         device: where the slabs are.
         durability: the tier on disk, if there is one.
@@ -79,7 +82,11 @@ class EmbeddingCache:
     def __init__(
         self,
         router: Router,
-        groups: Sequence[tuple[GroupSizes, RecordLayout, RowInit]],
+        *,
+        groups: Sequence[GroupShape],
+        slots: Sequence[GroupSlots],
+        store_rows: Sequence[int],
+        inits: Sequence[RowInit],
         settings: CacheSettings,
         device: torch.device,
         durability: Durability | None = None,
@@ -91,8 +98,19 @@ class EmbeddingCache:
         self.trained = TrainedBatches(device, history=self._ring)
         self._stream = CopyStream(device)
         self.groups = tuple(
-            TableGroup(sizes, layout, init, settings, self.trained, self._stream, device, durability, number)
-            for number, (sizes, layout, init) in enumerate(groups)
+            TableGroup(
+                shape=groups[number],
+                slots=slots[number],
+                store_rows=store_rows[number],
+                init=inits[number],
+                settings=settings,
+                trained=self.trained,
+                stream=self._stream,
+                device=device,
+                durability=durability,
+                number=number,
+            )
+            for number in range(len(groups))
         )
         self._upload = Upload(device, self._ring, self.trained)
         self._admitted = [Event(device) for _ in range(self._ring)]

@@ -25,15 +25,19 @@ _UNKNOWN = np.empty(0, np.int32)  # next uses where no batch is known ahead
 _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, falling with the batch of the next use
 
 
-class Lru:
-    """Least recently used first (all keys equal: the tie-break does it).
+class Policy:
+    """Keeps the keys of the slots. What is here tells no slot from another; subclasses write keys as batches go by.
+
+    Args:
+        num_slots: of the device.
+        num_rows: of all tables.
 
     Attributes:
-        keys: [num_slots].
-        last_use: [num_slots], the planner's; here since who needs the one needs the other.
-        slot_of: [num_rows] by address, the planner's; in policies with a history beside that.
-        window: batches known ahead.
-        known_from: keys from here on are those of rows whose next use is known; here there are none.
+        keys: [num_slots] int32; the slot with the lowest is evicted first.
+        last_use: [num_slots] int32, the planner's; beside the keys in memory, as whoever needs one needs the other.
+        slot_of: [num_rows] int32 by address, the planner's; beside the history of policies that keep one.
+        window: batches to be known ahead.
+        known_from: keys from here on are those of rows whose next use is known; 2^31: of none.
     """
 
     window = 0
@@ -50,7 +54,11 @@ class Lru:
         """A batch was planned: its rows [U] now hold ``slots`` [U]."""
 
 
-class Lfu(Lru):
+class Lru(Policy):
+    """Least recently used first: all keys stay equal, and the tie-break decides."""
+
+
+class Lfu(Policy):
     """Least frequently used first, counted over the whole run and kept for evicted rows ("perfect" LFU)."""
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
@@ -61,7 +69,7 @@ class Lfu(Lru):
         _count_uses(working_set.addresses, slots, self._uses, self.keys)
 
 
-class Lrfu(Lru):
+class Lrfu(Policy):
     """Lowest combined recency and frequency first (Lee et al., "LRFU", IEEE Trans. Computers 50(12), 2001).
 
     A use ``t`` batches ago weighs ``2^(-t / half_life)``; a row's value is the sum over its uses. The order of two
@@ -86,7 +94,7 @@ class Lrfu(Lru):
         _score_uses(working_set.addresses, slots, now, next_uses, _LOG_SUM, self._scores, self.keys)
 
 
-class Static(Lru):
+class Static(Policy):
     """Lowest frequency in the data set first, from one pass over its ids (CachedEmbedding's DATASET policy).
 
     Rows of `MANY` uses or more are equal. Call `count` with every batch before training, or `take_counts` once.
@@ -160,7 +168,7 @@ class Lookahead(Lrfu):
             )  # fmt: skip
 
 
-class Oracle(Lru):
+class Oracle(Policy):
     """Farthest next use first, over the whole stream: Belady's MIN. Rows never used again leave before all others.
 
     Call `know` before training.
@@ -177,9 +185,6 @@ class Oracle(Lru):
         if len(next_uses) != working_set.num_rows:
             raise AssertionError(f"batch {working_set.index} has other ids than when they were read ahead")
         self.keys[slots] = np.where(next_uses == NEVER, 0, _KNOWN_USE - next_uses)
-
-
-Policy = Lru
 
 
 def bytes_per_row(name: str, counts_lookups: bool) -> int:

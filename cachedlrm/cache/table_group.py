@@ -23,7 +23,7 @@ from cachedlrm.store.host import HostStore, RecordsBetween, Store
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.record_log import RecordLog
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import GroupShape
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,16 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
-class GroupSizes:
-    """Sizes of a group.
+class GroupSlots:
+    """Slots of a group of tables.
 
     Attributes:
-        table_rows: rows of each of its tables.
-        quota_slots: rows the cache keeps on the device.
-        num_slots: quota and the temporary slots for a batch whose working set exceeds it.
-        store_rows: records that host memory may hold.
+        quota: those the cache keeps rows in.
+        total: with the temporary ones, for a batch whose working set exceeds the quota.
     """
 
-    table_rows: tuple[int, ...]
-    quota_slots: int
-    num_slots: int
-    store_rows: int = 2**31 - 1
-
-    @property
-    def num_rows(self) -> int:
-        return sum(self.table_rows)
+    quota: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Durability:
 
     Attributes:
         database: where it is.
-        spills: whether records beyond `GroupSizes.store_rows` go there; else it is for checkpoints alone.
+        spills: whether records beyond ``store_rows`` go there; else it is for checkpoints alone.
         ends: of each group, the first segment behind the checkpoint to go on from and the fingerprint of the segments
             before it; None: a new run.
     """
@@ -86,8 +78,9 @@ class TableGroup:
     """Tables whose records have the same columns, so that their rows share slots.
 
     Args:
-        sizes: of the tables, the slab and the store.
-        layout: columns of a record.
+        shape: rows of the tables and columns of a record.
+        slots: of the slab.
+        store_rows: records that host memory may hold.
         init: records of first touches.
         settings: of the cache.
         trained: which batches have been trained.
@@ -102,8 +95,10 @@ class TableGroup:
 
     def __init__(
         self,
-        sizes: GroupSizes,
-        layout: RecordLayout,
+        *,
+        shape: GroupShape,
+        slots: GroupSlots,
+        store_rows: int,
         init: RowInit,
         settings: CacheSettings,
         trained: TrainedBatches,
@@ -112,25 +107,25 @@ class TableGroup:
         durability: Durability | None = None,
         number: int = 0,
     ) -> None:
-        num_rows = sizes.num_rows
-        self.sizes = sizes
+        num_rows, layout = shape.num_rows, shape.layout
+        self.shape = shape
         self.layout = layout
         self.book = AddressBook(num_rows)
-        self.policy = make_policy(settings.policy, sizes.num_slots, num_rows, settings.window)
+        self.policy = make_policy(settings.policy, slots.total, num_rows, settings.window)
         self.planner = Planner(
-            sizes.quota_slots, sizes.num_slots, self.policy, in_flight=settings.prefetch_depth,
-            minimum=MinimumMoves(sizes.quota_slots) if settings.report_min else None,
-            num_tables=len(sizes.table_rows),
+            slots.quota, slots.total, self.policy, in_flight=settings.prefetch_depth,
+            minimum=MinimumMoves(slots.quota) if settings.report_min else None,
+            num_tables=len(shape.table_rows),
         )  # fmt: skip
         self.log = self._open_log(durability, number)
         self.planner.restore(self.book.num_addresses)
-        store_rows = min(num_rows, sizes.store_rows)
+        store_rows = min(num_rows, store_rows)
         self.store: Store
         if self.log is not None and durability is not None and durability.spills:
             self.store = LmdbStore(num_rows, store_rows, layout.width, self.log)
         else:
             self.store = HostStore(store_rows, layout.width, self.log, self.book.num_addresses)
-        self.slab = make_slab(sizes.num_slots, layout.width, device)
+        self.slab = make_slab(slots.total, layout.width, device)
         self.transfer = Transfer(self.slab, self.store, init, trained, stream, settings.staging_rows)
         self.init = init
         self._device = device
@@ -141,7 +136,7 @@ class TableGroup:
         """The log with what the checkpoint has; the rows there get addresses."""
         if durability is None:
             return None
-        log = RecordLog(durability.database, number, self.layout.width, self.book, self.sizes.num_rows)
+        log = RecordLog(durability.database, number, self.layout.width, self.book, self.shape.num_rows)
         if durability.ends is not None:
             log.load(*durability.ends[number])
         return log

@@ -54,7 +54,7 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Re
     touched = [] if all_rows else [group.touched() for group in cache.groups]
     if all_rows:
         for number, group in enumerate(cache.groups):
-            specs[f"records.{number}"] = (np.dtype(np.float32), (group.sizes.num_rows, group.layout.width))
+            specs[f"records.{number}"] = (np.dtype(np.float32), (group.shape.num_rows, group.layout.width))
     else:
         for number, (group, (rows, _)) in enumerate(zip(cache.groups, touched, strict=True)):
             specs[f"rows.{number}"] = (rows.dtype, rows.shape)
@@ -65,8 +65,8 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Re
         if all_rows:
             for group, records in zip(cache.groups, current_records(cache), strict=True):
                 step = chunk_rows(group.layout.width)
-                for first in range(0, group.sizes.num_rows, step):
-                    yield records.between(first, min(first + step, group.sizes.num_rows))
+                for first in range(0, group.shape.num_rows, step):
+                    yield records.between(first, min(first + step, group.shape.num_rows))
         else:
             for group, (rows, records_between) in zip(cache.groups, touched, strict=True):
                 yield rows
@@ -91,7 +91,7 @@ def most_bytes(cache: EmbeddingCache, options: Resolved, num_lookups: int) -> tu
     total = temporary = 0
     for group in cache.groups:
         touched = min(group.store.capacity_rows, num_lookups)
-        rows = group.sizes.num_rows if all_rows else touched
+        rows = group.shape.num_rows if all_rows else touched
         total += rows * (group.layout.record_bytes + _ROW_BYTES)
         temporary += rows * (group.layout.record_bytes + PLACE_BYTES) if is_spooled else 0
     return total, temporary

@@ -54,10 +54,9 @@ def initial_parameters(options: Resolved, architecture: Architecture, device: to
         tables, dense = split_parameters(architecture, parameters)
         return InitialParameters(tuple(ArrayInit([[table] for table in group]) for group in tables), dense)
     inits, first_element = [], 0
-    for group, layout in zip(architecture.groups, architecture.layouts, strict=True):
-        table_rows = tuple(table.num_rows for table in group)
-        inits.append(CounterInit(seed, table_rows, layout, device, first_element))
-        first_element += sum(table_rows) * layout.dim
+    for group in architecture.shapes:
+        inits.append(CounterInit(seed, group.table_rows, group.layout, device, first_element))
+        first_element += group.num_rows * group.layout.dim
     return InitialParameters(tuple(inits), {})
 
 

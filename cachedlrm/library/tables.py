@@ -13,12 +13,12 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import table_offsets
 from cachedlrm.base.machine import free_host_bytes, without_cuda
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.cache.table_group import CacheSettings, GroupSizes
+from cachedlrm.cache.table_group import CacheSettings, GroupSlots
 from cachedlrm.cache.working_set import NEVER
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
-from cachedlrm.store.records import OPTIMIZERS, RecordLayout
+from cachedlrm.store.records import OPTIMIZERS, GroupShape, RecordLayout
 
 _POLICIES = ("lru", "lfu", "lrfu", "lookahead")  # ``static`` needs a pass over the data before training
 _CHUNK_ROWS = 1 << 18
@@ -60,7 +60,7 @@ class CachedTables:
         self._num_rows = sum(table_rows)
         if self._num_rows >= 2**31:
             raise UserError(f"table_rows add up to {self._num_rows:,}; one CachedEmbeddingBags holds less than 2^31")
-        self.layout = RecordLayout(_whole(dim, "dim", 1), _one_of(optimizer, "optimizer", OPTIMIZERS))
+        self.layout = RecordLayout(_whole(dim, "dim", 1), _one_of(optimizer, "optimizer", tuple(OPTIMIZERS)))
         if (cache_ratio is None) == (cache_rows is None):
             raise UserError("give either cache_ratio or cache_rows, how many rows the device keeps")
         if cache_ratio is not None and not 0 < cache_ratio <= 1:
@@ -95,9 +95,14 @@ class CachedTables:
     def _open(self) -> None:
         """An empty cache."""
         router = Router(self.table_rows, [[TablePart(number, rows) for number, rows in enumerate(self.table_rows)]])
-        sizes = GroupSizes(self.table_rows, self.cache_rows, self.cache_rows, self._store_rows)
         self._cache: EmbeddingCache | None = EmbeddingCache(
-            router, [(sizes, self.layout, self._init)], self._settings, self.device
+            router,
+            groups=[GroupShape(self.table_rows, self.layout)],
+            slots=[GroupSlots(self.cache_rows, self.cache_rows)],
+            store_rows=[self._store_rows],
+            inits=[self._init],
+            settings=self._settings,
+            device=self.device,
         )
 
     @property

@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_ADAGRAD_EPS = 1e-10
-_ADAM_BETAS = (0.9, 0.999)
-_ADAM_EPS = 1e-8
-_STATES = {"sgd": (), "adagrad": ("sum",), "rwsadagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
+from cachedlrm.store.records import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS, OPTIMIZERS
 
 # Matrix libraries choose kernels by alignment, and another kernel may round differently.
 ALIGNMENT = 64
@@ -39,7 +36,7 @@ class DenseOptimizer:
         device = next(model.parameters()).device
         self._parameters = torch.zeros(sum(sizes), device=device)
         self._grads = torch.zeros_like(self._parameters)
-        self._state = {key: torch.zeros_like(self._parameters) for key in _STATES[name]}
+        self._state = {key: torch.zeros_like(self._parameters) for key in OPTIMIZERS[name].state_keys}
         self._steps = 0
         self.grads = self._views(self._grads)
         for parameter, view in zip(model.parameters(), self._views(self._parameters).values(), strict=True):
@@ -61,17 +58,17 @@ class DenseOptimizer:
         if self._name == "sgd":
             parameters.add_(grads, alpha=-learning_rate)
         elif self._name == "adam":
-            beta1, beta2 = _ADAM_BETAS
+            beta1, beta2 = ADAM_BETAS
             first, second = self._state.values()
             first.lerp_(grads, 1 - beta1)
             second.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
             correction = math.sqrt(1 - beta2**self._steps)
-            deviations = (second.sqrt() / correction).add_(_ADAM_EPS)
+            deviations = (second.sqrt() / correction).add_(ADAM_EPS)
             parameters.addcdiv_(first, deviations, value=-learning_rate / (1 - beta1**self._steps))
         else:
             (sums,) = self._state.values()
             sums.addcmul_(grads, grads)
-            parameters.addcdiv_(grads, sums.sqrt().add_(_ADAGRAD_EPS), value=-learning_rate)
+            parameters.addcdiv_(grads, sums.sqrt().add_(ADAGRAD_EPS), value=-learning_rate)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """By parameter name and torch.optim's key, ``step`` among them; empty where torch's would be."""

@@ -16,11 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.store.records import RecordLayout
-
-_ADAGRAD_EPS = 1e-10
-_ADAM_BETAS = (0.9, 0.999)
-_ADAM_EPS = 1e-8
+from cachedlrm.store.records import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS, RecordLayout
 
 RowStep = Callable[[Tensor, Tensor, float, RecordLayout, int], None]
 
@@ -40,7 +36,7 @@ def _adagrad(records: Tensor, grad: Tensor, learning_rate: float, layout: Record
         return
     sums = records[:, width:]
     sums.add_(grad.square())
-    records[:, :width].add_(grad.div_(sums.sqrt().add_(_ADAGRAD_EPS)), alpha=-learning_rate)
+    records[:, :width].add_(grad.div_(sums.sqrt().add_(ADAGRAD_EPS)), alpha=-learning_rate)
 
 
 def _rwsadagrad(records: Tensor, grad: Tensor, learning_rate: float, layout: RecordLayout, step: int) -> None:
@@ -52,7 +48,7 @@ def _rwsadagrad(records: Tensor, grad: Tensor, learning_rate: float, layout: Rec
     sums[:, :1].add_(grad[:, : layout.dim].square().mean(dim=1, keepdim=True))
     if layout.weighted:
         sums[:, 1:].add_(grad[:, layout.dim :].square())
-    deviations = sums.sqrt().add_(_ADAGRAD_EPS)
+    deviations = sums.sqrt().add_(ADAGRAD_EPS)
     grad[:, : layout.dim].div_(deviations[:, :1])
     if layout.weighted:
         grad[:, layout.dim :].div_(deviations[:, 1:])
@@ -62,7 +58,7 @@ def _rwsadagrad(records: Tensor, grad: Tensor, learning_rate: float, layout: Rec
 def _adam(records: Tensor, grad: Tensor, learning_rate: float, layout: RecordLayout, step: int) -> None:
     """torch.optim.SparseAdam (Kingma and Ba, arXiv:1412.6980, lazily); ``step`` counts batches, as it does there."""
     width = layout.parameter_width
-    beta1, beta2 = _ADAM_BETAS
+    beta1, beta2 = ADAM_BETAS
     step_size = learning_rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
     if not records.is_cuda:
         roots = torch.empty_like(grad)
@@ -72,7 +68,7 @@ def _adam(records: Tensor, grad: Tensor, learning_rate: float, layout: RecordLay
     first, second = records[:, width : 2 * width], records[:, 2 * width :]
     first.add_(grad.sub(first).mul_(1 - beta1))
     second.add_(grad.square().sub_(second).mul_(1 - beta2))
-    records[:, :width].add_(first.div(second.sqrt().add_(_ADAM_EPS)).mul_(-step_size))
+    records[:, :width].add_(first.div(second.sqrt().add_(ADAM_EPS)).mul_(-step_size))
 
 
 # Kernels over records [U, width], gradients [U, parameter_width] and their like. They divide as numpy does: checks for
@@ -96,7 +92,7 @@ def _adagrad_move(
     num_rows, width = grad.shape
     for row in range(num_rows):
         for column in range(width):
-            records[row, column] += factor * (grad[row, column] / (roots[row, column] + np.float32(_ADAGRAD_EPS)))
+            records[row, column] += factor * (grad[row, column] / (roots[row, column] + np.float32(ADAGRAD_EPS)))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -123,7 +119,7 @@ def _adam_move(records: NDArray[np.float32], roots: NDArray[np.float32], factor:
     num_rows, width = roots.shape
     for row in range(num_rows):
         for column in range(width):
-            update = records[row, width + column] / (roots[row, column] + np.float32(_ADAM_EPS)) * factor
+            update = records[row, width + column] / (roots[row, column] + np.float32(ADAM_EPS)) * factor
             records[row, column] += update
 
 

@@ -13,7 +13,7 @@ from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.interaction import num_interactions
 from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
 from cachedlrm.options.resolved import ResolvedModel
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import GroupShape, RecordLayout
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ class Architecture:
     embeddings: tuple[Embedding, ...]
     groups: tuple[tuple[Table, ...], ...]
     layouts: tuple[RecordLayout, ...]
+
+    @property
+    def shapes(self) -> tuple[GroupShape, ...]:
+        """Rows and records of each group."""
+        pairs = zip(self.groups, self.layouts, strict=True)
+        return tuple(GroupShape(tuple(table.num_rows for table in group), layout) for group, layout in pairs)
 
     @property
     def mlp_bot(self) -> tuple[int, ...]:

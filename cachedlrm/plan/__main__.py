@@ -99,7 +99,7 @@ class RunPlan:
 
     @property
     def _record_bytes(self) -> float:
-        return self.tiers.table_bytes / self.tiers.workload.num_rows
+        return self.tiers.table_bytes / self.tiers.step.num_rows
 
     @property
     def needs_disk(self) -> bool:
@@ -110,7 +110,7 @@ class RunPlan:
     def disk_bytes(self) -> dict[str, int]:
         """Bytes of the run's files: the log of rows, if there is one, with what is dead in it, and the final state."""
         log = self.options.store.store == "lmdb" or self.needs_disk or self.options.run.checkpoint_every is not None
-        layouts = [group.layout for group in self.tiers.workload.groups]
+        layouts = [group.layout for group in self.tiers.step.groups]
         spare = sum((SPARE_SEGMENTS + 1) * segment_bytes(layout.record_bytes) for layout in layouts)  # one is filling
         return {
             "log": int(USED_SHARE * self.touched_bytes) + spare if log else 0,
@@ -173,7 +173,7 @@ def make_plan(options: Options, sampled_batches: int) -> RunPlan:
     tiers = size_tiers(resolved, architecture, dataset, device)
     plan = RunPlan(resolved, tiers, predict(resolved, dataset, tiers, sampled_batches))
     if plan.needs_disk:  # what it will advise must fit, too
-        store_rows(tiers.workload, tiers.host.records, spills=True)
+        store_rows(tiers.step, tiers.host.records, spills=True)
     return plan
 
 
@@ -204,7 +204,7 @@ def _device(plan: RunPlan) -> str:
         "working_set": "rows and ids of the batches in preparation, gradients",
         "dense": "parameters, gradients and optimizer state of the layers",
         "activations": "of a training or an evaluation step, whichever needs more"
-        + (", and of CUDA graphs" if plan.tiers.workload.cuda_graphs else ""),
+        + (", and of CUDA graphs" if plan.tiers.step.cuda_graphs else ""),
     }
     rows = [(f"  {name.replace('_', ' ')}", _exact(n), purposes[name]) for name, n in device.breakdown.items()]
     rows.append(("  left", _exact(limit - device.total_bytes), f"of {format_bytes(limit)}"))
@@ -216,7 +216,7 @@ def _device(plan: RunPlan) -> str:
 
 
 def _host(plan: RunPlan) -> str:
-    host, touched, num_rows = plan.tiers.host, plan.touched_bytes, plan.tiers.workload.num_rows
+    host, touched, num_rows = plan.tiers.host, plan.touched_bytes, plan.tiers.step.num_rows
     fits = "more than fits; --store lmdb keeps the others on disk" if plan.needs_disk else f"{_exact(touched)} expected"
     rows = [
         ("  maps", _exact(host.maps), f"{host.maps // num_rows} B for each of {num_rows:,} rows"),
@@ -243,7 +243,7 @@ def _step(plan: RunPlan) -> str:
     options, tiers = plan.options, plan.tiers
     cache = options.cache
     request = CacheRequest(cache.gpu_cache_ratio, cache.gpu_cache_rows, tiers.device_limit)
-    twice = replace(tiers.workload, mini_batch_size=2 * tiers.workload.mini_batch_size)
+    twice = replace(tiers.step, mini_batch_size=2 * tiers.step.mini_batch_size)
     fits = largest_batch(twice, request, tiers.device_limit)
     room = "twice as many fit" if fits == twice.mini_batch_size else f"up to {fits:,} fit whatever their ids"
     if options.batches.micro_batch_size < options.batches.mini_batch_size:

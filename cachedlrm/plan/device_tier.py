@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
-from cachedlrm.plan.step_bytes import Workload
+from cachedlrm.cache.table_group import GroupSlots
+from cachedlrm.plan.step_bytes import StepShape
 
 _MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle
 
@@ -28,14 +29,6 @@ class CacheRequest:
     def has_slots(self) -> bool:
         """Whether the number of slots is asked for, not left to the budget."""
         return self.ratio is not None or self.rows is not None
-
-
-@dataclass(frozen=True)
-class GroupSlots:
-    """Slots of a group: those the cache keeps, and with the temporary ones those there are."""
-
-    quota: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class DeviceSizes:
 
 
 def size_device(
-    workload: Workload,
+    step: StepShape,
     request: CacheRequest,
     limit_bytes: int,
     largest_working_sets: Callable[[], tuple[int, ...]],
@@ -81,7 +74,7 @@ def size_device(
     """Slots for a request, with temporary slots where a batch may need more than the cache keeps.
 
     Args:
-        workload: the training step.
+        step: the training step.
         request: ratio, rows or budget.
         limit_bytes: what the device may hold: the budget if there is one, else the memory that is free.
         largest_working_sets: counts the unique rows of every batch in each group; called only if the bound does not
@@ -90,49 +83,49 @@ def size_device(
     Raises:
         UserError: it does not fit; gives the rows needed, the slots there are and the options to change.
     """
-    bounds = workload.working_set_bounds
-    sizes = _sizes(workload, request, limit_bytes, bounds)
+    bounds = step.working_set_bounds
+    sizes = _sizes(step, request, limit_bytes, bounds)
     if sizes.holds(bounds, limit_bytes):
         return sizes
     needed = largest_working_sets()
-    sizes = _sizes(workload, request, limit_bytes, needed)
+    sizes = _sizes(step, request, limit_bytes, needed)
     if sizes.holds(needed, limit_bytes):
         return sizes
-    raise UserError(_does_not_fit(workload, request, limit_bytes, needed))
+    raise UserError(_does_not_fit(step, request, limit_bytes, needed))
 
 
-def _sizes(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> DeviceSizes:
+def _sizes(step: StepShape, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> DeviceSizes:
     """Slots if every working set has at most so many rows; may exceed the limit."""
-    fixed = workload.fixed_bytes(working_sets)
+    fixed = step.fixed_bytes(working_sets)
     room = max(0, limit_bytes - sum(fixed.values()))
-    quotas = _quotas(workload, request, room)
+    quotas = _quotas(step, request, room)
     slots = []
-    room -= sum(quota * group.layout.record_bytes for quota, group in zip(quotas, workload.groups, strict=True))
-    for group, quota, rows in zip(workload.groups, quotas, working_sets, strict=True):
+    room -= sum(quota * group.layout.record_bytes for quota, group in zip(quotas, step.groups, strict=True))
+    for group, quota, rows in zip(step.groups, quotas, working_sets, strict=True):
         extra = max(0, min(rows - quota, room // group.layout.record_bytes))
         room -= extra * group.layout.record_bytes
         slots.append(GroupSlots(quota, quota + extra))
-    slab = sum(g.total * group.layout.record_bytes for g, group in zip(slots, workload.groups, strict=True))
-    return DeviceSizes(tuple(slots), workload.num_rows, {"slab": slab, **fixed})
+    slab = sum(g.total * group.layout.record_bytes for g, group in zip(slots, step.groups, strict=True))
+    return DeviceSizes(tuple(slots), step.num_rows, {"slab": slab, **fixed})
 
 
-def _quotas(workload: Workload, request: CacheRequest, room: int) -> list[int]:
+def _quotas(step: StepShape, request: CacheRequest, room: int) -> list[int]:
     """Slots that each group keeps.
 
     Groups that need no more than an even share keep all their rows, as small tables do within a group; the others
     divide the rest by their rows.
 
     Args:
-        workload: groups.
+        step: groups.
         request: ratio or rows; without them the budget decides.
         room: bytes for slabs.
     """
-    shares = {number: group.num_rows for number, group in enumerate(workload.groups)}
+    shares = {number: group.num_rows for number, group in enumerate(step.groups)}
     if request.has_slots:
-        rows = request.rows if request.ratio is None else int(request.ratio * workload.num_rows)
-        left = max(1, min(rows or 0, workload.num_rows))
+        rows = request.rows if request.ratio is None else int(request.ratio * step.num_rows)
+        left = max(1, min(rows or 0, step.num_rows))
     else:
-        shares = {number: shares[number] * group.layout.record_bytes for number, group in enumerate(workload.groups)}
+        shares = {number: group.num_bytes for number, group in enumerate(step.groups)}
         left = min(room, sum(shares.values()))
     given: dict[int, int] = {}
     for number in sorted(shares, key=shares.__getitem__):
@@ -144,61 +137,61 @@ def _quotas(workload: Workload, request: CacheRequest, room: int) -> list[int]:
     amounts = [given[number] if number in given else left * share // rest for number, share in shares.items()]
     if request.has_slots:
         return [max(1, amount) for amount in amounts]
-    return [amount // group.layout.record_bytes for amount, group in zip(amounts, workload.groups, strict=True)]
+    return [amount // group.layout.record_bytes for amount, group in zip(amounts, step.groups, strict=True)]
 
 
-def _does_not_fit(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
+def _does_not_fit(step: StepShape, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
     """What to change; every value it names works."""
     working_sets = tuple(max(1, rows) for rows in working_sets)  # a run of no steps may still not fit
-    num_rows, needed = workload.num_rows, sum(working_sets)
-    step_bytes = sum(workload.fixed_bytes(working_sets).values())
-    sizes = [group.layout.record_bytes for group in workload.groups]
+    num_rows, needed = step.num_rows, sum(working_sets)
+    step_bytes = sum(step.fixed_bytes(working_sets).values())
+    sizes = [group.layout.record_bytes for group in step.groups]
     record_bytes = max(sizes)
     room = max(0, limit_bytes - step_bytes) // record_bytes  # slots beside a step
-    asked = _sizes(workload, request, limit_bytes, working_sets).quota_slots if request.has_slots else 0
+    asked = _sizes(step, request, limit_bytes, working_sets).quota_slots if request.has_slots else 0
     limit = format_bytes(limit_bytes)
     whose = f"--gpu-budget {limit}" if request.budget_bytes else f"the {limit} free"
     facts = (
         f"a batch needs {needed:,} rows on the device and there are {room:,} slots: {format_bytes(step_bytes)} for the "
         f"step and {record_bytes} bytes a slot exceed {whose}"
     )
-    ratio = max(smallest_ratio(rows, group.num_rows) for rows, group in zip(working_sets, workload.groups, strict=True))
-    at_ratio = _sizes(workload, CacheRequest(ratio, None, None), 0, working_sets)
+    ratio = max(smallest_ratio(rows, group.num_rows) for rows, group in zip(working_sets, step.groups, strict=True))
+    at_ratio = _sizes(step, CacheRequest(ratio, None, None), 0, working_sets)
     enough = step_bytes + max(at_ratio.breakdown["slab"], max(needed, asked) * record_bytes)
     least = f"the smallest --gpu-budget {format_bytes(enough)} (where --gpu-cache-ratio {ratio} holds every batch)"
     if room >= needed:
         most = largest_ratio(room, num_rows)
         return f"{asked:,} slots are asked for, {facts}; use --gpu-cache-ratio {most} or less, or {least}"
-    return f"{facts}; use {_smaller_step(workload, request, limit_bytes, working_sets)}, or {least}"
+    return f"{facts}; use {_smaller_step(step, request, limit_bytes, working_sets)}, or {least}"
 
 
-def _smaller_step(workload: Workload, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
+def _smaller_step(step: StepShape, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
     """Fewer samples in an evaluation or in the layers at a time, else the largest batch that fits.
 
     With fewer slots, if those asked for leave no room for any batch.
     """
 
     def fits(samples: int, tested: int) -> bool:
-        divided = replace(workload, micro_batch_size=samples, test_batch_size=tested)
+        divided = replace(step, micro_batch_size=samples, test_batch_size=tested)
         return _sizes(divided, request, limit_bytes, working_sets).holds(working_sets, limit_bytes)
 
-    tested = workload.test_batch_size
-    if most := _largest(tested, lambda fewer: fits(workload.pass_size, fewer)):
+    tested = step.test_batch_size
+    if most := _largest(tested, lambda fewer: fits(step.pass_size, fewer)):
         return f"--test-mini-batch-size {most} or less"
-    for passes in range(2, 1 if workload.cuda_graphs else _MOST_PASSES + 1):  # graphs are of whole mini-batches
-        samples = -(-workload.mini_batch_size // passes)
-        if samples < workload.pass_size and fits(samples, min(samples, tested)):
+    for passes in range(2, 1 if step.cuda_graphs else _MOST_PASSES + 1):  # graphs are of whole mini-batches
+        samples = -(-step.mini_batch_size // passes)
+        if samples < step.pass_size and fits(samples, min(samples, tested)):
             tests = "" if fits(samples, tested) else f" with --test-mini-batch-size {samples}"
             return f"--micro-batch-size {samples}{tests} or less"
-    batch_size = largest_batch(workload, request, limit_bytes)
+    batch_size = largest_batch(step, request, limit_bytes)
     if batch_size:
         return f"--mini-batch-size {batch_size} or less"
     unbound = replace(request, ratio=None, rows=None)
-    batch_size = largest_batch(workload, unbound, limit_bytes)
+    batch_size = largest_batch(step, unbound, limit_bytes)
     if not batch_size:
-        batch_size = largest_batch(replace(workload, test_batch_size=min(1, tested)), request, limit_bytes)
+        batch_size = largest_batch(replace(step, test_batch_size=min(1, tested)), request, limit_bytes)
         return f"--mini-batch-size {batch_size} with --test-mini-batch-size 1" if batch_size else "smaller MLPs"
-    smaller = replace(workload, mini_batch_size=batch_size)
+    smaller = replace(step, mini_batch_size=batch_size)
     slots = _sizes(smaller, unbound, limit_bytes, smaller.working_set_bounds).quota_slots
     return f"--mini-batch-size {batch_size} with --gpu-cache-rows {slots} or less"
 
@@ -219,15 +212,15 @@ def largest_ratio(rows: int, num_rows: int) -> float:
     return min(1.0, ratio)
 
 
-def largest_batch(workload: Workload, request: CacheRequest, limit_bytes: int) -> int:
+def largest_batch(step: StepShape, request: CacheRequest, limit_bytes: int) -> int:
     """The largest batch whose step fits the limit whatever its ids, 0 if none does."""
 
     def fits(batch_size: int) -> bool:
-        smaller = replace(workload, mini_batch_size=batch_size)
+        smaller = replace(step, mini_batch_size=batch_size)
         bounds = smaller.working_set_bounds
         return _sizes(smaller, request, limit_bytes, bounds).holds(bounds, limit_bytes)
 
-    return _largest(workload.mini_batch_size, fits)
+    return _largest(step.mini_batch_size, fits)
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

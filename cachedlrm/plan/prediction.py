@@ -163,9 +163,9 @@ def predict(
     # Policy lookahead need not see the batches after the sample: their rows cannot hit in it.
     steps = schedule.steps(sampled - 1)[1] if sampled else 0
     sample = replace(options, run=replace(options.run, steps=steps), cache=replace(options.cache, report_min=False))
-    workload, rows = tiers.workload, tiers.workload.num_rows
+    step, rows = tiers.step, tiers.step.num_rows
     ratios = sorted({min(1.0, tiers.device.quota_slots / rows * multiple) for multiple in _CURVE})
-    others = [size for size in sizes_at(workload, ratios) if size.quota_slots != tiers.device.quota_slots]
+    others = [size for size in sizes_at(step, ratios) if size.quota_slots != tiers.device.quota_slots]
     sizes = [tiers.device, *others]
     courses: list[list[CacheCounters]] = [[] for _ in sizes]
     for index, counters in enumerate(planned_batches(sample, dataset, [size.groups for size in sizes])):
@@ -182,10 +182,10 @@ def predict(
     return Prediction(
         sampled,
         schedule.num_batches,
-        workload.batch_size // workload.num_mini_batches,
+        step.batch_size // step.num_mini_batches,
         chosen,
         tuple(sorted(expectations, key=lambda point: point.cache_slots)),
-        step_ms(options, workload, chosen) if schedule.num_steps else {},
+        step_ms(options, step, chosen) if schedule.num_steps else {},
     )
 
 

@@ -9,7 +9,7 @@ import itertools
 from typing import Protocol
 
 from cachedlrm.options.resolved import Resolved
-from cachedlrm.plan.step_bytes import Workload
+from cachedlrm.plan.step_bytes import StepShape
 
 _FLOAT, _POSITION = 4, 4  # bytes
 
@@ -29,55 +29,53 @@ class Traffic(Protocol):
     def record_bytes(self) -> float: ...
 
 
-def step_ms(options: Resolved, workload: Workload, traffic: Traffic) -> dict[str, float]:
+def step_ms(options: Resolved, step: StepShape, traffic: Traffic) -> dict[str, float]:
     """Milliseconds of a step by what bounds it: ``arithmetic``, ``device memory``, ``link``; those that are described.
 
     Args:
         options: ``hardware`` says rates in operations or bytes a second.
-        workload: the step.
+        step: the step.
         traffic: of the run.
     """
     hardware = options.hardware
     needs = (
-        ("arithmetic", operations(workload), hardware.device_flops),
-        ("device memory", device_bytes(workload), hardware.device_bandwidth),
-        ("link", link_bytes(workload, traffic), hardware.link_bandwidth),
+        ("arithmetic", operations(step), hardware.device_flops),
+        ("device memory", device_bytes(step), hardware.device_bandwidth),
+        ("link", link_bytes(step, traffic), hardware.link_bandwidth),
     )
     return {name: amount / rate * 1e3 for name, amount, rate in needs if rate is not None}
 
 
-def operations(workload: Workload) -> float:
+def operations(step: StepShape) -> float:
     """Additions and multiplications of a step's layers and interaction, forward and backward.
 
     A layer multiplies three times: for its outputs, for its weights' gradients and, but for the first, for its inputs.
     """
-    first, *others = itertools.pairwise(workload.mlp_bot)
+    first, *others = itertools.pairwise(step.mlp_bot)
     layers = 2 * first[0] * first[1]
-    layers += sum(3 * inputs * outputs for inputs, outputs in (*others, *itertools.pairwise(workload.mlp_top)))
-    vectors = workload.num_features + 1
-    products = 3 * workload.mlp_bot[-1] * vectors * (vectors - 1) // 2 if workload.dot else 0
-    return 2.0 * workload.mini_batch_size * (layers + products)
+    layers += sum(3 * inputs * outputs for inputs, outputs in (*others, *itertools.pairwise(step.mlp_top)))
+    vectors = step.num_features + 1
+    products = 3 * step.mlp_bot[-1] * vectors * (vectors - 1) // 2 if step.dot else 0
+    return 2.0 * step.mini_batch_size * (layers + products)
 
 
-def device_bytes(workload: Workload) -> float:
+def device_bytes(step: StepShape) -> float:
     """Bytes a step reads and writes on the device at least.
 
     The outputs of the layers are written and read again by the backward pass, the pooled embeddings too; dense
     parameters are read forward and backward, and written.
     """
-    pooled = sum(len(group.table_rows) * group.layout.dim for group in workload.groups)
-    outputs = sum(workload.mlp_bot[1:]) + sum(workload.mlp_top[1:])
+    pooled = sum(len(group.table_rows) * group.layout.dim for group in step.groups)
+    outputs = sum(step.mlp_bot[1:]) + sum(step.mlp_top[1:])
     parameters = sum(
-        inputs * outputs
-        for sizes in (workload.mlp_bot, workload.mlp_top)
-        for inputs, outputs in itertools.pairwise(sizes)
+        inputs * outputs for sizes in (step.mlp_bot, step.mlp_top) for inputs, outputs in itertools.pairwise(sizes)
     )
-    return float(_FLOAT * (2 * workload.mini_batch_size * (outputs + pooled) + 3 * parameters))
+    return float(_FLOAT * (2 * step.mini_batch_size * (outputs + pooled) + 3 * parameters))
 
 
-def link_bytes(workload: Workload, traffic: Traffic) -> float:
+def link_bytes(step: StepShape, traffic: Traffic) -> float:
     """Bytes that cross the link in a step, in the direction that has more: both are used at once."""
     steps = max(1, traffic.num_steps)
-    features = _FLOAT * workload.mini_batch_size * (workload.mlp_bot[0] + 1)
+    features = _FLOAT * step.mini_batch_size * (step.mlp_bot[0] + 1)
     down = features + (_POSITION * traffic.lookups + traffic.fetched_rows * traffic.record_bytes) / steps
     return max(down, traffic.written_back_rows * traffic.record_bytes / steps)

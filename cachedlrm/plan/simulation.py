@@ -12,15 +12,17 @@ from cachedlrm.cache.counters import CacheCounters, with_bytes
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import Policy, make_policy
+from cachedlrm.cache.table_group import GroupSlots
 from cachedlrm.cache.working_set import AddressBook, WorkingSet
 from cachedlrm.data.batch import Dataset
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.resolved import Resolved, ResolvedCache
 from cachedlrm.options.schedule import Schedule
-from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, GroupSlots, size_device
+from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, size_device
 from cachedlrm.plan.id_pass import inform_policies
-from cachedlrm.plan.step_bytes import Workload
-from cachedlrm.plan.tiers import build_workload
+from cachedlrm.plan.step_bytes import StepShape
+from cachedlrm.plan.tiers import step_shape
+from cachedlrm.store.records import GroupShape
 
 _NO_LIMIT = 2**62  # bytes: sizes are asked for, and nothing is allocated
 
@@ -70,23 +72,23 @@ def miss_ratio_curve(options: Resolved, dataset: Dataset, ratios: Sequence[float
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
     architecture = build_architecture(options.model, options.optimisation.optimizer)
-    workload = build_workload(options, architecture, dataset, torch.device("cpu"))
-    sizes = sizes_at(workload, ratios)
+    step = step_shape(options, architecture, dataset, torch.device("cpu"))
+    sizes = sizes_at(step, ratios)
     totals = [CacheCounters()] * len(sizes)
     for counters in planned_batches(options, dataset, [size.groups for size in sizes]):
         totals = [total + one for total, one in zip(totals, counters, strict=True)]
     points = zip(ratios, sizes, totals, strict=True)
     return Curve(
-        workload.num_rows,
+        step.num_rows,
         Schedule(options, dataset.train).num_steps,
         tuple(CurvePoint(ratio, size.quota_slots, counters) for ratio, size, counters in points),
     )
 
 
-def sizes_at(workload: Workload, ratios: Sequence[float]) -> list[DeviceSizes]:
+def sizes_at(step: StepShape, ratios: Sequence[float]) -> list[DeviceSizes]:
     """What caches of several sizes take, as shares of all rows; whether they fit is not asked."""
     return [
-        size_device(workload, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: workload.working_set_bounds)
+        size_device(step, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: step.working_set_bounds)
         for ratio in ratios
     ]
 
@@ -107,10 +109,10 @@ def planned_batches(
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, options.optimisation.optimizer)
     router = architecture.router()
-    num_rows = [sum(table.num_rows for table in group) for group in architecture.groups]
-    record_bytes = [layout.record_bytes for layout in architecture.layouts]
+    groups = architecture.shapes
+    num_rows = [group.num_rows for group in groups]
     window = min(options.cache.lookahead, schedule.num_batches)
-    planned = [_PlannedCache(num_rows, record_bytes, slots, options.cache, window) for slots in caches]
+    planned = [_PlannedCache(groups, slots, options.cache, window) for slots in caches]
     books = [AddressBook(rows) for rows in num_rows]
     with tempfile.TemporaryDirectory(prefix="cachedlrm-") as folder:
         policies = [cache.policies for cache in planned]
@@ -118,7 +120,6 @@ def planned_batches(
             inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt from error  # without its words: nothing goes on in a folder that goes away
-        window = planned[0].policies[0].window  # that of all
         waiting: deque[list[WorkingSet]] = deque()
         for index, batch in enumerate(schedule.batches()):
             lookups = router(batch)
@@ -128,7 +129,7 @@ def planned_batches(
             for cache in planned:
                 cache.announce(working_sets)
             waiting.append(working_sets)
-            if len(waiting) > window:
+            if len(waiting) > planned[0].policies[0].window:  # that of all
                 working_sets = waiting.popleft()
                 yield [cache.plan(working_sets) for cache in planned]
         while waiting:
@@ -140,8 +141,7 @@ class _PlannedCache:
     """The planners of all groups for one size.
 
     Args:
-        num_rows: rows of each group.
-        record_bytes: bytes of a record of each group.
+        groups: rows and records of each.
         slots: of each group.
         options: policy, prefetch depth, and whether MIN is counted.
         window: batches known ahead.
@@ -149,20 +149,19 @@ class _PlannedCache:
 
     def __init__(
         self,
-        num_rows: Sequence[int],
-        record_bytes: Sequence[int],
+        groups: Sequence[GroupShape],
         slots: Sequence[GroupSlots],
         options: ResolvedCache,
         window: int,
     ) -> None:
         self.policies: list[Policy] = []
         self._planners = []
-        self._record_bytes = record_bytes
-        for rows, group in zip(num_rows, slots, strict=True):
-            policy = make_policy(options.policy, group.total, rows, window)
-            minimum = MinimumMoves(group.quota) if options.report_min else None
+        self._record_bytes = [group.layout.record_bytes for group in groups]
+        for group, own in zip(groups, slots, strict=True):
+            policy = make_policy(options.policy, own.total, group.num_rows, window)
+            minimum = MinimumMoves(own.quota) if options.report_min else None
             self.policies.append(policy)
-            self._planners.append(Planner(group.quota, group.total, policy, options.prefetch_depth, minimum))
+            self._planners.append(Planner(own.quota, own.total, policy, options.prefetch_depth, minimum))
 
     def announce(self, working_sets: Sequence[WorkingSet]) -> None:
         """Takes the next batch."""

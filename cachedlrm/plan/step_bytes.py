@@ -5,37 +5,17 @@ from dataclasses import dataclass
 
 from cachedlrm.model.dense_optimizer import ALIGNMENT
 from cachedlrm.store.init import DEVICE_TURN_ROWS
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import OPTIMIZERS, GroupShape, Optimizer
 
 _LEAST_STAGING_ROWS = 1024
 _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
-_ROW_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside the rows' gradient
 # Of each stream that multiplies matrices, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB.
 _CUBLAS_WORKSPACE_BYTES = 32 << 20
-_DENSE_TEMPORARIES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors as large as the parameters
 _LOSS_NUMBERS = 8  # of a sample: prediction, loss and their gradients
-_OPTIMIZER_STATES = {"sgd": 0, "adagrad": 1, "rwsadagrad": 1, "adam": 2}  # tensors beside each dense parameter
 
 
 @dataclass(frozen=True)
-class GroupShape:
-    """Tables that share a slab.
-
-    Attributes:
-        table_rows: rows of each.
-        layout: columns of a record.
-    """
-
-    table_rows: tuple[int, ...]
-    layout: RecordLayout
-
-    @property
-    def num_rows(self) -> int:
-        return sum(self.table_rows)
-
-
-@dataclass(frozen=True)
-class Workload:
+class StepShape:
     """The sizes that decide what a training step needs.
 
     Attributes:
@@ -157,7 +137,7 @@ class Workload:
         row_bytes = pooled = 0
         for group, rows in zip(self.groups, working_sets, strict=True):
             layout = group.layout
-            copies = 1 + _ROW_TEMPORARIES[layout.optimizer] + 2 * layout.weighted
+            copies = 1 + OPTIMIZERS[layout.optimizer].temporaries + 2 * layout.weighted
             row_bytes += 4 * rows * layout.parameter_width * copies
             pooled += self.batch_size * len(group.table_rows) * layout.dim  # and their gradients, in the same place
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
@@ -228,10 +208,15 @@ class Workload:
     @property
     def _dense_bytes(self) -> int:
         """Bytes of parameters, gradients and state, and of copies to compute on."""
-        states = _OPTIMIZER_STATES[self.groups[0].layout.optimizer]
+        states = len(self._optimizer.state_keys)
         return self._num_parameters * (4 * (2 + states) + (2 if self.bf16 else 0))
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        """Of rows and of dense parameters."""
+        return OPTIMIZERS[self.groups[0].layout.optimizer]
 
     @property
     def _dense_temporaries(self) -> int:
         """Bytes while parameters move."""
-        return 4 * self._num_parameters * _DENSE_TEMPORARIES[self.groups[0].layout.optimizer]
+        return 4 * self._num_parameters * self._optimizer.temporaries

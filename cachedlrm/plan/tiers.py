@@ -15,7 +15,7 @@ from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, size_device
 from cachedlrm.plan.id_pass import knows_counts
-from cachedlrm.plan.step_bytes import GroupShape, Workload
+from cachedlrm.plan.step_bytes import StepShape
 from cachedlrm.store.lmdb_store import frames_for
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
@@ -48,14 +48,14 @@ class Tiers:
     """The sizes of a run.
 
     Attributes:
-        workload: the training step.
+        step: the training step.
         window: batches known ahead to policy ``lookahead``.
         device: slots and bytes on the device.
         device_limit: ``--gpu-budget``, or the memory that was free; what ``device`` had to fit.
         host: bytes on the host.
     """
 
-    workload: Workload
+    step: StepShape
     window: int
     device: DeviceSizes
     device_limit: int
@@ -64,7 +64,7 @@ class Tiers:
     @property
     def table_bytes(self) -> int:
         """Bytes of all records, those of untouched rows included."""
-        return sum(group.num_rows * group.layout.record_bytes for group in self.workload.groups)
+        return sum(group.num_bytes for group in self.step.groups)
 
 
 def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, device: torch.device) -> Tiers:
@@ -80,31 +80,28 @@ def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, 
         UserError: something does not fit; says what to change.
     """
     schedule = Schedule(options, dataset.train)
-    workload = build_workload(options, architecture, dataset, device)
-    if workload.batch_host_bytes > free_host_bytes():
+    step = step_shape(options, architecture, dataset, device)
+    if step.batch_host_bytes > free_host_bytes():
         raise UserError(
-            f"a batch takes up to {format_bytes(workload.batch_host_bytes)} of host memory and "
+            f"a batch takes up to {format_bytes(step.batch_host_bytes)} of host memory and "
             f"{format_bytes(free_host_bytes())} are free; lower --mini-batch-size, the ids of a bag, or the "
             "first size of --arch-mlp-bot"
         )
     request, limit = _request(options, device)
-    sizes = size_device(workload, request, limit, lambda: schedule.largest_working_sets(architecture.router()))
+    sizes = size_device(step, request, limit, lambda: schedule.largest_working_sets(architecture.router()))
     window = min(options.cache.lookahead, schedule.num_batches)
     counted = knows_counts(options.cache, architecture.router(), dataset.row_counts)
-    map_bytes = workload.num_rows * (_ADDRESS_BYTES + bytes_per_row(options.cache.policy, counted))
-    host = _size_host(options, workload, sizes.total_bytes if device.type == "cpu" else 0, window, map_bytes)
-    return Tiers(workload, window, sizes, limit, host)
+    map_bytes = step.num_rows * (_ADDRESS_BYTES + bytes_per_row(options.cache.policy, counted))
+    host = _size_host(options, step, sizes.total_bytes if device.type == "cpu" else 0, window, map_bytes)
+    return Tiers(step, window, sizes, limit, host)
 
 
-def build_workload(options: Resolved, architecture: Architecture, dataset: Dataset, device: torch.device) -> Workload:
+def step_shape(options: Resolved, architecture: Architecture, dataset: Dataset, device: torch.device) -> StepShape:
     """The sizes of a step; of an evaluation alone for inference, where rows are read where they are."""
     batches, inference = options.batches, options.inference.inference_only
     num_vectors = len(architecture.embeddings) + 1
-    return Workload(
-        groups=tuple(
-            GroupShape(tuple(table.num_rows for table in group), layout)
-            for group, layout in zip(architecture.groups, architecture.layouts, strict=True)
-        ),
+    return StepShape(
+        groups=architecture.shapes,
         num_features=len(architecture.embeddings),
         lookups_per_bag=dataset.train.max_lookups_per_bag,
         mini_batch_size=1 if inference else min(batches.mini_batch_size, dataset.train.num_samples),
@@ -152,12 +149,12 @@ def _free_bytes(device: torch.device) -> int:
     return free_device_bytes(device)
 
 
-def _size_host(options: Resolved, workload: Workload, device_bytes: int, window: int, maps: int) -> HostSizes:
+def _size_host(options: Resolved, step: StepShape, device_bytes: int, window: int, maps: int) -> HostSizes:
     """What the host tier takes, and what it leaves for records.
 
     Args:
         options: resolved.
-        workload: the training step.
+        step: the training step.
         device_bytes: of the device tier where that is in the host's memory; else 0.
         window: batches known ahead to policy ``lookahead``.
         maps: bytes that grow with the tables.
@@ -169,12 +166,12 @@ def _size_host(options: Resolved, workload: Workload, device_bytes: int, window:
     free = free_host_bytes()
     if maps > free:
         raise UserError(
-            f"{workload.num_rows:,} rows need {format_bytes(maps)} of host memory for their maps and "
+            f"{step.num_rows:,} rows need {format_bytes(maps)} of host memory for their maps and "
             f"{format_bytes(free)} are free; fold ids with --max-ind-range or lower --arch-embedding-size"
         )
-    ahead = window * workload.batch_host_bytes if options.cache.policy == "lookahead" else 0
+    ahead = window * step.batch_host_bytes if options.cache.policy == "lookahead" else 0
     if ahead > free - maps:
-        most = (free - maps) // workload.batch_host_bytes
+        most = (free - maps) // step.batch_host_bytes
         raise UserError(
             f"--lookahead {options.cache.lookahead} keeps {window:,} batches, up to {format_bytes(ahead)} of host "
             f"memory, and {format_bytes(free - maps)} are free; use --lookahead {most} or less"
@@ -183,14 +180,14 @@ def _size_host(options: Resolved, workload: Workload, device_bytes: int, window:
     if records is None:
         left = max(1, free - maps - ahead - device_bytes)
         records = left // 2 if spills else left  # the other half is for pages of the store
-    return HostSizes(maps, ahead, records, free, store_rows(workload, records, spills))
+    return HostSizes(maps, ahead, records, free, store_rows(step, records, spills))
 
 
-def store_rows(workload: Workload, records: int, spills: bool) -> tuple[int, ...]:
+def store_rows(step: StepShape, records: int, spills: bool) -> tuple[int, ...]:
     """Records of each group that host memory may hold.
 
     Args:
-        workload: groups.
+        step: groups.
         records: bytes they may take.
         spills: whether others go to the disk.
 
@@ -199,9 +196,9 @@ def store_rows(workload: Workload, records: int, spills: bool) -> tuple[int, ...
     """
     if spills:
         records = records * 3 // 4  # the rest is for what waits to be written
-    all_bytes = sum(group.num_rows * group.layout.record_bytes for group in workload.groups)
+    all_bytes = sum(group.num_bytes for group in step.groups)
     rows = []
-    for group in workload.groups:
+    for group in step.groups:
         share = records * group.num_rows // all_bytes  # all groups are full at once, so of records
         if spills:
             share = frames_for(share * group.layout.record_bytes, group.layout.record_bytes, group.num_rows)

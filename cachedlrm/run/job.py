@@ -10,9 +10,8 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import choose_device, usable_processors
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSizes
+from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Dataset
-from cachedlrm.data.lookups import Router
 from cachedlrm.export.initial import initial_parameters
 from cachedlrm.model.graphed_pass import CudaRecorder
 from cachedlrm.model.learning_rate import LearningRate
@@ -24,7 +23,6 @@ from cachedlrm.plan.id_pass import Tell, inform_policies
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.run.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
 from cachedlrm.run.trainer import Trainer
-from cachedlrm.store.init import RowInit
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Job:
         """Reads the ids once for a policy that needs to know them; see `cachedlrm.plan.id_pass.inform_policies`."""
         cache = self.trainer.cache
         policies = [group.policy for group in cache.groups]
-        num_rows = [group.num_rows for group in self.tiers.workload.groups]
+        num_rows = [group.num_rows for group in self.tiers.step.groups]
         counts = self.dataset.row_counts
         inform_policies(
             [policies], num_rows, cache.router, self.schedule, self.options, run_dir, counts, tell, self.first_batch
@@ -92,9 +90,8 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     torch.backends.cuda.matmul.allow_tf32 = optimisation.tf32
     schedule = Schedule(options, dataset.train)
     architecture = build_architecture(options.model, optimisation.optimizer)
-    router = architecture.router()
     tiers = size_tiers(options, architecture, dataset, device)
-    workload = tiers.workload
+    step = tiers.step
     initial = initial_parameters(options, architecture, device)
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
@@ -103,17 +100,32 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     durability = checkpoint = None
     with ExitStack() as undo:
         if keeps_log(options):
-            durability, checkpoint = open_durability(options, run_dir, len(workload.groups), tiers.host.records)
+            durability, checkpoint = open_durability(options, run_dir, len(step.groups), tiers.host.records)
             undo.callback(durability.database.close)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(
             options.cache.policy,
             tiers.window,
             options.cache.prefetch_depth,
-            workload.staging_rows or MOST_STAGING_ROWS,
+            step.staging_rows or MOST_STAGING_ROWS,
             counts_min,
         )
-        cache = _build_cache(router, tiers, initial.rows, settings, device, durability)
+        try:
+            cache = EmbeddingCache(
+                architecture.router(),
+                groups=step.groups,
+                slots=tiers.device.groups,
+                store_rows=tiers.host.store_rows,
+                inits=initial.rows,
+                settings=settings,
+                device=device,
+                durability=durability,
+            )
+        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError and a subclass
+            raise UserError(
+                f"{format_bytes(tiers.device.breakdown['slab'])} of slots or {format_bytes(tiers.host.records)} of "
+                "host records cannot be reserved; lower --gpu-cache-ratio or --host-budget"
+            ) from error
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
         rate = _learning_rate(options)
         record = CudaRecorder() if optimisation.cuda_graphs else None
@@ -150,26 +162,3 @@ def _learning_rate(options: Resolved) -> LearningRate:
         optimisation.lr_decay_start_step,
         optimisation.lr_num_decay_steps,
     )
-
-
-def _build_cache(
-    router: Router,
-    tiers: Tiers,
-    inits: tuple[RowInit, ...],
-    settings: CacheSettings,
-    device: torch.device,
-    durability: Durability | None,
-) -> EmbeddingCache:
-    groups = [
-        (GroupSizes(group.table_rows, slots.quota, slots.total, store_rows), group.layout, init)
-        for group, slots, store_rows, init in zip(
-            tiers.workload.groups, tiers.device.groups, tiers.host.store_rows, inits, strict=True
-        )
-    ]
-    try:
-        return EmbeddingCache(router, groups, settings, device, durability)
-    except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError and a subclass
-        raise UserError(
-            f"{format_bytes(tiers.device.breakdown['slab'])} of slots or {format_bytes(tiers.host.records)} of host "
-            "records cannot be reserved; lower --gpu-cache-ratio or --host-budget"
-        ) from error

@@ -3,10 +3,38 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-# Optimizer state behind the parameters, as columns per parameter column and per row of each parameter.
-_STATE_COLUMNS = {"sgd": (0, 0), "rwsadagrad": (0, 1), "adagrad": (1, 0), "adam": (2, 0)}
+# torch.optim's defaults.
+ADAGRAD_EPS = 1e-10
+ADAM_EPS = 1e-8
+ADAM_BETAS = (0.9, 0.999)
 
-OPTIMIZERS = tuple(_STATE_COLUMNS)
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What an optimizer keeps, of rows and of dense parameters.
+
+    Attributes:
+        state_keys: torch.optim's names of the state of a dense parameter, one tensor of its size each.
+        temporaries: tensors of the size of the parameters, beside their gradient, while these move.
+        by_row: whether the state of a table is one column for each row instead of one for each column.
+    """
+
+    state_keys: tuple[str, ...]
+    temporaries: int
+    by_row: bool = False
+
+    @property
+    def table_state_keys(self) -> tuple[str, ...]:
+        """Names of the state of a table; by rows as facebookresearch/dlrm has it."""
+        return ("momentum",) if self.by_row else self.state_keys
+
+
+OPTIMIZERS = {
+    "sgd": Optimizer((), 0),
+    "adagrad": Optimizer(("sum",), 1),
+    "rwsadagrad": Optimizer(("sum",), 1, by_row=True),
+    "adam": Optimizer(("exp_avg", "exp_avg_sq"), 2),
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +63,8 @@ class RecordLayout:
     @cached_property
     def state_width(self) -> int:
         """Columns of optimizer state."""
-        per_column, per_row = _STATE_COLUMNS[self.optimizer]
-        return per_column * self.parameter_width + per_row * (1 + self.weighted)
+        optimizer = OPTIMIZERS[self.optimizer]
+        return len(optimizer.state_keys) * (1 + self.weighted if optimizer.by_row else self.parameter_width)
 
     @cached_property
     def width(self) -> int:
@@ -46,3 +74,25 @@ class RecordLayout:
     @cached_property
     def record_bytes(self) -> int:
         return 4 * self.width
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """Tables whose records have the same columns, so that their rows share slots.
+
+    Attributes:
+        table_rows: rows of each.
+        layout: columns of a record.
+    """
+
+    table_rows: tuple[int, ...]
+    layout: RecordLayout
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.table_rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all records, those of untouched rows included."""
+        return self.num_rows * self.layout.record_bytes

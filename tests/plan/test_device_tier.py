@@ -15,11 +15,11 @@ from cachedlrm.plan.device_tier import (
     size_device,
     smallest_ratio,
 )
-from cachedlrm.plan.step_bytes import GroupShape, Workload
-from cachedlrm.store.records import RecordLayout
-from support.workloads import WORKLOAD
+from cachedlrm.plan.step_bytes import StepShape
+from cachedlrm.store.records import GroupShape, RecordLayout
+from support.shapes import STEP
 
-SAMPLE_BY_SAMPLE = replace(WORKLOAD, micro_batch_size=1)  # no fewer can go through the layers at a time
+SAMPLE_BY_SAMPLE = replace(STEP, micro_batch_size=1)  # no fewer can go through the layers at a time
 
 
 def unmeasured() -> tuple[int, ...]:
@@ -31,15 +31,15 @@ def unmeasured() -> tuple[int, ...]:
     [("sgd", 4, 0, 0), ("adagrad", 8, 1, 1), ("rwsadagrad", 5, 1, 1), ("adam", 12, 2, 2)],
 )
 def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
-    workload = replace(
-        WORKLOAD,
+    shape = replace(
+        STEP,
         groups=(GroupShape((1000, 10, 5), RecordLayout(4, optimizer)),),
         most_staging_rows=64,
         samples_multiplied=7,
         test_batch_size=0,
     )
-    assert workload.working_set_bounds == (40 + 10 + 5,)
-    fixed = workload.fixed_bytes((55,))
+    assert shape.working_set_bounds == (40 + 10 + 5,)
+    fixed = shape.fixed_bytes((55,))
     assert fixed["staging"] == 4 * 64 * 4 * width + 6 * 8 * 2048 * 4
     upload = 32 * 55 + 8 * 120 + 4 * (60 + 55) + 4 * 20 * 4
     gradients = 55 * 4 * 4 * (1 + temporaries)
@@ -58,116 +58,116 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     # gradient of the larger matrix before it is added.
     layers = 20 * (4 + 1 + 10 + 20 + 8) + 7 * (3 * 16 + 16) + 12
     assert fixed["activations"] == activations(layers) + workspace
-    assert replace(workload, most_staging_rows=0).fixed_bytes((55,))["activations"] == activations(layers)
+    assert replace(shape, most_staging_rows=0).fixed_bytes((55,))["activations"] == activations(layers)
     # Once more what the graphs keep, their inputs of 3 dense features and a label, and a workspace of their own.
-    graphs = replace(workload, cuda_graphs=True).fixed_bytes((55,))
+    graphs = replace(shape, cuda_graphs=True).fixed_bytes((55,))
     kept = 4 * (layers + 20 * 3 * 4 + 20 * (3 + 1)) + workspace
     assert graphs == fixed | {"activations": fixed["activations"] + kept}
-    gelu = replace(workload, keeps_inputs=True, dot=False).fixed_bytes((55,))
+    gelu = replace(shape, keeps_inputs=True, dot=False).fixed_bytes((55,))
     assert gelu["activations"] == activations(20 * (2 * 5 + 10 + 20 + 8) + 12) + workspace
     # All but pooled vectors is of six samples at a time; of these vectors there are copies and gradients of both where
     # a projection from 4 to 6 columns comes between.
-    passes = replace(workload, micro_batch_size=6).fixed_bytes((55,))
+    passes = replace(shape, micro_batch_size=6).fixed_bytes((55,))
     assert passes["activations"] == activations(6 * (4 + 1 + 10 + 20 + 8) + 6 * (3 * 16 + 16) + 12) + workspace
-    projected = replace(workload, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
+    projected = replace(shape, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
     combined = 3 * 4 + 3 * 6 + 2 * 3 * 4
     assert projected["activations"] == activations(6 * (6 + 1 + 10 + 20 + 8 + combined) + 18) + workspace
 
 
 def test_projections_are_parameters_of_groups_narrower_than_the_vectors():
     groups = tuple(GroupShape((100,) * tables, RecordLayout(dim, "sgd")) for tables, dim in ((1, 2), (2, 8), (3, 1)))
-    workload = replace(WORKLOAD, groups=groups, num_features=6, mlp_bot=(3, 8), mlp_top=(44, 1))
+    shape = replace(STEP, groups=groups, num_features=6, mlp_bot=(3, 8), mlp_top=(44, 1))
     layers = 64 + 64 + 64 + 64
-    assert workload.fixed_bytes((9, 9, 9))["dense"] == 4 * 2 * (layers + 64 + 3 * 64)
+    assert shape.fixed_bytes((9, 9, 9))["dense"] == 4 * 2 * (layers + 64 + 3 * 64)
 
 
 def test_staging_buffers_hold_what_a_batch_moves_in_its_largest_group():
     layout = RecordLayout(4, "adagrad")
     groups = GroupShape((1000,), layout), GroupShape((3000, 4), layout)
-    workload = replace(WORKLOAD, groups=groups, most_staging_rows=5000)
-    assert replace(workload, mini_batch_size=1000).staging_rows == 1000 * workload.lookups_per_bag + 4
-    assert workload.staging_rows == 1024, "a batch moves 44 at most, but a checkpoint saves all that are cached"
-    assert replace(workload, most_staging_rows=9).staging_rows == 9
-    assert replace(workload, most_staging_rows=0).staging_rows == 0
+    shape = replace(STEP, groups=groups, most_staging_rows=5000)
+    assert replace(shape, mini_batch_size=1000).staging_rows == 1000 * shape.lookups_per_bag + 4
+    assert shape.staging_rows == 1024, "a batch moves 44 at most, but a checkpoint saves all that are cached"
+    assert replace(shape, most_staging_rows=9).staging_rows == 9
+    assert replace(shape, most_staging_rows=0).staging_rows == 0
 
 
 def test_an_evaluation_step_counts_where_it_needs_more():
-    plain, fixed = WORKLOAD.fixed_bytes((55,)), replace(WORKLOAD, test_batch_size=2000).fixed_bytes((55,))
+    plain, fixed = STEP.fixed_bytes((55,)), replace(STEP, test_batch_size=2000).fixed_bytes((55,))
     rows = 1015  # of all tables; at most 100 times 55
     assert fixed["activations"] == 4 * (2000 * (20 + 3) + 2000 * 3 * 4 + 2000 * (3 * 16 + 16))
     evaluation = rows * (32 + 8) + 8 * (2000 * 3 * 2 + 2000 * 3)
     assert fixed["working_set"] - evaluation == plain["working_set"] - 55 * 4 * 4 * 2
-    assert replace(WORKLOAD, test_batch_size=10).fixed_bytes((55,)) == plain
+    assert replace(STEP, test_batch_size=10).fixed_bytes((55,)) == plain
 
 
 def test_small_groups_stay_and_the_others_share():
     groups = tuple(GroupShape((rows,), RecordLayout(dim, "sgd")) for rows, dim in ((9000, 2), (50, 8), (3000, 4)))
-    workload = replace(WORKLOAD, groups=groups)
+    shape = replace(STEP, groups=groups)
 
     def quotas(request: CacheRequest, limit: int = 10**9) -> list[int]:
-        sizes = size_device(workload, request, limit, unmeasured)
+        sizes = size_device(shape, request, limit, unmeasured)
         assert sizes.quota_slots == sum(group.quota for group in sizes.groups)
         return [group.quota for group in sizes.groups]
 
     assert quotas(CacheRequest(None, 1250, None)) == [900, 50, 300]
     assert quotas(CacheRequest(1250 / 12050, None, None)) == [900, 50, 300]
     assert quotas(CacheRequest(1.0, None, None)) == [9000, 50, 3000]
-    step = sum(workload.fixed_bytes(workload.working_set_bounds).values())
+    step = sum(shape.fixed_bytes(shape.working_set_bounds).values())
     budget = step + 50 * 32 + (9000 * 8 + 3000 * 16) // 10
     assert quotas(CacheRequest(None, None, budget), budget) == [900, 50, 300]
 
 
 def test_ratio_rows_and_budget():
-    by_ratio = size_device(WORKLOAD, CacheRequest(0.5, None, None), 10**9, unmeasured)
+    by_ratio = size_device(STEP, CacheRequest(0.5, None, None), 10**9, unmeasured)
     assert (by_ratio.quota_slots, by_ratio.num_slots) == (507, 507)
-    by_rows = size_device(WORKLOAD, CacheRequest(None, 60, None), 10**9, unmeasured)
+    by_rows = size_device(STEP, CacheRequest(None, 60, None), 10**9, unmeasured)
     assert (by_rows.quota_slots, by_rows.num_slots) == (60, 60)
-    budget = sum(WORKLOAD.fixed_bytes((55,)).values()) + 100 * 32 + 5
-    by_budget = size_device(WORKLOAD, CacheRequest(None, None, budget), budget, unmeasured)
+    budget = sum(STEP.fixed_bytes((55,)).values()) + 100 * 32 + 5
+    by_budget = size_device(STEP, CacheRequest(None, None, budget), budget, unmeasured)
     assert (by_budget.quota_slots, by_budget.num_slots) == (100, 100)
     assert by_budget.total_bytes <= budget
-    assert size_device(WORKLOAD, CacheRequest(None, 5000, None), 10**9, unmeasured).quota_slots == 1015
+    assert size_device(STEP, CacheRequest(None, 5000, None), 10**9, unmeasured).quota_slots == 1015
 
 
 def test_temporary_slots_hold_a_working_set_beyond_the_quota():
-    sizes = size_device(WORKLOAD, CacheRequest(None, 7, None), 10**9, unmeasured)
+    sizes = size_device(STEP, CacheRequest(None, 7, None), 10**9, unmeasured)
     assert (sizes.quota_slots, sizes.num_slots) == (7, 55)
 
 
 def test_a_bound_that_does_not_fit_is_counted():
-    budget = sum(WORKLOAD.fixed_bytes((30,)).values()) + 30 * 32
-    sizes = size_device(WORKLOAD, CacheRequest(None, 7, budget), budget, lambda: (30,))
+    budget = sum(STEP.fixed_bytes((30,)).values()) + 30 * 32
+    sizes = size_device(STEP, CacheRequest(None, 7, budget), budget, lambda: (30,))
     assert (sizes.quota_slots, sizes.num_slots) == (7, 30)
 
 
 def test_the_advice_of_the_message_works():
-    workload = SAMPLE_BY_SAMPLE
-    budget = sum(workload.fixed_bytes((30,)).values()) + 29 * 32
+    shape = SAMPLE_BY_SAMPLE
+    budget = sum(shape.fixed_bytes((30,)).values()) + 29 * 32
     request = CacheRequest(None, 7, budget)
-    message = refusal(workload, request, budget, 30)
+    message = refusal(shape, request, budget, 30)
     assert "needs 30 rows" in message
     assert "29 slots" in message
     assert "\n" not in message
     batch = int(re.search(r"--mini-batch-size (\d+)", message)[1])
-    smaller = replace(workload, mini_batch_size=batch)
+    smaller = replace(shape, mini_batch_size=batch)
     size_device(smaller, request, budget, unmeasured)
-    assert largest_batch(workload, request, budget) == batch
+    assert largest_batch(shape, request, budget) == batch
     number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
     larger = int(float(number) * {"KiB": 2**10, "MiB": 2**20}[unit])
-    size_device(workload, CacheRequest(None, 7, larger), larger, lambda: (30,))
+    size_device(shape, CacheRequest(None, 7, larger), larger, lambda: (30,))
     ratio = float(re.search(r"where --gpu-cache-ratio ([\d.e-]+) holds", message)[1])
     assert int(ratio * 1015) >= 30
 
 
 def test_the_quota_itself_may_not_fit():
     with pytest.raises(UserError, match="slots"):
-        size_device(WORKLOAD, CacheRequest(1.0, None, None), 10_000, lambda: (30,))
+        size_device(STEP, CacheRequest(1.0, None, None), 10_000, lambda: (30,))
 
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
-workloads = st.builds(
-    Workload,
+shapes = st.builds(
+    StepShape,
     groups=st.builds(
         GroupShape,
         st.lists(st.sampled_from([1, 5, 50, 1000, 100_000]), min_size=1, max_size=4).map(tuple),
@@ -187,23 +187,23 @@ workloads = st.builds(
 )
 
 
-def step_bytes(workload: Workload, rows: int, slots: int) -> int:
+def step_bytes(shape: StepShape, rows: int, slots: int) -> int:
     """What a step and so many slots need, for batches of ``rows`` unique rows."""
-    return sum(workload.fixed_bytes((rows,)).values()) + slots * workload.groups[0].layout.record_bytes
+    return sum(shape.fixed_bytes((rows,)).values()) + slots * shape.groups[0].layout.record_bytes
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)
-@given(data=st.data(), workload=workloads)
-def test_sizes_fit_or_the_message_says_what_would(data, workload):
-    bound = workload.working_set_bounds[0]
+@given(data=st.data(), shape=shapes)
+def test_sizes_fit_or_the_message_says_what_would(data, shape):
+    bound = shape.working_set_bounds[0]
     needed = data.draw(st.integers(max(1, bound // 3), bound), label="needed")
     ratio = data.draw(st.none() | st.floats(1e-4, 1.0), label="ratio")
-    rows = data.draw(st.none() | st.integers(1, 2 * workload.num_rows), label="rows") if ratio is None else None
+    rows = data.draw(st.none() | st.integers(1, 2 * shape.num_rows), label="rows") if ratio is None else None
     share = data.draw(st.floats(0.2, 2.0), label="share")
-    limit = int(step_bytes(workload, needed, needed) * share)
+    limit = int(step_bytes(shape, needed, needed) * share)
     request = CacheRequest(ratio, rows, limit)
     try:
-        sizes = size_device(workload, request, limit, lambda: (needed,))
+        sizes = size_device(shape, request, limit, lambda: (needed,))
     except UserError as error:
         message = str(error)
         assert "\n" not in message
@@ -211,36 +211,36 @@ def test_sizes_fit_or_the_message_says_what_would(data, workload):
         number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
         larger = int(float(number) * UNITS[unit])
         assert larger > limit
-        assert check(size_device(workload, replace(request, budget_bytes=larger), larger, lambda: (needed,)), larger)
+        assert check(size_device(shape, replace(request, budget_bytes=larger), larger, lambda: (needed,)), larger)
         at_most = re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)
         for tried in (float(at_most[1]), float(at_most[1]) / 2) if at_most else ():
-            assert check(size_device(workload, CacheRequest(tried, None, limit), limit, lambda: (needed,)), limit)
+            assert check(size_device(shape, CacheRequest(tried, None, limit), limit, lambda: (needed,)), limit)
         tests = re.search(r"--test-mini-batch-size (\d+)", message)
         for tested in {int(tests[1]), 1} if tests else ():
-            assert tested <= workload.test_batch_size
-            fewer_tested = replace(workload, test_batch_size=tested)
+            assert tested <= shape.test_batch_size
+            fewer_tested = replace(shape, test_batch_size=tested)
             if f"use {tests[0]}" in message:
-                assert tested < workload.test_batch_size
+                assert tested < shape.test_batch_size
                 assert check(size_device(fewer_tested, request, limit, lambda: (needed,)), limit)
         passes = re.search(r"--micro-batch-size (\d+)", message)
         for samples in {int(passes[1]), 1} if passes else ():
-            assert samples < workload.pass_size
-            assert not workload.cuda_graphs
-            divided = replace(fewer_tested if tests else workload, micro_batch_size=samples)
+            assert samples < shape.pass_size
+            assert not shape.cuda_graphs
+            divided = replace(fewer_tested if tests else shape, micro_batch_size=samples)
             assert check(size_device(divided, request, limit, lambda: (needed,)), limit)
         batch = re.search(r"--mini-batch-size (\d+)(?: with --gpu-cache-rows (\d+))?", message)
         if batch:
-            smaller = replace(fewer_tested if tests else workload, mini_batch_size=int(batch[1]))
+            smaller = replace(fewer_tested if tests else shape, mini_batch_size=int(batch[1]))
             fewer = CacheRequest(None, int(batch[2]), limit) if batch[2] else request
-            assert batch[2] or tests or smaller.batch_size < workload.batch_size
+            assert batch[2] or tests or smaller.batch_size < shape.batch_size
             assert check(size_device(smaller, fewer, limit, unmeasured), limit)
     else:
         assert check(sizes, limit)
-        assert sizes.num_slots >= min(needed, workload.num_rows)
+        assert sizes.num_slots >= min(needed, shape.num_rows)
         if rows is not None:
-            assert sizes.quota_slots == min(rows, workload.num_rows)
+            assert sizes.quota_slots == min(rows, shape.num_rows)
         elif ratio is not None:
-            assert sizes.quota_slots == max(1, int(ratio * workload.num_rows))
+            assert sizes.quota_slots == max(1, int(ratio * shape.num_rows))
 
 
 def check(sizes: DeviceSizes, limit: int) -> bool:
@@ -249,105 +249,105 @@ def check(sizes: DeviceSizes, limit: int) -> bool:
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
-@given(workload=workloads, share=st.floats(0.01, 1.5))
-def test_the_largest_batch_is_the_largest(workload, share):
-    bound = workload.working_set_bounds[0]
-    limit = int(step_bytes(workload, bound, bound) * share)
-    batch = largest_batch(workload, CacheRequest(None, None, limit), limit)
+@given(shape=shapes, share=st.floats(0.01, 1.5))
+def test_the_largest_batch_is_the_largest(shape, share):
+    bound = shape.working_set_bounds[0]
+    limit = int(step_bytes(shape, bound, bound) * share)
+    batch = largest_batch(shape, CacheRequest(None, None, limit), limit)
     for size, fits in ((batch, True), (batch + 1, False)):
-        if 0 < size <= workload.batch_size:
-            tried = replace(workload, mini_batch_size=size)
+        if 0 < size <= shape.batch_size:
+            tried = replace(shape, mini_batch_size=size)
             rows = tried.working_set_bounds[0]
             assert (step_bytes(tried, rows, rows) <= limit) == fits
 
 
-def refusal(workload: Workload, request: CacheRequest, limit: int, needed: int) -> str:
+def refusal(shape: StepShape, request: CacheRequest, limit: int, needed: int) -> str:
     with pytest.raises(UserError) as refused:
-        size_device(workload, request, limit, lambda: (needed,))
+        size_device(shape, request, limit, lambda: (needed,))
     return str(refused.value)
 
 
 def test_the_ratio_of_the_message_works_where_too_many_slots_are_asked_for():
     # 1,000 slots are asked for where there is room for 100 beside the step, which needs 55.
-    limit = step_bytes(WORKLOAD, 55, 100)
-    message = refusal(WORKLOAD, CacheRequest(None, 1000, None), limit, 55)
+    limit = step_bytes(STEP, 55, 100)
+    message = refusal(STEP, CacheRequest(None, 1000, None), limit, 55)
     assert "1,000 slots are asked for" in message
     assert "needs 55 rows" in message
     assert "100 slots" in message
     ratio = float(re.search(r"--gpu-cache-ratio ([\d.e-]+) or less", message)[1])
-    sizes = size_device(WORKLOAD, CacheRequest(ratio, None, None), limit, lambda: (55,))
+    sizes = size_device(STEP, CacheRequest(ratio, None, None), limit, lambda: (55,))
     assert check(sizes, limit)
     assert sizes.quota_slots in (99, 100)  # four digits of ratio
 
 
 def test_passes_over_fewer_samples_are_advised_before_smaller_batches():
     # 7 slots are asked for, there is room for 29, and a batch has 30 rows.
-    request, limit = CacheRequest(None, 7, None), step_bytes(WORKLOAD, 30, 29)
-    message = refusal(WORKLOAD, request, limit, 30)
+    request, limit = CacheRequest(None, 7, None), step_bytes(STEP, 30, 29)
+    message = refusal(STEP, request, limit, 30)
     assert "--mini-batch-size" not in message
     samples = int(re.search(r"use --micro-batch-size (\d+) or less", message)[1])
     assert samples == 10, "half of 20"
     for tried in (samples, 1):
-        assert check(size_device(replace(WORKLOAD, micro_batch_size=tried), request, limit, lambda: (30,)), limit)
+        assert check(size_device(replace(STEP, micro_batch_size=tried), request, limit, lambda: (30,)), limit)
 
 
 def test_graphs_are_not_divided():
-    workload = replace(WORKLOAD, cuda_graphs=True)
-    message = refusal(workload, CacheRequest(None, 7, None), step_bytes(workload, 30, 29), 30)
+    shape = replace(STEP, cuda_graphs=True)
+    message = refusal(shape, CacheRequest(None, 7, None), step_bytes(shape, 30, 29), 30)
     assert "--micro-batch-size" not in message
     assert "use --mini-batch-size" in message
 
 
 def test_fewer_samples_of_an_evaluation_are_advised_where_it_needs_most():
-    request, limit = CacheRequest(None, 55, None), step_bytes(WORKLOAD, 55, 55)
-    workload = replace(WORKLOAD, test_batch_size=2000)
-    tested = int(re.search(r"use --test-mini-batch-size (\d+) or less", refusal(workload, request, limit, 55))[1])
+    request, limit = CacheRequest(None, 55, None), step_bytes(STEP, 55, 55)
+    shape = replace(STEP, test_batch_size=2000)
+    tested = int(re.search(r"use --test-mini-batch-size (\d+) or less", refusal(shape, request, limit, 55))[1])
     assert 0 < tested < 2000
-    assert check(size_device(replace(workload, test_batch_size=tested), request, limit, unmeasured), limit)
-    refusal(replace(workload, test_batch_size=tested + 1), request, limit, 55)
+    assert check(size_device(replace(shape, test_batch_size=tested), request, limit, unmeasured), limit)
+    refusal(replace(shape, test_batch_size=tested + 1), request, limit, 55)
 
 
 def test_an_evaluation_that_would_need_more_than_the_passes_is_divided_too():
-    workload = replace(WORKLOAD, test_batch_size=20)
-    divided = replace(workload, micro_batch_size=2, test_batch_size=2)
+    shape = replace(STEP, test_batch_size=20)
+    divided = replace(shape, micro_batch_size=2, test_batch_size=2)
     request, limit = CacheRequest(None, 55, None), step_bytes(divided, 55, 55)
-    message = refusal(workload, request, limit, 55)
+    message = refusal(shape, request, limit, 55)
     samples = int(re.search(r"use --micro-batch-size (\d+) with --test-mini-batch-size \1 or less", message)[1])
     for tried in (samples, 1):
-        divided = replace(workload, micro_batch_size=tried, test_batch_size=tried)
+        divided = replace(shape, micro_batch_size=tried, test_batch_size=tried)
         assert check(size_device(divided, request, limit, unmeasured), limit)
 
 
 def test_the_batch_of_the_message_works_where_the_budget_is_too_small():
-    workload = SAMPLE_BY_SAMPLE
-    request, limit = CacheRequest(None, 7, None), step_bytes(workload, 30, 29)
-    batch = int(re.search(r"--mini-batch-size (\d+)", refusal(workload, request, limit, 30))[1])
-    assert batch < workload.batch_size
-    smaller = replace(workload, mini_batch_size=batch)
+    shape = SAMPLE_BY_SAMPLE
+    request, limit = CacheRequest(None, 7, None), step_bytes(shape, 30, 29)
+    batch = int(re.search(r"--mini-batch-size (\d+)", refusal(shape, request, limit, 30))[1])
+    assert batch < shape.batch_size
+    smaller = replace(shape, mini_batch_size=batch)
     assert check(size_device(smaller, request, limit, unmeasured), limit)
 
 
 def test_a_step_that_no_batch_size_fits():
     with pytest.raises(UserError, match="; use smaller MLPs"):
-        size_device(WORKLOAD, CacheRequest(None, 7, 500), 500, lambda: (30,))
-    assert largest_batch(WORKLOAD, CacheRequest(None, 7, 500), 500) == 0
+        size_device(STEP, CacheRequest(None, 7, 500), 500, lambda: (30,))
+    assert largest_batch(STEP, CacheRequest(None, 7, 500), 500) == 0
 
 
 def test_fewer_slots_are_named_where_those_asked_for_leave_no_room():
     # 1,000 slots are asked for, there is room for 29, and a batch has 30 rows.
-    limit = step_bytes(WORKLOAD, 30, 29)
-    message = refusal(WORKLOAD, CacheRequest(None, 1000, None), limit, 30)
+    limit = step_bytes(STEP, 30, 29)
+    message = refusal(STEP, CacheRequest(None, 1000, None), limit, 30)
     batch, rows = re.search(r"--mini-batch-size (\d+) with --gpu-cache-rows (\d+) or less", message).groups()
-    smaller = replace(WORKLOAD, mini_batch_size=int(batch))
+    smaller = replace(STEP, mini_batch_size=int(batch))
     assert check(size_device(smaller, CacheRequest(None, int(rows), None), limit, unmeasured), limit)
 
 
 def test_the_ratio_for_the_smallest_budget_fits_it():
-    message = refusal(WORKLOAD, CacheRequest(None, 7, None), step_bytes(WORKLOAD, 30, 29), 30)
+    message = refusal(STEP, CacheRequest(None, 7, None), step_bytes(STEP, 30, 29), 30)
     number, unit = re.search(r"smallest --gpu-budget ([\d.]+) (\w+)", message).groups()
     budget = int(float(number) * UNITS[unit])
     ratio = float(re.search(r"where --gpu-cache-ratio ([\d.e-]+) holds", message)[1])
-    sizes = size_device(WORKLOAD, CacheRequest(ratio, None, budget), budget, lambda: (30,))
+    sizes = size_device(STEP, CacheRequest(ratio, None, budget), budget, lambda: (30,))
     assert sizes.quota_slots == sizes.num_slots >= 30
 
 
@@ -357,7 +357,7 @@ def test_what_decides_the_limit_is_named():
         (CacheRequest(0.5, None, None), "free"),
     ):
         with pytest.raises(UserError, match=f"exceed (the )?.*{whose}"):
-            size_device(WORKLOAD, request, 500, lambda: (30,))
+            size_device(STEP, request, 500, lambda: (30,))
 
 
 @pytest.mark.parametrize(("rows", "of"), [(1, 3), (30, 1015), (999, 1000), (1000, 1000), (337_626, 33_762_577)])

@@ -24,7 +24,7 @@ from cachedlrm.train import main as train_main
 from support.documents import ROOT
 from support.models import POLICIES
 from support.runs import SMALL, one_line, train
-from support.workloads import WORKLOAD
+from support.shapes import STEP
 
 PROFILES = ROOT / "profiles"
 DEVICES = sorted(path.stem for path in PROFILES.glob("devices/*.toml"))
@@ -376,9 +376,9 @@ def test_no_more_rows_are_new_than_the_tables_have():
 
 def test_the_least_a_step_takes_by_hand():
     # 20 samples; bottom 3-4, top 10-1; interaction of four vectors of 4: six products.
-    assert operations(WORKLOAD) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1 + 3 * 4 * 6)
-    assert operations(replace(WORKLOAD, dot=False)) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1)
-    assert device_bytes(WORKLOAD) == 4 * (2 * 20 * (4 + 1 + 3 * 4) + 3 * (12 + 10))
+    assert operations(STEP) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1 + 3 * 4 * 6)
+    assert operations(replace(STEP, dot=False)) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1)
+    assert device_bytes(STEP) == 4 * (2 * 20 * (4 + 1 + 3 * 4) + 3 * (12 + 10))
     traffic = extrapolate([one_batch(1, 2, 30)] * 2, 2, 2, 10**6, 10, 2, 10.0)
-    assert link_bytes(WORKLOAD, traffic) == max(4 * 20 * 4 + 4 * 1000 + 2 * 10, 30 * 10)
-    assert link_bytes(WORKLOAD, replace(traffic, written_back_rows=10**6)) == 10**7 / 2
+    assert link_bytes(STEP, traffic) == max(4 * 20 * 4 + 4 * 1000 + 2 * 10, 30 * 10)
+    assert link_bytes(STEP, replace(traffic, written_back_rows=10**6)) == 10**7 / 2

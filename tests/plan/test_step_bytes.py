@@ -17,10 +17,10 @@ from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
-from cachedlrm.plan.step_bytes import GroupShape, Workload
+from cachedlrm.plan.step_bytes import StepShape
 from cachedlrm.run.job import build_job
 from cachedlrm.run.trainer import Trainer
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import GroupShape, RecordLayout
 from support.models import one_group, plain_features
 
 WIDE = (
@@ -42,7 +42,7 @@ def peak_bytes(work: Callable[[], None]) -> int:
 def test_accumulated_gradients_take_the_place_of_the_vectors():
     # Nearly all of the step is vectors: of a large batch, and gradients of the eighth part that is under way.
     layout, passes, mini_batch = RecordLayout(64, "sgd"), 8, 64
-    workload = Workload(
+    shape = StepShape(
         groups=(GroupShape(ROWS, layout),),
         num_features=len(ROWS),
         lookups_per_bag=1,
@@ -64,7 +64,7 @@ def test_accumulated_gradients_take_the_place_of_the_vectors():
     vectors = 4 * batch * len(ROWS) * 64
     assert vectors < peak < 1.6 * vectors  # gradients of the whole batch beside them would take as much again
     rows = prepared.counters.working_set_rows
-    parts = workload.fixed_bytes((rows,))
+    parts = shape.fixed_bytes((rows,))
     assert peak <= parts["activations"] + 4 * rows * 64
 
 
@@ -113,7 +113,7 @@ def test_what_is_drawn_holds_no_more_than_is_accounted(tmp_path, seed):
             if options.batches.test_freq > 0:
                 trainer.evaluate(dataset.test, options.batches.test_mini_batch_size)
 
-        peak, parts = peak_bytes(work), job.tiers.workload.fixed_bytes(tuple(most_rows))
+        peak, parts = peak_bytes(work), job.tiers.step.fixed_bytes(tuple(most_rows))
         held = sum(parameter.nbytes for parameter in trainer.model.parameters())
     assert peak <= parts["working_set"] + parts["activations"], drawn_job(seed)
     assert parts["dense"] >= 2 * held, "parameters and gradients"
@@ -161,7 +161,7 @@ def test_a_pass_over_fewer_samples_holds_less(tmp_path):
 def test_a_step_holds_no_more_than_is_accounted(dim, hot, batch, activation, interaction, optimizer):
     layout = RecordLayout(dim, optimizer)
     bot, top = (5, 96, dim), (64, 32, 1)
-    workload = Workload(
+    shape = StepShape(
         groups=(GroupShape(ROWS, layout),),
         num_features=len(ROWS),
         lookups_per_bag=hot,
@@ -187,7 +187,7 @@ def test_a_step_holds_no_more_than_is_accounted(dim, hot, batch, activation, int
         trainer.evaluate(source, 2 * batch)
 
     peak = peak_bytes(work)
-    parts = workload.fixed_bytes((max(most_rows),))
+    parts = shape.fixed_bytes((max(most_rows),))
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     accounted = parts["working_set"] + parts["activations"] + parts["dense"] - parameters
     assert peak <= accounted

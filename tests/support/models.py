@@ -12,14 +12,14 @@ from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Oracle, Policy, Static, make_policy
-from cachedlrm.cache.table_group import CacheSettings, GroupSizes
+from cachedlrm.cache.table_group import CacheSettings, GroupSlots
 from cachedlrm.cache.working_set import AddressBook, Int32s, WorkingSet
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.graphed_pass import Work
 from cachedlrm.model.tables import Embedding
 from cachedlrm.store.init import CounterInit
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import GroupShape, RecordLayout
 
 POLICIES = ["lru", "lfu", "lrfu", "static", "lookahead", "oracle"]
 NUM_ROWS = 40
@@ -43,9 +43,15 @@ def one_group(
 ) -> EmbeddingCache:
     """A cache whose tables share one slab."""
     router = Router(table_rows, [[TablePart(feature, rows) for feature, rows in enumerate(table_rows)]])
-    sizes = GroupSizes(table_rows, quota, num_slots or quota, store_rows)
-    init = CounterInit(seed, table_rows, layout, torch.device(device))
-    return EmbeddingCache(router, [(sizes, layout, init)], settings or CacheSettings(), torch.device(device))
+    return EmbeddingCache(
+        router,
+        groups=[GroupShape(table_rows, layout)],
+        slots=[GroupSlots(quota, num_slots or quota)],
+        store_rows=[store_rows],
+        inits=[CounterInit(seed, table_rows, layout, torch.device(device))],
+        settings=settings or CacheSettings(),
+        device=torch.device(device),
+    )
 
 
 def working_sets(batches: Sequence[Sequence[int]], num_rows: int = NUM_ROWS) -> list[WorkingSet]:

@@ -3,10 +3,7 @@
 from collections.abc import Iterator
 
 from cachedlrm.options.architecture import Architecture
-from cachedlrm.store.records import RecordLayout
-
-_STATE_KEYS = {"sgd": (), "adagrad": ("sum",), "rwsadagrad": ("sum",), "adam": ("exp_avg", "exp_avg_sq")}
-_TABLE_STATE_KEYS = {**_STATE_KEYS, "rwsadagrad": ("momentum",)}
+from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 
 
 def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -32,10 +29,12 @@ def record_parts(layout: RecordLayout, weight: str, pooling: str) -> Iterator[tu
         pooling: name of its pooling weights, if the layout has them.
     """
     column = 0
-    keys = [(None, None), *zip(_TABLE_STATE_KEYS[layout.optimizer], _STATE_KEYS[layout.optimizer], strict=True)]
+    optimizer = OPTIMIZERS[layout.optimizer]
+    keys = [(None, None), *zip(optimizer.table_state_keys, optimizer.state_keys, strict=True)]
     for weight_key, pooling_key in keys:
-        width = 1 if weight_key == "momentum" else layout.dim
-        yield weight, weight_key, column if weight_key == "momentum" else slice(column, column + width)
+        is_column = optimizer.by_row and weight_key is not None
+        width = 1 if is_column else layout.dim
+        yield weight, weight_key, column if is_column else slice(column, column + width)
         column += width
         if layout.weighted:
             yield pooling, pooling_key, column
@@ -45,4 +44,4 @@ def record_parts(layout: RecordLayout, weight: str, pooling: str) -> Iterator[tu
 def state_keys(optimizer: str, name: str) -> tuple[str, ...]:
     """Keys of a parameter's state."""
     is_table = name.startswith("emb_l.") and not name.endswith(".proj.weight")
-    return (_TABLE_STATE_KEYS if is_table else _STATE_KEYS)[optimizer]
+    return OPTIMIZERS[optimizer].table_state_keys if is_table else OPTIMIZERS[optimizer].state_keys

@@ -27,6 +27,7 @@ from cachedlrm.export.formats.safetensors_file import TensorSpec, write_tensors
 from cachedlrm.export.full_tables import FullTable
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.resolved import Resolved
+from cachedlrm.store.records import OPTIMIZERS
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "torchrec.json"
@@ -91,7 +92,7 @@ def write_torchrec(
         name, layout = f"embedding_bags.{_table_name(table)}", table.layout
         tensors[f"{name}.weight"] = table.tensor(slice(0, layout.dim))
         if with_optimizer_state and layout.state_width:
-            by_row = layout.optimizer == "rwsadagrad"
+            by_row = OPTIMIZERS[layout.optimizer].by_row
             tensors[f"{name}.momentum1"] = table.tensor(layout.dim if by_row else slice(layout.dim, 2 * layout.dim))
     all_dense = {**dense, **(_dlrm_parameters(architecture, dense) if _dlrm_arguments(architecture) else {})}
     specs: dict[str, TensorSpec] = {name: (np.dtype(np.float32), tensor.shape) for name, tensor in tensors.items()}

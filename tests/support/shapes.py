@@ -1,9 +1,9 @@
 """A small shape of a step."""
 
-from cachedlrm.plan.step_bytes import GroupShape, Workload
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.plan.step_bytes import StepShape
+from cachedlrm.store.records import GroupShape, RecordLayout
 
-WORKLOAD = Workload(
+STEP = StepShape(
     groups=(GroupShape((1000, 10, 5), RecordLayout(4, "adagrad")),),
     num_features=3,
     lookups_per_bag=2,
