@@ -114,6 +114,7 @@ class EmbeddingCache:
         )
         self._upload = Upload(device, self._ring, self.trained)
         self._admitted = [Event(device) for _ in range(self._ring)]
+        self._stream.follow()  # slabs and staging are memory that earlier work of this stream may still write
 
     @property
     def optimizer(self) -> str:
@@ -130,6 +131,7 @@ class EmbeddingCache:
         Raises:
             UserError: a store cannot hold the rows touched.
         """
+        self.trained.begin(first_batch)
         # Batches known and not planned: dense features, labels, and the working set of each group, which takes fewer
         # bytes than the lookups it was made of. Policy ``lookahead`` keeps a window of them.
         waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32], list[WorkingSet]]] = deque()

@@ -12,20 +12,24 @@ import torch
 
 
 class Event:
-    """A point in a stream's work; on the CPU it is always in the past."""
+    """A point in a stream's work; on the CPU it is always in the past.
+
+    The current stream is that of ``device``, where operators on its tensors run, whatever device is current.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._event = torch.cuda.Event() if device.type == "cuda" else None
 
     def record(self) -> None:
         """Marks the work issued so far on the current stream."""
         if self._event is not None:
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(self._device))
 
     def wait(self) -> None:
         """Makes later work of the current stream wait for the mark."""
         if self._event is not None:
-            torch.cuda.current_stream().wait_event(self._event)
+            torch.cuda.current_stream(self._device).wait_event(self._event)
 
     def synchronize(self) -> None:
         """Blocks the host until the mark is reached."""
@@ -37,11 +41,17 @@ class CopyStream:
     """The stream on which rows move."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self) -> AbstractContextManager[None]:
         """Issues the block's work on the copy stream."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def follow(self) -> None:
+        """Makes later copies wait for the work issued so far on the current stream."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def synchronize(self) -> None:
         """Blocks the host until all copies are done."""
@@ -67,6 +77,11 @@ class TrainedBatches:
         self._newest = -1
         self._stopped = False
         self._condition = threading.Condition()
+
+    def begin(self, first_batch: int) -> None:
+        """Nobody waits for batches before ``first_batch``: an earlier process trained them, or they are marked."""
+        with self._condition:
+            self._newest = max(self._newest, first_batch - 1)
 
     def mark(self, index: int) -> None:
         """Batch ``index`` has been issued to the current stream, its row updates included."""

@@ -128,6 +128,7 @@ class TableGroup:
         self.slab = make_slab(slots.total, layout.width, device)
         self.transfer = Transfer(self.slab, self.store, init, trained, stream, settings.staging_rows)
         self.init = init
+        self._stream = stream
         self._device = device
         self._staging_bytes = 0 if device.type == "cpu" else 4 * settings.staging_rows * layout.record_bytes
         self._records = torch.empty(0, layout.width, device=device)
@@ -186,6 +187,7 @@ class TableGroup:
         untouched = np.flatnonzero(slots == NEVER)
         records = torch.empty(len(rows), self.layout.width, device=self._device)
         gather(self.slab, torch.from_numpy(np.maximum(slots, 0)).to(self._device), records)
+        self._stream.follow()  # no batch is marked after this, and the next may move these rows
         created = np.empty((len(untouched), self.layout.width), np.float32)
         self.init.fill(rows[untouched], created)
         for indices, values in ((below, self.transfer.read(addresses[below])), (untouched, created)):

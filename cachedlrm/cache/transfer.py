@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.counters import Span
+from cachedlrm.cache.pinned import pinned
 from cachedlrm.cache.planner import Plan
 from cachedlrm.cache.slab import gather, scatter
 from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
@@ -39,14 +40,14 @@ class _StagingBuffer:
     """Records between host and device. On the CPU both halves are one tensor.
 
     Attributes:
-        host: [rows, width] float32, pinned on CUDA.
+        host: [rows, width] float32, on CUDA pinned if possible.
         device: [rows, width] float32.
         copied: the last copy from or to ``host``.
         write_back: what ``host`` holds that the store does not have yet.
     """
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
-        self.host = torch.empty(rows, width, pin_memory=device.type == "cuda")
+        self.host = pinned((rows, width)) if device.type == "cuda" else torch.empty(rows, width)
         self.device = torch.empty(rows, width, device=device) if device.type == "cuda" else self.host
         self.copied = Event(device)
         self.write_back: _WriteBack | None = None

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.cache.pinned import pinned
 from cachedlrm.cache.planner import NO_ROWS, Plan
 from cachedlrm.cache.streams import Event, TrainedBatches
 from cachedlrm.cache.working_set import WorkingSet
@@ -183,7 +184,7 @@ class _PinnedBuffer:
         self._copied.synchronize()  # the pinned half may still be read by its last copy
         if needed > self.num_bytes:
             self.num_bytes = needed + needed // 4
-            self._host = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=True)
+            self._host = pinned((self.num_bytes,), torch.uint8)
             self._on_device = torch.empty(self.num_bytes, dtype=torch.uint8, device=self._device)
         self._end = 0
 
