@@ -1,38 +1,25 @@
 """Rows on the move against a dictionary: whatever is evicted, staged and fetched, training sees the latest value."""
 
 import time
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.cache.transfer import Transfer
-from cachedlrm.cache.upload import Arrays
 from cachedlrm.data.batch import Batch
 from cachedlrm.store.records import RecordLayout
 from support.models import one_group
 
 NUM_ROWS, DIM = 30, 3
 streams = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=10), min_size=1, max_size=30)
-
-
-def test_rows_scattered_into_the_slab():
-    random = torch.Generator().manual_seed(0)
-    slab, records = torch.rand(50, 5, generator=random), torch.rand(20, 5, generator=random)
-    slots = torch.randperm(50, generator=random)[:20]
-    expected = slab.index_copy(0, slots, records)
-    scatter(slab, slots, records)
-    assert torch.equal(slab, expected)
 
 
 def batch_of(rows: list[int]) -> Batch:
@@ -216,48 +203,3 @@ def test_bytes_on_the_device_are_those_of_the_tensors():
     assert cache.device_bytes == {"slab": 8 * 9 * 4, "staging": 0, "working_set": 0}
     cache.begin(next(cache.prepare([batch_of([1, 2, 3, 4])])))
     assert cache.device_bytes["working_set"] == 5 * 9 * 4  # a quarter more than needed
-
-
-@pytest.mark.parametrize("shift", range(4))
-def test_dense_features_lie_at_an_aligned_address_wherever_they_came_from(shift):
-    # Matrix products may take another kernel, and round differently, where an operand is aligned otherwise.
-    memory = np.arange(7 * 13 + 64, dtype=np.float32)
-    start = -(memory.ctypes.data // 4) % 16 + shift
-    dense = memory[start : start + 7 * 13].reshape(7, 13)
-    batch = Batch(dense, np.array([1, 2, 3]), np.arange(4), np.zeros(7, np.float32))
-    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6)
-    uploaded = next(cache.prepare([batch])).tensors.dense
-    assert uploaded.data_ptr() % 64 == 0
-    assert (uploaded.numpy() == dense).all()
-
-
-class _Copies:
-    """In place of pinned memory and its image on a GPU."""
-
-    def open(self, parts: Sequence[Arrays]) -> None:
-        self.room = sum(array.nbytes for arrays in parts for array in arrays.values())
-
-    def put(self, arrays: Arrays) -> dict[str, torch.Tensor]:
-        self.room -= sum(array.nbytes for array in arrays.values())
-        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-
-    def send(self) -> None:
-        assert self.room == 0
-
-
-def test_lookups_sorted_by_position_go_where_arrays_are_copied(monkeypatch):
-    cache = one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6)
-    cache._upload._ring = [_Copies()]
-    cache.trained.mark(0)
-    moved, execute = [], Transfer.execute
-    monkeypatch.setattr(Transfer, "execute", lambda self, *given: moved.append(given[1]) or execute(self, *given))
-    [lookups] = next(cache.prepare([batch_of([3, 5, 3, 7, 5, 3])])).tensors.lookups
-    [moves] = moved
-    assert lookups.positions.tolist() == [0, 1, 0, 2, 1, 0]
-    assert lookups.slots.tolist() == moves.create_slots.tolist() == [0, 1, 2]
-    assert moves.create_rows.tolist() == [3, 5, 7]
-    assert moves.fetch_slots.tolist() == moves.evict_slots.tolist() == []
-    assert lookups.bags_by_position.tolist() == [0, 2, 5, 1, 4, 3]
-    assert lookups.position_offsets.tolist() == [0, 3, 5, 6]
-    [unsorted] = next(one_group((NUM_ROWS,), RecordLayout(DIM, "sgd"), 6).prepare([batch_of([3, 3])])).tensors.lookups
-    assert unsorted.bags_by_position is unsorted.position_offsets is None
