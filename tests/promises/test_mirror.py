@@ -12,12 +12,8 @@ from support.documents import ROOT, TESTS
 
 ACROSS_ROOMS = ("promises", "gpu", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
-    "cache/counters.py",
-    "cache/lookup_counts.py",
-    "cache/slab.py",
     "cache/streams.py",
     "cache/table_group.py",
-    "cache/upload.py",
     "check/__main__.py",
     "check/findings.py",
     "data/batch.py",
@@ -82,11 +78,9 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "run/trainer.py",
     "simulate.py",
     "store/database.py",
-    "store/init.py",
     "store/lmdb_store.py",
     "store/mapped_file.py",
     "store/read_ahead.py",
-    "store/records.py",
     "store/segment.py",
 }
 MODULES = sorted(
