@@ -1,13 +1,18 @@
 """``--tensorboard``: the lines of ``metrics.jsonl`` as scalars, in the folder ``tensorboard`` of the run directory."""
 
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cachedlrm.base.files import cannot_write
 from cachedlrm.options.run_files import OTHER_RUN_DIR
-from cachedlrm.report.event_file import EventFile
 from cachedlrm.report.metrics import MetricsRow
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SCALARS_FOLDER = "tensorboard"
 
@@ -16,11 +21,11 @@ _GROUPS = {
     "progress": ("epoch", "samples", "elapsed_s", "samples_per_s"),
     "memory": ("device_bytes", "host_bytes", "mapped_bytes", "disk_bytes", "resident_slots"),
 }
-"""Keys of a line by the group TensorBoard shows them in; those that end in ``_ms`` are phases, others the cache's."""
+"""Keys of a line by the group that TensorBoard shows them in; others are phases (``*_ms``) or the cache's."""
 
 
 def tag(key: str) -> str:
-    """What a key of a line of metrics is called in TensorBoard, as in ``cache/hit_ratio``."""
+    """The name in TensorBoard of a key of a line of metrics, as in ``cache/hit_ratio``."""
     for group, keys in _GROUPS.items():
         if key in keys:
             return f"{group}/{key}"
@@ -32,15 +37,16 @@ class Scalars:
 
     Args:
         run_dir: the run's directory.
-        rows: lines that an earlier process wrote and that hold; empty for a new run.
-        steps: that were trained before.
+        rows: lines of earlier processes of the run that still hold; empty for a new run.
+        steps: trained by those processes.
     """
 
     def __init__(self, run_dir: Path, rows: Sequence[MetricsRow] = (), steps: int = 0) -> None:
         self._folder = run_dir / SCALARS_FOLDER
         self._before = tuple(rows)
         self._steps = steps
-        self._file: EventFile | None = None
+        self._writer: SummaryWriter | None = None
+        self._show_failure = threading.excepthook
 
     def add(self, row: MetricsRow) -> None:
         """Appends a line; its numbers are in the file when this returns.
@@ -49,37 +55,45 @@ class Scalars:
             UserError: it cannot be written.
         """
         try:
-            if self._file is None:
-                self._begin()
-            self._write(row, time.time())
+            if self._writer is None:
+                self._open()
+            self._write([row], time.time())
         except OSError as error:
             raise cannot_write(self._folder, error, OTHER_RUN_DIR) from error
 
-    def _begin(self) -> None:
-        """A file of this process's own; TensorBoard takes those of the run in the order of their names."""
-        self._folder.mkdir(exist_ok=True)
-        is_first = not any(self._folder.glob("*tfevents*"))
-        path = self._folder / f"events.out.tfevents.{self._steps:012d}.{time.time_ns()}"
+    def _open(self) -> None:
+        """Opens a file of this process's own, which takes back the steps that earlier files have beyond the run's."""
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - needs an optional package
+
+        threading.excepthook = self._on_failure
+        earlier = set(self._folder.glob("*tfevents*"))
         try:
-            self._file = EventFile(path)
-            if not is_first:
-                self._file.add_restart(self._steps + 1)
-                return
-            for row in self._before:  # the option is new to the run
-                past = (self._before[-1].get("elapsed_s") or 0) - (row.get("elapsed_s") or 0)
-                self._write(row, time.time() - past)
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._steps + 1 if earlier else None)
+            if not earlier and self._before:  # the option is new to the run
+                self._write(self._before, time.time())
         except OSError:
-            path.unlink(missing_ok=True)  # or a later process would take the lines before for written
+            for path in set(self._folder.glob("*tfevents*")) - earlier:  # a later process would take it for whole
+                path.unlink()
             raise
 
-    def _write(self, row: MetricsRow, wall_time: float) -> None:
-        scalars = {tag(key): value for key, value in row.items() if key != "step" and value is not None}
-        step = row["step"]
-        assert isinstance(step, int)
-        assert self._file is not None
-        self._file.add_scalars(step, wall_time, scalars)
+    def _write(self, rows: Sequence[MetricsRow], now: float) -> None:
+        """Writes lines, the last of which is of now."""
+        assert self._writer is not None
+        for row in rows:
+            wall_time = now - ((rows[-1].get("elapsed_s") or 0) - (row.get("elapsed_s") or 0))
+            for key, value in row.items():
+                if key != "step" and value is not None:
+                    self._writer.add_scalar(tag(key), value, row["step"], wall_time)
+        self._writer.flush()
+
+    def _on_failure(self, failure: threading.ExceptHookArgs) -> None:
+        """Shows nothing where the writer's thread failed: its error is raised again by `_write`."""
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            self._show_failure(failure)
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
+        if self._writer is not None:
+            with suppress(OSError):  # every line was flushed; a file that failed is said so
+                self._writer.close()
+        threading.excepthook = self._show_failure

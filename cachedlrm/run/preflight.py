@@ -17,10 +17,10 @@ from cachedlrm.store.spool import TEMPORARY_FILE
 
 
 def check_outputs(options: Resolved) -> None:
-    """What would otherwise show after hours of training.
+    """Refuses what would otherwise fail after hours of training.
 
     Raises:
-        UserError: a place that cannot be written, or a package that is missing.
+        UserError: a place cannot be written, or a package is missing.
     """
     path = options.inference.save_model
     if path is not None:
@@ -31,6 +31,8 @@ def check_outputs(options: Resolved) -> None:
             raise UserError(f"--save-model {path}: cannot write into {path.parent}; name a file in another place")
     if options.inference.save_onnx and importlib.util.find_spec("onnx") is None:
         raise UserError("--save-onnx needs the package onnx: pip install 'cachedlrm[onnx]'")
+    if options.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs the package tensorboard: pip install 'cachedlrm[tensorboard]'")
 
 
 def short_of_space(files: Mapping[Path, int]) -> Iterator[str]:

@@ -67,7 +67,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "prepare/spool.py",
     "prepare/tables.py",
     "prepare/vocabulary.py",
-    "report/event_file.py",
     "run/checkpoint.py",
     "run/job.py",
     "run/phase_clock.py",
