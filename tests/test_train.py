@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,11 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cachedlrm.base.machine import usable_processors
-from cachedlrm.data.open import open_dataset
 from cachedlrm.export.__main__ import main as export_main
-from cachedlrm.options.command_line import parse_command_line
-from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.train import main
 from support.runs import MODEL, SMALL, one_line, parameters, report, train
 
@@ -74,20 +69,6 @@ def test_config_toml_repeats_the_run(tmp_path):
     assert main(["--profile", str(first / "config.toml"), "--run-dir", str(again)]) == 0
     assert report(again)["losses"] == report(first)["losses"]
     assert (again / "config.toml").read_text() == (first / "config.toml").read_text()
-
-
-@pytest.mark.parametrize(
-    ("batch", "threads", "prefetch_depth"), [(8, 1, 0), (128, 1, 2), (2048, usable_processors(), 2)]
-)
-def test_a_step_takes_all_processors_and_a_thread_beside_where_it_is_worth_them(batch, threads, prefetch_depth):
-    # The default layers multiply 0.47 million times a sample.
-    options = parse_command_line(["--data=zipf:samples=5000", f"--mini-batch-size={batch}", "--device=cpu"])
-    dataset = open_dataset(options.data.data, None, data_request(options))
-    resolved = resolve(options, dataset)
-    assert (resolved.run.threads, resolved.cache.prefetch_depth) == (threads, prefetch_depth)
-    given = replace(options, cache=replace(options.cache, prefetch_depth=5), run=replace(options.run, threads=3))
-    resolved = resolve(given, dataset)
-    assert (resolved.run.threads, resolved.cache.prefetch_depth) == (3, 5)
 
 
 def test_config_toml_alone_starts_a_run_in_a_directory_of_its_own(tmp_path, monkeypatch):
@@ -171,14 +152,6 @@ def test_a_smaller_last_mini_batch_is_averaged_over_its_samples(tmp_path):
     losses, expected = (report(tmp_path / size)["losses"] for size in ("100", "70"))
     assert len(losses) == 3
     assert losses == expected
-
-
-@pytest.mark.parametrize(("asked", "tested", "expected"), [(7, -1, (7, 7)), (500, -1, (100, 100)), (7, 30, (7, 30))])
-def test_passes_and_evaluations_have_a_mini_batch_at_most_unless_asked(asked, tested, expected):
-    arguments = [*SMALL, f"--micro-batch-size={asked}", f"--test-mini-batch-size={tested}"]
-    options = parse_command_line(arguments)
-    batches = resolve(options, open_dataset(options.data.data, None, data_request(options))).batches
-    assert (batches.micro_batch_size, batches.test_mini_batch_size) == expected
 
 
 def test_losses_that_no_memory_holds_are_one_line(tmp_path, capsys):

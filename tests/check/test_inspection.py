@@ -401,15 +401,3 @@ def test_nothing_outside_is_written_through_a_link(store, tmp_path, name, capsys
     with pytest.raises(UserError, match="symbolic links" if name == "store.lock" else f"{name} is not a regular file"):
         open_database(store, IDENTITY, 1, 1 << 20, resumes=True)
     assert victim.read_bytes() == before
-
-
-def test_mistakes_in_the_call(tmp_path, capsys):
-    for arguments in ([], ["a", "b"], ["--bogus", "a"], [""], [str(tmp_path)], ["a\nb\x1b[2J"]):
-        one_line(capsys, main(arguments))
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    assert "Usage: python -m cachedlrm.check STORE" in capsys.readouterr().out
-    (tmp_path / "config.toml").write_text("[store]\nstore-path = 'nowhere'\n")
-    assert "nowhere holds no store" in one_line(capsys, main([str(tmp_path)]))
-    (tmp_path / "config.toml").write_text("[store]\nstore-path = 3\n")
-    assert "Must be a string" in one_line(capsys, main([str(tmp_path)]))
