@@ -104,6 +104,28 @@ def test_a_log_is_a_dictionary_that_a_crash_sets_back_to_its_checkpoint(tmp_path
     database.close()
 
 
+def test_no_segment_takes_the_number_of_one_that_a_crash_made_worthless(tmp_path):
+    # The writer leaves out a segment that comes and goes in one transaction: it would be taken for that one.
+    book, first, second, third = AddressBook(NUM_ROWS), *np.arange(3 * CAPACITY).reshape(3, CAPACITY)
+    book.register(np.arange(NUM_ROWS))
+    database = opened(tmp_path)
+    log = new_log(database, book)
+    log.append(first, records(first, 1))
+    end = checkpoint(database, log)
+    log.append(second, records(second, 2))  # a whole segment after the checkpoint
+    for addresses in (third, None):
+        database.wait()
+        database.close()
+        database = opened(tmp_path, resumes=True)
+        log = new_log(database, book)
+        log.load(*end)
+        if addresses is not None:
+            log.append(addresses, records(addresses, 3))
+            end = checkpoint(database, log)
+    assert scanned(log) == dict.fromkeys(first.tolist(), 1) | dict.fromkeys(third.tolist(), 3)
+    database.close()
+
+
 def test_dead_records_are_reclaimed_and_the_file_stays_small(tmp_path):
     database, book = opened(tmp_path), AddressBook(NUM_ROWS)
     book.register(np.arange(NUM_ROWS))
