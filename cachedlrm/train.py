@@ -20,7 +20,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Needed by --deterministic on CUDA, and read once too.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 
@@ -50,7 +50,6 @@ from cachedlrm.run.directory import RunDirectory
 from cachedlrm.run.inference import check_inference, run_inference
 from cachedlrm.run.job import Job, build_job
 from cachedlrm.run.preflight import check_outputs, save_models, short_of_space
-from cachedlrm.run.processes import refuse_several_processes
 from cachedlrm.run.progress import Progress
 from cachedlrm.run.saving import Checkpoints, open_run
 from cachedlrm.run.trace import TRACE_FILE, StepTrace
@@ -72,7 +71,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
         UserError: the input is wrong; what shows before the first step leaves nothing behind.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished.
     """
-    refuse_several_processes(os.environ)
+    _refuse_several_processes(os.environ)
     options = parse_command_line(arguments)
     dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
     resolved = resolve(options, dataset)
@@ -104,6 +103,23 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
             trace = run.path(TRACE_FILE)
             where = f"\ntrace: {trace}, for https://ui.perfetto.dev" if trace.exists() else ""
             console.finish(f"{summary}\nreport: {run.path('report.html')}, and report.md as text{where}")
+
+
+def _refuse_several_processes(environment: Mapping[str, str]) -> None:
+    """Ends what ``torchrun`` started more than once: every process would train the same run in the same directory.
+
+    Args:
+        environment: of this process.
+
+    Raises:
+        UserError: it is one of several.
+    """
+    count = environment.get("WORLD_SIZE", "1")
+    if "RANK" in environment and count.isdecimal() and int(count) > 1:
+        raise UserError(
+            f"torchrun started {count} processes and a run is one: start python -m cachedlrm.train without torchrun; "
+            "for more than one machine holds, go on in TorchRec (python -m cachedlrm.export --format torchrec)"
+        )
 
 
 class _RunLog:

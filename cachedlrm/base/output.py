@@ -5,11 +5,11 @@ import sys
 from typing import TextIO
 
 
-class Output:
-    """A stream whose reader may leave (``| head``), whose disk may fill up and whose encoding may lack characters.
+class SafeStream:
+    """A stream that never raises: its reader may leave (``| head``), its disk fill up, its encoding lack characters.
 
     Args:
-        stream: what is written to; None, as Python has it for a descriptor that was closed (``>&-``): nothing.
+        stream: where the text goes; None, which is what Python has for a closed descriptor (``>&-``): nowhere.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -19,7 +19,7 @@ class Output:
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Writes what the encoding has, with ``?`` for the rest; nothing any more once writing failed."""
+        """Writes the text, with ``?`` for what the encoding lacks; nothing once a write has failed."""
         if self._stream is not None and not self._broken:
             try:
                 self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
@@ -28,7 +28,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Flushes, unless writing failed."""
+        """Flushes, unless a write has failed."""
         if self._stream is not None and not self._broken:
             try:
                 self._stream.flush()
@@ -42,12 +42,12 @@ class Output:
     def _give_up(self, stream: TextIO) -> None:
         self._broken = True
         if self._is_standard:
-            # Python flushes these streams once more at exit and would turn what is left in them into exit status 120.
+            # Python flushes these streams once more at exit and would exit with status 120 over what is left in them.
             try:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)
-            except OSError:  # no file behind it
+            except OSError:  # it has no descriptor
                 pass
 
     def __getattr__(self, name: str) -> object:

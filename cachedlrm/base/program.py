@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn, TextIO, cast
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.output import Output
+from cachedlrm.base.output import SafeStream
 from cachedlrm.base.text import printable
 
 _INTERRUPTED = 130
@@ -121,7 +121,7 @@ def run_program(body: Callable[[Interrupts], None], interrupted: str) -> int:
 
 def say(line: str, stream: TextIO | None) -> None:
     """Prints one line, whatever the text and the state of the stream."""
-    print(printable(line), file=cast("TextIO", Output(stream)), flush=True)
+    print(printable(line), file=cast("TextIO", SafeStream(stream)), flush=True)
 
 
 def start_program() -> None:
@@ -144,7 +144,7 @@ def end_program(status: int) -> NoReturn:
     if _is_watched():
         sys.exit(status)
     for stream in (sys.stdout, sys.stderr):
-        Output(stream).flush()
+        SafeStream(stream).flush()
     os._exit(status)
 
 

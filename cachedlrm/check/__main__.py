@@ -18,7 +18,7 @@ from typing import Annotated, TextIO, cast
 from cyclopts import Parameter
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.output import Output
+from cachedlrm.base.output import SafeStream
 from cachedlrm.check.findings import Findings, describe
 from cachedlrm.check.inspection import inspect_store
 from cachedlrm.options.parsing import parse
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 def _check(arguments: Sequence[str]) -> Findings:
     path = find_store(parse(arguments, "python -m cachedlrm.check", _HELP, _command))
     findings = inspect_store(path)
-    print(describe(path, findings), file=cast("TextIO", Output(sys.stdout)), flush=True)
+    print(describe(path, findings), file=cast("TextIO", SafeStream(sys.stdout)), flush=True)
     say(f"{findings.num_problems:,} problems" if findings.num_problems else "no problem found", sys.stdout)
     return findings
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cachedlrm.export.formats.model_file import load_model
-from cachedlrm.export.formats.reference_format import record_parts
+from cachedlrm.export.formats.model_file import load_model, record_parts
 from cachedlrm.model.reference_init import reference_parameters
 from cachedlrm.options.architecture import Architecture, pooling_name, split_parameters
 from cachedlrm.options.resolved import Resolved

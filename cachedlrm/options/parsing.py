@@ -11,7 +11,7 @@ import rich.console
 
 from cachedlrm import __version__
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.output import Output
+from cachedlrm.base.output import SafeStream
 
 _Request = TypeVar("_Request")
 
@@ -46,7 +46,7 @@ def parse(
         help=help_text,
         version=__version__,
         result_action="return_value",
-        console=rich.console.Console(file=cast("TextIO", Output(sys.stdout))),  # a pipe may be closed
+        console=rich.console.Console(file=cast("TextIO", SafeStream(sys.stdout))),  # a pipe may be closed
         suppress_keyboard_interrupt=False,
     )
     for command in commands:

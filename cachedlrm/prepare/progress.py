@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from cachedlrm.base.output import Output
+from cachedlrm.base.output import SafeStream
 from cachedlrm.base.program import say
 
 _LINE_S, _REFRESH_S = 10.0, 0.25
@@ -65,7 +65,7 @@ class Display:
     """
 
     def __init__(self, mode: str, stream: TextIO | None) -> None:
-        output = Output(stream)
+        output = SafeStream(stream)
         self._stream, self._mode = stream, mode
         if mode == "auto":
             self._mode = "live" if output.isatty() else "plain"

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import whole_file, writable_file
-from cachedlrm.base.output import Output
+from cachedlrm.base.output import SafeStream
 from cachedlrm.options.parsing import parse
 from cachedlrm.options.run_files import LOCK_FILE, RUN_FILES
 from cachedlrm.options.types import GivenPath
@@ -41,7 +41,7 @@ def _report(arguments: Sequence[str]) -> None:
         raise UserError("no run is named; python -m cachedlrm.report RUN_DIR... takes the directories of runs")
     target = None if html is None else writable_file(html, "--html", run_dirs, (*RUN_FILES, LOCK_FILE))
     runs = [load_run(path) for path in run_dirs]
-    output = Output(sys.stdout)
+    output = SafeStream(sys.stdout)
     width = shutil.get_terminal_size().columns if output.isatty() else None
     print(comparison_text(runs, width), file=cast("TextIO", output), flush=True)
     if target is not None:

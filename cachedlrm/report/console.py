@@ -12,7 +12,7 @@ from rich.control import Control
 from rich.live import Live
 from rich.text import Text
 
-from cachedlrm.base.output import Output
+from cachedlrm.base.output import SafeStream
 from cachedlrm.base.text import printable
 from cachedlrm.base.units import format_seconds
 from cachedlrm.report.live_view import History, LiveView, RunHeader
@@ -66,7 +66,7 @@ def open_console(ui: str, stream: TextIO | None = None) -> Console:
         return SilentConsole()
     # Asked of the stream: rich also takes a file for a terminal when FORCE_COLOR is set, as CI systems do.
     is_terminal = stream.isatty()
-    output = cast("TextIO", Output(stream))
+    output = cast("TextIO", SafeStream(stream))
     terminal = rich.console.Console(file=output, highlight=False)
     if ui == "live" or (ui == "auto" and is_terminal and not terminal.is_dumb_terminal):
         return LiveConsole(terminal)

@@ -83,7 +83,7 @@ def save_models(job: Job, report: Report, onnx_path: Path) -> None:
             _training(job, report),
         )
     if inference.save_onnx:
-        from cachedlrm.export.formats.onnx_file import save_onnx  # noqa: PLC0415 - needs an optional package
+        from cachedlrm.export.formats.onnx import save_onnx  # noqa: PLC0415 - needs an optional package
 
         save_onnx(onnx_path, job.architecture, tables, trainer.model)
 

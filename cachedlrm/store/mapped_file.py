@@ -1,11 +1,15 @@
-"""One line, instead of a core dump, where a mapped file cannot be read.
+"""A file that is read through a map: which part is read next, and one line instead of a core dump if it cannot be read.
 
-A file that is read through a map tells of a failing disk, or of an end that somebody cut off, by the signal SIGBUS. The
-instruction that touched the page cannot be finished, so Python's own handlers, which run between instructions, never
-would. Numba compiles one that needs no Python: it writes a line and ends the process.
+LMDB maps its file for reads at random, where the system loads a page at each first touch, one after the other;
+`will_read` has a whole segment loaded at once.
+
+A failing disk, or a file that was cut short, shows in a map as the signal SIGBUS. The instruction that touched the page
+cannot finish, so Python's own handlers, which run between instructions, never would. Numba compiles one that needs no
+Python: it writes a line and ends the process.
 """
 
 import ctypes
+import mmap
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,9 +23,19 @@ from numba import types
 
 from cachedlrm.base.text import printable
 
+_LIBRARY = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None
+
 _write: Any = types.ExternalFunction("write", types.int64(types.int32, types.uintp, types.uintp))
 _exit: Any = types.ExternalFunction("_exit", types.void(types.int32))
 _kept: list[object] = []  # handlers and their messages, for as long as the process lives
+
+
+def will_read(address: int, num_bytes: int) -> None:
+    """Asks for the pages of ``num_bytes`` at ``address`` (madvise(2), a hint); on Windows nothing."""
+    if _LIBRARY is not None:
+        start = address - address % mmap.PAGESIZE
+        size = address + num_bytes - start
+        _LIBRARY.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), ctypes.c_int(mmap.MADV_WILLNEED))
 
 
 def explain_bus_errors(path: Path) -> None:
@@ -33,7 +47,7 @@ def explain_bus_errors(path: Path) -> None:
 
 @contextmanager
 def damage_explained(path: Path) -> Iterator[None]:
-    """The same inside, and wherever LMDB meets pages that it did not write: it trusts them, and would crash."""
+    """`explain_bus_errors` while inside, and the same line where LMDB crashes over damaged pages, which it trusts."""
     if not hasattr(signal, "SIGBUS"):
         yield
         return
@@ -47,7 +61,7 @@ def damage_explained(path: Path) -> Iterator[None]:
 
 
 def _handle(line: str, numbers: Sequence[int]) -> dict[int, int | None]:
-    """From now on signals end the process with one line and status 1; what handled them before."""
+    """From now on these signals end the process with one line and status 1; returns their handlers before."""
     text = np.frombuffer(f"{printable(line)}\n".encode(), np.uint8)
     address, length = text.ctypes.data, len(text)
 
@@ -63,7 +77,7 @@ def _handle(line: str, numbers: Sequence[int]) -> dict[int, int | None]:
 
 
 def _set_handler(number: int, handler: int | None) -> int | None:
-    """The C library's ``signal``, for handlers that are no Python; the address of the one before."""
+    """The C library's ``signal``, for a handler that is not Python; returns the address of the one before."""
     function = ctypes.CDLL(None).signal
     function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     before: int | None = function(number, handler)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.store.database import Database, Delete, Put
-from cachedlrm.store.read_ahead import will_read
+from cachedlrm.store.mapped_file import will_read
 from cachedlrm.store.segment import (
     HEADER_BYTES,
     PLACE_BITS,

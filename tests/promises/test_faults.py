@@ -87,7 +87,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, whole):
 
 
 def test_a_store_cut_short_under_a_running_trainer(tmp_path):
-    """Pages that cannot be read are a signal, not an error; see cachedlrm/store/bus_error.py."""
+    """Pages that cannot be read are a signal, not an error; see cachedlrm/store/mapped_file.py."""
     run = tmp_path / "run"
     process = start(run, "--prefetch-depth=0")
     wait_for_steps(run, 10, process)

@@ -7,7 +7,7 @@ parameters' numbers in that order, and where training stood: ``nepochs``, ``nbat
 
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,54 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.export.formats.piecewise import piecewise
-from cachedlrm.export.formats.reference_format import parameter_shapes, record_parts, state_keys
 from cachedlrm.export.formats.torch_file import write_torch_file
 from cachedlrm.export.full_tables import FullTable
 from cachedlrm.options.architecture import Architecture
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 
 State = dict[str, dict[str, Any]]
 """Optimizer state by parameter name and torch's key."""
+
+
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by name, in the reference's order."""
+    dense = {name: tuple(tensor.shape) for name, tensor in architecture.dlrm(seed=0).state_dict().items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for embedding in architecture.embeddings:
+        shapes |= {table.name: (table.num_rows, table.dim) for table in embedding.tables}
+        projection = f"emb_l.{embedding.number}.proj.weight"
+        if projection in dense:
+            shapes[projection] = dense.pop(projection)
+    if architecture.options.weighted_pooling == "learned":
+        shapes |= {f"v_W_l.{embedding.number}": (embedding.num_ids,) for embedding in architecture.embeddings}
+    return shapes | dense
+
+
+def record_parts(layout: RecordLayout, weight: str, pooling: str) -> Iterator[tuple[str, str | None, slice | int]]:
+    """What a record's columns hold, in order: parameter, key of its state (None: the parameter), columns.
+
+    Args:
+        layout: of the records.
+        weight: name of the table's weight.
+        pooling: name of its pooling weights, if the layout has them.
+    """
+    column = 0
+    optimizer = OPTIMIZERS[layout.optimizer]
+    keys = [(None, None), *zip(optimizer.table_state_keys, optimizer.state_keys, strict=True)]
+    for weight_key, pooling_key in keys:
+        is_column = optimizer.by_row and weight_key is not None
+        width = 1 if is_column else layout.dim
+        yield weight, weight_key, column if is_column else slice(column, column + width)
+        column += width
+        if layout.weighted:
+            yield pooling, pooling_key, column
+            column += 1
+
+
+def _state_keys(optimizer: str, name: str) -> tuple[str, ...]:
+    """Keys of a parameter's state."""
+    is_table = name.startswith("emb_l.") and not name.endswith(".proj.weight")
+    return OPTIMIZERS[optimizer].table_state_keys if is_table else OPTIMIZERS[optimizer].state_keys
 
 
 @dataclass(frozen=True)
@@ -100,7 +140,7 @@ def _load_state(
     try:
         numbers = [number for group in content["param_groups"] for number in group["params"]]
         for name, number in zip(shapes, numbers, strict=True):
-            keys = state_keys(optimizer, name)
+            keys = _state_keys(optimizer, name)
             if not keys:
                 continue
             entry = content["state"][number]
@@ -109,7 +149,7 @@ def _load_state(
     except (LookupError, TypeError, ValueError):  # of another optimizer or other parameters, or none
         return None
     for name, entry in state.items():
-        for key in state_keys(optimizer, name):
+        for key in _state_keys(optimizer, name):
             shape = shapes[name][:1] if key == "momentum" else shapes[name]
             entry[key] = _array(path, f"{key} of {name}", entry[key], shape)
     return state

@@ -13,8 +13,8 @@ runtime = pytest.importorskip("onnxruntime")
 
 from cachedlrm.base.kernels import table_offsets  # noqa: E402
 from cachedlrm.data.batch import Batch  # noqa: E402
-from cachedlrm.export.formats import onnx_file  # noqa: E402 - needs the optional package
-from cachedlrm.export.formats.reference_format import parameter_shapes  # noqa: E402
+from cachedlrm.export.formats import onnx as onnx_format  # noqa: E402 - needs the optional package
+from cachedlrm.export.formats.model_file import parameter_shapes  # noqa: E402
 from cachedlrm.options.architecture import Architecture, build_architecture  # noqa: E402
 from cachedlrm.options.command_line import parse_command_line  # noqa: E402
 from cachedlrm.options.config import ModelOptions  # noqa: E402
@@ -108,7 +108,7 @@ def by_torch(architecture: Architecture, path: Path, feeds: dict[str, np.ndarray
 @pytest.mark.parametrize(("kind", "beside"), [*((kind, False) for kind in KINDS), ("md", True), ("learned", True)])
 def test_onnxruntime_agrees_with_torch(kind, beside, tmp_path, monkeypatch):
     if beside:
-        monkeypatch.setattr(onnx_file, "_MOST_BYTES_INSIDE", 1000)
+        monkeypatch.setattr(onnx_format, "_MOST_BYTES_INSIDE", 1000)
     random_model(tmp_path / "m.pt", *KINDS[kind])
     arguments = [*options_of(*KINDS[kind]), "--data=reference", "--ui=off", f"--load-model={tmp_path / 'm.pt'}"]
     assert main([*arguments, "--steps=0", "--save-onnx", f"--run-dir={tmp_path / 'run'}"]) == 0

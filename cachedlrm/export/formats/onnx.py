@@ -1,4 +1,7 @@
-"""A model as an ONNX graph, node by node. Needs the optional package onnx.
+"""``--save-onnx``: a model as an ONNX graph, built node by node, in ``model.onnx``. Needs the optional package onnx.
+
+One file, or, for more than 256 MiB of parameters, ``model.onnx`` and beside it ``model.onnx.data`` with them, written
+piece by piece: protobuf takes no more than 2 GiB, and copies what it takes several times.
 
 Inputs, as facebookresearch/dlrm names them: ``dense_x`` [batch_size, num_dense] float32, then of each sparse feature K
 ``offsets_K`` [batch_size] int64, ascending from 0, and ``indices_K`` [num_indices_K] int64. Output: ``pred``
@@ -7,19 +10,75 @@ Inputs, as facebookresearch/dlrm names them: ``dense_x`` [batch_size, num_dense]
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import nn
 
+from cachedlrm import __version__
+from cachedlrm.base.files import whole_file
+from cachedlrm.export.formats.piecewise import PiecewiseTensor, piecewise
+from cachedlrm.export.full_tables import FullTable
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.tables import Embedding, Table
 from cachedlrm.options.architecture import Architecture, pooling_name
 
-OPSET = 17
-IR_VERSION = 8  # the first with this opset, so that older runtimes open the file
+_OPSET = 17
+_IR_VERSION = 8  # the first with this opset, so that older runtimes open the file
+_MOST_BYTES_INSIDE = 1 << 28
+_PAGE_BYTES = 4096  # runtimes map parameters that begin at a page
+
+
+def save_onnx(path: Path, architecture: Architecture, tables: Sequence[FullTable], model: Dlrm) -> None:
+    """Writes a model; files appear only when complete.
+
+    Args:
+        path: the file.
+        architecture: of the model.
+        tables: all of them.
+        model: dense part.
+
+    Raises:
+        UserError: the file could not be written.
+    """
+    parameters = {name: tensor for table in tables for name, tensor in table.parameters().items()}
+    parameters |= {name: piecewise(tensor) for name, tensor in model.state_dict().items()}
+    if sum(4 * tensor.num_elements for tensor in parameters.values()) <= _MOST_BYTES_INSIDE:
+        initializers = [_inside(name, tensor) for name, tensor in parameters.items()]
+    else:
+        beside = path.with_name(f"{path.name}.data")
+        with whole_file(beside) as file:
+            initializers = [_beside(name, tensor, file, beside.name) for name, tensor in parameters.items()]
+    proto = helper.make_model(
+        _graph(architecture, model, initializers),
+        producer_name="cachedlrm",
+        producer_version=__version__,
+        ir_version=_IR_VERSION,
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+    )
+    with whole_file(path) as file:
+        file.write(proto.SerializeToString())
+
+
+def _inside(name: str, tensor: PiecewiseTensor) -> TensorProto:
+    data = b"".join(tensor.data())
+    return TensorProto(name=name, dims=tensor.shape, data_type=TensorProto.FLOAT, raw_data=data)
+
+
+def _beside(name: str, tensor: PiecewiseTensor, file: BinaryIO, file_name: str) -> TensorProto:
+    """A reference to data that is written to ``file``."""
+    file.write(bytes(-file.tell() % _PAGE_BYTES))
+    place = {"location": file_name, "offset": file.tell(), "length": 4 * tensor.num_elements}
+    for data in tensor.data():
+        file.write(data)
+    proto = TensorProto(name=name, dims=tensor.shape, data_type=TensorProto.FLOAT)
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in place.items():
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 class _Builder:
@@ -61,7 +120,7 @@ class _Builder:
         return self.add("ScatterElements", onto, indices, values, axis=0, reduction="add")
 
 
-def build_graph(architecture: Architecture, model: Dlrm, parameters: Sequence[TensorProto]) -> GraphProto:
+def _graph(architecture: Architecture, model: Dlrm, parameters: Sequence[TensorProto]) -> GraphProto:
     """The graph of a model.
 
     Args:
@@ -139,7 +198,7 @@ def _vector(graph: _Builder, architecture: Architecture, model: Dlrm, embedding:
 def _bags(graph: _Builder, offsets: str, indices: str) -> str:
     """The bag of each lookup, [L] int64: how many bags begin up to it, less one. Empty bags begin where others do."""
     num_lookups = graph.add("Shape", indices)
-    places = graph.add("Add", num_lookups, graph.integers(1))  # bags may begin behind the last lookup
+    places = graph.add("Add", num_lookups, graph.integers(1))  # bags may begin after the last lookup
     ones = graph.filled(graph.add("Shape", offsets), 1)
     starts = graph.scatter_sum(graph.filled(places, 0), offsets, ones)
     bags = graph.add("Sub", graph.add("CumSum", starts, graph.integers(0)), graph.integers(1))
@@ -159,7 +218,7 @@ def _pool(graph: _Builder, table: Table, indices: str, bags: str, offsets: str, 
 
 
 def _interact(graph: _Builder, architecture: Architecture, model: Dlrm, dense: str, vectors: list[str]) -> str:
-    """The top MLP's input from the vectors [B, D]; see `Dlrm.interact`."""
+    """The top MLP's input from the vectors [B, D]; see `cachedlrm.model.interaction.Interaction`."""
     together = graph.add("Concat", dense, *vectors, axis=1)
     if architecture.options.arch_interaction_op == "cat":
         return together
