@@ -27,7 +27,8 @@ from measuring import made_by, train_into, write_profile
 
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.store.database import CHECKPOINT, Database, Meta, open_database
+from cachedlrm.store.database import Database, Meta, open_database
+from cachedlrm.store.environment import CHECKPOINT
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.record_log import RecordLog
 
@@ -35,7 +36,7 @@ PLACE = Path(os.environ.get("STORAGE_BENCHMARK_DIR", tempfile.gettempdir()))
 
 
 def opened(path: Path, width: int, num_rows: int) -> tuple[Database, RecordLog]:
-    database = open_database(path, {"model": "benchmark"}, 1, 64 << 20, resumes=False)
+    database = open_database(path, {"model": "benchmark"}, [(num_rows, width)], 64 << 20, resumes=False)
     book = AddressBook(num_rows)
     book.register(np.arange(num_rows))
     return database, RecordLog(database, 0, width, book, num_rows)

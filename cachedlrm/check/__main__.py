@@ -11,6 +11,7 @@ from cachedlrm.base.program import end_program, run_program, say, start_program
 if __name__ == "__main__":
     start_program()
 
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TextIO, cast
@@ -19,14 +20,13 @@ from cyclopts import Parameter
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.output import SafeStream
+from cachedlrm.base.text import as_argument
 from cachedlrm.check.findings import Findings, describe
 from cachedlrm.check.inspection import inspect_store
 from cachedlrm.options.parsing import parse
-from cachedlrm.options.profiles import load_options
 from cachedlrm.options.run_files import STORE_FOLDER
 from cachedlrm.options.types import GivenPath
-from cachedlrm.run.checkpoint import store_folder
-from cachedlrm.store.database import DATA_FILE
+from cachedlrm.store.environment import DATA_FILE
 
 _HELP = """Read all of a store and say what is in it, and what is not as it was written.
 
@@ -43,16 +43,25 @@ def find_store(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    config = path / "config.toml"
     folders = [path / STORE_FOLDER, path]
-    if config.is_file():
-        folders.append(store_folder(load_options(config), path))
+    if (path / "config.toml").is_file():
+        folders.append(_store_path(path))
     for folder in reversed(folders):
         if (folder / DATA_FILE).is_file():
             return folder
     raise UserError(
         f"{folders[-1]} holds no store ({DATA_FILE} is missing); name the folder of a store, or a run that keeps one"
     )
+
+
+def _store_path(run_dir: Path) -> Path:
+    """Where the ``config.toml`` of a run says that its store is."""
+    config = run_dir / "config.toml"
+    try:
+        path = tomllib.loads(config.read_text(encoding="utf-8")).get("store", {}).get("store-path")
+        return run_dir / STORE_FOLDER if path is None else Path(as_argument(path))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{config} is garbled; name the folder of the store instead of the run's directory") from error
 
 
 def main(arguments: Sequence[str]) -> int:

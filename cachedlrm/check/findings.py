@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cachedlrm.base.text import aligned, printable
-from cachedlrm.run.checkpoint import Checkpoint
+from cachedlrm.store.checkpoint_value import Checkpoint
 
 _MOST_PROBLEMS = 20
 

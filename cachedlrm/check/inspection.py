@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.text import as_argument
 from cachedlrm.check.findings import Findings, GroupCounts
-from cachedlrm.options.architecture import Architecture, build_architecture
-from cachedlrm.options.command_line import parse_command_line
-from cachedlrm.options.config import ModelOptions
-from cachedlrm.options.resolved import ResolvedModel
-from cachedlrm.run.checkpoint import decode_checkpoint
-from cachedlrm.store import database
+from cachedlrm.store import environment as store
+from cachedlrm.store.checkpoint_value import decode_checkpoint
 from cachedlrm.store.mapped_file import damage_explained
 from cachedlrm.store.segment import SegmentView, fingerprint, parse_segment
 
 _MOST_GROUPS = 1000
-_MOST_ROWS = 1 << 32  # a segment's rows are uint32
 _META_PAGES = 2  # at the beginning of LMDB's file
 
 
@@ -42,30 +35,32 @@ def inspect_store(path: Path) -> Findings:
         path: folder of a store.
 
     Raises:
-        UserError: it cannot be kept from changing meanwhile.
+        UserError: it cannot be kept from changing meanwhile, or does not say the shape of its groups.
     """
     findings = Findings()
-    data = path / database.DATA_FILE
+    data = path / store.DATA_FILE
     with damage_explained(data), _held(path) as is_held, ExitStack() as stack:
         try:
             # No trainer can make the file twice as large before the transaction begins.
-            environment = database.open_environment(path, _MOST_GROUPS, 2 * data.stat().st_size, True, not is_held)
+            environment = store.open_environment(path, _MOST_GROUPS, 2 * data.stat().st_size, True, not is_held)
             stack.enter_context(closing(environment))
-            database.check_length(path, environment)
+            store.check_length(path, environment)
             with environment.begin(buffers=True) as transaction:
                 _Inspection(path, environment, transaction, findings).run()
+        except store.NoShapesError:
+            raise
         except UserError as error:
             findings.wrong(str(error))
         except (lmdb.Error, OSError, MemoryError) as error:
             reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
-            findings.wrong(f"{database.DATA_FILE} does not read: {reason}")
+            findings.wrong(f"{store.DATA_FILE} does not read: {reason}")
     return findings
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool]:
     """Whether trainers are kept away inside. They need not be where LMDB's lock file can be written."""
-    lock, owner = path / database.LMDB_LOCK_FILE, path / database.LOCK_FILE
+    lock, owner = path / store.LMDB_LOCK_FILE, path / store.LOCK_FILE
     if os.access(lock if lock.exists() else path, os.W_OK):
         yield False
         return
@@ -121,23 +116,23 @@ class _Inspection:
         findings.free_pages = findings.num_pages - self._content_pages
         if findings.free_pages < 0:
             raise UserError(f"{self._content_pages:,} pages are in use, and there are {findings.num_pages:,}")
-        value = database.read_identity(self._environment, self._transaction)
+        value = store.read_identity(self._environment, self._transaction)
         if value is None:
             if any(self._transaction.stat(handle)["entries"] for handle in self._databases.values()):
                 findings.wrong("it does not say what it is of")
             return
-        findings.identity = database.parse_identity(self._path, value)
-        for name, ours in database.own_identity().items():
+        findings.identity = store.parse_identity(self._path, value)
+        for name, ours in store.own_identity().items():
             theirs = findings.identity.get(name)
             if theirs != ours:
                 raise UserError(f"it is of {name} {theirs}, and this release reads {name} {ours} on this machine")
-        architecture = _architecture(findings.identity)
-        groups = [database.group_name(number) for number in range(len(architecture.groups))]
-        for stray in self._databases.keys() - {database.META, *groups}:
+        shapes = store.read_shapes(self._path, self._transaction, self._databases[store.META])
+        groups = [store.group_name(number) for number in range(len(shapes))]
+        for stray in self._databases.keys() - {store.META, *groups}:
             findings.wrong(f"{stray!r} does not belong there")
         boundaries = self._checkpoint(len(groups))
-        for number, (tables, layout) in enumerate(zip(architecture.groups, architecture.layouts, strict=True)):
-            counts = GroupCounts(sum(table.num_rows for table in tables), layout.record_bytes)
+        for number, (num_rows, width) in enumerate(shapes):
+            counts = GroupCounts(num_rows, 4 * width)
             findings.groups.append(counts)
             if groups[number] in self._databases:
                 self._segments(number, self._databases[groups[number]], boundaries[number], counts)
@@ -145,8 +140,8 @@ class _Inspection:
                 findings.wrong(f"group {number} is missing")
 
     def _checkpoint(self, num_groups: int) -> tuple[int, ...]:
-        """The first segment of each group behind the checkpoint; none is behind a damaged one."""
-        value = self._transaction.get(database.CHECKPOINT, db=self._databases[database.META])
+        """The first segment of each group after the checkpoint; none is after a damaged one."""
+        value = self._transaction.get(store.CHECKPOINT, db=self._databases[store.META])
         if value is None:
             return (0,) * num_groups
         try:
@@ -161,8 +156,6 @@ class _Inspection:
 
     def _segments(self, group: int, handle: Any, boundary: int, counts: GroupCounts) -> None:
         """Reads the segments of a group from the newest to the oldest, so that a row's first record is its live one."""
-        if counts.num_rows > _MOST_ROWS:
-            raise UserError(f"group {group} has {counts.num_rows:,} rows, more than a store holds")
         seen = np.zeros(counts.num_rows, bool)
         later: bytes | None = None
         num_found = num_read = 0
@@ -176,7 +169,7 @@ class _Inspection:
             num_found += 1
             sequence = -1
             try:
-                sequence = database.parse_key(key)
+                sequence = store.parse_key(key)
                 view = parse_segment(value, sequence, counts.record_bytes // 4, counts.num_rows)
             except ValueError as error:
                 where = f"group {group}" if sequence < 0 else f"group {group}, segment {sequence}"
@@ -205,24 +198,8 @@ class _Inspection:
             self._findings.wrong(f"group {group} lacks a segment that the checkpoint needs")
 
 
-def _architecture(identity: dict[str, str]) -> Architecture:
-    """The model that a store is of.
-
-    Raises:
-        UserError: it does not say so.
-    """
-    names = [*(option.name.replace("_", "-") for option in fields(ModelOptions)), "optimizer"]
-    options = parse_command_line([as_argument(f"--{name}={identity[name]}") for name in names if name in identity])
-    model, optimizer = options.model, options.optimisation.optimizer
-    if optimizer is None or None in (
-        model.arch_embedding_size, model.arch_sparse_feature_size, model.arch_mlp_bot, model.arch_mlp_top
-    ):  # fmt: skip
-        raise UserError("it does not say what tables it holds")
-    return build_architecture(ResolvedModel(**vars(model)), optimizer)
-
-
 def _pages(stat: dict[str, int]) -> int:
-    """Pages of a database."""
+    """Pages of one of LMDB's databases."""
     return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 

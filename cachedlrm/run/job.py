@@ -21,8 +21,9 @@ from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.id_pass import Tell, inform_policies
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
-from cachedlrm.run.checkpoint import Checkpoint, keeps_log, open_durability, restore_trainer
+from cachedlrm.run.checkpoint import keeps_log, open_durability, restore_trainer
 from cachedlrm.run.trainer import Trainer
+from cachedlrm.store.checkpoint_value import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     durability = checkpoint = None
     with ExitStack() as undo:
         if keeps_log(options):
-            durability, checkpoint = open_durability(options, run_dir, len(step.groups), tiers.host.records)
+            shapes = [(group.num_rows, group.layout.width) for group in step.groups]
+            durability, checkpoint = open_durability(options, run_dir, shapes, tiers.host.records)
             undo.callback(durability.database.close)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(

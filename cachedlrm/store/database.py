@@ -1,16 +1,11 @@
-"""The durable tier's LMDB environment: opened by one trainer, written by one thread, never half.
+"""A store that one trainer has open: written by one thread, never half.
 
 What is written is queued and reaches the disk in transactions of some megabytes, in order. So whoever opens the store
 finds everything up to some moment, and nothing after it: `cachedlrm.store.record_log` relies on that order.
 """
 
 import contextlib
-import errno
-import json
-import os
 import queue
-import shutil
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,48 +18,29 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import cannot_write, lock
+from cachedlrm.base.files import lock
+from cachedlrm.store.environment import (
+    DATA_FILE,
+    FIRST_MAP_BYTES,
+    LOCK_FILE,
+    META,
+    OTHERWISE,
+    TRANSACTION_BYTES,
+    Shapes,
+    cannot_open,
+    cannot_write_store,
+    check_exists,
+    check_length,
+    claim,
+    group_name,
+    open_environment,
+    parse_key,
+    segment_key,
+)
 from cachedlrm.store.mapped_file import explain_bus_errors
 
-FORMAT = 2
-"""Version of the layout; a store of another one is refused."""
-
-LOCK_FILE = "store.lock"
-DATA_FILE = "data.mdb"
-LMDB_LOCK_FILE = "lock.mdb"
-META = b"meta"
-"""Name of the database of metadata."""
-_IDENTITY = b"identity"
-CHECKPOINT = b"checkpoint"
-"""Keys of the metadata."""
-
-_FIRST_MAP_BYTES = 64 << 20
 _MOST_MAP_BYTES = 1 << 46
 _GATHERED_BYTES = 4 << 20  # a transaction waits for so much, unless somebody waits for it
-_TRANSACTION_BYTES = 4 << 20
-_SLACK_PAGES = 64  # pages at the end of the file that were taken and never written
-_OTHERWISE = "choose another --store-path"
-
-
-def segment_key(sequence: int) -> bytes:
-    """Big-endian, so that LMDB keeps segments in the order they were written."""
-    return sequence.to_bytes(8, "big")
-
-
-def parse_key(key: bytes) -> int:
-    """The inverse of `segment_key`.
-
-    Raises:
-        ValueError: it is no such key.
-    """
-    if len(key) != 8 or key[0] >> 6:  # as a run that lasts for ever would not reach
-        raise ValueError(f"{key[:20].hex()} is no segment's key")
-    return int.from_bytes(key, "big")
-
-
-def group_name(group: int) -> bytes:
-    """Of the LMDB database that holds the segments of a group of tables."""
-    return f"segments.{group}".encode()
 
 
 class Stored(Protocol):
@@ -229,7 +205,7 @@ class Database:
                     if lasting := _lasting(operations):
                         self._commit(lasting)
                 except (lmdb.Error, OSError, MemoryError) as error:
-                    self._error = _cannot_write(self.path, error)
+                    self._error = cannot_write_store(self.path, error)
             with self._room:
                 self._pending_bytes -= sum(map(_size, operations))
                 self._room.notify_all()
@@ -237,7 +213,7 @@ class Database:
                 barrier.done.set()
 
     def _take(self) -> tuple[list[Put | Delete | Meta], list[_Barrier], bool]:
-        """Operations for a transaction, barriers behind them, and whether there will be more."""
+        """Operations for a transaction, barriers after them, and whether there will be more."""
         operations: list[Put | Delete | Meta] = []
         size = 0
         while True:
@@ -252,7 +228,7 @@ class Database:
                 return operations, [operation], True
             operations.append(operation)
             size += _size(operation)
-            if size >= _TRANSACTION_BYTES or isinstance(operation, Meta):
+            if size >= TRANSACTION_BYTES or isinstance(operation, Meta):
                 return operations, [], True
 
     def _commit(self, operations: list[Put | Delete | Meta]) -> None:
@@ -323,17 +299,17 @@ def _lasting(operations: list[Put | Delete | Meta]) -> list[Put | Delete | Meta]
 def open_database(
     path: Path,
     identity: Mapping[str, str],
-    num_groups: int,
+    shapes: Shapes,
     pending_bytes: int,
     resumes: bool,
-    map_bytes: int = _FIRST_MAP_BYTES,
+    map_bytes: int = FIRST_MAP_BYTES,
 ) -> Database:
     """Opens a store for training; makes one where there is none, or none that was ever committed.
 
     Args:
         path: folder of the store.
         identity: what its records belong to, name by name as a user spells it.
-        num_groups: groups of tables.
+        shapes: rows and columns of each group of tables.
         pending_bytes: the most that may wait to be written.
         resumes: whether to go on from the checkpoint there.
         map_bytes: of the map at first, or the size of the file; it grows.
@@ -344,23 +320,23 @@ def open_database(
     """
     explain_bus_errors(path / DATA_FILE)
     if resumes:
-        _check_exists(path)
+        check_exists(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        owner = lock(path / LOCK_FILE, f"the store in {path}", f"wait for it or {_OTHERWISE}")
+        owner = lock(path / LOCK_FILE, f"the store in {path}", f"wait for it or {OTHERWISE}")
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write_store(path, error) from error
     try:
-        environment = open_environment(path, num_groups, map_bytes)
+        environment = open_environment(path, len(shapes), map_bytes)
         with contextlib.ExitStack() as undo:
             undo.callback(environment.close)
             check_length(path, environment)
-            _claim(path, environment, identity, num_groups, resumes)
+            claim(path, environment, identity, shapes, resumes)
             undo.pop_all()
-        return Database(path, environment, num_groups, owner, pending_bytes)
+        return Database(path, environment, len(shapes), owner, pending_bytes)
     except (lmdb.Error, OSError) as error:
         owner.release()
-        raise _cannot_open(path, error) from error
+        raise cannot_open(path, error) from error
     except BaseException:
         owner.release()
         raise
@@ -372,130 +348,13 @@ def copy_store(source: Path, target: Path) -> None:
     Raises:
         UserError: there is no store, or the copy could not be written.
     """
-    _check_exists(source)
+    check_exists(source)
     try:
         target.mkdir(parents=True, exist_ok=True)
         if (target / DATA_FILE).exists():
-            raise UserError(f"{target} already holds a store; {_OTHERWISE}")
-        environment = open_environment(source, 0, _FIRST_MAP_BYTES, read_only=True)
+            raise UserError(f"{target} already holds a store; {OTHERWISE}")
+        environment = open_environment(source, 0, FIRST_MAP_BYTES, read_only=True)
         with contextlib.closing(environment):
             environment.copy(str(target), compact=True)
     except (OSError, lmdb.Error) as error:
-        raise _cannot_write(target, error) from error
-
-
-def _check_exists(path: Path) -> None:
-    if not (path / DATA_FILE).is_file():
-        raise UserError(f"{path} holds no store ({DATA_FILE} is missing); name it by --store-path, or start a new run")
-
-
-def open_environment(path: Path, num_groups: int, map_bytes: int, read_only: bool = False, lock: bool = True) -> Any:
-    """The LMDB environment in a folder.
-
-    Raises:
-        UserError: a file in it is none of its own.
-    """
-    data = path / DATA_FILE
-    for file in (data, path / LMDB_LOCK_FILE):
-        if file.is_symlink() or (file.exists() and not file.is_file()):  # LMDB would write wherever it leads
-            raise UserError(f"{file} is not a regular file; a store's files lie in its folder: put back a copy")
-    size = data.stat().st_size if data.exists() else 0
-    environment = lmdb.open(
-        str(path),
-        map_size=max(map_bytes, -(-size // 4096) * 4096),
-        max_dbs=num_groups + 1,
-        mode=0o666,  # the user's umask decides
-        readonly=read_only,
-        create=not read_only,
-        lock=lock,
-        readahead=False,  # records are read at random
-    )
-    if not read_only:
-        environment.reader_check()  # forgets readers that were killed
-    return environment
-
-
-def _claim(path: Path, environment: Any, identity: Mapping[str, str], num_groups: int, resumes: bool) -> None:
-    """Makes sure that a store is of this model; one without a checkpoint holds nothing to lose and is emptied."""
-    wanted = {**own_identity(), **identity}
-    meta = environment.open_db(META)
-    with environment.begin() as transaction:
-        value, checkpoint = transaction.get(_IDENTITY, db=meta), transaction.get(CHECKPOINT, db=meta)
-    if value is None or checkpoint is None:
-        groups = [environment.open_db(group_name(group)) for group in range(num_groups)]
-        with environment.begin(write=True) as transaction:
-            for group in groups:
-                transaction.drop(group, delete=False)
-            transaction.put(_IDENTITY, json.dumps(wanted).encode(), db=meta)
-        return
-    found = parse_identity(path, value)
-    for name in ("format", "byte-order", *sorted(found.keys() | wanted.keys())):
-        if found.get(name) != wanted.get(name):
-            theirs, ours = (f"{name} {shown[name]}" if name in shown else f"no {name}" for shown in (found, wanted))
-            raise UserError(f"the store in {path} is of a run with {theirs} and this one has {ours}; {_OTHERWISE}")
-    if not resumes:
-        raise UserError(f"the store in {path} holds a run; go on with --resume RUN_DIR, or {_OTHERWISE} (or delete it)")
-
-
-def own_identity() -> dict[str, str]:
-    """What every store says of itself that this release writes on this machine."""
-    return {"format": str(FORMAT), "byte-order": sys.byteorder}
-
-
-def parse_identity(path: Path, value: bytes) -> dict[str, str]:
-    """What a store says it is of.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        found = json.loads(value)
-        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-            raise ValueError
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the store in {path} is damaged: it does not say what it is of; {_OTHERWISE}") from error
-    return found
-
-
-def read_identity(environment: Any, transaction: Any) -> bytes | None:
-    """What `parse_identity` reads; None in an environment without it."""
-    try:
-        value = transaction.get(_IDENTITY, db=environment.open_db(META, transaction, create=False))
-    except lmdb.NotFoundError:
-        return None
-    return None if value is None else bytes(value)
-
-
-def check_length(path: Path, environment: Any) -> None:
-    """Whether the data file has all its pages.
-
-    Raises:
-        UserError: it was cut short.
-    """
-    used = environment.info()["last_pgno"] + 1
-    page = environment.stat()["psize"]
-    size = (path / DATA_FILE).stat().st_size
-    if size < (used - _SLACK_PAGES) * page:
-        raise UserError(
-            f"{path / DATA_FILE} is cut short: {size:,} bytes of {used * page:,}; put back a copy of it, "
-            "or start the run again"
-        )
-
-
-def _cannot_open(path: Path, error: Exception) -> UserError:
-    reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
-    return UserError(f"cannot open the store in {path}: {reason}; {_OTHERWISE}")
-
-
-def _cannot_write(path: Path, error: Exception) -> UserError:
-    if isinstance(error, OSError) and error.errno:
-        return cannot_write(path, error, _OTHERWISE)
-    reason = str(error).removeprefix("mdb_txn_commit: ") or "out of memory"
-    # A disk that fills up takes a part of a write, which LMDB calls an error of input and output.
-    with contextlib.suppress(OSError):
-        if shutil.disk_usage(path).free < _TRANSACTION_BYTES:
-            reason = os.strerror(errno.ENOSPC)
-    return UserError(
-        f"cannot write the store in {path}: {reason}; free space there or {_OTHERWISE}; "
-        "what was committed before is kept"
-    )
+        raise cannot_write_store(target, error) from error

@@ -19,7 +19,8 @@ import pytest
 from cachedlrm.base.errors import UserError
 from cachedlrm.check.__main__ import main
 from cachedlrm.check.inspection import inspect_store
-from cachedlrm.store.database import CHECKPOINT, META, Delete, Put, group_name, open_database
+from cachedlrm.store.database import Delete, Put, open_database
+from cachedlrm.store.environment import CHECKPOINT, META, group_name
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder
 from support.runs import SMALL, one_line, train
 from support.stores import (
@@ -35,6 +36,7 @@ from support.stores import (
     write_segment,
 )
 
+SHAPES = [(ROWS, WIDTH)]
 SPILLING = [
     "--arch-embedding-size=4000-300-9000-50",
     "--store=lmdb",
@@ -128,7 +130,7 @@ def test_a_segment_that_comes_and_goes_leaves_no_hole_at_the_end(tmp_path):
     """LMDB took pages for it and never wrote them, so that the file looked cut short."""
     builder = SegmentBuilder(4000, 64)
     builder.append(np.arange(4000), np.zeros((4000, 64), np.float32))
-    database = open_database(tmp_path, IDENTITY, 1, 256 << 20, resumes=False)
+    database = open_database(tmp_path, IDENTITY, SHAPES, 256 << 20, resumes=False)
     operations = [Put(0, number, builder.finish(number).copy()) for number in range(3)]
     for operation in [*operations, Delete(0, 0), Delete(0, 1), Delete(0, 2)]:
         database._queue.put(operation)  # `write` might commit between them
@@ -203,7 +205,7 @@ def test_a_key_that_is_no_number(store, key):
     (problem,) = problems(store)
     assert f"group 0: {key[:20].hex()} is no segment's key" in problem
     refused = pytest.raises(UserError, match=f"damaged: group 0: {key[:20].hex()}")
-    with closing(open_database(store, IDENTITY, 1, 1 << 20, resumes=True)) as database, refused:
+    with closing(open_database(store, IDENTITY, SHAPES, 1 << 20, resumes=True)) as database, refused:
         list(database.segments(0))
 
 
@@ -226,30 +228,37 @@ def test_a_flipped_byte_in_the_checkpoint(store, place):
     ],
 )
 def test_a_store_of_another_kind_is_named(store, name, theirs, words, capsys):
-    set_identity(store, {"format": "2", "byte-order": sys.byteorder, **IDENTITY, name: theirs})
+    set_meta(store, b"identity", {"format": "2", "byte-order": sys.byteorder, **IDENTITY, name: theirs})
     (problem,) = problems(store)
     assert words in problem
     assert main([str(store)]) == 1
 
 
-def set_identity(path: Path, identity: object) -> None:
+def set_meta(path: Path, key: bytes, value: object) -> None:
     with changing(path, META) as (transaction, handle):
-        transaction.put(b"identity", json.dumps(identity).encode(), db=handle)
+        transaction.put(key, json.dumps(value).encode(), db=handle)
 
 
-def test_another_model_than_the_segments(store):
-    full = {"format": "2", "byte-order": sys.byteorder, **IDENTITY}
-    set_identity(store, {**full, "optimizer": "sgd"})
+def test_a_store_of_the_release_before_says_its_shape_once_it_is_opened(store, capsys):
+    with changing(store, META) as (transaction, handle):
+        transaction.delete(b"shapes", db=handle)
+    before = files(store)
+    message = one_line(capsys, main([str(store)]))
+    assert "does not say the shape of its groups; go on with it once (train --resume RUN_DIR" in message
+    assert files(store) == before
+    open_database(store, IDENTITY, SHAPES, 1 << 20, resumes=True).close()
+    assert problems(store) == []
+
+
+def test_another_shape_than_that_of_the_segments(store):
+    set_meta(store, b"shapes", [[ROWS, 8]])
     assert "records of 16 columns, not 8" in problems(store)[0]
-    set_identity(store, {**full, "arch-embedding-size": "2-2-2-2"})
+    set_meta(store, b"shapes", [[8, WIDTH]])
     assert re.search(r"it holds row \d+ of 8$", problems(store)[0])
-    set_identity(store, {**full, "qr-flag": "True", "qr-operation": "concat", "arch-mlp-bot": "3-16-16"})
-    assert "--qr-threshold" in problems(store)[0]
-    set_identity(store, {name: value for name, value in full.items() if name != "arch-mlp-bot"})
-    assert problems(store) == ["it does not say what tables it holds"]
-    set_identity(store, {**full, "arch-embedding-size": "9000000000000000000"})
-    assert "more than a store holds" in problems(store)[0]
-    set_identity(store, ["format"])
+    for shapes in ([[9 << 60, 16]], [[-1, 16]], [["8", 16]], [8], {"a": 1}, None):
+        set_meta(store, b"shapes", shapes)
+        assert problems(store) == ["it does not say the shape of its groups"]
+    set_meta(store, b"identity", ["format"])
     assert "does not say what it is of" in problems(store)[0]
 
 
@@ -399,5 +408,5 @@ def test_nothing_outside_is_written_through_a_link(store, tmp_path, name, capsys
     before = victim.read_bytes()
     assert main([str(store)]) == (0 if name == "store.lock" else 1)  # the check leaves that lock alone
     with pytest.raises(UserError, match="symbolic links" if name == "store.lock" else f"{name} is not a regular file"):
-        open_database(store, IDENTITY, 1, 1 << 20, resumes=True)
+        open_database(store, IDENTITY, SHAPES, 1 << 20, resumes=True)
     assert victim.read_bytes() == before

@@ -30,4 +30,4 @@ def test_mistakes_in_the_call(tmp_path, capsys):
     (tmp_path / "config.toml").write_text("[store]\nstore-path = 'nowhere'\n")
     assert "nowhere holds no store" in one_line(capsys, main([str(tmp_path)]))
     (tmp_path / "config.toml").write_text("[store]\nstore-path = 3\n")
-    assert "Must be a string" in one_line(capsys, main([str(tmp_path)]))
+    assert "config.toml is garbled; name the folder of the store" in one_line(capsys, main([str(tmp_path)]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedlrm.store.database import DATA_FILE, FORMAT
+from cachedlrm.store.environment import DATA_FILE, FORMAT
 from cachedlrm.train import main
 from support.documents import ROOT
 from support.runs import SMALL, one_line, train
@@ -144,9 +144,9 @@ def test_a_store_of_another_format_is_refused_with_both_sides(tmp_path, capsys, 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         if entry == "format":
-            patch.setattr("cachedlrm.store.database.FORMAT", 7)
+            patch.setattr("cachedlrm.store.environment.FORMAT", 7)
         else:
-            patch.setattr("cachedlrm.store.database.sys.byteorder", "big")
+            patch.setattr("cachedlrm.store.environment.sys.byteorder", "big")
         assert train(run, "--steps=3", *LMDB) == 0
     capsys.readouterr()
     message = one_line(capsys, main([f"--resume={run}", "--ui=off"]))

@@ -23,9 +23,9 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.options.config import Options
 from cachedlrm.options.profiles import load_options
 from cachedlrm.report.markdown import _course
-from cachedlrm.run.checkpoint import Checkpoint, decode_checkpoint
 from cachedlrm.run.directory import RunDirectory
-from cachedlrm.store.database import parse_identity
+from cachedlrm.store.checkpoint_value import Checkpoint, decode_checkpoint
+from cachedlrm.store.environment import parse_identity
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder, parse_segment, xxh32
 from support.runs import SMALL
 

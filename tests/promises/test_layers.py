@@ -25,7 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "prepare": ("base", "data", "options"),
     "report": ("base", "cache.counters", "options", "plan"),
     "run": ("base", "data", "store", "model", "cache", "options", "plan", "export", "report"),
-    "check": ("base", "data", "store", "model", "cache", "options", "export", "report", "run"),
+    "check": ("base", "store", "options.parsing", "options.run_files", "options.types"),
     "simulate": ("base", "data", "cache", "options", "plan"),
     "train": ("base", "data", "store", "model", "cache", "options", "plan", "export", "report", "run"),
 }

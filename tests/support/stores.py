@@ -8,22 +8,20 @@ import lmdb
 import numpy as np
 
 from cachedlrm.cache.working_set import AddressBook
-from cachedlrm.options.command_line import parse_command_line
-from cachedlrm.run.checkpoint import Checkpoint, store_identity
-from cachedlrm.store.database import CHECKPOINT, Meta, group_name, open_database, segment_key
+from cachedlrm.store.checkpoint_value import Checkpoint
+from cachedlrm.store.database import Meta, open_database
+from cachedlrm.store.environment import CHECKPOINT, group_name, segment_key
 from cachedlrm.store.record_log import RecordLog
-from support import runs
 
-MODEL = [*runs.MODEL, "--arch-sparse-feature-size=8", "--optimizer=adagrad"]
 ROWS, WIDTH, CAPACITY = 1335, 16, 100
 TOUCHED = 600
-IDENTITY = store_identity(parse_command_line(MODEL))
+IDENTITY = {"arch-embedding-size": "400-30-900-5", "arch-sparse-feature-size": "8", "optimizer": "adagrad"}
 
 
 def make_store(path: Path, identity: Mapping[str, str] = IDENTITY, has_checkpoint: bool = True, later: int = 0) -> None:
     """A store of `TOUCHED` rows that were each written several times, some segments reclaimed."""
     random = np.random.default_rng(3)
-    with closing(open_database(path, identity, 1, 1 << 20, False)) as database:
+    with closing(open_database(path, identity, [(ROWS, WIDTH)], 1 << 20, False)) as database:
         book = AddressBook(ROWS)
         addresses = book.register(random.permutation(ROWS)[:TOUCHED])
         log = RecordLog(database, 0, WIDTH, book, ROWS, CAPACITY)
