@@ -3,7 +3,7 @@
 import io
 import os
 
-from cachedlrm.base.output import Output
+from cachedlrm.base.output import SafeStream
 
 
 class Failing(io.StringIO):
@@ -20,7 +20,7 @@ class Failing(io.StringIO):
 
 def test_nothing_is_written_after_a_failure():
     stream = Failing()
-    output = Output(stream)
+    output = SafeStream(stream)
     assert [output.write(text) for text in ("one", "two", "three")] == [3, 3, 5]
     output.flush()
     assert stream.getvalue() == "one"
@@ -30,7 +30,7 @@ def test_nothing_is_written_after_a_failure():
 def test_a_flush_may_fail_too():
     with open(os.devnull, "w") as stream:
         stream.flush = lambda: (_ for _ in ()).throw(OSError("full"))
-        output = Output(stream)
+        output = SafeStream(stream)
         output.write("text")
         output.flush()
         del stream.flush
@@ -40,13 +40,13 @@ def test_a_flush_may_fail_too():
 def test_characters_that_the_encoding_lacks_are_question_marks():
     written = io.BytesIO()
     stream = io.TextIOWrapper(written, encoding="latin-1")
-    Output(stream).write("dätä 表\n")
+    SafeStream(stream).write("dätä 表\n")
     stream.flush()
     assert written.getvalue() == "dätä ?\n".encode("latin-1")
 
 
 def test_a_closed_descriptor_takes_everything():
-    output = Output(None)
+    output = SafeStream(None)
     assert output.write("text") == 4
     output.flush()
     assert not output.isatty()
@@ -55,4 +55,4 @@ def test_a_closed_descriptor_takes_everything():
 
 def test_the_rest_is_the_stream_s():
     stream = io.StringIO("one\ntwo\n")
-    assert Output(stream).readline() == "one\n"
+    assert SafeStream(stream).readline() == "one\n"

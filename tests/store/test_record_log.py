@@ -1,8 +1,6 @@
 """The log and the store above it against dictionaries: what is read, what a checkpoint keeps, what is reclaimed."""
 
 import json
-import os
-import re
 import threading
 from pathlib import Path
 
@@ -331,41 +329,3 @@ def test_a_segment_keeps_its_parts():
     assert view.rows.tolist() == [7, 9]
     assert view.records(np.array([1, 0])).tolist() == [[3, 4], [1, 2]]
     assert view.first_damaged() == -1
-
-
-@pytest.mark.parametrize(
-    ("identity", "words"),
-    [
-        ({"model": "b"}, "is of a run with --model a, and this run has --model b; choose another --store-path"),
-        ({"model": "a", "more": "x"}, "is of a run without --more, and this run has --more x; choose"),
-        ({"other": "a"}, "is of a run with --model a, and this run has no --model; choose"),
-        ({"model": "a"}, "holds a run; go on with --resume RUN_DIR, or choose another --store-path"),
-    ],
-)
-def test_a_store_with_a_checkpoint_is_not_overwritten(tmp_path, identity, words):
-    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
-    checkpoint(database, new_log(database, book))
-    database.wait()
-    database.close()
-    with pytest.raises(UserError, match=re.escape(f"the store in {tmp_path} {words}")):
-        opened(tmp_path, **identity)
-    opened(tmp_path, resumes=True).close()
-
-
-def test_a_store_without_a_checkpoint_is_nobodys(tmp_path):
-    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
-    book.register(np.arange(NUM_ROWS))
-    new_log(database, book).append(np.arange(100), records(np.arange(100), 1))
-    database.wait()
-    database.close()
-    database = opened(tmp_path, model="b")
-    assert list(database.segments(0)) == []
-    database.close()
-
-
-def test_one_trainer_at_a_time(tmp_path):
-    database = opened(tmp_path)
-    with pytest.raises(UserError, match=rf"in use by process {os.getpid()}"):
-        opened(tmp_path)
-    database.close()
-    opened(tmp_path).close()

@@ -1,0 +1,82 @@
+"""What a store says of itself, and who may open it."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.store.database import Database, Meta, Put, copy_store, open_database
+from cachedlrm.store.environment import CHECKPOINT, parse_key, segment_key
+from support.stores import IDENTITY, make_store, read_segments
+
+SHAPES = [(500, 3)]
+
+
+def opened(path: Path, resumes: bool = False, **identity: str) -> Database:
+    return open_database(path, identity or {"model": "a"}, SHAPES, 1 << 20, resumes)
+
+
+def opened_once(path: Path, operation: Meta | Put) -> None:
+    database = opened(path)
+    database.write(operation)
+    database.wait()
+    database.close()
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 255, 256, 2**62 - 1])
+def test_keys_keep_the_order_of_segments(sequence):
+    assert parse_key(segment_key(sequence)) == sequence
+    assert segment_key(sequence) < segment_key(sequence + 1)
+
+
+def test_a_copy_holds_the_same_segments_and_is_no_larger(tmp_path):
+    make_store(tmp_path / "a")
+    copy_store(tmp_path / "a", tmp_path / "b")
+    assert read_segments(tmp_path / "a") == read_segments(tmp_path / "b")
+    assert (tmp_path / "b" / "data.mdb").stat().st_size <= (tmp_path / "a" / "data.mdb").stat().st_size
+    with pytest.raises(UserError, match="already holds a store"):
+        copy_store(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match="c holds no store"):
+        copy_store(tmp_path / "c", tmp_path / "d")
+
+
+def test_another_file_under_the_same_name_is_another_model(tmp_path):
+    before, after = ({**IDENTITY, "load-model-file": f"of {size} bytes at 7"} for size in (5, 6))
+    make_store(tmp_path, before)
+    words = "of a run with a --load-model file of 5 bytes at 7, and this run has a --load-model file of 6 bytes at 7;"
+    with pytest.raises(UserError, match=words):
+        open_database(tmp_path, after, SHAPES, 1 << 20, resumes=True)
+
+
+@pytest.mark.parametrize(
+    ("identity", "words"),
+    [
+        ({"model": "b"}, "is of a run with --model a, and this run has --model b; choose another --store-path"),
+        ({"model": "a", "more": "x"}, "is of a run without --more, and this run has --more x; choose"),
+        ({"other": "a"}, "is of a run with --model a, and this run has no --model; choose"),
+        ({"model": "a"}, "holds a run; go on with --resume RUN_DIR, or choose another --store-path"),
+    ],
+)
+def test_a_store_with_a_checkpoint_is_not_overwritten(tmp_path, identity, words):
+    opened_once(tmp_path, Meta(CHECKPOINT, b"x"))
+    with pytest.raises(UserError, match=re.escape(f"the store in {tmp_path} {words}")):
+        opened(tmp_path, **identity)
+    opened(tmp_path, resumes=True).close()
+
+
+def test_a_store_without_a_checkpoint_is_nobodys(tmp_path):
+    opened_once(tmp_path, Put(0, 0, np.zeros(1024, np.uint32)))
+    database = opened(tmp_path, model="b")
+    assert list(database.segments(0)) == []
+    database.close()
+
+
+def test_one_trainer_at_a_time(tmp_path):
+    database = opened(tmp_path)
+    with pytest.raises(UserError, match=rf"in use by process {os.getpid()}"):
+        opened(tmp_path)
+    database.close()
+    opened(tmp_path).close()
