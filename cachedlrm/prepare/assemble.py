@@ -30,30 +30,28 @@ def output_names(has_test: bool) -> list[str]:
 
 
 def write_triple(
-    work: Path, out: Path, prefix: str, num_dense: int, tables: Sequence[FinishedTable], start: int, stop: int
+    work: Path, prefix: Path, num_dense: int, tables: Sequence[FinishedTable], samples: range
 ) -> Iterator[int]:
-    """Writes samples ``start`` to ``stop - 1`` as ``*_dense.npy``, ``*_sparse.npy`` and ``*_labels.npy``.
+    """Writes samples as ``*_dense.npy``, ``*_sparse.npy`` and ``*_labels.npy``.
 
     Args:
         work: the working folder.
-        out: folder to write into.
-        prefix: of the files.
+        prefix: of the files to write, with their folder.
         num_dense: dense features.
         tables: finished.
-        start: first sample.
-        stop: behind the last.
+        samples: their numbers.
 
     Yields:
         Numbers of samples done.
     """
-    count = stop - start
+    count = len(samples)
     with (
-        npy_file(out / f"{prefix}_dense.npy", "<f4", (count, num_dense)) as dense,
-        npy_file(out / f"{prefix}_sparse.npy", "<i4", (count, len(tables))) as sparse,
-        npy_file(out / f"{prefix}_labels.npy", "<i4", (count, 1)) as labels,
+        npy_file(Path(f"{prefix}_dense.npy"), "<f4", (count, num_dense)) as dense,
+        npy_file(Path(f"{prefix}_sparse.npy"), "<i4", (count, len(tables))) as sparse,
+        npy_file(Path(f"{prefix}_labels.npy"), "<i4", (count, 1)) as labels,
     ):
-        for low in range(start, stop, _PIECE_SAMPLES):
-            high = min(low + _PIECE_SAMPLES, stop)
+        for low in samples[::_PIECE_SAMPLES]:
+            high = min(low + _PIECE_SAMPLES, samples.stop)
             dense.write(read_numbers(work / DENSE, _FLOAT32, low * num_dense, high * num_dense).data)
             labels.write(read_numbers(work / LABELS, INT32, low, high).data)
             rows = np.empty((high - low, len(tables)), np.int32)

@@ -3,6 +3,7 @@
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.raw.avazu import Avazu
 from cachedlrm.data.raw.criteo import Criteo
+from cachedlrm.data.raw.lines import TextFormat
 from cachedlrm.data.raw.parquet import Parquet, split_columns
 from cachedlrm.data.raw.samples import Format
 from cachedlrm.prepare.options import Command
@@ -20,7 +21,7 @@ def make_format(command: Command) -> Format:
         # A block in memory takes about six times its text, and one more is there than threads.
         share = command.options.memory // (96 * (command.options.num_threads + 1))
         block_bytes = max(_LEAST_BLOCK, min(share, _LARGEST_BLOCK))
-        formats: dict[str, type[Criteo] | type[Avazu]] = {"criteo": Criteo, "avazu": Avazu}
+        formats: dict[str, type[TextFormat]] = {"criteo": Criteo, "avazu": Avazu}
         return formats[command.source](block_bytes)
     columns = command.columns
     dense, sparse = split_columns("--dense", columns.dense), split_columns("--sparse", columns.sparse)

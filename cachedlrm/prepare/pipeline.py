@@ -62,14 +62,14 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
                 f"{shown(work.folder)} to begin anew"
             )
         read_files(work, format_, options, inputs, progress)
-        num_samples = sum(work.read.samples)
+        num_samples = work.read.num_samples
         num_train = num_samples - _num_test(options, work.read.samples)
         if not num_train:
             raise UserError(f"{shown(paths[0])}: no samples to train on; name other files")
         if not work.read.written:
-            tables = _number(work, format_, options, num_train, num_samples, progress)
-            _write(work, format_, tables, num_train, num_samples, progress)
-            summary = _summary(work, format_, inputs, tables, num_train, num_samples)
+            tables = _number(work, format_, options, num_train, progress)
+            _write(work, format_, tables, num_train, progress)
+            summary = _summary(work, format_, inputs, tables, num_train)
             write_json(work.folder / "out" / PREPARED_FILE, summary)
             work.record(replace(work.read, written=True))
         work.publish(output_names(num_train < num_samples))
@@ -107,16 +107,22 @@ def _num_test(options: PrepareOptions, file_samples: Sequence[int]) -> int:
 
 
 def _number(
-    work: Work, format_: Format, options: PrepareOptions, num_train: int, num_samples: int, progress: Display
+    work: Work, format_: Format, options: PrepareOptions, num_train: int, progress: Display
 ) -> list[FinishedTable]:
     """Vocabularies, and the rows of all lookups; tables side by side, with equal shares of the memory."""
+    num_samples, stop = work.read.num_samples, threading.Event()
     free = options.memory - _resident_bytes() - _RESERVE_BYTES
     affordable = max(1, free // (_THREAD_BYTES + _LEAST_TABLE_BYTES))
     num_threads = min(options.num_threads, len(format_.table_names), affordable)
     slots = max(_LEAST_TABLE_BYTES, free // num_threads - _THREAD_BYTES) // SLOT_BYTES
-    stop = threading.Event()
     builder = TableBuilder(
-        work.folder, format_.key_dtype, num_train, num_samples, options.min_count, 1 << slots.bit_length() - 1, stop
+        folder=work.folder,
+        key_dtype=format_.key_dtype,
+        num_train=num_train,
+        num_samples=num_samples,
+        min_count=options.min_count,
+        max_slots=1 << slots.bit_length() - 1,
+        stop=stop,
     )
     with (
         progress.stage("numbering", num_samples * len(format_.table_names), "lookups") as stage,
@@ -154,20 +160,18 @@ def _share_noter(stage: Stage, shares: list[float], number: int, num_samples: in
     return note
 
 
-def _write(
-    work: Work, format_: Format, tables: Sequence[FinishedTable], num_train: int, num_samples: int, progress: Display
-) -> None:
+def _write(work: Work, format_: Format, tables: Sequence[FinishedTable], num_train: int, progress: Display) -> None:
     """The files for training, in the working folder until all are complete."""
-    out = work.folder / "out"
+    out, num_samples = work.folder / "out", work.read.num_samples
     out.mkdir(exist_ok=True)
-    triples = [(out, TRAIN, 0, num_train)]
+    triples = [(out / TRAIN, range(num_train))]
     if num_train < num_samples:
         (out / TEST).mkdir(exist_ok=True)
-        triples.append((out / TEST, TEST, num_train, num_samples))
+        triples.append((out / TEST / TEST, range(num_train, num_samples)))
     done = 0
     with progress.stage("writing", num_samples) as stage:
-        for folder, prefix, start, stop in triples:
-            for count in write_triple(work.folder, folder, prefix, len(format_.dense_names), tables, start, stop):
+        for prefix, samples in triples:
+            for count in write_triple(work.folder, prefix, len(format_.dense_names), tables, samples):
                 done += count
                 stage.update(done)
         write_rows(out, tables)
@@ -179,7 +183,6 @@ def _summary(
     inputs: Sequence[Path],
     tables: Sequence[FinishedTable],
     num_train: int,
-    num_samples: int,
 ) -> dict[str, Any]:
     """What ``prepared.json`` says."""
     files = zip(inputs, work.read.samples, work.read.skipped, strict=True)
@@ -187,7 +190,7 @@ def _summary(
     return {
         "version": 1,
         "samples": num_train,
-        "test_samples": num_samples - num_train,
+        "test_samples": work.read.num_samples - num_train,
         "table_rows": [table.num_rows for table in tables],
         "tables": [{"name": name, "rows": t.num_rows, "different_values": t.num_keys} for name, t in names],
         "files": [{"path": shown(path), "samples": good, "skipped": bad} for path, good, bad in files],

@@ -41,7 +41,7 @@ def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Seq
     columns = len(format_.dense_names), len(format_.table_names)
     with (
         progress.stage("reading", sum(sizes)) as stage,
-        SampleSpool(work.folder, *columns, format_.key_dtype, sum(work.read.samples)) as spool,
+        SampleSpool(work.folder, *columns, format_.key_dtype, work.read.num_samples) as spool,
         thread_pool(options.num_threads) as pool,
     ):
         read, committed = work.read, time.monotonic()
@@ -52,12 +52,12 @@ def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Seq
                     samples.keys[:] %= samples.keys.dtype.type(options.max_ind_range)
                 spool.append(samples)
                 _report(progress, format_, path, bad, sum(read.skipped))
-                read = read.behind(block.end, len(samples), len(bad))
+                read = read.after(block.end, len(samples), len(bad))
                 if time.monotonic() - committed > _COMMIT_S:
                     spool.commit()
                     work.record(read)
                     committed = time.monotonic()
-                stage.update(sum(sizes[: read.file]) + int(block.share * sizes[read.file]), sum(read.samples))
+                stage.update(sum(sizes[: read.file]) + int(block.share * sizes[read.file]), read.num_samples)
             if read.file + 1 == len(inputs):
                 break
             read = read.next_file()

@@ -29,7 +29,7 @@ class SampleSpool:
         num_dense: dense features.
         num_tables: tables.
         key_dtype: of the keys.
-        num_samples: on record; what lies behind them, of a process that was killed, is cut off.
+        num_samples: on record; what a process that was killed wrote after them is cut off.
 
     Raises:
         UserError: files are shorter than that.
@@ -49,7 +49,7 @@ class SampleSpool:
             self._stack = stack.pop_all()
 
     def append(self, samples: Samples) -> None:
-        """Writes samples behind the others."""
+        """Writes samples after the others."""
         for file, values in zip(self._files, [samples.dense, samples.labels, *samples.keys], strict=True):
             file.write(np.ascontiguousarray(values).data)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.raw.samples import Keys
@@ -56,10 +55,11 @@ class FinishedTable:
         return self.folder / "rows.bin"
 
 
+@dataclass(frozen=True)
 class TableBuilder:
     """Builds the tables of a spool.
 
-    Args:
+    Attributes:
         folder: the working folder.
         key_dtype: of the spool's keys.
         num_train: samples whose keys are counted.
@@ -69,19 +69,13 @@ class TableBuilder:
         stop: set when the work is to be given up.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        key_dtype: np.dtype[Any],
-        num_train: int,
-        num_samples: int,
-        min_count: int,
-        max_slots: int,
-        stop: threading.Event,
-    ) -> None:
-        self._folder, self._key_dtype = folder, key_dtype
-        self._num_train, self._num_samples = num_train, num_samples
-        self._min_count, self._max_slots, self._stop = min_count, max_slots, stop
+    folder: Path
+    key_dtype: np.dtype[Any]
+    num_train: int
+    num_samples: int
+    min_count: int
+    max_slots: int
+    stop: threading.Event
 
     def build(self, number: int, name: str, done: Callable[[float], None]) -> FinishedTable:
         """Builds a table, or finds it built by an earlier process.
@@ -95,21 +89,21 @@ class TableBuilder:
             UserError: more different keys than an int32 can number.
             KeyboardInterrupt: the work is to be given up.
         """
-        folder = self._folder / f"table_{number:03}"
+        folder = self.folder / f"table_{number:03}"
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            self._build(partial, self._folder / keys_file(number), name, done)
+            self._build(partial, self.folder / keys_file(number), name, done)
             partial.rename(folder)
-        (self._folder / keys_file(number)).unlink(missing_ok=True)
+        (self.folder / keys_file(number)).unlink(missing_ok=True)
         done(1.0)
         return FinishedTable(folder, **json.loads((folder / "table.json").read_text()))
 
     def _build(self, folder: Path, column: Path, name: str, done: Callable[[float], None]) -> None:
         table = FinishedTable(folder, 0, 0)
         parts = self._count(folder, column, lambda share: done(0.6 * share))
-        ranking = Ranking((np.fromfile(_counts(part), INT64) for part in parts), self._min_count)
+        ranking = Ranking((np.fromfile(_counts(part), INT64) for part in parts), self.min_count)
         if ranking.num_rows > MOST_ROWS:
             raise UserError(
                 f"table {name} has {ranking.num_rows:,} rows, of which there can be {MOST_ROWS:,}; raise --min-count, "
@@ -136,7 +130,7 @@ class TableBuilder:
 
     def _count(self, folder: Path, column: Path, done: Callable[[float], None]) -> list[Part]:
         parts = []
-        ranges = count_keys(lambda: self._chunks(column, self._num_train), self._max_slots, done)
+        ranges = count_keys(lambda: self._chunks(column, self.num_train), self.max_slots, done)
         for number, (low, high, keys, counts) in enumerate(ranges):
             part = Part(low, high, folder / f"part_{number:04}_keys.bin", folder / f"part_{number:04}_rows.bin")
             keys.tofile(part.keys)
@@ -155,24 +149,22 @@ class TableBuilder:
             del keys, rows
             with out.open("r+b") as file:
                 start = 0
-                for share, chunk in self._chunks(column, self._num_samples):
-                    found = self._found(out, number, start, len(chunk))
+                for share, chunk in self._chunks(column, self.num_samples):
+                    found = np.zeros(len(chunk), np.int32)
+                    if number:  # else no range has found anything yet
+                        found = read_numbers(out, INT32, start, start + len(chunk))
                     map_keys(chunk, np.uint64(part.low), np.uint64(part.high), map_keys_, map_rows, found)
                     file.seek(4 * start)
                     file.write(found.data)
                     start += len(chunk)
                     done((number + share) / len(parts))
 
-    def _found(self, out: Path, number: int, start: int, count: int) -> NDArray[np.int32]:
-        """What the ranges before this one found."""
-        return np.zeros(count, np.int32) if number == 0 else read_numbers(out, INT32, start, start + count)
-
     def _chunks(self, column: Path, count: int) -> Iterator[tuple[float, Keys]]:
         for start in range(0, count, _CHUNK):
-            if self._stop.is_set():
+            if self.stop.is_set():
                 raise KeyboardInterrupt
             stop = min(start + _CHUNK, count)
-            yield stop / count, read_numbers(column, self._key_dtype, start, stop)
+            yield stop / count, read_numbers(column, self.key_dtype, start, stop)
 
 
 def _counts(part: Part) -> Path:

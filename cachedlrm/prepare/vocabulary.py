@@ -1,7 +1,7 @@
 """A table's vocabulary: which keys have a row, and which row, by frequency; out of core.
 
 Keys are counted in a hash table of limited size. Where they are too many, a pass over the column counts only a range of
-them, as wide as fits, and the next pass goes on behind it. Ranges are of mixed keys (`cachedlrm.base.kernels.mix`), so
+them, as wide as fits, and the next pass goes on after it. Ranges are of mixed keys (`cachedlrm.base.kernels.mix`), so
 that they hold about equally many. The order of rows is by count, then by mixed key: it depends on the data alone, not
 on how much memory there was.
 """

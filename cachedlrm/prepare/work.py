@@ -47,7 +47,12 @@ class ReadSoFar:
     done: bool = False
     written: bool = False
 
-    def behind(self, end: Position, good: int, bad: int) -> "ReadSoFar":
+    @property
+    def num_samples(self) -> int:
+        """Good ones of all files so far."""
+        return sum(self.samples)
+
+    def after(self, end: Position, good: int, bad: int) -> "ReadSoFar":
         """With a block that ends at a place."""
         samples, skipped = [*self.samples], [*self.skipped]
         samples[-1] += good

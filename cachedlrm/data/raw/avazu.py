@@ -6,7 +6,6 @@ later sample shares; it becomes the hour of the day and the day of the week, and
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.raw.criteo import labels_of
 from cachedlrm.data.raw.keys import hex_keys, integer_keys
-from cachedlrm.data.raw.lines import LineTable, TextFile, parse_block, read_blocks, reading
-from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, UnparsableError
+from cachedlrm.data.raw.lines import LineTable, TextFile, TextFormat, labels_of, reading
+from cachedlrm.data.raw.samples import Block, Position, Samples, UnparsableError
 
 _HEX = (
     "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
@@ -29,21 +27,16 @@ _HEADER = (
 )  # fmt: skip
 
 
-class Avazu:
-    """A `Format`.
+class Avazu(TextFormat):
+    """Samples of the log; see the module."""
 
-    Args:
-        block_bytes: of text in a block, about.
-    """
-
-    name, line = "avazu", "line"
+    name = "avazu"
     dense_names: tuple[str, ...] = ("hour_sin", "hour_cos")
     table_names: tuple[str, ...] = ("hour_of_day", "weekday", *_HEADER[3:])
     key_dtype = np.dtype(np.uint64)
 
     def __init__(self, block_bytes: int) -> None:
-        self.settings: dict[str, Any] = {}
-        self._block_bytes = block_bytes
+        super().__init__(block_bytes)
         types = dict.fromkeys(_HEADER, pa.int64()) | {"id": pa.binary(), "click": pa.int32()}
         self._table = LineTable(types | dict.fromkeys(_HEX, pa.binary()), ",", quoted=True)
 
@@ -51,7 +44,7 @@ class Avazu:
         """The file's blocks from the beginning of a line on; the header is in none."""
         if start.lines == 0:
             start = Position(self._header_bytes(path), 1)
-        return read_blocks(path, start, self._block_bytes)
+        return super().blocks(path, start)
 
     def _header_bytes(self, path: Path) -> int:
         with reading(path), TextFile(path) as file:
@@ -61,10 +54,6 @@ class Avazu:
                 f"{shown(path)}: line 1 is not the header of Avazu's train file, {','.join(_HEADER)}; name that file"
             )
         return len(line + newline)
-
-    def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
-        """The samples of a block and the lines that are none."""
-        return parse_block(self, block, skip_bad, self._parse)
 
     def _parse(self, text: bytes, num_lines: int) -> Samples:
         table = self._table.read(text, num_lines)

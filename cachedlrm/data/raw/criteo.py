@@ -3,48 +3,30 @@
 Kaggle's ``train.txt`` and the Terabyte set's ``day_0`` to ``day_23`` have this form.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from cachedlrm.base.text import shown
 from cachedlrm.data.raw.keys import hex_keys
-from cachedlrm.data.raw.lines import LineTable, parse_block, read_blocks
-from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, UnparsableError, log_transform
+from cachedlrm.data.raw.lines import LineTable, TextFormat, labels_of
+from cachedlrm.data.raw.samples import Samples, UnparsableError, log_transform
 
 NUM_DENSE, NUM_TABLES = 13, 26
 _NUM_FIELDS = 1 + NUM_DENSE + NUM_TABLES
 
 
-class Criteo:
-    """A `Format`; values and missing values as in facebookresearch/dlrm: `log_transform`, and 0 for what is missing.
+class Criteo(TextFormat):
+    """Values and missing values as in facebookresearch/dlrm: `log_transform`, and 0 for a missing one."""
 
-    Args:
-        block_bytes: of text in a block, about.
-    """
-
-    name, line = "criteo", "line"
+    name = "criteo"
     dense_names = tuple(f"I{number}" for number in range(1, NUM_DENSE + 1))
     table_names = tuple(f"C{number}" for number in range(1, NUM_TABLES + 1))
     key_dtype = np.dtype(np.uint32)
 
     def __init__(self, block_bytes: int) -> None:
-        self.settings: dict[str, Any] = {}
-        self._block_bytes = block_bytes
+        super().__init__(block_bytes)
         types = {"label": pa.int32()} | dict.fromkeys(self.dense_names, pa.int32())
         self._table = LineTable(types | dict.fromkeys(self.table_names, pa.binary()), "\t", quoted=False)
-
-    def blocks(self, path: Path, start: Position) -> Iterator[Block]:
-        """The file's blocks from the beginning of a line on."""
-        return read_blocks(path, start, self._block_bytes)
-
-    def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
-        """The samples of a block and the lines that are none."""
-        return parse_block(self, block, skip_bad, self._parse)
 
     def _parse(self, text: bytes, num_lines: int) -> Samples:
         try:
@@ -59,18 +41,6 @@ class Criteo:
         except UnparsableError as error:
             raise UnparsableError(_what_is_wrong(text) if num_lines == 1 else "") from error
         return Samples(log_transform(integers), labels, keys)
-
-
-def labels_of(column: pa.Array) -> NDArray[np.int32]:
-    """Labels [n].
-
-    Raises:
-        UnparsableError: one is neither 0 nor 1.
-    """
-    labels: NDArray[np.int32] = column.fill_null(-1).to_numpy(zero_copy_only=False)
-    if ((labels != 0) & (labels != 1)).any():
-        raise UnparsableError("the label is neither 0 nor 1")
-    return labels
 
 
 def _what_is_wrong(line: bytes) -> str:

@@ -1,17 +1,21 @@
 """Text files in blocks of whole lines: plain, gzip or zstd, told apart by their first bytes."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.raw.samples import BadLine, Block, Format, Position, Samples, UnparsableError, bad_line
+from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, UnparsableError, bad_line
 
 _SKIP_BYTES = 1 << 20
 _LONGEST_LINE = 1 << 20
@@ -84,7 +88,7 @@ class TextFile:
         return text
 
     def skip(self, count: int) -> None:
-        """Goes on behind ``count`` bytes; only what is compressed has to be read for that.
+        """Goes on after ``count`` bytes; only a compressed text has to be read for that.
 
         Raises:
             UserError: the text is shorter.
@@ -157,32 +161,50 @@ class LineTable:
         return table.combine_chunks()
 
 
-def parse_block(
-    format_: Format, block: Block, skip_bad: bool, parse: Callable[[bytes, int], Samples]
-) -> tuple[Samples, list[BadLine]]:
-    """Parses a block of text; where it does not parse, halves of it, down to the lines that are bad.
-
-    So what is good is decided by the one parser, at the full rate where all lines are.
+class TextFormat(ABC):
+    """A `Format` of text files with a sample in each line.
 
     Args:
-        format_: of the file.
-        block: of text.
-        skip_bad: whether bad lines are left out.
-        parse: lines and their number to samples.
-
-    Raises:
-        UserError: a line is bad and not to be left out.
+        block_bytes: of text in a block, about.
     """
-    good: list[Samples] = []
-    bad: list[BadLine] = []
-    for part in _parse_part(block.content, block.start.lines + 1, parse):
-        if isinstance(part, Samples):
-            good.append(part)
-        elif skip_bad:
-            bad.append(part)
-        else:
-            raise bad_line(format_, block.path, part)
-    return Samples.joined(good) if good else Samples.none(format_), bad
+
+    line = "line"
+    name: str
+    dense_names: tuple[str, ...]
+    table_names: tuple[str, ...]
+    key_dtype: np.dtype[Any]
+
+    def __init__(self, block_bytes: int) -> None:
+        self.settings: dict[str, Any] = {}
+        self._block_bytes = block_bytes
+
+    @abstractmethod
+    def _parse(self, text: bytes, num_lines: int) -> Samples:
+        """Some lines.
+
+        Raises:
+            UnparsableError: one of them is bad.
+        """
+
+    def blocks(self, path: Path, start: Position) -> Iterator[Block]:
+        """See `Format`; blocks begin with a line."""
+        return read_blocks(path, start, self._block_bytes)
+
+    def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
+        """See `Format`. Where a block does not parse, halves of it do, down to the lines that are bad.
+
+        So the one parser decides which lines are good, at the full rate where all of them are.
+        """
+        good: list[Samples] = []
+        bad: list[BadLine] = []
+        for part in _parse_part(block.content, block.start.lines + 1, self._parse):
+            if isinstance(part, Samples):
+                good.append(part)
+            elif skip_bad:
+                bad.append(part)
+            else:
+                raise bad_line(self, block.path, part)
+        return Samples.joined(good) if good else Samples.none(self), bad
 
 
 def _parse_part(text: bytes, first: int, parse: Callable[[bytes, int], Samples]) -> Iterator[Samples | BadLine]:
@@ -197,3 +219,15 @@ def _parse_part(text: bytes, first: int, parse: Callable[[bytes, int], Samples])
     middle = text.find(b"\n", len(text) // 2, len(text) - 1) + 1 or text.rfind(b"\n", 0, len(text) // 2) + 1
     yield from _parse_part(text[:middle], first, parse)
     yield from _parse_part(text[middle:], first + text.count(b"\n", 0, middle), parse)
+
+
+def labels_of(column: pa.Array) -> NDArray[np.int32]:
+    """Labels [n].
+
+    Raises:
+        UnparsableError: one is neither 0 nor 1.
+    """
+    labels: NDArray[np.int32] = column.fill_null(-1).to_numpy(zero_copy_only=False)
+    if ((labels != 0) & (labels != 1)).any():
+        raise UnparsableError("the label is neither 0 nor 1")
+    return labels
