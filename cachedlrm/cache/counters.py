@@ -12,7 +12,7 @@ PREPARING_PHASES = ("plan", "evict", "admit")
 
 
 TABLE_COUNTS = ("lookups", "hit_lookups", "working_set_rows", "first_touch_rows")
-"""What is also counted table by table: columns of the arrays [tables, 4] int64, named as in `CacheCounters`."""
+"""Counted for each table too: columns of the arrays [tables, 4] int64, named as in `CacheCounters`."""
 
 
 class Span(NamedTuple):
@@ -46,7 +46,7 @@ class CacheCounters:
         fetched_bytes: bytes of the fetched rows' records.
         written_back_bytes: bytes of the written-back rows' records.
         moved_rows_min: what `moved_rows` would be under Belady's MIN with all rows of a batch resident together, on the
-            stream up to here; 0 where nobody asked.
+            stream up to here; 0 unless ``--report-min`` is given.
     """
 
     lookups: int = 0
@@ -68,7 +68,7 @@ class CacheCounters:
         return CacheCounters(*map(operator.sub, _values(self), _values(other)))
 
     def as_json(self) -> dict[str, float | int]:
-        """What ``report.json`` and ``cachedlrm.simulate`` say of them, by key."""
+        """The keys and values of ``report.json`` and ``cachedlrm.simulate``."""
         return {
             "lookups": self.lookups,
             "hit_ratio": self.hit_ratio,
@@ -89,7 +89,7 @@ class CacheCounters:
 
     @property
     def moved_of_min(self) -> float | None:
-        """Rows brought in for each that MIN brings in; None where nobody asked."""
+        """Rows brought in for each that MIN brings in; None unless ``--report-min`` is given."""
         return self.moved_rows / self.moved_rows_min if self.moved_rows_min else None
 
     @property

@@ -1,8 +1,19 @@
 """The cached embedding tables, wired in one direction.
 
-    batch -> lookups -> working set -> plan -> upload, evict, fetch, create -> [training reads and writes the slab]
+    Batch             rows [L] of all tables, offsets [B * T + 1]
+      | Router        the lookups of each group of tables
+    Lookups           rows [L], offsets [B * T + 1]
+      | AddressBook
+    WorkingSet        rows [U], addresses [U], positions [L]; waits until the policy knows its window of batches
+      | Planner
+    Plan              slots [U]; rows to evict [E], fetch [F], create [I]
+      | Upload        one copy to the device
+      +- DeviceMoves    -> Transfer    slab -> store [E, width], store -> slab [F, width], initial records [I, width]
+      +- DeviceLookups  -> RowUpdate   begin: slab -> records [U, width] -> pooled [B * T, D]
+                                       step: gradient [B * T, D] -> records; finish: records -> slab
 
-Nothing flows back: the planner never asks the device, and the model sees positions only.
+A thread of its own goes as far as Transfer, batches ahead; the training thread has the rest. Nothing flows back: the
+planner never asks the device, and the model sees positions only.
 """
 
 import operator

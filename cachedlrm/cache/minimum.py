@@ -36,7 +36,7 @@ class MinimumMoves:
         """The rows brought in for the next batch, first touches among them.
 
         Args:
-            working_set: of a batch behind all before.
+            working_set: of a batch later than all before.
         """
         batch = working_set.index
         if not len(self._places):

@@ -140,7 +140,7 @@ def _progress(folder: Path, header: dict[str, str | int], num_rows: int, num_bat
 
 
 def _open_at(path: Path, length: int) -> BinaryIO:
-    """A file open for appending behind its first ``length`` bytes."""
+    """A file open for appending after its first ``length`` bytes."""
     file = path.open("r+b" if length else "wb")
     file.truncate(length)
     file.seek(length)

@@ -68,8 +68,8 @@ class Planner:
         policy: eviction policy with keys for ``num_slots``; has the arrays in which slots and last uses are kept.
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
             as evicting one means waiting for its training, but not where that costs a row of which a use is known.
-        minimum: counts what MIN would move; None: nobody asked.
-        num_tables: T; a batch's bags are those of T tables, sample after sample. 1 where nobody counts by table.
+        minimum: counts what MIN would move; None: not counted.
+        num_tables: T; a batch's bags are those of T tables, sample after sample. 1: counts are of all tables together.
 
     Attributes:
         window: batches that the policy is to know ahead.
@@ -81,6 +81,7 @@ class Planner:
         num_slots: int,
         policy: Policy,
         in_flight: int,
+        *,
         minimum: MinimumMoves | None = None,
         num_tables: int = 1,
     ) -> None:
@@ -213,7 +214,7 @@ def _look_up(
 ) -> tuple[int, int]:
     """Finds the rows of batch ``index`` and marks those that are resident as used by it.
 
-    One loop for both jobs: with lines loaded ahead, counting hides behind the waits for the map of rows.
+    One loop for both jobs: with lines loaded ahead, counting costs nothing beside the waits for the map of rows.
 
     Args:
         addresses: [U].

@@ -26,7 +26,7 @@ _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, fall
 
 
 class Policy:
-    """Keeps the keys of the slots. What is here tells no slot from another; subclasses write keys as batches go by.
+    """The keys of the slots, all equal until a subclass writes them as batches go by.
 
     Args:
         num_slots: of the device.

@@ -18,7 +18,7 @@ def make_slab(num_slots: int, width: int, device: torch.device) -> Tensor:
 
 
 def gather(slab: Tensor, slots: Tensor, out: Tensor) -> None:
-    """Copies the records in ``slots`` [n] int64, which nobody checks, into ``out`` [n, width]."""
+    """Copies the records in ``slots`` [n] int64, unchecked, into ``out`` [n, width]."""
     if slab.is_cuda:
         torch.index_select(slab, 0, slots, out=out)
     else:

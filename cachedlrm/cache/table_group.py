@@ -65,7 +65,7 @@ class Durability:
     Attributes:
         database: where it is.
         spills: whether records beyond ``store_rows`` go there; else it is for checkpoints alone.
-        ends: of each group, the first segment behind the checkpoint to go on from and the fingerprint of the segments
+        ends: of each group, the first segment after the checkpoint to go on from and the fingerprint of the segments
             before it; None: a new run.
     """
 
@@ -126,7 +126,7 @@ class TableGroup:
         else:
             self.store = HostStore(store_rows, layout.width, self.log, self.book.num_addresses)
         self.slab = make_slab(slots.total, layout.width, device)
-        self.transfer = Transfer(self.slab, self.store, init, trained, stream, settings.staging_rows)
+        self.transfer = Transfer(self.slab, self.store, init, trained, stream, staging_rows=settings.staging_rows)
         self.init = init
         self._stream = stream
         self._device = device
@@ -219,7 +219,7 @@ class TableGroup:
         Call it while nothing is in flight.
 
         Returns:
-            The number of the first segment behind this state, and the fingerprint of those before it.
+            The number of the first segment after this state, and the fingerprint of those before it.
 
         Raises:
             UserError: the log cannot be written.

@@ -1,9 +1,8 @@
 """Carrying out plans: rows between the slab on the device and the store below it.
 
-A write-back is finished late: the victims' records are copied to a staging buffer, and the store is written when the
-copy has arrived and somebody needs it, that is when the buffer is used again or when a later plan's ``read_after`` says
-that a row it fetches is among them. Without that dependency a row evicted by one batch and fetched by the next would
-come back stale.
+A write-back is finished late: the victims' records [E, width] are copied to a staging buffer, and written to the store
+when the buffer is needed again or when a later plan's ``read_after`` says that it fetches one of them. Without that
+dependency a row evicted by one batch and fetched by the next would come back stale.
 """
 
 import time
@@ -82,6 +81,7 @@ class Transfer:
         init: RowInit,
         trained: TrainedBatches,
         stream: CopyStream,
+        *,
         staging_rows: int,
     ) -> None:
         self._slab = slab

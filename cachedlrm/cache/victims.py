@@ -21,7 +21,7 @@ _NO_SLOTS = np.empty(0, np.int64)
 
 
 class SlotKeys(Protocol):
-    """What the reserve needs of a policy.
+    """The part of a policy that the reserve reads.
 
     Attributes:
         keys: [num_slots]; none falls between two uses of its slot.
@@ -88,7 +88,7 @@ class VictimReserve:
     def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> tuple[Int64s, int]:
         """Frees ``count`` slots: sets their ``last_use`` to -1.
 
-        First go slots without a known next use, those that nobody has to wait for before the others; then the rest.
+        First go slots without a known next use, those whose training is over before the others; then the rest.
 
         Args:
             count: how many; there must be as many with ``last_use <= newest``.
@@ -155,7 +155,7 @@ class VictimReserve:
                 self._enter(use)
 
     def _enter(self, use: _Use) -> None:
-        """Lets the slots of a batch in that nobody used since."""
+        """Lets in the slots of a batch that no later batch used."""
         keys, last_use = self._policy.keys, self._last_use
         low = use.low
         if use.threshold != self._threshold:  # there was a scan since

@@ -87,9 +87,19 @@ class CachedEmbeddingBags(nn.Module):
         self.counters = CacheCounters()
         self._prefetch_depth = prefetch_depth
         self._tables = CachedTables(
-            tuple(table_rows), dim, optimizer, cache_ratio, cache_rows, policy, lookahead, prefetch_depth, weights,
-            seed, torch.device(device), host_bytes,
-        )  # fmt: skip
+            tuple(table_rows),
+            dim,
+            optimizer=optimizer,
+            cache_ratio=cache_ratio,
+            cache_rows=cache_rows,
+            policy=policy,
+            lookahead=lookahead,
+            prefetch_depth=prefetch_depth,
+            weights=weights,
+            seed=seed,
+            device=torch.device(device),
+            host_bytes=host_bytes,
+        )
         self._next_batch = 0  # of the cache's life
         self._stream: Stream[Any] | None = None
         self._current: CurrentBatch | None = None
@@ -145,7 +155,14 @@ class CachedEmbeddingBags(nn.Module):
             batch_ids, offsets = found if isinstance(found, tuple) else (found, None)
             return self._next_lookup(batch_ids, offsets, number)
 
-        stream = Stream(self._tables.cache, iter(batches), look_up, self._next_batch, self._prefetch_depth, pause_every)
+        stream = Stream(
+            self._tables.cache,
+            iter(batches),
+            look_up,
+            first_batch=self._next_batch,
+            depth=self._prefetch_depth,
+            pause_every=pause_every,
+        )
         self._stream = stream
         try:
             for batch, lookup, prepared in stream:
@@ -161,7 +178,7 @@ class CachedEmbeddingBags(nn.Module):
     def end_prefetch(self) -> None:
         """Ends a prefetch loop that is still under way, as leaving it does.
 
-        For loops that an exception left while somebody, such as a notebook, keeps the exception.
+        For loops that ended in an exception which is still referred to, as a notebook does.
         """
         if self._stream is not None:
             self._drop_current()
@@ -285,7 +302,7 @@ class CachedEmbeddingBags(nn.Module):
     # --- state
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the tables are, beside their rows."""
+        """The shape of the tables and the steps taken; the rows are beside it."""
         return {"steps": self.steps, **self._tables.identity()}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Lookup:
-    """What a batch looks up.
+    """The ids of a batch.
 
     Attributes:
         ids, offsets: as the model gave them.
@@ -48,6 +48,7 @@ class Stream(Generic[T]):
         cache: EmbeddingCache,
         batches: Iterator[T],
         look_up: Callable[[T, int], Lookup],
+        *,
         first_batch: int,
         depth: int,
         pause_every: int,

@@ -43,6 +43,7 @@ class CachedTables:
         self,
         table_rows: tuple[int, ...],
         dim: int,
+        *,
         optimizer: str,
         cache_ratio: float | None,
         cache_rows: int | None,
@@ -162,7 +163,7 @@ class CachedTables:
         return out
 
     def identity(self) -> dict[str, Any]:
-        """What a state belongs to; ``seed`` is None where all rows are in it."""
+        """The tables that a state belongs to; ``seed`` is None if the state has all their rows."""
         layout = self.layout
         return {
             "table_rows": list(self.table_rows), "dim": layout.dim, "optimizer": layout.optimizer, "seed": self._seed

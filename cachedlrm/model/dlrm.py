@@ -62,6 +62,7 @@ class Dlrm(nn.Module):
         mlp_bot: tuple[int, ...],
         mlp_top: tuple[int, ...],
         interaction_op: str = "dot",
+        *,
         interaction_itself: bool = False,
         activation: str = "relu",
         loss_threshold: float = 0.0,

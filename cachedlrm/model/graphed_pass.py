@@ -29,7 +29,7 @@ class Recorder(Protocol):
     """Captures work without doing it."""
 
     def __call__(self, work: Work) -> Work:
-        """What does the work again, at the same addresses: its results are in the same tensors each time."""
+        """A function that does the work again at the same addresses: its results are in the same tensors each time."""
         ...
 
 

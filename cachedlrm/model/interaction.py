@@ -46,7 +46,7 @@ class Interaction(nn.Module):
         return self._by_parts(self._multiply, dense, vectors)
 
     def backward(self, dense: Tensor, vectors: Tensor, grad: Tensor) -> Tensor:
-        """The gradient of ``dense``, [B, D]; that of ``vectors`` takes their place, as nobody needs them any more.
+        """The gradient of ``dense``, [B, D]; that of ``vectors`` takes their place, as they are not needed any more.
 
         Args:
             dense: as in `forward`.
@@ -64,7 +64,7 @@ class Interaction(nn.Module):
         return torch.cat([dense.unsqueeze(1), vectors.to(dense.dtype)], dim=1)
 
     def _by_parts(self, compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """What ``compute`` makes of the samples of each part, one after the other."""
+        """The results of ``compute`` on the samples of each part, one after the other."""
         samples = samples_multiplied(self._num_vectors, self._dim, tensors[0].device)
         if tensors[0].shape[0] <= samples:
             return compute(*tensors)

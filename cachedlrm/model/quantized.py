@@ -2,7 +2,7 @@
 
 MLPs: weights in int8 with one scale for a layer, and inputs in uint8 with a scale for each batch (so a prediction
 depends a little on its batch); or weights in float16. Tables: 8 or 4 bits an element, and a scale and an offset for
-each row: two float32 behind 8 bits, two float16 behind 4.
+each row: two float32 after 8 bits, two float16 after 4.
 """
 
 import copy

@@ -70,10 +70,10 @@ class Architecture:
             self.mlp_bot,
             self.mlp_top[1:],
             options.arch_interaction_op,
-            options.arch_interaction_itself,
-            options.activation_function,
-            options.loss_threshold,
-            seed,
+            interaction_itself=options.arch_interaction_itself,
+            activation=options.activation_function,
+            loss_threshold=options.loss_threshold,
+            seed=seed,
         )
 
 

@@ -13,7 +13,7 @@ _MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a devic
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What the user asked for; at most one of ``ratio`` and ``rows``.
+    """The slots and bytes that the user asked for; at most one of ``ratio`` and ``rows``.
 
     Attributes:
         ratio: slots as a share of all rows, in (0, 1].
@@ -141,7 +141,7 @@ def _quotas(step: StepShape, request: CacheRequest, room: int) -> list[int]:
 
 
 def _does_not_fit(step: StepShape, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:
-    """What to change; every value it names works."""
+    """The message that says what to change; every value it names works."""
     working_sets = tuple(max(1, rows) for rows in working_sets)  # a run of no steps may still not fit
     num_rows, needed = step.num_rows, sum(working_sets)
     step_bytes = sum(step.fixed_bytes(working_sets).values())

@@ -161,7 +161,7 @@ class _PlannedCache:
             policy = make_policy(options.policy, own.total, group.num_rows, window)
             minimum = MinimumMoves(own.quota) if options.report_min else None
             self.policies.append(policy)
-            self._planners.append(Planner(own.quota, own.total, policy, options.prefetch_depth, minimum))
+            self._planners.append(Planner(own.quota, own.total, policy, options.prefetch_depth, minimum=minimum))
 
     def announce(self, working_sets: Sequence[WorkingSet]) -> None:
         """Takes the next batch."""

@@ -1,4 +1,4 @@
-"""What a training step holds on the device and a batch on the host, worked out before anything is allocated."""
+"""Bytes that a training step holds on the device and a batch on the host, before anything is allocated."""
 
 import itertools
 from dataclasses import dataclass

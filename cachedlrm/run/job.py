@@ -131,8 +131,16 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
         rate = _learning_rate(options)
         record = CudaRecorder() if optimisation.cuda_graphs else None
-        sizes = batches.mini_batch_size, batches.micro_batch_size
-        trainer = Trainer(cache, dlrm.to(device), rate, loss, *sizes, dtype, record)
+        trainer = Trainer(
+            cache,
+            dlrm.to(device),
+            rate,
+            loss,
+            batches.mini_batch_size,
+            micro_batch_size=batches.micro_batch_size,
+            dtype=dtype,
+            record=record,
+        )
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)

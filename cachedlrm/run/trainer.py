@@ -41,6 +41,7 @@ class Trainer:
         learning_rate: LearningRate,
         loss: Loss,
         mini_batch_size: int,
+        *,
         micro_batch_size: int | None = None,
         dtype: torch.dtype = torch.float32,
         record: Recorder | None = None,

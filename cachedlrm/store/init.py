@@ -38,7 +38,7 @@ def _fill(
     dim: int,
     out: NDArray[np.float32],
 ) -> None:
-    """Writes weights into ``out[:, :dim]`` and zero state behind them."""
+    """Writes weights into ``out[:, :dim]`` and zero state after them."""
     scale = np.float32(2.0**-23)
     for index in range(len(rows)):
         bound = bounds[np.searchsorted(first_rows, rows[index], side="right") - 1]
@@ -139,7 +139,7 @@ class ArrayInit:
 
     Args:
         tables: of each table its arrays, [rows, columns] or [rows] float32, side by side from the first column of the
-            record on; what is missing behind them is zero.
+            record on; columns after them are zero.
     """
 
     fill_on_device = None

@@ -48,7 +48,7 @@ class RecordLayout:
     Attributes:
         dim: embedding dimension.
         optimizer: one of `OPTIMIZERS`.
-        weighted: whether the row has a pooling weight, a learned factor of its vector, behind its weight.
+        weighted: whether the row has a pooling weight, a learned factor of its vector, after its weight.
     """
 
     dim: int

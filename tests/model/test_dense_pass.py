@@ -70,7 +70,9 @@ def assert_same_bits(model: Dlrm, groups: list[tuple[int, int]], loss_name: str,
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh", "sigmoid"])
 @pytest.mark.parametrize(("interaction", "itself"), [("dot", False), ("dot", True), ("cat", False)])
 def test_passes_of_every_activation_and_interaction(interaction, itself, activation, samples):
-    model = Dlrm(plain_features(3, 5), (7, 24, 5), (17, 1), interaction, itself, activation)
+    model = Dlrm(
+        plain_features(3, 5), (7, 24, 5), (17, 1), interaction, interaction_itself=itself, activation=activation
+    )
     assert_same_bits(model, [(3, 5)], "bce", samples)
 
 
