@@ -18,11 +18,11 @@ from cachedlrm.store.records import GroupShape, RecordLayout
 
 @dataclass(frozen=True)
 class Architecture:
-    """A resolved model.
+    """The model of a run.
 
     Attributes:
-        options: resolved.
-        embeddings: of the sparse features.
+        options: what it was built from.
+        embeddings: one for each sparse feature.
         groups: tables with equal dimension, which share a slab, in order of first appearance.
         layouts: record columns of each group.
     """
@@ -67,9 +67,9 @@ class Architecture:
         options, base_dim = self.options, self.mlp_bot[-1]
         return Dlrm(
             FeatureVectors(self.embeddings, self.groups, base_dim, options.qr_operation),
-            self.mlp_bot,
-            self.mlp_top[1:],
-            options.arch_interaction_op,
+            mlp_bot=self.mlp_bot,
+            mlp_top=self.mlp_top[1:],
+            interaction_op=options.arch_interaction_op,
             interaction_itself=options.arch_interaction_itself,
             activation=options.activation_function,
             loss_threshold=options.loss_threshold,
@@ -78,7 +78,7 @@ class Architecture:
 
 
 def build_architecture(options: ResolvedModel, optimizer: str) -> Architecture:
-    """The model of resolved options.
+    """The model that options and optimizer of the rows describe.
 
     Raises:
         UserError: sizes that do not fit each other.
@@ -129,8 +129,8 @@ def split_parameters(
     """Whole tables of each group, with their pooling weights as last column, and the dense parameters.
 
     Args:
-        architecture: what the parameters belong to.
-        parameters: by the reference's names; pooling weights, ``v_W_l.<feature>``, are 1 where they are missing.
+        architecture: of the model they are of.
+        parameters: by the reference's names; pooling weights, ``v_W_l.<feature>``, are 1 where there are none.
     """
     left = dict(parameters)
     groups = []

@@ -1,4 +1,4 @@
-"""What options left open become, and what they say of the data."""
+"""Fills in options that were left open, and says what they ask of the data."""
 
 import itertools
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +37,7 @@ _SHARE_OF_FREE = 0.9  # of the GPU's memory, for --gpu-budget auto without a dev
 
 @dataclass(frozen=True)
 class _SourceDefaults:
-    """What an option left open becomes; chosen per source, as a step over 2,048 samples suits no small data set."""
+    """What open options become, by source of data: a step of 2,048 samples suits no small data set."""
 
     mini_batch_size: int = 2048
     optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] = "adagrad"
@@ -66,7 +66,7 @@ _DEFAULTS = {
 
 
 def data_request(options: Options) -> DataRequest:
-    """What the options say of the data.
+    """What the options ask of the data.
 
     Raises:
         UserError: an option of the reference's generators without ``--data reference``.
@@ -87,12 +87,12 @@ def data_request(options: Options) -> DataRequest:
             raise UserError(f"--{name} belongs to --data reference and --data is {options.data.data}; drop one of them")
     num_dense = model.arch_mlp_bot[0] if model.arch_mlp_bot else None
     return DataRequest(
-        model.arch_embedding_size,
-        num_dense,
-        batches.numpy_rand_seed,
-        batches.max_ind_range,
-        reference,
-        model.round_targets,
+        table_rows=model.arch_embedding_size,
+        num_dense=num_dense,
+        seed=batches.numpy_rand_seed,
+        max_ind_range=batches.max_ind_range,
+        reference=reference,
+        round_targets=model.round_targets,
     )
 
 
@@ -204,7 +204,7 @@ def _resolve_batches(batches: BatchOptions, defaults: _SourceDefaults) -> Resolv
 
 
 def _resolve_cache(options: Options, device: torch.device, multiplications: int) -> ResolvedCache:
-    """Without any size all rows are kept. Said, so that a repeated run says too if they do not fit any more."""
+    """Without a size all rows are kept, said as a ratio, so that a repeated run too is refused if they do not fit."""
     cache, trains = options.cache, not options.inference.inference_only
     cache = replace(cache, report_min=cache.report_min or (trains and cache.policy == "oracle"))
     budget, depth = cache.gpu_budget, cache.prefetch_depth
@@ -218,7 +218,7 @@ def _resolve_cache(options: Options, device: torch.device, multiplications: int)
 
 
 def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
-    """What a device profile leaves for a run, or most of what is free; the rest is for the allocator's fragments."""
+    """What a device profile leaves for a run, or most of the free memory; the allocator's fragments need the rest."""
     memory, reserved = hardware.device_memory, hardware.device_reserved or 0
     if memory is not None and memory <= reserved:
         raise UserError(
@@ -239,13 +239,13 @@ def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
 
 
 def _multiplications_per_sample(architecture: Architecture) -> int:
-    """Those of a forward pass through the layers, which tell how large a step is."""
+    """Multiplications of a forward pass through the layers for one sample."""
     layers = [*itertools.pairwise(architecture.mlp_bot), *itertools.pairwise(architecture.mlp_top)]
     return sum(inputs * outputs for inputs, outputs in layers)
 
 
 def _threads(multiplications: int) -> int:
-    """All processors; one for a step so small that threads cost more at every operator's barrier than they save."""
+    """All processors, or one where a step is so small that every operator's barrier costs more than threads save."""
     return min(usable_processors(), _MOST_THREADS) if multiplications >= _WORTH_THREADS else 1
 
 
@@ -264,7 +264,7 @@ def _resolve_test_freq(options: Options, dataset: Dataset, num_steps: int, defau
 
 
 def _check_predictions(options: Options, dataset: Dataset, num_steps: int, test_freq: int) -> None:
-    """``--save-predictions`` without an evaluation would be noticed only when the run is over."""
+    """Refuses ``--save-predictions`` without an evaluation before the run, not at its end."""
     if dataset.test is None:
         raise UserError(
             f"--save-predictions: --data {options.data.data} holds out no samples; name them by --test-data"

@@ -18,11 +18,11 @@ class Schedule:
     """Which samples each step trains, and when the model is evaluated.
 
     A step trains one mini-batch. Samples are taken in their order; the last batch of an epoch may be smaller. With
-    ``--steps`` epochs repeat, or end early, as it takes. With ``--mlperf-grad-accum-iter`` N, steps come N at a time: N
-    mini-batches are planned and trained as one batch, after which parameters move; the last of an epoch may be fewer.
+    ``--steps`` epochs repeat or end early to match. With ``--mlperf-grad-accum-iter`` N, steps come N at a time: N
+    mini-batches are planned and trained as one batch, after which parameters move; an epoch may end in fewer.
 
     Args:
-        options: resolved but for ``test_freq``.
+        options: all of them; ``test_freq`` only decides evaluations.
         source: training samples.
 
     Raises:
@@ -63,7 +63,7 @@ class Schedule:
         return step // self.steps_per_epoch
 
     def steps(self, batch: int) -> tuple[int, int]:
-        """First step of batch ``batch`` and the one behind its last, all from 0."""
+        """First step of batch ``batch`` and the one after its last, counted from 0."""
         epoch, number = divmod(batch, self.batches_per_epoch)
         first = epoch * self.steps_per_epoch + number * self._steps_per_batch
         last = min(first + self._steps_per_batch, (epoch + 1) * self.steps_per_epoch, self.num_steps)
@@ -85,24 +85,23 @@ class Schedule:
         return (end - 1 - number) // self.batches_per_epoch - (first_batch - 1 - number) // self.batches_per_epoch
 
     def one_epoch(self) -> Iterator[Batch]:
-        """The batches of the first epoch, as far as the run goes."""
+        """The batches of the first epoch, or as many as the run has."""
         return itertools.islice(self.batches(), self.batches_per_epoch)
 
     def evaluates_after(self, batch: int) -> bool:
-        """Whether the model is evaluated after batch ``batch`` (from 0), as one of its steps is due for it."""
-        if self._test_freq is None or self._test_freq <= 0:
-            return False
+        """Whether an evaluation is due after batch ``batch``, counted from 0: at one of its steps, or at the end."""
         first, last = self.steps(batch)
-        return last // self._test_freq > first // self._test_freq or last == self.num_steps
+        every = self._test_freq
+        return every > 0 and (last // every > first // every or last == self.num_steps)
 
     def checkpoint_after(self, batch: int) -> bool:
-        """Whether a checkpoint is due after batch ``batch``: when one of its steps is, and at the end."""
+        """Whether a checkpoint is due after batch ``batch``: at one of its steps, or at the end."""
         first, last = self.steps(batch)
         every = self._checkpoint_every
         return last == self.num_steps or (every is not None and last // every > first // every)
 
     def largest_working_sets(self, router: Router) -> tuple[int, ...]:
-        """The most unique rows in one batch of the run, counted, in each group of tables; 0 without any batch."""
+        """The most unique rows of any batch in each group of tables, counted; 0 without batches."""
         largest = (0,) * router.num_groups
         for batch in self.one_epoch():
             largest = tuple(map(max, largest, (len(np.unique(lookups.rows)) for lookups in router(batch))))

@@ -104,19 +104,18 @@ def open_run(options: Resolved) -> RunDirectory:
     if options.run.run_dir is None or options.run.run_dir.absolute() == resumed.absolute():
         return RunDirectory.reopen(resumed)
     with RunDirectory.reopen(resumed):
-        return _fork(options, store_folder(before, resumed), resumed)
+        return _fork(options, options.run.run_dir, store_folder(before, resumed), resumed)
 
 
-def _fork(options: Resolved, store: Path, resumed: Path) -> RunDirectory:
+def _fork(options: Resolved, run_dir: Path, store: Path, resumed: Path) -> RunDirectory:
     """A new directory that goes on where ``resumed`` is, which stays as it is."""
-    assert options.run.run_dir is not None
-    target = store_folder(options, options.run.run_dir)
+    target = store_folder(options, run_dir)
     if target == store:
         raise UserError(
-            f"--run-dir {options.run.run_dir} would go on in the store of {resumed}; give its copy a --store-path, "
+            f"--run-dir {run_dir} would go on in the store of {resumed}; give its copy a --store-path, "
             "or leave --run-dir out to go on in place"
         )
-    run = RunDirectory.create(options.run.run_dir)
+    run = RunDirectory.create(run_dir)
     try:
         copy_store(store, target)
         metrics = resumed / "metrics.jsonl"
