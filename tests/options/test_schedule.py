@@ -1,6 +1,6 @@
-"""Which samples each step trains, and what is due after it, worked out by hand."""
+"""Steps, batches and epochs by hand: ten samples in mini-batches of three."""
 
-import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,63 +8,86 @@ import pytest
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch
 from cachedlrm.options.schedule import Schedule
-from support.options import resolved
-from support.runs import MODEL
 
 
-class Numbered:
-    """Samples whose dense feature is their number."""
+class Numbers:
+    """Samples whose label is their number; of one table and one id."""
 
-    table_rows, num_dense, max_lookups_per_bag = (400, 30, 900, 5), 1, 1
-
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples = num_samples
+    num_samples = 10
 
     def read(self, start: int, stop: int) -> Batch:
-        dense = np.arange(start, stop, dtype=np.float32)[:, None]
-        return Batch(dense, np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(stop - start, np.float32))
+        labels = np.arange(start, stop, dtype=np.float32)
+        return Batch(np.zeros((stop - start, 0), np.float32), np.zeros(stop - start, int), labels.astype(int), labels)
 
 
-def schedule(num_samples: int, *arguments: str, test_freq: int = -1) -> Schedule:
-    options = resolved("--data=zipf:samples=200", *MODEL, "--mini-batch-size=10", *arguments)
+def schedule(steps=None, nepochs=2, num_batches=0, at_once=1, test_freq=None, checkpoint_every=None) -> Schedule:
     return Schedule(
-        dataclasses.replace(options, batches=dataclasses.replace(options.batches, test_freq=test_freq)),
-        Numbered(num_samples),
+        SimpleNamespace(
+            batches=SimpleNamespace(mini_batch_size=3, num_batches=num_batches, nepochs=nepochs, test_freq=test_freq),
+            optimisation=SimpleNamespace(mlperf_grad_accum_iter=at_once),
+            run=SimpleNamespace(steps=steps, checkpoint_every=checkpoint_every),
+        ),
+        Numbers(),
     )
 
 
-def samples(plan: Schedule) -> list[tuple[int, int]]:
-    """First sample and number of samples of each batch."""
-    return [(int(batch.dense[0, 0]), batch.num_samples) for batch in plan.batches()]
+def samples(run: Schedule, first_batch: int = 0) -> list[list[float]]:
+    return [batch.labels.tolist() for batch in run.batches(first_batch)]
 
 
-def test_an_epoch_ends_in_a_smaller_batch_and_steps_go_round():
-    plan = schedule(25, "--steps=5")
-    assert (plan.num_steps, plan.num_batches, plan.steps_per_epoch) == (5, 5, 3)
-    assert samples(plan) == [(0, 10), (10, 10), (20, 5), (0, 10), (10, 10)]
-    assert [plan.epoch(step) for step in range(5)] == [0, 0, 0, 1, 1]
-    assert [batch.num_samples for batch in plan.one_epoch()] == [10, 10, 5]
-    assert samples(schedule(25, "--nepochs=2", "--num-batches=2")) == [(0, 10), (10, 10)] * 2
+EPOCH = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
 
 
-def test_accumulated_mini_batches_are_one_batch():
-    plan = schedule(45, "--mlperf-grad-accum-iter=2", "--steps=8")
-    assert (plan.num_batches, plan.batches_per_epoch) == (5, 3)
-    assert [plan.steps(batch) for batch in range(5)] == [(0, 2), (2, 4), (4, 5), (5, 7), (7, 8)]
-    assert samples(plan) == [(0, 20), (20, 20), (40, 5), (0, 20), (20, 10)]
-    assert [plan.repeats(number, 0, 5) for number in range(3)] == [2, 2, 1]
-    assert [plan.repeats(number, 2, 5) for number in range(3)] == [1, 1, 1]
+def test_epochs_repeat_and_their_last_batch_is_smaller():
+    run = schedule()
+    assert (run.steps_per_epoch, run.num_steps, run.num_batches) == (4, 8, 8)
+    assert samples(run) == EPOCH * 2
+    assert samples(run, 6) == EPOCH[2:]
+    assert [run.epoch(step) for step in (0, 3, 4, 7)] == [0, 0, 1, 1]
 
 
-def test_what_is_due_after_a_batch():
-    plan = schedule(50, "--nepochs=2", "--checkpoint-every=3", test_freq=4)
-    assert [batch for batch in range(10) if plan.evaluates_after(batch)] == [3, 7, 9]
-    assert [batch for batch in range(10) if plan.checkpoint_after(batch)] == [2, 5, 8, 9]
-    never = schedule(50, "--nepochs=2")
-    assert not any(map(never.evaluates_after, range(10)))
-    assert [batch for batch in range(10) if never.checkpoint_after(batch)] == [9]
+def test_steps_and_num_batches_cut():
+    assert samples(schedule(steps=5)) == [*EPOCH, EPOCH[0]]
+    assert samples(schedule(num_batches=2)) == EPOCH[:2] * 2
+    assert samples(schedule(steps=0)) == []
 
 
-def test_more_batches_than_can_be_numbered_are_refused():
-    with pytest.raises(UserError, match=r"longer than 2,147,483,647 batches; lower --steps"):
-        schedule(50, f"--steps={2**31}")
+def test_accumulated_steps_come_together_but_not_over_the_end_of_an_epoch():
+    run = schedule(steps=7, at_once=3)
+    assert [run.steps(batch) for batch in range(run.num_batches)] == [(0, 3), (3, 4), (4, 7)]
+    assert samples(run) == [[*range(9)], [9], [*range(9)]]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_repeats_are_counted(at_once):
+    run = schedule(steps=7, at_once=at_once)
+    for first in range(run.num_batches):
+        for end in range(first, run.num_batches + 1):
+            for number in range(run.batches_per_epoch):
+                of_run = [batch for batch in range(first, end) if batch % run.batches_per_epoch == number]
+                assert run.repeats(number, first, end) == len(of_run)
+
+
+def test_when_it_evaluates_and_saves():
+    run = schedule(steps=7, test_freq=3, checkpoint_every=2)
+    assert [batch for batch in range(7) if run.evaluates_after(batch)] == [2, 5, 6]
+    assert [batch for batch in range(7) if run.checkpoint_after(batch)] == [1, 3, 5, 6]
+    assert not any(schedule(test_freq=-1).evaluates_after(batch) for batch in range(8))
+    assert [batch for batch in range(8) if schedule().checkpoint_after(batch)] == [7]
+    together = schedule(steps=7, at_once=3, test_freq=2)  # steps 0 to 2, 3, 4 to 6
+    assert [batch for batch in range(3) if together.evaluates_after(batch)] == [0, 1, 2]
+
+
+def test_more_batches_than_31_bits_are_refused():
+    assert schedule(steps=2**31 - 1).num_batches == 2**31 - 1
+    with pytest.raises(UserError, match=r"2,147,483,648 steps .* lower --steps"):
+        schedule(steps=2**31)
+
+
+def test_the_largest_working_set_of_the_run():
+    def router(batch: Batch) -> tuple[SimpleNamespace, SimpleNamespace]:
+        return SimpleNamespace(rows=batch.labels), SimpleNamespace(rows=batch.labels // 3)
+
+    router.num_groups = 2
+    assert schedule().largest_working_sets(router) == (3, 1)
+    assert schedule(steps=0).largest_working_sets(router) == (0, 0)

@@ -127,6 +127,26 @@ def test_no_segment_takes_the_number_of_one_that_a_crash_made_worthless(tmp_path
     database.close()
 
 
+def test_a_segment_of_the_checkpoint_outlives_its_reclaiming(tmp_path):
+    book, every = AddressBook(NUM_ROWS), np.arange(10 * CAPACITY)
+    book.register(np.arange(NUM_ROWS))
+    database = opened(tmp_path)
+    log = new_log(database, book)
+    log.append(every, records(every, 1))
+    end = checkpoint(database, log)
+    most = every[every % CAPACITY > 1]  # each segment keeps two live records
+    for version in (2, 3):
+        log.append(most, records(most, version))
+    assert log.reclaimed_records > 0
+    database.wait()
+    database.close()  # without a further checkpoint
+    database = opened(tmp_path, resumes=True)
+    log = new_log(database, book)
+    log.load(*end)
+    assert scanned(log) == dict.fromkeys(every.tolist(), 1)
+    database.close()
+
+
 def test_dead_records_are_reclaimed_and_the_file_stays_small(tmp_path):
     database, book = opened(tmp_path), AddressBook(NUM_ROWS)
     book.register(np.arange(NUM_ROWS))

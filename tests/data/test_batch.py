@@ -1,0 +1,62 @@
+"""A batch from ids of its tables, what is refused in it, and sources around sources."""
+
+import numpy as np
+import pytest
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.data.batch import Batch, IdAdvice, RoundedTargets, WatchedSource, make_batch
+
+TABLE_ROWS = (5, 3)
+OFFSETS = np.array([0, 2, 2, 3, 4])  # two samples; sample 0 has no id in table 1
+
+
+def make(ids=(4, 0, 1, 2), dense=((1, 2), (3, 4)), labels=(0, 1)) -> Batch:
+    arrays = np.array(dense, np.float32), np.array(ids), OFFSETS, np.array(labels, np.float32)
+    return make_batch(*arrays, TABLE_ROWS, "day", 100, IdAdvice("count from 0", "raise"))
+
+
+def test_rows_are_global():
+    batch = make()
+    assert batch.rows.tolist() == [4, 0, 1, 5 + 2]
+    assert batch.num_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids": (4, 5, 1, 2)}, "day: sample 100, table 0: id 5 is outside 0..4; raise"),
+        ({"ids": (4, 0, 1, 3)}, "day: sample 101, table 1: id 3 is outside 0..2; raise"),
+        ({"ids": (4, 0, -1, 2)}, "day: sample 101, table 0: id -1 is outside 0..4; count from 0"),
+        ({"dense": ((1, 2), (3, np.nan))}, "day: sample 101: dense feature 1 is nan; replace NaN and infinities"),
+        ({"labels": (np.inf, 0)}, "day: sample 100: label is inf; replace NaN and infinities"),
+        ({"labels": (0, 1.5)}, "day: sample 101: label is 1.5; labels are 0 to 1, correct the data"),
+    ],
+)
+def test_what_is_wrong_is_named(changes, message):
+    with pytest.raises(UserError) as refused:
+        make(**changes)
+    assert str(refused.value).startswith(message)
+
+
+class Halves:
+    """Four samples with labels 0, 0.5, 0.75 and 1."""
+
+    table_rows, num_dense, max_lookups_per_bag, num_samples = TABLE_ROWS, 0, 1, 4
+
+    def read(self, start: int, stop: int) -> Batch:
+        labels = np.array([0, 0.5, 0.75, 1], np.float32)[start:stop]
+        return Batch(np.zeros((len(labels), 0), np.float32), np.zeros(0, np.int64), np.zeros(9, np.int64), labels)
+
+
+def test_targets_are_rounded_halves_to_zero():
+    source = RoundedTargets(Halves())
+    assert (source.table_rows, source.num_samples, source.max_lookups_per_bag) == (TABLE_ROWS, 4, 1)
+    assert source.read(1, 4).labels.tolist() == [0, 1, 1]
+
+
+def test_a_watched_source_tells_how_far_it_was_read():
+    told: list[float] = []
+    source = WatchedSource(Halves(), told.append)
+    assert source.read(0, 2).num_samples == 2
+    source.read(2, 4)
+    assert told == [0, 0.5]
