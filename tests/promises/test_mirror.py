@@ -12,15 +12,11 @@ from support.documents import ROOT, TESTS
 
 ACROSS_ROOMS = ("promises", "gpu", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
-    "cache/streams.py",
     "cache/table_group.py",
     "check/findings.py",
-    "data/batch.py",
     "data/criteo.py",
     "data/files.py",
     "data/flights.py",
-    "data/lookups.py",
-    "data/mersenne.py",
     "data/npy.py",
     "data/parquet_columns.py",
     "data/raw/avazu.py",
@@ -33,7 +29,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "data/reference_stream.py",
     "data/row_groups.py",
     "data/traces.py",
-    "data/zipf.py",
     "export/final_state.py",
     "export/formats/piecewise.py",
     "export/formats/torch_file.py",
@@ -44,8 +39,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "library/stream.py",
     "library/tables.py",
     "model/quantized.py",
-    "options/profiles.py",
-    "options/resolved.py",
     "plan/prediction.py",
     "plan/roofline.py",
     "plan/tiers.py",
