@@ -1,4 +1,4 @@
-"""Values as people write them on a command line, bytes, lists of numbers, whole numbers, yes and no; and bytes back."""
+"""Values as people write them on a command line (sizes, numbers, lists, yes and no), and sizes and times in words."""
 
 import math
 import re
@@ -115,7 +115,7 @@ def finite(value: float | None) -> float | None:
 
 
 def format_seconds(seconds: float) -> str:
-    """h:mm:ss; dashes for what nobody knows yet."""
+    """h:mm:ss; dashes if it is not known yet."""
     if not math.isfinite(seconds):
         return "-:--:--"
     whole = round(seconds)

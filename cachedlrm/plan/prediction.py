@@ -1,4 +1,4 @@
-"""What a run will do, from the ids of its first batches: hits, rows moved, and the highest speed it can have."""
+"""What to expect of a run, from the ids of its first batches: hits, rows moved, and the highest possible speed."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Expectation:
         num_steps: of the run.
         lookups: in all bags.
         hit_lookups: those that find their row resident.
-        first_touch_rows: rows created, which is how many the run touches.
+        first_touch_rows: rows created, which are the rows that the run touches at all.
         fetched_rows: rows read from a lower tier.
         written_back_rows: rows copied down.
         record_bytes: of a row, on average where tables differ.
@@ -81,7 +81,7 @@ class PredictedCache:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What to expect of a run.
+    """What to expect of a run, and of other sizes of its cache.
 
     Attributes:
         sampled_batches: batches whose ids were read.

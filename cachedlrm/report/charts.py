@@ -1,4 +1,4 @@
-"""Charts as SVG elements, as wide as a phone; wide screens show several in a row, so that text keeps its size."""
+"""Charts as SVG elements as wide as a phone; wide screens show several in a row, so that text keeps its size."""
 
 import math
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def line_chart(
 
     Args:
         title: above it.
-        series: each keeps its colour where others have no points and are left out.
+        series: one without points is left out; the others keep their colours.
         y_axis: upwards.
         x_axis: to the right.
         mark: a point to ring.

@@ -22,7 +22,7 @@ _LONGEST, _LONGEST_ON_PAGE = 36, 200  # characters of a value
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """What to call each run: the last part of its path, or as many as tell it from the others."""
+    """A short name for each run: the last part of its path, or as many parts as tell it from the others."""
     paths = [Path(run.name).absolute().parts for run in runs]
     most = max(map(len, paths))
     for count in range(1, most + 1):
@@ -33,7 +33,7 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 
 def differing_options(runs: Sequence[Run]) -> Rows:
-    """Options that not all runs have alike, as on the command line."""
+    """Options in which the runs differ, spelled as on the command line."""
     spelled = [
         {f"--{name}": str(value) for group in spell(run.options).values() for name, value in group.items()}
         for run in runs
@@ -44,7 +44,7 @@ def differing_options(runs: Sequence[Run]) -> Rows:
 
 
 def differing_machines(runs: Sequence[Run]) -> Rows:
-    """Versions and hardware that not all runs had alike."""
+    """Versions and hardware in which the runs differ."""
     rows = {key: [str(run.report.environment.get(key, NONE)) for run in runs] for key in _ABOUT_THE_MACHINE}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
@@ -61,7 +61,7 @@ def comparison_text(runs: Sequence[Run], width: int | None) -> str:
 
     Args:
         runs: at least one.
-        width: of a line; runs that do not fit beside each other follow below. None: all beside each other.
+        width: of a line; runs for which it has no room follow below. None: all stand side by side.
     """
     called = names(runs)
     nothing = [""] * len(runs)
@@ -82,7 +82,7 @@ def comparison_text(runs: Sequence[Run], width: int | None) -> str:
 
 
 def _fitting(widths: Sequence[int], room: int | None) -> list[list[int]]:
-    """Numbers of the columns that stand beside each other, in turn; at least one."""
+    """The columns that stand side by side, block after block; at least one in each."""
     turns: list[list[int]] = [[]]
     left = room
     for number, width in enumerate(widths):
@@ -96,7 +96,7 @@ def _fitting(widths: Sequence[int], room: int | None) -> list[list[int]]:
 
 
 def _shortened(value: str, longest: int) -> str:
-    """Without its middle: values of an option may differ at either end."""
+    """Shortened in its middle: values of an option may differ at either end."""
     if len(value) <= longest:
         return value
     kept = longest - 3

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self, TextIO, cast
+from typing import Self, TextIO, cast
 
 import rich.console
 from rich.control import Control
@@ -22,8 +22,11 @@ _REDRAW_S = 0.25
 _REPEAT_S = 10.0  # between plain lines of something that takes long
 
 
-class Console(Protocol):
-    """Receives a run's snapshots. `close` restores the terminal, whatever happened; so does leaving ``with``."""
+class Console:
+    """Takes a run's snapshots, and prints nothing; the base of those that do.
+
+    `close` restores the terminal, whatever happened; so does leaving ``with``.
+    """
 
     def start(self, header: RunHeader) -> None:
         """The run is about to train."""
@@ -35,11 +38,11 @@ class Console(Protocol):
         """A step has been issued; its figures come with the next `update`."""
 
     def busy(self, step: int, what: str, share: float | None = None) -> None:
-        """Something else than training goes on after this step, until the next `update` or `advance`.
+        """Something other than training goes on after this step, until the next `update` or `advance`.
 
         Args:
             step: steps trained.
-            what: goes on, in a word or two: ``evaluating``.
+            what: in a word or two: ``evaluating``.
             share: how far it is, from 0 to 1, if that is known.
         """
 
@@ -50,52 +53,7 @@ class Console(Protocol):
         """The run has ended and written its files."""
 
     def close(self) -> None:
-        """No more is coming."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def open_console(ui: str, stream: TextIO | None = None) -> Console:
-    """The console for ``--ui``: ``auto`` is live on a terminal and plain elsewhere."""
-    stream = stream or sys.stdout
-    if ui == "off" or stream is None:  # stdout is None if its descriptor was closed before the start
-        return SilentConsole()
-    # Asked of the stream: rich also takes a file for a terminal when FORCE_COLOR is set, as CI systems do.
-    is_terminal = stream.isatty()
-    output = cast("TextIO", SafeStream(stream))
-    terminal = rich.console.Console(file=output, highlight=False)
-    if ui == "live" or (ui == "auto" and is_terminal and not terminal.is_dumb_terminal):
-        return LiveConsole(terminal)
-    return PlainConsole(output)
-
-
-class SilentConsole:
-    """Prints nothing."""
-
-    def start(self, header: RunHeader) -> None:
-        """Nothing."""
-
-    def update(self, snapshot: Snapshot) -> None:
-        """Nothing."""
-
-    def advance(self, step: int) -> None:
-        """Nothing."""
-
-    def busy(self, step: int, what: str, share: float | None = None) -> None:
-        """Nothing."""
-
-    def message(self, text: str) -> None:
-        """Nothing."""
-
-    def finish(self, summary: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+        """Nothing more is coming."""
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +64,21 @@ class SilentConsole:
         self.close()
 
 
-class PlainConsole(SilentConsole):
+def open_console(ui: str, stream: TextIO | None = None) -> Console:
+    """The console for ``--ui``: ``auto`` is live on a terminal and plain elsewhere."""
+    stream = stream or sys.stdout
+    if ui == "off" or stream is None:  # stdout is None if its descriptor was closed before the start
+        return Console()
+    # Asked of the stream: rich also takes a file for a terminal when FORCE_COLOR is set, as CI systems do.
+    is_terminal = stream.isatty()
+    output = cast("TextIO", SafeStream(stream))
+    terminal = rich.console.Console(file=output, highlight=False)
+    if ui == "live" or (ui == "auto" and is_terminal and not terminal.is_dumb_terminal):
+        return LiveConsole(terminal)
+    return PlainConsole(output)
+
+
+class PlainConsole(Console):
     """One line a snapshot, for logs and pipes.
 
     Args:
@@ -161,7 +133,7 @@ class PlainConsole(SilentConsole):
             self._print(line)
 
 
-class LiveConsole(SilentConsole):
+class LiveConsole(Console):
     """A screen that is redrawn in place, by the training thread: a refresh thread would stall torch's operators.
 
     Args:

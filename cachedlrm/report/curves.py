@@ -17,7 +17,7 @@ def curve(rows: Sequence[MetricsRow], key: str) -> Points:
 
 
 def changes(rows: Sequence[MetricsRow], key: str) -> Points:
-    """The same where a line repeats the value of the one before until it changes: the first line of each value."""
+    """The same for a key whose value repeats until it changes: the first line of each value."""
     points: Points = []
     for row in rows:
         value = row.get(key)
@@ -27,7 +27,7 @@ def changes(rows: Sequence[MetricsRow], key: str) -> Points:
 
 
 def per_step(rows: Sequence[MetricsRow], *keys: str) -> Points:
-    """The sum of counts that the lines have since the line before, for each step."""
+    """The sum of counts since the line before, divided by the steps since then."""
     points: Points = []
     before = 0.0
     for row in rows:
@@ -38,7 +38,7 @@ def per_step(rows: Sequence[MetricsRow], *keys: str) -> Points:
 
 
 def disk_bytes(rows: Sequence[MetricsRow]) -> int:
-    """The most bytes of the store on disk; 0 without one."""
+    """The largest size of the store on disk; 0 without one."""
     return int(max((row.get("disk_bytes") or 0 for row in rows), default=0))
 
 
@@ -49,7 +49,7 @@ def _step(row: MetricsRow) -> float:
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most ``most`` points: means of as many neighbours as it takes, but the first and the last as they are."""
+    """At most ``most`` points: the first, the last, and means of as many neighbours as it takes."""
     if len(points) <= most:
         return points
     inner, count = points[1:-1], most - 2

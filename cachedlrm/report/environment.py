@@ -62,7 +62,7 @@ def commit() -> str | None:
 
 
 def cpu_model() -> str:
-    """What the processor calls itself; on Linux from ``/proc/cpuinfo``."""
+    """The processor's name; on Linux from ``/proc/cpuinfo``."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

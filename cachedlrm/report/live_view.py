@@ -30,7 +30,7 @@ _TRAINING_PHASES = tuple(phase for phase in PHASES if phase not in PREPARING_PHA
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What does not change during a run.
+    """The part of a screen that does not change during a run.
 
     Attributes:
         data: ``--data``.
@@ -50,7 +50,7 @@ class RunHeader:
 
 
 class History:
-    """A value a snapshot over a whole run, thinned as it grows: when full, neighbours are merged into their mean.
+    """One value for each snapshot of a run; when there are too many, neighbours are merged into their mean.
 
     Args:
         limit: values kept at most; even.
@@ -90,7 +90,7 @@ class LiveView:
         losses: losses of the run, oldest first.
         hit_ratios: hit ratios of the run, oldest first.
         step: steps issued, if more than the snapshot knows.
-        doing: what goes on beside training, such as an evaluation; empty for nothing.
+        doing: work other than training that goes on, such as an evaluation; else empty.
     """
 
     header: RunHeader
@@ -283,7 +283,7 @@ def _phases(snapshot: Snapshot, pen: _Pen, width: int) -> list[Text]:
 
 
 def _memory(snapshot: Snapshot, pen: _Pen, width: int, process_apart: bool = False) -> list[Text]:
-    """A bar for each tier. The process's own memory is behind the host's, or on a line of its own."""
+    """A bar for each tier. The process's own memory stands after the host's, or on a line of its own."""
     process = _size(snapshot.host_bytes)
     if snapshot.mapped_bytes:
         process += f", {_size(snapshot.mapped_bytes)} mapped"

@@ -1,4 +1,4 @@
-"""What a run counts and measures: one definition each."""
+"""A run at one moment, and a line of ``metrics.jsonl``."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from cachedlrm.cache.counters import PHASES, PREPARING_PHASES, CacheCounters
 
 
 def waiting_phases(prefetch_depth: int | None) -> tuple[str, ...]:
-    """Phases in which the training thread does not train for want of rows; where it prepares them itself, those too."""
+    """Phases in which the training thread lacks rows: it waits, or prepares them itself."""
     return ("wait",) if prefetch_depth != 0 else ("wait", *PREPARING_PHASES)
 
 
@@ -17,7 +17,7 @@ MetricsRow = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment: all that a display or a line of metrics needs. "Recent" is since the last snapshot.
+    """A run at one moment: everything that a display or a line of metrics needs. Recent means since the last snapshot.
 
     Attributes:
         step: steps trained.
@@ -28,24 +28,24 @@ class Snapshot:
         samples_per_s: recent.
         eta_s: seconds of training left at the recent rate.
         loss: recent mean.
-        auc: of the last evaluation; None before the first, and where held-out labels are not 0 and 1, both.
-        cache: counters of the run.
+        auc: of the last evaluation; None before the first, and unless both labels, 0 and 1, are held out and no other.
+        cache: counters of the whole run.
         recent: recent counters.
         recent_steps: steps since the last snapshot.
         phase_ms: recent mean per step, by phase.
-        device_bytes: the most in use so far, measured on CUDA; on the CPU what a step is accounted for.
+        device_bytes: the most in use so far, measured on CUDA; on the CPU what the tensors of a step add up to.
         device_limit_bytes: the budget, or the memory that was free at the start.
         host_bytes: anonymous resident memory of the process now.
         host_limit_bytes: ``--host-budget``, or the memory that was free at the start: the most that records may take.
         mapped_bytes: mapped pages in memory now.
         cache_slots: rows the cache may keep.
         resident_slots: rows it keeps.
-        host_records: records in the host store; None where nobody counted them.
-        host_record_bytes: theirs.
+        host_records: records in the host store; None if they are not counted.
+        host_record_bytes: bytes of those records.
         temporary_slots: beyond ``cache_slots``, for a batch that needs more rows.
         evaluated: whether there has been an evaluation.
-        disk_bytes: of the store's file; None without one.
-        disk_limit_bytes: those and what is free beside it.
+        disk_bytes: size of the store's file; None without one.
+        disk_limit_bytes: that size and the space still free on its disk.
         prefetch_depth: batches prepared ahead; 0: the training thread prepares each itself.
     """
 
@@ -79,13 +79,13 @@ class Snapshot:
 
     @property
     def own_phases(self) -> tuple[str, ...]:
-        """Phases of the training thread; what the prefetch thread does comes on top."""
+        """Phases of the training thread; those of the prefetch thread come on top."""
         beside = set(PREPARING_PHASES) - set(waiting_phases(self.prefetch_depth))
         return tuple(phase for phase in PHASES if phase not in beside)
 
     @property
     def waited_share(self) -> float:
-        """Recent share of waiting for rows in what the training thread did."""
+        """Recent share of the training thread's time that it waited for rows."""
         waiting = waiting_phases(self.prefetch_depth)
         spent = sum(self.phase_ms.get(phase, 0.0) for phase in self.own_phases)
         return sum(self.phase_ms.get(phase, 0.0) for phase in waiting) / spent if spent > 0 else 0.0
@@ -118,7 +118,7 @@ def parse_metrics_row(line: bytes) -> MetricsRow:
     """A line of ``metrics.jsonl``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     try:
         row = json.loads(line)

@@ -11,14 +11,14 @@ from torch import Tensor
 from cachedlrm.data.batch import Batch, Source
 
 Model = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""The dense part: from dense features [B, num_dense] and each group's pooled vectors to predictions [B]."""
+"""The dense part: dense features [B, num_dense] and the pooled vectors of each group give predictions [B]."""
 
 Pooling = Callable[[Batch], Sequence[Tensor]]
-"""From a batch to the pooled vectors of each group of tables, [B * tables, dim]."""
+"""The pooled vectors of a batch, [B * tables, dim] of each group of tables."""
 
 
 class Evaluation(NamedTuple):
-    """What a model predicted.
+    """The predictions of a model.
 
     Attributes:
         auc: area under the ROC curve; None unless both labels, 0 and 1, occur and no other.

@@ -47,10 +47,10 @@ def check_inference(options: Resolved, dataset: Dataset) -> None:
 
 
 def run_inference(job: Job) -> tuple[InferenceReport, NDArray[np.float32]]:
-    """Evaluates a job's model, and after that its quantised form if one is asked for.
+    """Evaluates a job's model, and then its quantised form if that is asked for.
 
     Returns:
-        What was measured, and the predictions of the model as served, in data order.
+        The measurements, and the predictions of the model as served, in data order.
 
     Raises:
         UserError: the quantised tables do not fit into memory.
@@ -75,7 +75,7 @@ def run_inference(job: Job) -> tuple[InferenceReport, NDArray[np.float32]]:
 
 
 def _serve(job: Job, model: Model, pooling: Pooling) -> tuple[ServedModel, Evaluation]:
-    """Evaluates a model; its bytes are left to the caller."""
+    """Evaluates a model; the caller fills in its bytes."""
     options, source = job.options, job.dataset.test
     assert source is not None
     # The reference's generators know one size of batches; int8 MLPs depend on it.
@@ -111,7 +111,7 @@ class _TimedSource(SourceWrapper):
 
 
 def _quantize(tables: list[FullTable], bits: int) -> QuantizedTables:
-    """Plain tables, which are one group, packed piece by piece."""
+    """Plain tables, which form one group, packed piece by piece."""
     layout, num_rows = tables[0].layout, sum(table.num_rows for table in tables)
     pooling_weights = None
     try:

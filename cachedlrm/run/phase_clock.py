@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""A clock for the phases of a step."""
 
 import time
 
@@ -15,7 +15,7 @@ class PhaseClock:
     waits for the device anyway.
 
     Attributes:
-        ranges: of a trace, while there is one; they follow the phases.
+        ranges: of a trace, while one is recorded; they follow the phases.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class PhaseClock:
         return event
 
     def enter(self, phase: str | None) -> None:
-        """The phase before ends and ``phase`` begins; None: the step ends."""
+        """Ends the phase before and begins ``phase``; None ends the step."""
         now = self._now()
         if self._phase is None:
             if not isinstance(now, float):
@@ -57,7 +57,7 @@ class PhaseClock:
             self._totals[phase] += value
 
     def collect(self) -> dict[str, float]:
-        """Totals since the last call; on CUDA the device must have been synchronised."""
+        """Totals since the last call. On CUDA the device must have been synchronised."""
         for phase, start, end in self._pending:
             self._totals[phase] += start.elapsed_time(end)
             self._spare.append(end)

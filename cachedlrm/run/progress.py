@@ -1,4 +1,4 @@
-"""What a run measures of itself: clocks, counters, losses and memory, from the first step to the report."""
+"""Everything a run measures: clocks, counters, losses and memory, from the first step to the report."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,7 +120,7 @@ class Progress:
         return tally
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs to report the whole run; as JSON. Waits for the device."""
+        """Everything a resumed run needs to report the whole run, as JSON has it. Waits for the device."""
         self._stop_clock()
         pending = self._pending[: self._num_pending].tolist()
         tally = replace(self._tally, table_counts=self._table_counts.tolist(), pending_losses=pending)
@@ -143,7 +143,7 @@ class Progress:
         )
 
     def header(self) -> RunHeader:
-        """What the display says once."""
+        """The part of the display that does not change."""
         job, options = self._job, self._job.options
         rows, slots = job.tiers.device.table_rows, job.tiers.device.quota_slots
         lookahead = f" {options.cache.lookahead}" if options.cache.policy == "lookahead" else ""
@@ -169,14 +169,14 @@ class Progress:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The time of training lies inside, setup outside."""
+        """Training happens inside; setup, outside, is not timed."""
         self._resumed_at = self._waiting_since = time.perf_counter()
         yield
         self._stop_clock()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluation: not part of training's time or of its phases."""
+        """Not training, such as evaluation: outside the time of training and its phases."""
         self._stop_clock()
         try:
             yield
@@ -200,7 +200,7 @@ class Progress:
         self._job.trainer.clock.add({"wait": waited})
 
     def waits(self) -> None:
-        """Everything else about the last batch is done, logging included; the next batch is wanted."""
+        """The last batch is dealt with, logging included, and the wait for the next one begins."""
         self._waiting_since = time.perf_counter()
 
     @property
@@ -228,7 +228,7 @@ class Progress:
         tally.auc, tally.accuracy, tally.evaluated_at = auc, accuracy, tally.steps
 
     def predicted(self, prediction: Prediction) -> None:
-        """Before training, this was expected of the run."""
+        """Takes what is expected of the run, before it trains."""
         self._prediction = prediction
 
     def served(self, report: InferenceReport) -> None:
@@ -247,7 +247,7 @@ class Progress:
         return self._num_pending > 0 and (self._num_pending >= self._print_freq or self._tally.steps == self._num_steps)
 
     def snapshot(self) -> Snapshot:
-        """Where the run stands; waits for the device.
+        """The run at this moment; waits for the device.
 
         Raises:
             UserError: a loss since the last snapshot is not finite; names the step.
@@ -298,7 +298,7 @@ class Progress:
         return snapshot
 
     def not_finite(self, what: str) -> UserError:
-        """The error that ends a run whose ``what`` are not numbers any more."""
+        """The error that ends a run in which ``what`` are no longer finite."""
         rate = self._job.options.optimisation.learning_rate
         return UserError(
             f"{what} became NaN or infinite by the update of step {self._tally.steps}; lower --learning-rate ({rate})"

@@ -1,9 +1,12 @@
 """Whatever a value holds, it is text on a page and no markup."""
 
+import tomllib
+
 import pytest
 from jinja2 import UndefinedError
 
 from cachedlrm.report.document import element, render
+from support.documents import ROOT
 from support.reports import checked
 
 HOSTILE = "<b onclick='x'>\"&amp;\x1b\udcff"
@@ -35,3 +38,10 @@ def test_an_empty_element_has_an_end():
 def test_a_value_that_is_missing_is_an_error():
     with pytest.raises(UndefinedError, match="'title' is undefined"):
         render("comparison.html.jinja")
+
+
+def test_every_template_is_installed():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    room = ROOT / "cachedlrm" / "report"
+    installed = {path for pattern in patterns["cachedlrm.report"] for path in room.glob(pattern)}
+    assert installed == {path for path in room.iterdir() if path.is_file() and path.suffix != ".py"}

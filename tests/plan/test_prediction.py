@@ -1,0 +1,58 @@
+"""What is expected of a run, from its first batches; tests/plan/test_main.py compares with runs."""
+
+import pytest
+
+from cachedlrm.cache.counters import CacheCounters
+from cachedlrm.plan.prediction import Expectation, PredictedCache, Prediction, extrapolate
+
+
+def batch(first_touches: int, fetched: int = 0, evicted: int = 0, hits: int = 0) -> CacheCounters:
+    """A batch of 100 lookups whose records have 10 bytes."""
+    return CacheCounters(100, hits, 50, 50 - first_touches - fetched, first_touches, fetched, evicted, evicted,
+                         10 * fetched, 10 * evicted)  # fmt: skip
+
+
+def expected(course: list[CacheCounters], num_batches: int, cache_slots: int, num_rows: int = 10_000) -> Expectation:
+    return extrapolate(course, num_batches, num_batches, num_rows, cache_slots, num_batches, 10.0)
+
+
+def test_a_run_as_long_as_its_sample_is_the_sample():
+    course = [batch(20, hits=70), batch(10, 5, 8, hits=80)]
+    found = expected(course, 2, 30)
+    assert (found.lookups, found.hit_ratio, found.first_touch_rows) == (200, 0.75, 30)
+    assert (found.fetched_rows, found.written_back_rows, found.record_bytes) == (5, 8, 10.0)
+    assert found.moved_bytes_per_step == 13 * 10 / 2
+
+
+def test_a_cache_that_never_fills_misses_first_touches_alone():
+    found = expected([batch(10, hits=90) for _ in range(8)], 16, 10_000)
+    assert found.first_touch_rows == pytest.approx(160)  # as many a batch as in the sample
+    assert found.fetched_rows == found.written_back_rows == 0
+    assert found.hit_ratio == pytest.approx(0.9)
+
+
+def test_first_touches_end_with_the_rows():
+    found = expected([batch(10, hits=90) for _ in range(8)], 1000, 10_000, num_rows=100)
+    assert found.first_touch_rows == 100
+
+
+def test_a_full_cache_goes_on_at_the_rate_of_the_last_quarter():
+    course = [batch(40, hits=60)] * 6 + [batch(0, 20, 20, hits=80)] * 2
+    found = expected(course, 16, 100)
+    assert found.fetched_rows + found.first_touch_rows == pytest.approx(6 * 40 + 10 * 20)
+    assert found.written_back_rows == pytest.approx(10 * 20)
+
+
+def test_a_prediction_in_a_line_and_in_a_report():
+    chosen = Expectation(50, 10, 1000.0, 900.0, 60.0, 40.0, 70.0, 128.0)
+    prediction = Prediction(2, 10, 100, chosen, (chosen,), {"link": 2.0, "arithmetic": 0.5})
+    assert prediction.summary() == (
+        "predicted from 2 of 10 batches: 90.00% hits, 4 rows fetched and 1.4 KiB moved a step, "
+        "at most 50,000 samples/s (link)"
+    )
+    assert prediction.by_size == (PredictedCache(50, 0.9, 1408.0),)
+    assert prediction.of_run.samples_per_s_at_most == 50_000
+    assert prediction.of_run.first_touch_rows_per_step == 6
+    unknown = Prediction(2, 10, 100, chosen, (chosen,), {})
+    assert unknown.of_run.samples_per_s_at_most is None
+    assert unknown.summary().endswith("1.4 KiB moved a step")
