@@ -126,10 +126,21 @@ class Upload:
         """
         index = plans[0].index
         samples: Arrays = {"dense": dense, "labels": labels}
-        lookups, moves = [], []
+        lookups: list[Arrays] = []
+        moves: list[Arrays] = []
         for working_set, plan in zip(working_sets, plans, strict=True):
-            lookups.append(_lookups(working_set, plan, transposed=bool(self._ring)))
-            moves.append(_moves(plan))
+            arrays: Arrays = {"offsets": working_set.offsets, "positions": working_set.positions, "slots": plan.slots}
+            if self._ring:
+                arrays["bags_by_position"], arrays["position_offsets"] = working_set.transposed()
+            lookups.append(arrays)
+            moves.append(
+                {
+                    "evict_slots": plan.evict_slots,
+                    "fetch_slots": plan.fetch_slots,
+                    "create_slots": plan.create_slots,
+                    "create_rows": plan.create_rows,
+                }
+            )
         put = _in_place
         if self._ring:
             self._trained.wait(index - len(self._ring))
@@ -143,27 +154,11 @@ class Upload:
         return batch, device_moves
 
 
-def _lookups(working_set: WorkingSet, plan: Plan, transposed: bool) -> Arrays:
-    """The fields of `DeviceLookups`."""
-    arrays: Arrays = {"offsets": working_set.offsets, "positions": working_set.positions, "slots": plan.slots}
-    if transposed:
-        arrays["bags_by_position"], arrays["position_offsets"] = working_set.transposed()
-    return arrays
-
-
-def _moves(plan: Plan) -> Arrays:
-    """The fields of `DeviceMoves`."""
-    return {
-        "evict_slots": plan.evict_slots,
-        "fetch_slots": plan.fetch_slots,
-        "create_slots": plan.create_slots,
-        "create_rows": plan.create_rows,
-    }
-
-
 def _in_place(arrays: Arrays) -> dict[str, Tensor]:
     """The arrays themselves, as tensors by the same names; dense features aligned."""
-    tensors = {name: _NO_ROWS if array is NO_ROWS else torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {}
+    for name, array in arrays.items():
+        tensors[name] = _NO_ROWS if array is NO_ROWS else torch.from_numpy(array)
     if "dense" in tensors:
         tensors["dense"] = tensors["dense"].clone()  # torch's memory is aligned, numpy's not always
     return tensors
