@@ -12,7 +12,6 @@ from support.documents import ROOT, TESTS
 
 ACROSS_ROOMS = ("promises", "gpu", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
-    "cache/table_group.py",
     "check/findings.py",
     "data/criteo.py",
     "data/files.py",
@@ -34,11 +33,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "export/formats/torch_file.py",
     "export/full_tables.py",
     "export/initial.py",
-    "library/current.py",
-    "library/ids.py",
-    "library/stream.py",
-    "library/tables.py",
-    "model/quantized.py",
     "plan/roofline.py",
     "plan/tiers.py",
     "prepare/assemble.py",
@@ -52,7 +46,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "run/preflight.py",
     "run/profiler.py",
     "run/saving.py",
-    "run/trainer.py",
     "store/checkpoint_value.py",
     "store/database.py",
     "store/lmdb_store.py",
