@@ -10,7 +10,7 @@ import pytest
 
 from support.documents import ROOT, TESTS
 
-ACROSS_ROOMS = ("promises", "gpu", "support")
+ACROSS_ROOMS = ("promises", "gpu", "simcuda", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
     "check/findings.py",
     "data/criteo.py",
