@@ -179,6 +179,7 @@ def make_batch(
     offsets: NDArray[np.int64],
     labels: NDArray[np.float32],
     table_rows: tuple[int, ...],
+    *,
     where: str,
     first_sample: int,
     advice: IdAdvice = FILE_ADVICE,

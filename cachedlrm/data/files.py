@@ -105,7 +105,8 @@ class BlockSource(ABC):
                 block = self._block(number)
                 dense[out], labels[out], ids[out] = block.dense[part], block.labels[part], block.ids[part]
         rows = ids.ravel()
-        return make_batch(dense, rows, np.arange(len(rows) + 1), labels, self.table_rows, self._words, start)
+        offsets = np.arange(len(rows) + 1)
+        return make_batch(dense, rows, offsets, labels, self.table_rows, where=self._words, first_sample=start)
 
     def _block(self, number: int) -> DecodedBlock:
         if number not in self._decoded:

@@ -117,7 +117,7 @@ class FlightSource:
         ids = self._spec.ids[start:stop].ravel()
         offsets = np.arange(len(ids) + 1)
         dense, labels = self._spec.dense[start:stop], self._spec.labels[start:stop]
-        return make_batch(dense, ids, offsets, labels, self.table_rows, self._spec.words, start)
+        return make_batch(dense, ids, offsets, labels, self.table_rows, where=self._spec.words, first_sample=start)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _normalise(dense: NDArray[np.float64], num_train: int) -> NDArray[np.float32
 
 
 def _sparse(codes: Codes, max_ind_range: int) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    """Ids [N, T] and rows of each table: a vocabulary for each column, hashed crosses of columns behind them."""
+    """Ids [N, T] and rows of each table: a vocabulary for each column, then hashed crosses of columns."""
     columns = [codes[name] for name in _COLUMNS]
     table_rows = [int(column.max()) + 1 for column in columns]
     for names in _CROSSES:

@@ -235,9 +235,9 @@ class NpySource:
             np.arange(len(ids) + 1),
             triple.floats("labels", start, stop).reshape(-1),
             self.table_rows,
-            triple.file("*"),
-            start,
-            self._advice,
+            where=triple.file("*"),
+            first_sample=start,
+            advice=self._advice,
         )
 
 

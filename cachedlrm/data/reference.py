@@ -297,7 +297,7 @@ class ReferenceSource:
             numbers = range(start // self._batch_size, max(start, stop - 1) // self._batch_size + 1)
             parts = [self._part(number, start, stop) for number in numbers]
         drawn = parts[0] if len(parts) == 1 else _join(parts)
-        return make_batch(*drawn, self.table_rows, self._where, start, self._advice)
+        return make_batch(*drawn, self.table_rows, where=self._where, first_sample=start, advice=self._advice)
 
     def _part(self, number: int, start: int, stop: int) -> _Drawn:
         """Those of batch ``number`` among samples ``start`` to ``stop - 1``."""

@@ -117,7 +117,7 @@ def _read_trace(path: str) -> tuple[list[int], list[int], list[float]]:
 
 
 def read_traces(option: str, num_tables: int, room: int) -> Traces:
-    """The trace files of all tables, each file read once, with space for ``room`` more ids behind its own."""
+    """The trace files of all tables, each file read once, with space for ``room`` more ids after its own."""
     paths = [option.replace("j", str(table)) for table in range(num_tables)]
     places: dict[str, tuple[int, int, int, int]] = {}
     all_accesses, first_access = [np.empty(0, np.uint64)], 0

@@ -213,6 +213,7 @@ class ZipfSource:
         seed: int,
         num_samples: int,
         max_lookups_per_bag: int = 1,
+        *,
         held_out: bool = False,
         clock_start: int = 0,
     ) -> None:

@@ -56,7 +56,7 @@ def host_batch(ids: Ids, offsets: Ids | None, table_rows: tuple[int, ...], where
         local, starts = _by_sample(local, by_table, num_tables)
     num_samples = (len(starts) - 1) // num_tables
     no_dense, no_labels = np.empty((num_samples, 0), np.float32), np.zeros(num_samples, np.float32)
-    return make_batch(no_dense, local, starts, no_labels, table_rows, where, 0, _ADVICE)
+    return make_batch(no_dense, local, starts, no_labels, table_rows, where=where, first_sample=0, advice=_ADVICE)
 
 
 def _array(tensor: object, num_axes: int, what: str) -> Int64s:

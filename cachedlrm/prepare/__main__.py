@@ -7,10 +7,9 @@ from cachedlrm.base.program import end_program, run_program, start_program
 if __name__ == "__main__":
     start_program()
 
-import importlib.util
 from collections.abc import Sequence
 
-from cachedlrm.base.errors import UserError
+from cachedlrm.base.errors import check_package
 from cachedlrm.prepare.options import parse_command_line
 from cachedlrm.prepare.progress import Display
 
@@ -24,8 +23,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _prepare(arguments: Sequence[str]) -> None:
     command = parse_command_line(arguments)
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError("preparing data needs the package pyarrow: pip install 'cachedlrm[prepare]'")
+    check_package("preparing data", "pyarrow", "prepare")
     import torch  # noqa: PLC0415 - slow, and no mistake on the command line should wait for it
 
     from cachedlrm.prepare.formats import make_format  # noqa: PLC0415 - needs an optional package

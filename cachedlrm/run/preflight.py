@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cachedlrm.base.errors import UserError
+from cachedlrm.base.errors import UserError, check_package
 from cachedlrm.base.units import format_bytes
 from cachedlrm.export.formats.model_file import Training, save_model
 from cachedlrm.export.full_tables import current_records, full_tables
@@ -29,8 +29,8 @@ def check_outputs(options: Resolved) -> None:
         is_made_by_run = path.parent == options.run.run_dir
         if not is_made_by_run and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
             raise UserError(f"--save-model {path}: cannot write into {path.parent}; name a file in another place")
-    if options.inference.save_onnx and importlib.util.find_spec("onnx") is None:
-        raise UserError("--save-onnx needs the package onnx: pip install 'cachedlrm[onnx]'")
+    if options.inference.save_onnx:
+        check_package("--save-onnx", "onnx", "onnx")
     if options.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs the package tensorboard: pip install 'cachedlrm[tensorboard]'")
 

@@ -32,7 +32,7 @@ def test_counts_by_table_are_those_of_a_plain_model():
         num_samples = len(batch) // 3
         ids, offsets = np.array([row for bag in batch for row in bag], np.int64), np.cumsum([0, *map(len, batch)])
         dense, labels = np.empty((num_samples, 0), np.float32), np.zeros(num_samples, np.float32)
-        return make_batch(dense, ids, offsets, labels, ROWS, "batch", 0)
+        return make_batch(dense, ids, offsets, labels, ROWS, where="batch", first_sample=0)
 
     prepared = cache.prepare(map(as_batch, batches))
     for batch, made in zip(batches, prepared, strict=True):

@@ -352,12 +352,20 @@ def test_a_bad_sample_is_named_by_its_file_and_number(tmp_path):
 def test_make_batch_checks_multi_hot_bags():
     offsets = np.array([0, 2, 2, 3, 4])  # two samples of two tables
     dense, labels = np.zeros((2, 1), np.float32), np.zeros(2, np.float32)
-    batch = make_batch(dense, np.array([0, 4, 1, 2]), offsets, labels, (5, 3), "x", 0)
+    batch = make_batch(dense, np.array([0, 4, 1, 2]), offsets, labels, (5, 3), where="x", first_sample=0)
     assert batch.rows.tolist() == [0, 4, 1, 7]
     with pytest.raises(UserError, match="sample 101, table 1: id 3"):
-        make_batch(dense, np.array([0, 4, 1, 3]), offsets, labels, (5, 3), "x", 100)
+        make_batch(dense, np.array([0, 4, 1, 3]), offsets, labels, (5, 3), where="x", first_sample=100)
     with pytest.raises(UserError, match="sample 101: label is nan"):
-        make_batch(dense, np.array([0, 4, 1, 2]), offsets, np.array([0, np.nan], np.float32), (5, 3), "x", 100)
+        make_batch(
+            dense,
+            np.array([0, 4, 1, 2]),
+            offsets,
+            np.array([0, np.nan], np.float32),
+            (5, 3),
+            where="x",
+            first_sample=100,
+        )
 
 
 ANY = DataRequest(None, None, 1, -1)
@@ -483,7 +491,7 @@ def test_flights_without_the_package(monkeypatch):
 def test_labels_beyond_one_are_refused():
     dense, offsets = np.zeros((2, 1), np.float32), np.arange(3)
     with pytest.raises(UserError, match="sample 1: label is 7"):
-        make_batch(dense, np.array([0, 1]), offsets, np.array([0, 7], np.float32), (5,), "x", 0)
+        make_batch(dense, np.array([0, 1]), offsets, np.array([0, 7], np.float32), (5,), where="x", first_sample=0)
 
 
 def test_flights_take_larger_tables(flights):
