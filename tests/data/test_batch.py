@@ -12,7 +12,7 @@ OFFSETS = np.array([0, 2, 2, 3, 4])  # two samples; sample 0 has no id in table 
 
 def make(ids=(4, 0, 1, 2), dense=((1, 2), (3, 4)), labels=(0, 1)) -> Batch:
     arrays = np.array(dense, np.float32), np.array(ids), OFFSETS, np.array(labels, np.float32)
-    return make_batch(*arrays, TABLE_ROWS, "day", 100, IdAdvice("count from 0", "raise"))
+    return make_batch(*arrays, TABLE_ROWS, where="day", first_sample=100, advice=IdAdvice("count from 0", "raise"))
 
 
 def test_rows_are_global():
@@ -60,3 +60,28 @@ def test_a_watched_source_tells_how_far_it_was_read():
     assert source.read(0, 2).num_samples == 2
     source.read(2, 4)
     assert told == [0, 0.5]
+
+
+def test_make_batch_checks_multi_hot_bags():
+    offsets = np.array([0, 2, 2, 3, 4])  # two samples of two tables
+    dense, labels = np.zeros((2, 1), np.float32), np.zeros(2, np.float32)
+    batch = make_batch(dense, np.array([0, 4, 1, 2]), offsets, labels, (5, 3), where="x", first_sample=0)
+    assert batch.rows.tolist() == [0, 4, 1, 7]
+    with pytest.raises(UserError, match="sample 101, table 1: id 3"):
+        make_batch(dense, np.array([0, 4, 1, 3]), offsets, labels, (5, 3), where="x", first_sample=100)
+    with pytest.raises(UserError, match="sample 101: label is nan"):
+        make_batch(
+            dense,
+            np.array([0, 4, 1, 2]),
+            offsets,
+            np.array([0, np.nan], np.float32),
+            (5, 3),
+            where="x",
+            first_sample=100,
+        )
+
+
+def test_labels_beyond_one_are_refused():
+    dense, offsets = np.zeros((2, 1), np.float32), np.arange(3)
+    with pytest.raises(UserError, match="sample 1: label is 7"):
+        make_batch(dense, np.array([0, 1]), offsets, np.array([0, 7], np.float32), (5,), where="x", first_sample=0)

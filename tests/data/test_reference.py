@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import cachedlrm.data.reference as reference_data
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch
-from cachedlrm.data.mersenne import draw, seeded
 from cachedlrm.data.reference import ReferenceSource
 from cachedlrm.data.reference_stream import ReferenceStream
 
@@ -231,12 +230,6 @@ def test_reading_anywhere_gives_the_same_samples(monkeypatch, bags_per_state, di
     for start, stop in ranges:
         assert same(source.read(start, stop), part(whole, 3, start, stop)), (start, stop)
         assert len(source._states) <= 4
-
-
-@pytest.mark.parametrize("seed", [0, 123, 2**32 - 1])
-def test_draws_are_those_of_numpy(seed):
-    generator = seeded(seed)
-    assert [draw(generator) for _ in range(1000)] == np.random.RandomState(seed).random_sample(1000).tolist()
 
 
 def test_every_epoch_has_the_same_samples():

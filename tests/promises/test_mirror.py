@@ -13,10 +13,6 @@ from support.documents import ROOT, TESTS
 ACROSS_ROOMS = ("promises", "gpu", "simcuda", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
     "check/findings.py",
-    "data/criteo.py",
-    "data/files.py",
-    "data/flights.py",
-    "data/npy.py",
     "data/parquet_columns.py",
     "data/raw/avazu.py",
     "data/raw/criteo.py",

@@ -1,0 +1,50 @@
+"""Samples for tests of data sources: small files, requests, and the comparison of batches."""
+
+import numpy as np
+import pytest
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.data.batch import Batch
+from cachedlrm.data.open import open_dataset
+from cachedlrm.data.reference_stream import ReferenceStream
+from cachedlrm.data.spec import DataRequest
+
+ANY = DataRequest(None, None, 1, -1)
+STREAM = ReferenceStream("random", 5, 0, 1, 2, False, "uniform", 0.0, 1.0, -1.0, 1.0, "", False, False, 1)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    """Whether two batches are equal."""
+    return all((a == b).all() for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+
+
+def joined(one: Batch, other: Batch) -> Batch:
+    """The samples of one, then those of the other."""
+    return Batch(
+        np.concatenate([one.dense, other.dense]),
+        np.concatenate([one.rows, other.rows]),
+        np.concatenate([one.offsets, other.offsets[1:] + one.offsets[-1]]),
+        np.concatenate([one.labels, other.labels]),
+    )
+
+
+def write_npy(folder, name="day_0", count=10, **changes):
+    """A triple of ``count`` samples, some of its parts changed."""
+    parts = {
+        "dense": np.arange(count * 2, dtype=np.float32).reshape(count, 2),
+        "sparse": np.arange(count * 3, dtype=np.int32).reshape(count, 3) % 7,
+        "labels": (np.arange(count, dtype=np.int32) % 2)[:, None],
+    } | changes
+    folder.mkdir(exist_ok=True)
+    for part, array in parts.items():
+        np.save(folder / f"{name}_{part}.npy", array)
+
+
+def refused(spec, test_spec=None, **request) -> str:
+    """The one line that refuses data."""
+    fields = {"table_rows": None, "num_dense": None, "seed": 1, "max_ind_range": -1} | request
+    with pytest.raises(UserError) as caught:
+        open_dataset(str(spec), None if test_spec is None else str(test_spec), DataRequest(**fields))
+    message = str(caught.value)
+    assert message.isprintable(), message
+    return message
