@@ -349,3 +349,16 @@ def test_a_segment_keeps_its_parts():
     assert view.rows.tolist() == [7, 9]
     assert view.records(np.array([1, 0])).tolist() == [[3, 4], [1, 2]]
     assert view.first_damaged() == -1
+
+
+def test_a_record_that_went_to_the_device_is_not_saved(tmp_path):
+    database, book = opened(tmp_path), AddressBook(NUM_ROWS)
+    book.register(np.arange(NUM_ROWS))
+    log = new_log(database, book)
+    store = LmdbStore(NUM_ROWS, 20, WIDTH, log)
+    both = np.array([1, 2])
+    store.write(both, records(both, 1))
+    store.read(both[:1], np.empty((1, WIDTH), np.float32))
+    store.save_changed()
+    assert scanned(log) == {2: 1}
+    database.close()
