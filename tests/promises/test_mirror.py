@@ -29,7 +29,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "export/formats/torch_file.py",
     "export/full_tables.py",
     "export/initial.py",
-    "plan/roofline.py",
     "plan/tiers.py",
     "prepare/assemble.py",
     "prepare/progress.py",
