@@ -42,10 +42,9 @@ def inform(policy: Policy, batches: list[Batch], folder: Path) -> None:
     if isinstance(policy, Oracle):
         from cachedlrm.cache.next_use import NextUses, NextUseWriter  # noqa: PLC0415 - only here
 
-        writer = NextUseWriter(folder, NUM_ROWS, len(batches), "benchmark")
-        while writer.next_batch >= 0:
-            writer.add(batches[writer.next_batch].rows)
-        writer.save()
+        writer = NextUseWriter(folder, NUM_ROWS)
+        for index in reversed(range(len(batches))):
+            writer.add(index, batches[index].rows)
         writer.close()
         policy.know(NextUses(folder))
 

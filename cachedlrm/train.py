@@ -97,9 +97,10 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                     if resolved.inference.inference_only:
                         _serve(job, progress, run, console)
                     summary = _save(arguments, job, recorder, config)
-                    discard_next_uses(run.path("."))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
+            finally:
+                discard_next_uses(run.path("."))
             trace = run.path(TRACE_FILE)
             where = f"\ntrace: {trace}, for https://ui.perfetto.dev" if trace.exists() else ""
             console.finish(f"{summary}\nreport: {run.path('report.html')}, and report.md as text{where}")

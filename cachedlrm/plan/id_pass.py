@@ -1,19 +1,14 @@
 """What policies learn of the ids before training: counts for ``static`` and ``lookahead``, next uses for ``oracle``."""
 
-import hashlib
-import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import cannot_write
+from cachedlrm.base.files import writing
 from cachedlrm.cache.lookup_counts import MANY, Counts, add_lookups
 from cachedlrm.cache.next_use import NextUses, NextUseWriter
 from cachedlrm.cache.policies import Lookahead, Oracle, Policy, Static
@@ -23,10 +18,7 @@ from cachedlrm.options.resolved import Resolved, ResolvedCache
 from cachedlrm.options.schedule import Schedule
 
 NEXT_USES_FOLDER = "next_uses"
-"""Of the run directory; gone when the run is finished."""
-
-_SAVE_EVERY_S = 60.0
-_NUM_SAMPLED_BATCHES = 8  # of which the fingerprint has the ids
+"""Of the run directory, until the run ends."""
 
 Tell = Callable[[float], None]
 
@@ -53,7 +45,7 @@ def inform_policies(
         num_rows: rows of each group.
         router: from batches to the lookups of each group.
         schedule: of the run.
-        options: resolved; what the stream depends on.
+        options: resolved.
         run_dir: where next uses go.
         row_counts: lookups of each row in an epoch, where the data knows them.
         tell: takes the share of the ids that was read, again and again.
@@ -61,7 +53,6 @@ def inform_policies(
 
     Raises:
         UserError: ids are wrong, or the disk is full.
-        KeyboardInterrupt: a signal came; the pass goes on with the next run in the same directory.
     """
     by_group = list(zip(*caches, strict=True))
     kind = caches[0][0]
@@ -76,7 +67,7 @@ def inform_policies(
         _count_what_is_left(by_group, num_rows, router, schedule, known, first_batch, tell)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
-        read_next_uses(num_rows, router, schedule, options, folder, tell=tell)
+        _write_next_uses(num_rows, router, schedule, folder, tell)
         for number, policies in enumerate(by_group):
             for policy in policies:
                 assert isinstance(policy, Oracle)
@@ -95,7 +86,7 @@ def _count_what_is_left(
     """Policy ``lookahead`` ranks rows by lookups left; ``known`` are those of an epoch, where the data has them."""
     epochs, passed = 1, None
     counts: Sequence[NDArray[np.integer]]
-    if known is None:  # those behind `first_batch`, all epochs together
+    if known is None:  # those from `first_batch` on, all epochs together
         counts = _count_lookups(num_rows, router, schedule, (first_batch, schedule.num_batches), tell)
     else:
         epochs, counts = -(-schedule.num_batches // schedule.batches_per_epoch), [known]
@@ -116,7 +107,7 @@ def knows_counts(cache: ResolvedCache, router: Router, row_counts: Int64s | None
 
 
 def discard_next_uses(run_dir: Path) -> None:
-    """Removes what a finished run does not need any more."""
+    """Removes what only a run in progress needs."""
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
 
 
@@ -150,82 +141,17 @@ def _count_uses(
                 policy.count([working_set])
 
 
-def read_next_uses(
-    num_rows: Sequence[int],
-    router: Router,
-    schedule: Schedule,
-    options: Resolved,
-    folder: Path,
-    clock: Callable[[], float] = time.monotonic,
-    tell: Tell = tell_nobody,
-) -> None:
-    """Writes the next uses of the run's ids into ``folder``, a subfolder for each group.
-
-    A pass that was interrupted goes on where it was saved last, a finished one is used again, if the stream is the same
-    by its fingerprint: the options, and the ids of a few batches.
-
-    Args:
-        num_rows: rows of each group.
-        router: from batches to the lookups of each group.
-        schedule: of the run.
-        options: resolved.
-        folder: where.
-        clock: seconds, for tests.
-        tell: as `inform_policies` has it.
-
-    Raises:
-        UserError: ids are wrong, or the disk is full.
-        KeyboardInterrupt: a signal came; what was read so far is safe.
-    """
-    fingerprint = _fingerprint(schedule, options)
-    with ExitStack() as files:
-        try:
+def _write_next_uses(num_rows: Sequence[int], router: Router, schedule: Schedule, folder: Path, tell: Tell) -> None:
+    """Writes the next uses of the run's ids into ``folder``, a subfolder for each group; complete, or nothing."""
+    with writing(folder, "choose another --run-dir, or another --policy"), ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        with ExitStack() as files:
             writers = [
-                NextUseWriter(folder / str(number), rows, schedule.num_batches, fingerprint)
+                files.enter_context(closing(NextUseWriter(folder / str(number), rows)))
                 for number, rows in enumerate(num_rows)
             ]
-            for writer in writers:
-                files.callback(writer.close)
-            _read_backwards(writers, router, schedule, clock, tell)
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise cannot_write(folder, error, "choose another --run-dir, or another --policy") from error
-        except UserError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def _read_backwards(
-    writers: Sequence[NextUseWriter], router: Router, schedule: Schedule, clock: Callable[[], float], tell: Tell
-) -> None:
-    saved = clock()
-    try:
-        while (index := max(writer.next_batch for writer in writers)) >= 0:
-            tell(1 - (index + 1) / schedule.num_batches)
-            lookups = router(schedule.read(index))
-            for writer, part in zip(writers, lookups, strict=True):
-                if writer.next_batch == index:  # groups may have been saved at different batches
-                    writer.add(part.rows)
-            if clock() - saved > _SAVE_EVERY_S:
-                for writer in writers:
-                    writer.save()
-                saved = clock()
-    except KeyboardInterrupt as error:
-        for writer in writers:
-            writer.save()
-        raise KeyboardInterrupt(
-            "interrupted while reading ids for --policy oracle; the same command with the same --run-dir goes on there"
-        ) from error
-    for writer in writers:
-        writer.save()
-
-
-def _fingerprint(schedule: Schedule, options: Resolved) -> str:
-    """Of the stream of ids: what it is drawn from, and some of it, as files may change under their names."""
-    parts = (options.model, options.batches, options.data, options.reference)
-    digest = hashlib.sha256(json.dumps([asdict(part) for part in parts], default=str).encode())
-    digest.update(f"{schedule.num_batches} {options.optimisation.mlperf_grad_accum_iter}".encode())
-    last = schedule.num_batches - 1
-    for number in range(min(_NUM_SAMPLED_BATCHES, last + 1)):
-        digest.update(schedule.read(last * number // max(1, _NUM_SAMPLED_BATCHES - 1)).rows.tobytes())
-    return digest.hexdigest()
+            for index in reversed(range(schedule.num_batches)):
+                tell(1 - (index + 1) / schedule.num_batches)
+                for writer, lookups in zip(writers, router(schedule.read(index)), strict=True):
+                    writer.add(index, lookups.rows)
+        undo.pop_all()

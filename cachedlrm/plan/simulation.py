@@ -116,10 +116,7 @@ def planned_batches(
     books = [AddressBook(rows) for rows in num_rows]
     with tempfile.TemporaryDirectory(prefix="cachedlrm-") as folder:
         policies = [cache.policies for cache in planned]
-        try:
-            inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt from error  # without its words: nothing goes on in a folder that goes away
+        inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
         waiting: deque[list[WorkingSet]] = deque()
         for index, batch in enumerate(schedule.batches()):
             lookups = router(batch)

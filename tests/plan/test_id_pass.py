@@ -173,36 +173,30 @@ def test_min_is_reported_where_it_was_asked_for(tmp_path, capsys):
     assert "MIN" not in capsys.readouterr().out + (tmp_path / "plain" / "report.md").read_text()
 
 
-def test_an_interrupted_pass_goes_on_in_the_same_directory(tmp_path, capsys, monkeypatch):
-    run_dir = tmp_path / "run"
+def test_an_interrupted_pass_leaves_nothing(tmp_path, capsys, monkeypatch):
     add, taken = foresight.NextUseWriter.add, []
 
-    def interrupted(self: foresight.NextUseWriter, rows: np.ndarray) -> None:
+    def interrupted(self: foresight.NextUseWriter, batch: int, rows: np.ndarray) -> None:
         if len(taken) == 14:
             raise KeyboardInterrupt
-        taken.append(self.next_batch)
-        add(self, rows)
+        taken.append(batch)
+        add(self, batch, rows)
 
-    monkeypatch.setattr(foresight.NextUseWriter, "add", interrupted)
-    assert train(run_dir, *ROWS, "--policy=oracle") == 130
-    assert "the same command with the same --run-dir goes on there" in capsys.readouterr().err
-    assert json.loads((run_dir / NEXT_USES_FOLDER / "0" / "progress.json").read_text())["done"] == 14
-    monkeypatch.setattr(
-        foresight.NextUseWriter, "add", lambda self, rows: (taken.append(self.next_batch), add(self, rows))
-    )
-    assert train(run_dir, *ROWS, "--policy=oracle") == 0
-    assert taken == list(range(19, -1, -1))  # each batch once
-    run = report(run_dir)
-    assert moved(run) == run["moved_rows_min"]
+    with monkeypatch.context() as patch:
+        patch.setattr(foresight.NextUseWriter, "add", interrupted)
+        assert train(tmp_path / "run", *ROWS, "--policy=oracle") == 130
+    assert taken == list(range(19, 5, -1))
+    assert capsys.readouterr().err == "interrupted before the first step; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pass_saves_itself_from_time_to_time(tmp_path, monkeypatch):
-    saved = []
-    save = foresight.NextUseWriter.save
-    monkeypatch.setattr(foresight.NextUseWriter, "save", lambda self: (saved.append(self.done), save(self))[1])
-    monkeypatch.setattr(foresight, "_SAVE_EVERY_S", 0.0)
-    assert train(tmp_path / "run", *ROWS, "--policy=oracle") == 0
-    assert saved == [*range(1, 21), 20]
+def test_a_run_that_fails_leaves_no_next_uses(tmp_path, monkeypatch):
+    def interrupted(self: object, batch: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cachedlrm.run.trainer.Trainer.step", interrupted)
+    assert train(tmp_path / "run", *ROWS, "--policy=oracle") == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_ids_found_ahead_leave_nothing_behind(tmp_path, capsys):
@@ -221,7 +215,7 @@ def test_wrong_ids_found_ahead_leave_nothing_behind(tmp_path, capsys):
 
 
 def test_a_disk_that_is_full_ahead_of_training(tmp_path, capsys, monkeypatch):
-    def full(self: object, rows: object) -> None:
+    def full(self: object, batch: object, rows: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(foresight.NextUseWriter, "add", full)
