@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cachedlrm.cache.counters import PREPARING_PHASES, CacheCounters, Span, with_bytes
 from cachedlrm.cache.slab import scatter
-from cachedlrm.cache.streams import CopyStream, Event, TrainedBatches
+from cachedlrm.cache.streams import AtRest, CopyStream, Event, TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.cache.working_set import WorkingSet
@@ -108,6 +108,7 @@ class EmbeddingCache:
         self._ring = settings.prefetch_depth + 2
         self.trained = TrainedBatches(device, history=self._ring)
         self._stream = CopyStream(device)
+        self._at_rest = AtRest()
         self.groups = tuple(
             TableGroup(
                 shape=groups[number],
@@ -117,6 +118,7 @@ class EmbeddingCache:
                 settings=settings,
                 trained=self.trained,
                 stream=self._stream,
+                at_rest=self._at_rest,
                 device=device,
                 durability=durability,
                 number=number,
@@ -151,9 +153,9 @@ class EmbeddingCache:
         asked = time.perf_counter()
         for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
-            working_sets = [
-                group.announce(index, lookups) for group, lookups in zip(self.groups, self.router(batch), strict=True)
-            ]
+            lookups = self.router(batch)
+            with self._at_rest():
+                working_sets = [group.announce(index, part) for group, part in zip(self.groups, lookups, strict=True)]
             waiting.append((batch.dense, batch.labels, working_sets))
             spans += (Span("read", asked, started), Span("plan", started, time.perf_counter()))
             if len(waiting) > window:
@@ -178,7 +180,7 @@ class EmbeddingCache:
         counted = [
             with_bytes(plan.counters, group.layout.record_bytes) for group, plan in zip(self.groups, plans, strict=True)
         ]
-        with self._stream():
+        with self._at_rest(), self._stream():
             tensors, moves = self._upload(dense, labels, working_sets, plans)
             for group, plan, group_moves in zip(self.groups, plans, moves, strict=True):
                 spans += group.transfer.execute(plan, group_moves)

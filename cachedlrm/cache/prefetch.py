@@ -9,10 +9,11 @@ from cachedlrm.cache.streams import StoppedError, TrainedBatches
 
 
 class Prefetcher:
-    """Iterates over prepared batches, up to ``depth`` of them ahead of the consumer.
+    """Iterates, once, over prepared batches, up to ``depth`` of them ahead of the consumer.
 
-    A generator does the work; with depth 0 in the consumer's thread, so that at most one thread is ever busy. An error
-    of the generator is raised in the consumer, in its place in the stream.
+    A generator does the work; with depth 0 in the consumer's thread, so that at most one thread is ever busy. Nothing
+    is prepared before `start`, which iterating calls. An error of the generator is raised in the consumer, in its place
+    in the stream.
 
     Args:
         prepared: `EmbeddingCache.prepare`'s generator.
@@ -32,19 +33,17 @@ class Prefetcher:
         self._prepared = prepared
         self._trained = trained
         self._pause_after = pause_after
+        self._depth = depth
         self._thread: threading.Thread | None = None
         self._ready: queue.SimpleQueue[PreparedBatch | BaseException | None] = queue.SimpleQueue()
         self._ahead = threading.Semaphore(depth)
         self._resume = threading.Semaphore(0)
         self._stop = False
-        if depth:
-            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-            self._thread.start()
 
     @property
     def runs_ahead(self) -> bool:
         """Whether a thread of its own prepares batches."""
-        return self._thread is not None
+        return self._depth > 0
 
     @property
     def native_id(self) -> int:
@@ -53,8 +52,18 @@ class Prefetcher:
         assert thread.native_id is not None
         return thread.native_id
 
+    def start(self) -> None:
+        """Lets the thread begin, if there is to be one."""
+        if self._depth and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+            self._thread.start()
+
     def __iter__(self) -> Iterator[PreparedBatch]:
-        if self._thread is None:
+        self.start()
+        return self._batches()
+
+    def _batches(self) -> Iterator[PreparedBatch]:
+        if not self._depth:
             while not self._stop and (batch := next(self._prepared, None)) is not None:
                 yield batch
             return

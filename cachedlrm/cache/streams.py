@@ -6,7 +6,8 @@ waits for the device inside a step. On the CPU operators have finished when they
 """
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -57,6 +58,30 @@ class CopyStream:
         """Blocks the host until all copies are done."""
         if self._stream is not None:
             self._stream.synchronize()
+
+
+class AtRest:
+    """Keeps apart whoever prepares batches and whoever reads rows: a reader must not meet rows that are on their way.
+
+    Nobody waits for the other, who may wait for training in turn: that they meet is a mistake of the program.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """The block has planner, slab and store to itself.
+
+        Raises:
+            RuntimeError: another thread has them.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("rows were read or saved while a batch was being prepared; pause the prefetch first")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 class StoppedError(Exception):

@@ -11,7 +11,7 @@ from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.planner import Planner
 from cachedlrm.cache.policies import make_policy
 from cachedlrm.cache.slab import gather, make_slab, scatter
-from cachedlrm.cache.streams import CopyStream, TrainedBatches
+from cachedlrm.cache.streams import AtRest, CopyStream, TrainedBatches
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
@@ -85,6 +85,7 @@ class TableGroup:
         settings: of the cache.
         trained: which batches have been trained.
         stream: where rows move.
+        at_rest: keeps readers and the preparation of batches apart.
         device: where the slab is.
         durability: the tier on disk, if there is one.
         number: of the group there.
@@ -103,6 +104,7 @@ class TableGroup:
         settings: CacheSettings,
         trained: TrainedBatches,
         stream: CopyStream,
+        at_rest: AtRest,
         device: torch.device,
         durability: Durability | None = None,
         number: int = 0,
@@ -129,6 +131,7 @@ class TableGroup:
         self.transfer = Transfer(self.slab, self.store, init, trained, stream, staging_rows=settings.staging_rows)
         self.init = init
         self._stream = stream
+        self._at_rest = at_rest
         self._device = device
         self._staging_bytes = 0 if device.type == "cpu" else 4 * settings.staging_rows * layout.record_bytes
         self._records = torch.empty(0, layout.width, device=device)
@@ -181,24 +184,26 @@ class TableGroup:
         Rows on the device do not leave it, so reading costs only what is not resident. Call it while nothing is in
         flight.
         """
-        addresses = self.book.addresses(rows)
-        slots = np.where(addresses >= 0, self.planner.slot_of[np.maximum(addresses, 0)], NEVER).astype(np.int64)
-        below = np.flatnonzero(slots < NEVER)
-        untouched = np.flatnonzero(slots == NEVER)
-        records = torch.empty(len(rows), self.layout.width, device=self._device)
-        gather(self.slab, torch.from_numpy(np.maximum(slots, 0)).to(self._device), records)
-        self._stream.follow()  # no batch is marked after this, and the next may move these rows
-        created = np.empty((len(untouched), self.layout.width), np.float32)
-        self.init.fill(rows[untouched], created)
-        for indices, values in ((below, self.transfer.read(addresses[below])), (untouched, created)):
-            if len(indices):
-                target = torch.from_numpy(indices).to(self._device)
-                scatter(records, target, torch.from_numpy(values).to(self._device))
-        return records[:, : self.layout.parameter_width]
+        with self._at_rest():
+            addresses = self.book.addresses(rows)
+            slots = np.where(addresses >= 0, self.planner.slot_of[np.maximum(addresses, 0)], NEVER).astype(np.int64)
+            below = np.flatnonzero(slots < NEVER)
+            untouched = np.flatnonzero(slots == NEVER)
+            records = torch.empty(len(rows), self.layout.width, device=self._device)
+            gather(self.slab, torch.from_numpy(np.maximum(slots, 0)).to(self._device), records)
+            self._stream.follow()  # no batch is marked after this, and the next may move these rows
+            created = np.empty((len(untouched), self.layout.width), np.float32)
+            self.init.fill(rows[untouched], created)
+            for indices, values in ((below, self.transfer.read(addresses[below])), (untouched, created)):
+                if len(indices):
+                    target = torch.from_numpy(indices).to(self._device)
+                    scatter(records, target, torch.from_numpy(values).to(self._device))
+            return records[:, : self.layout.parameter_width]
 
     def records(self, addresses: Int64s) -> NDArray[np.float32]:
         """Records of ``addresses`` [n] below the device, [n, width]; `flush` brings them there first."""
-        return self.transfer.read(addresses)
+        with self._at_rest():
+            return self.transfer.read(addresses)
 
     def touched(self) -> tuple[Int64s, RecordsBetween]:
         """The rows that were touched, [n] in order, and their records by index there; `flush` first.
@@ -206,8 +211,9 @@ class TableGroup:
         Raises:
             UserError: the disk has no room for bringing them into order.
         """
-        rows, addresses = self.book.in_order()
-        return rows, self.store.arranged(addresses)
+        with self._at_rest():
+            rows, addresses = self.book.in_order()
+            return rows, self.store.arranged(addresses)
 
     def is_finite(self) -> bool:
         """Whether the store holds no NaN and no infinity."""
@@ -225,13 +231,15 @@ class TableGroup:
             UserError: the log cannot be written.
         """
         assert self.log is not None
-        self.transfer.save(*self.planner.resident(since), self.log)
-        self.store.save_changed()
-        return self.log.begin_checkpoint(), self.log.fingerprint()
+        with self._at_rest():
+            self.transfer.save(*self.planner.resident(since), self.log)
+            self.store.save_changed()
+            return self.log.begin_checkpoint(), self.log.fingerprint()
 
     def flush(self) -> None:
         """Brings the store up to date with the slab. Call it while nothing is in flight."""
-        self.transfer.flush(*self.planner.resident())
+        with self._at_rest():
+            self.transfer.flush(*self.planner.resident())
 
     @property
     def device_bytes(self) -> dict[str, int]:

@@ -51,13 +51,13 @@ class StepTrace:
         self._warm_at = progress.steps + warm_up
         self._trace: Trace | None = None  # until it is written
         self._traced: Generator[PreparedBatch] | None = None
-        self._spans_thread = self._before = self._num_traced = 0
+        self._before = self._num_traced = 0
 
     def steps(self, batches: Prefetcher) -> Iterator[PreparedBatch]:
         """The batches; those of the steps to trace are awaited and trained within ranges."""
         if not self._num_steps:
             return iter(batches)
-        self._spans_thread = batches.native_id
+        self._batches = batches
         self._traced = self._steps(iter(batches), batches.runs_ahead)
         return self._traced
 
@@ -117,7 +117,7 @@ class StepTrace:
             self._progress.paused(),
             replacing(self._run.path(TRACE_FILE), OTHER_RUN_DIR) as path,
         ):
-            trace.write(path, self._spans_thread)
+            trace.write(path, self._batches.native_id)
         self._progress.waits()
         self._console.message(f"trace of {self._num_traced} steps: {self._run.path(TRACE_FILE)}")
 

@@ -92,6 +92,7 @@ def test_every_batch_comes_once_and_in_order(depth, count):
 def test_it_goes_as_far_ahead_as_it_may_and_no_further(depth):
     preparation = Preparation(10)
     prefetcher = Prefetcher(iter(preparation), depth, trained_batches(), never)
+    prefetcher.start()
     until(lambda: len(preparation.made) == depth)
     for batch in prefetcher:
         ahead = min(10, index_of(batch) + 1 + depth)
@@ -116,6 +117,7 @@ def test_without_depth_nothing_is_prepared_ahead_and_no_thread_runs():
 def test_nothing_is_prepared_beyond_a_pause(depth, pauses):
     preparation = Preparation(10)
     prefetcher = Prefetcher(iter(preparation), depth, trained_batches(), lambda index: index in pauses)
+    prefetcher.start()
     seen = []
     for batch in prefetcher:
         seen.append(index_of(batch))
@@ -177,6 +179,7 @@ def test_an_error_surfaces_in_its_place(depth, place, error):
 def test_close_while_the_thread_has_gone_as_far_as_it_may(taken):
     preparation = Preparation(20)
     prefetcher = Prefetcher(iter(preparation), 2, trained_batches(), never)
+    prefetcher.start()
     for _, _ in zip(range(taken), prefetcher, strict=False):
         pass
     until(lambda: len(preparation.made) >= taken + 2)
@@ -190,6 +193,7 @@ def test_close_while_the_thread_has_gone_as_far_as_it_may(taken):
 def test_close_at_a_pause():
     preparation = Preparation(20)
     prefetcher = Prefetcher(iter(preparation), 4, trained_batches(), lambda index: index == 1)
+    prefetcher.start()
     until(lambda: len(preparation.made) == 2)
     time.sleep(0.005)
     close_in_time(prefetcher)
@@ -206,6 +210,7 @@ def test_close_while_the_thread_waits_for_training():
 
     preparation = Preparation(20, wait)
     prefetcher = Prefetcher(iter(preparation), 4, trained, never)
+    prefetcher.start()
     assert waits.wait(5)
     time.sleep(0.005)
     close_in_time(prefetcher)
@@ -223,6 +228,7 @@ def test_close_while_the_thread_works(pause):
 
     preparation = Preparation(20, work)
     prefetcher = Prefetcher(iter(preparation), 4, trained_batches(), lambda index: pause and index == 1)
+    prefetcher.start()
     assert works.wait(5)
     threading.Timer(0.02, go_on.set).start()
     close_in_time(prefetcher)
@@ -246,6 +252,7 @@ def test_close_drops_an_error_nobody_asked_for():
         raise BadSampleError
 
     prefetcher = Prefetcher(iter(Preparation(3, fail)), 2, trained_batches(), never)
+    prefetcher.start()
     assert failed.wait(5)
     close_in_time(prefetcher)
 
@@ -281,3 +288,12 @@ def test_waiting_for_training():
     for index in (9, 0, -1):
         with pytest.raises(StoppedError):
             trained.wait(index)
+
+
+def test_nothing_is_prepared_before_it_starts():
+    preparation = Preparation(3)
+    prefetcher = Prefetcher(iter(preparation), 2, trained_batches(), never)
+    time.sleep(0.02)
+    assert preparation.made == []
+    assert len(list(prefetcher)) == 3
+    close_in_time(prefetcher)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cachedlrm import CachedEmbeddingBags
-from cachedlrm.cache.streams import Event, StoppedError, TrainedBatches
+from cachedlrm.cache.streams import AtRest, Event, StoppedError, TrainedBatches
 from cachedlrm.train import main
 from simcuda import SCHEDULES, simulated_cuda
 from support.runs import parameters, train
@@ -125,3 +125,22 @@ def test_an_event_is_of_the_streams_of_its_device():
         made.add_(1)
         event.wait()
         event.record()
+
+
+def test_a_reader_that_meets_the_preparation_of_a_batch_is_an_error():
+    at_rest, errors = AtRest(), []
+
+    def read() -> None:
+        try:
+            with at_rest():
+                pass
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with at_rest(), at_rest():  # whoever reads may read within
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+    assert errors == ["rows were read or saved while a batch was being prepared; pause the prefetch first"]
+    read()
+    assert len(errors) == 1

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,39 @@ def test_a_signal_during_an_evaluation_saves_and_evaluates_later(tmp_path, monke
     aucs = [json.loads(line)["auc"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert aucs[8] is None
     assert aucs[9] is not None
+
+
+@pytest.mark.parametrize("store", [LMDB, ["--gpu-cache-ratio=0.2"]], ids=["lmdb", "host"])
+def test_an_evaluation_that_is_owed_comes_before_rows_move(tmp_path, monkeypatch, whole, store):
+    """The prefetch thread is given time: were it running, it would move rows under the evaluation."""
+    run, evaluate = tmp_path / "run", train_module.build_job.__globals__["Trainer"].evaluate
+    prefetching, often = [], ["--test-freq=5" if option.startswith("--test-freq") else option for option in WHOLE]
+
+    def interrupted(self, source, batch_size):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(self, source, batch_size)
+
+    def patient(self, source, batch_size):
+        time.sleep(0.3)
+        prefetching.append(any(thread.name == "prefetch" for thread in threading.enumerate()))
+        return evaluate(self, source, batch_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cachedlrm.run.job.Trainer.evaluate", interrupted)
+        assert train(run, *often, *store, "--prefetch-depth=2", "--checkpoint-every=1000") == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("cachedlrm.run.job.Trainer.evaluate", patient)
+        assert resume(run) == 0
+    assert prefetching == [False, True, True, True]  # owed after step 5; then paused, after steps 10, 15 and 20
+    records, losses, report = result(run)
+    assert (records, losses, report["auc"]) == (*whole[:2], whole[2]["auc"])
+    assert report["fetched_rows"] > 0
+    wanted = tmp_path / "wanted"
+    assert train(wanted, *often, *store, "--prefetch-depth=2") == 0
+    aucs = [
+        [json.loads(line)["auc"] for line in (one / "metrics.jsonl").read_text().splitlines()] for one in (run, wanted)
+    ]
+    assert aucs[0] == aucs[1]
 
 
 def test_a_finished_run_goes_on_with_more_steps(tmp_path, whole):
