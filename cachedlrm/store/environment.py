@@ -89,9 +89,11 @@ def open_environment(path: Path, num_groups: int, map_bytes: int, read_only: boo
         if file.is_symlink() or (file.exists() and not file.is_file()):  # LMDB would write wherever it leads
             raise UserError(f"{file} is not a regular file; a store's files lie in its folder: put back a copy")
     size = data.stat().st_size if data.exists() else 0
+    # `claim` writes before anything can grow the map: a few pages, and a list of those that it frees
+    needed = size + (size >> 6) + _SLACK_PAGES * 4096 if size else 0
     environment = lmdb.open(
         str(path),
-        map_size=max(map_bytes, -(-size // 4096) * 4096),
+        map_size=max(map_bytes, -(-needed // 4096) * 4096),
         max_dbs=num_groups + 1,
         mode=0o666,  # the user's umask decides
         readonly=read_only,

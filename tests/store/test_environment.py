@@ -1,16 +1,19 @@
 """What a store says of itself, and who may open it."""
 
+import json
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.store.database import Database, Meta, Put, copy_store, open_database
-from cachedlrm.store.environment import CHECKPOINT, parse_key, segment_key
-from support.stores import IDENTITY, make_store, read_segments
+from cachedlrm.store.environment import CHECKPOINT, META, own_identity, parse_key, segment_key
+from support.stores import IDENTITY, changing, make_store, read_segments
 
 SHAPES = [(500, 3)]
 
@@ -72,6 +75,18 @@ def test_a_store_without_a_checkpoint_is_nobodys(tmp_path):
     database = opened(tmp_path, model="b")
     assert list(database.segments(0)) == []
     database.close()
+
+
+def test_a_store_of_an_earlier_release_whose_file_fills_its_map_goes_on(tmp_path):
+    identity = json.dumps({**own_identity(), "model": "a"}).encode()
+    with closing(lmdb.open(str(tmp_path), map_size=1 << 20, max_dbs=2)) as environment:
+        meta = environment.open_db(META)
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"identity", identity, db=meta)
+            transaction.put(CHECKPOINT, b"x", db=meta)
+    open_database(tmp_path, {"model": "a"}, SHAPES, 1 << 20, resumes=True, map_bytes=1).close()
+    with changing(tmp_path, META) as (transaction, meta):
+        assert json.loads(transaction.get(b"shapes", db=meta)) == [[500, 3]]
 
 
 def test_one_trainer_at_a_time(tmp_path):
