@@ -70,7 +70,7 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torc
     state = load_final_state(run_dir, options, architecture)
     tables = _exported_tables(options, architecture, state)
     if to_torchrec:
-        write_torchrec(target, options, architecture, tables, state.dense, with_optimizer_state)
+        write_torchrec(target, options, architecture, tables, state.dense, with_optimizer_state=with_optimizer_state)
     else:
         _write_reference(target, tables, state, with_optimizer_state)
 

@@ -312,7 +312,7 @@ class CachedEmbeddingBags(nn.Module):
         state = self._tables.state()
         destination[f"{prefix}rows"], destination[f"{prefix}records"] = state.rows, state.records
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(  # noqa: PLR0917 - torch.nn.Module's signature
         self,
         state_dict: dict[str, Any],
         prefix: str,

@@ -33,6 +33,7 @@ def inform_policies(
     router: Router,
     schedule: Schedule,
     options: Resolved,
+    *,
     run_dir: Path,
     row_counts: Int64s | None = None,
     tell: Tell = tell_nobody,
@@ -64,7 +65,7 @@ def inform_policies(
             assert isinstance(policy, Static)
             policy.take_counts(known)
     if isinstance(kind, Lookahead) and knows_counts(options.cache, router, row_counts):
-        _count_what_is_left(by_group, num_rows, router, schedule, known, first_batch, tell)
+        _count_what_is_left(by_group, num_rows, router, schedule, tell, known=known, first_batch=first_batch)
     if isinstance(kind, Oracle):
         folder = run_dir / NEXT_USES_FOLDER
         _write_next_uses(num_rows, router, schedule, folder, tell)
@@ -79,9 +80,10 @@ def _count_what_is_left(
     num_rows: Sequence[int],
     router: Router,
     schedule: Schedule,
+    tell: Tell,
+    *,
     known: Int64s | None,
     first_batch: int,
-    tell: Tell,
 ) -> None:
     """Policy ``lookahead`` ranks rows by lookups left; ``known`` are those of an epoch, where the data has them."""
     epochs, passed = 1, None

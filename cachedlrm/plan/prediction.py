@@ -175,7 +175,15 @@ def predict(
     in_epoch = schedule.batches_per_epoch
     record_bytes = tiers.table_bytes / rows
     expectations = [
-        extrapolate(course, schedule.num_batches, in_epoch, rows, size.quota_slots, schedule.num_steps, record_bytes)
+        extrapolate(
+            course,
+            num_batches=schedule.num_batches,
+            batches_per_epoch=in_epoch,
+            num_rows=rows,
+            cache_slots=size.quota_slots,
+            num_steps=schedule.num_steps,
+            record_bytes=record_bytes,
+        )
         for course, size in zip(courses, sizes, strict=True)
     ]
     chosen = expectations[0]
@@ -191,6 +199,7 @@ def predict(
 
 def extrapolate(
     course: Sequence[CacheCounters],
+    *,
     num_batches: int,
     batches_per_epoch: int,
     num_rows: int,

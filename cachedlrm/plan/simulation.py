@@ -116,7 +116,9 @@ def planned_batches(
     books = [AddressBook(rows) for rows in num_rows]
     with tempfile.TemporaryDirectory(prefix="cachedlrm-") as folder:
         policies = [cache.policies for cache in planned]
-        inform_policies(policies, num_rows, router, schedule, options, Path(folder), dataset.row_counts)
+        inform_policies(
+            policies, num_rows, router, schedule, options, run_dir=Path(folder), row_counts=dataset.row_counts
+        )
         waiting: deque[list[WorkingSet]] = deque()
         for index, batch in enumerate(schedule.batches()):
             lookups = router(batch)

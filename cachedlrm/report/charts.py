@@ -54,6 +54,7 @@ def line_chart(
     title: str,
     series: Sequence[Series],
     y_axis: Axis,
+    *,
     x_axis: Axis = STEPS,
     mark: tuple[float, float] | None = None,
     dots: bool = False,

@@ -171,11 +171,11 @@ def _sizes(report: Report) -> list[Element]:
     moved = [(float(point.cache_slots), point.moved_bytes_per_step) for point in points]
     return [
         line_chart(
-            "Hit ratio by size of the cache", [Series("predicted", hits)], Axis("share of lookups", RATIO), slots,
-            rings[0], dots=True,
+            "Hit ratio by size of the cache", [Series("predicted", hits)], Axis("share of lookups", RATIO),
+            x_axis=slots, mark=rings[0], dots=True,
         ),
         line_chart(
             "Traffic by size of the cache", [Series("predicted", moved)],
-            Axis("bytes a step", BYTES, from_zero=True), slots, rings[1], dots=True,
+            Axis("bytes a step", BYTES, from_zero=True), x_axis=slots, mark=rings[1], dots=True,
         ),
     ]  # fmt: skip

@@ -53,7 +53,7 @@ def open_durability(
     spills = options.store.store == "lmdb"
     pending = min(_MOST_PENDING_BYTES, host_limit // 4) if spills else _MOST_PENDING_BYTES
     resumes = options.run.resume is not None
-    database = open_database(path, store_identity(options), shapes, pending, resumes)
+    database = open_database(path, store_identity(options), shapes, pending, resumes=resumes)
     try:
         checkpoint = _read_checkpoint(database, len(shapes)) if resumes else None
     except BaseException:

@@ -62,9 +62,16 @@ class Job:
         cache = self.trainer.cache
         policies = [group.policy for group in cache.groups]
         num_rows = [group.num_rows for group in self.tiers.step.groups]
-        counts = self.dataset.row_counts
         inform_policies(
-            [policies], num_rows, cache.router, self.schedule, self.options, run_dir, counts, tell, self.first_batch
+            [policies],
+            num_rows,
+            cache.router,
+            self.schedule,
+            self.options,
+            run_dir=run_dir,
+            row_counts=self.dataset.row_counts,
+            tell=tell,
+            first_batch=self.first_batch,
         )
 
     def close(self) -> None:

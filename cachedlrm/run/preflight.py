@@ -76,11 +76,11 @@ def save_models(job: Job, report: Report, onnx_path: Path) -> None:
         save_model(
             inference.save_model,
             job.architecture,
-            tables,
-            trainer.model.state_dict(),
-            trainer.optimizer_state(),
-            (rate(job.schedule.num_batches + 1), rate.base),
-            _training(job, report),
+            tables=tables,
+            dense=trainer.model.state_dict(),
+            dense_state=trainer.optimizer_state(),
+            learning_rates=(rate(job.schedule.num_batches + 1), rate.base),
+            training=_training(job, report),
         )
     if inference.save_onnx:
         from cachedlrm.export.formats.onnx import save_onnx  # noqa: PLC0415 - needs an optional package

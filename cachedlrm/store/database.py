@@ -301,6 +301,7 @@ def open_database(
     identity: Mapping[str, str],
     shapes: Shapes,
     pending_bytes: int,
+    *,
     resumes: bool,
     map_bytes: int = FIRST_MAP_BYTES,
 ) -> Database:

@@ -81,6 +81,7 @@ class RecordLog:
         width: int,
         rows: AddressedRows,
         num_rows: int,
+        *,
         capacity: int | None = None,
     ) -> None:
         self._database = database

@@ -86,7 +86,7 @@ def test_counts_are_lookups_of_the_whole_run(policy):
     one_epoch = counts // 2
     known = one_epoch if policy == "static" else None  # as prepared data has them
     caches = [[Counting(4, 10, 1) if policy == "lookahead" else Counting(4, 10)]]
-    foresight.inform_policies(caches, [10], router, schedule, options, Path("unused"), known)
+    foresight.inform_policies(caches, [10], router, schedule, options, run_dir=Path("unused"), row_counts=known)
     # How often a row is used, against others, is the same in every epoch; how often it is still to be used is not.
     assert given == [((counts if policy == "lookahead" else one_epoch).tolist(), 1)]
     assert counts.max() > 20  # more than there are samples in two batches
@@ -108,7 +108,14 @@ def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, s
     counts = lookups(schedule.one_epoch()) if known else None
     policy = Lookahead(4, 10, 1)
     foresight.inform_policies(
-        [[policy]], [10], router, schedule, options, Path("unused"), counts, first_batch=first_batch
+        [[policy]],
+        [10],
+        router,
+        schedule,
+        options,
+        run_dir=Path("unused"),
+        row_counts=counts,
+        first_batch=first_batch,
     )
     to_come = lookups(schedule.batches(first_batch))
     if known:  # counts of the data are of whole epochs
@@ -156,7 +163,9 @@ def test_counts_of_ids_are_not_taken_for_those_of_quotients():
     schedule = Schedule(options, dataset.train)
     caches = [[Counting(4, num_rows, 1)]]
     ids = np.ones(600, np.int64)
-    foresight.inform_policies(caches, [num_rows], architecture.router(), schedule, options, Path("unused"), ids)
+    foresight.inform_policies(
+        caches, [num_rows], architecture.router(), schedule, options, run_dir=Path("unused"), row_counts=ids
+    )
     assert given == [(num_rows, 2 * 50)]
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import shlex
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,12 @@ from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan.__main__ import describe, main, make_plan, parse_plan
 from cachedlrm.plan.prediction import extrapolate, predict
-from cachedlrm.plan.roofline import device_bytes, link_bytes, operations
 from cachedlrm.plan.simulation import planned_batches
 from cachedlrm.plan.tiers import size_tiers
 from cachedlrm.train import main as train_main
 from support.documents import ROOT
 from support.models import POLICIES
 from support.runs import SMALL, one_line, train
-from support.shapes import STEP
 
 PROFILES = ROOT / "profiles"
 DEVICES = sorted(path.stem for path in PROFILES.glob("devices/*.toml"))
@@ -308,9 +305,9 @@ def test_hits_are_predicted_within_two_points_from_a_part_of_the_batches(argumen
 def test_the_sampled_batches_are_those_of_the_run(monkeypatch):
     courses = []
 
-    def record(course, *rest):
+    def record(course, **rest):
         courses.append(course)
-        return extrapolate(course, *rest)
+        return extrapolate(course, **rest)
 
     monkeypatch.setattr("cachedlrm.plan.prediction.extrapolate", record)
     options, _ = parse_plan([*SMALL, "--gpu-cache-ratio=0.1", "--policy=lookahead", "--lookahead=3"])
@@ -320,65 +317,3 @@ def test_the_sampled_batches_are_those_of_the_run(monkeypatch):
     assert courses[0] == [counters for (counters,) in whole][:6]  # the last of them knew three more
     assert courses[0][-1].evicted_rows > 0
     assert [point.cache_slots for point in plan.prediction.curve] == [2, 8, 33, 133, 532]
-
-
-def one_batch(created: int, fetched: int = 0, evicted: int = 0) -> CacheCounters:
-    """A batch of 1,000 lookups on 500 rows, two lookups a row."""
-    moved = created + fetched
-    return CacheCounters(
-        lookups=1000, hit_lookups=1000 - 2 * moved, working_set_rows=500, resident_rows=500 - moved,
-        first_touch_rows=created, fetched_rows=fetched, evicted_rows=evicted, written_back_rows=evicted,
-        fetched_bytes=10 * fetched, written_back_bytes=10 * evicted,
-    )  # fmt: skip
-
-
-def test_a_full_cache_goes_on_missing_at_its_rate():
-    course = [one_batch(100)] * 4 + [one_batch(100, 50, 150)] * 4
-    expected = extrapolate(course, 16, 16, 10**6, 400, 16, 99.0)
-    assert expected.lookups == 16_000
-    # 100 new rows a batch, in the first half of the sample as in the second: they go on.
-    assert expected.first_touch_rows == pytest.approx(1600)
-    assert expected.fetched_rows == pytest.approx(12 * 50)
-    assert expected.written_back_rows == pytest.approx(12 * 150)
-    assert expected.hit_lookups == pytest.approx(16_000 - 2 * (4 * 100 + 12 * 150))
-    assert expected.moved_bytes_per_step == pytest.approx(10 * (600 + 1800) / 16)
-
-
-def test_a_cache_that_fills_later_goes_on_at_the_rate_of_that_moment():
-    expected = extrapolate([one_batch(100)] * 8, 32, 32, 10**6, 1600, 32, 10.0)  # full after 16 batches
-    assert expected.first_touch_rows == pytest.approx(3200)
-    assert expected.written_back_rows == pytest.approx(1600)
-    assert expected.fetched_rows == pytest.approx(0)
-    assert expected.hit_ratio == pytest.approx(0.8)
-    growing = extrapolate([one_batch(50)] * 4 + [one_batch(100)] * 4, 16, 16, 10**6, 1600, 16, 10.0)
-    assert growing.first_touch_rows == pytest.approx(600 + 8 * 100)  # at most as fast as in the sample
-    larger = extrapolate([one_batch(100)] * 8, 32, 32, 10**6, 3200, 32, 10.0)
-    assert larger.written_back_rows == 0
-
-
-def test_first_touches_fall_as_a_power_and_end_with_the_epoch():
-    course = [one_batch(new) for new in (400, 200, 100, 100, 50, 50, 50, 50)]  # each doubling brings 200
-    assert extrapolate(course, 64, 64, 10**6, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 3 * 200)
-    assert extrapolate(course, 64, 16, 10**6, 10**6, 64, 10.0).first_touch_rows == pytest.approx(1000 + 200)
-    falling = [one_batch(new) for new in (400, 200, 100, 100, 25, 25, 25, 25)]  # each doubling half of the one before
-    assert extrapolate(falling, 32, 32, 10**6, 10**6, 32, 10.0).first_touch_rows == pytest.approx(900 + 50 + 25)
-    none = extrapolate([one_batch(0)] * 4, 8, 8, 10**6, 10, 8, 10.0)
-    assert (none.first_touch_rows, none.hit_ratio) == (0, 1.0)
-
-
-def test_no_more_rows_are_new_than_the_tables_have():
-    # 800 of 1,000 rows after 8 batches at an unbroken rate: the others come in two more, and then none.
-    expected = extrapolate([one_batch(100)] * 8, 64, 64, 1000, 1000, 64, 10.0)
-    assert expected.first_touch_rows == 1000
-    assert (expected.fetched_rows, expected.written_back_rows) == (0, 0)  # all of them fit
-    assert expected.hit_lookups == pytest.approx(64_000 - 2 * 1000)
-
-
-def test_the_least_a_step_takes_by_hand():
-    # 20 samples; bottom 3-4, top 10-1; interaction of four vectors of 4: six products.
-    assert operations(STEP) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1 + 3 * 4 * 6)
-    assert operations(replace(STEP, dot=False)) == 2 * 20 * (2 * 3 * 4 + 3 * 10 * 1)
-    assert device_bytes(STEP) == 4 * (2 * 20 * (4 + 1 + 3 * 4) + 3 * (12 + 10))
-    traffic = extrapolate([one_batch(1, 2, 30)] * 2, 2, 2, 10**6, 10, 2, 10.0)
-    assert link_bytes(STEP, traffic) == max(4 * 20 * 4 + 4 * 1000 + 2 * 10, 30 * 10)
-    assert link_bytes(STEP, replace(traffic, written_back_rows=10**6)) == 10**7 / 2

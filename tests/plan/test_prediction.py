@@ -13,7 +13,21 @@ def batch(first_touches: int, fetched: int = 0, evicted: int = 0, hits: int = 0)
 
 
 def expected(course: list[CacheCounters], num_batches: int, cache_slots: int, num_rows: int = 10_000) -> Expectation:
-    return extrapolate(course, num_batches, num_batches, num_rows, cache_slots, num_batches, 10.0)
+    return of_epochs(course, num_batches, num_batches, cache_slots, num_rows)
+
+
+def of_epochs(
+    course: list[CacheCounters], num_batches: int, batches_per_epoch: int, cache_slots: int, num_rows: int = 10**6
+) -> Expectation:
+    return extrapolate(
+        course,
+        num_batches=num_batches,
+        batches_per_epoch=batches_per_epoch,
+        num_rows=num_rows,
+        cache_slots=cache_slots,
+        num_steps=num_batches,
+        record_bytes=10.0,
+    )
 
 
 def test_a_run_as_long_as_its_sample_is_the_sample():
@@ -41,6 +55,58 @@ def test_a_full_cache_goes_on_at_the_rate_of_the_last_quarter():
     found = expected(course, 16, 100)
     assert found.fetched_rows + found.first_touch_rows == pytest.approx(6 * 40 + 10 * 20)
     assert found.written_back_rows == pytest.approx(10 * 20)
+
+
+def one_batch(created: int, fetched: int = 0, evicted: int = 0) -> CacheCounters:
+    """A batch of 1,000 lookups on 500 rows, two lookups a row."""
+    moved = created + fetched
+    return CacheCounters(
+        lookups=1000, hit_lookups=1000 - 2 * moved, working_set_rows=500, resident_rows=500 - moved,
+        first_touch_rows=created, fetched_rows=fetched, evicted_rows=evicted, written_back_rows=evicted,
+        fetched_bytes=10 * fetched, written_back_bytes=10 * evicted,
+    )  # fmt: skip
+
+
+def test_a_full_cache_goes_on_missing_and_creating_at_its_rates():
+    course = [one_batch(100)] * 4 + [one_batch(100, 50, 150)] * 4
+    found = of_epochs(course, 16, 16, 400)
+    assert found.lookups == 16_000
+    # 100 new rows a batch, in the first half of the sample as in the second: they go on.
+    assert found.first_touch_rows == pytest.approx(1600)
+    assert found.fetched_rows == pytest.approx(12 * 50)
+    assert found.written_back_rows == pytest.approx(12 * 150)
+    assert found.hit_lookups == pytest.approx(16_000 - 2 * (4 * 100 + 12 * 150))
+    assert found.moved_bytes_per_step == pytest.approx(10 * (600 + 1800) / 16)
+
+
+def test_a_cache_that_fills_later_goes_on_at_the_rate_of_that_moment():
+    found = of_epochs([one_batch(100)] * 8, 32, 32, 1600)  # full after 16 batches
+    assert found.first_touch_rows == pytest.approx(3200)
+    assert found.written_back_rows == pytest.approx(1600)
+    assert found.fetched_rows == pytest.approx(0)
+    assert found.hit_ratio == pytest.approx(0.8)
+    growing = of_epochs([one_batch(50)] * 4 + [one_batch(100)] * 4, 16, 16, 1600)
+    assert growing.first_touch_rows == pytest.approx(600 + 8 * 100)  # at most as fast as in the sample
+    larger = of_epochs([one_batch(100)] * 8, 32, 32, 3200)
+    assert larger.written_back_rows == 0
+
+
+def test_first_touches_fall_as_a_power_and_end_with_the_epoch():
+    course = [one_batch(new) for new in (400, 200, 100, 100, 50, 50, 50, 50)]  # each doubling brings 200
+    assert of_epochs(course, 64, 64, 10**6).first_touch_rows == pytest.approx(1000 + 3 * 200)
+    assert of_epochs(course, 64, 16, 10**6).first_touch_rows == pytest.approx(1000 + 200)
+    falling = [one_batch(new) for new in (400, 200, 100, 100, 25, 25, 25, 25)]  # each doubling half of the one before
+    assert of_epochs(falling, 32, 32, 10**6).first_touch_rows == pytest.approx(900 + 50 + 25)
+    none = of_epochs([one_batch(0)] * 4, 8, 8, 10)
+    assert (none.first_touch_rows, none.hit_ratio) == (0, 1.0)
+
+
+def test_no_more_rows_are_new_than_the_tables_have():
+    # 800 of 1,000 rows after 8 batches at an unbroken rate: the others come in two more, and then none.
+    found = of_epochs([one_batch(100)] * 8, 64, 64, 1000, 1000)
+    assert found.first_touch_rows == 1000
+    assert (found.fetched_rows, found.written_back_rows) == (0, 0)  # all of them fit
+    assert found.hit_lookups == pytest.approx(64_000 - 2 * 1000)
 
 
 def test_a_prediction_in_a_line_and_in_a_report():

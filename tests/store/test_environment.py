@@ -19,7 +19,7 @@ SHAPES = [(500, 3)]
 
 
 def opened(path: Path, resumes: bool = False, **identity: str) -> Database:
-    return open_database(path, identity or {"model": "a"}, SHAPES, 1 << 20, resumes)
+    return open_database(path, identity or {"model": "a"}, SHAPES, 1 << 20, resumes=resumes)
 
 
 def opened_once(path: Path, operation: Meta | Put) -> None:

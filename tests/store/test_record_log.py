@@ -31,11 +31,11 @@ def small_transactions(monkeypatch):
 
 
 def opened(path: Path, resumes: bool = False, map_bytes: int = 1 << 20, **identity: str) -> Database:
-    return open_database(path, identity or {"model": "a"}, SHAPES, 1 << 20, resumes, map_bytes)
+    return open_database(path, identity or {"model": "a"}, SHAPES, 1 << 20, resumes=resumes, map_bytes=map_bytes)
 
 
 def new_log(database: Database, book: AddressBook) -> RecordLog:
-    return RecordLog(database, 0, WIDTH, book, NUM_ROWS, CAPACITY)
+    return RecordLog(database, 0, WIDTH, book, NUM_ROWS, capacity=CAPACITY)
 
 
 def checkpoint(database: Database, log: RecordLog) -> tuple[int, int]:
@@ -272,7 +272,7 @@ def test_the_lmdb_store_is_a_dictionary_whatever_fits_in_memory(tmp_path_factory
 
 def test_the_writer_does_not_wait_for_more_while_a_large_segment_waits_for_room(tmp_path, monkeypatch):
     monkeypatch.setattr(database_module, "_GATHERED_BYTES", 4 << 20)
-    database = open_database(tmp_path, {"model": "a"}, SHAPES, 64 << 10, False, 1 << 20)
+    database = open_database(tmp_path, {"model": "a"}, SHAPES, 64 << 10, resumes=False, map_bytes=1 << 20)
     thread = threading.Thread(
         target=lambda: [
             database.write(Put(0, sequence, np.zeros(words, np.uint32)))

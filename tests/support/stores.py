@@ -21,10 +21,10 @@ IDENTITY = {"arch-embedding-size": "400-30-900-5", "arch-sparse-feature-size": "
 def make_store(path: Path, identity: Mapping[str, str] = IDENTITY, has_checkpoint: bool = True, later: int = 0) -> None:
     """A store of `TOUCHED` rows that were each written several times, some segments reclaimed."""
     random = np.random.default_rng(3)
-    with closing(open_database(path, identity, [(ROWS, WIDTH)], 1 << 20, False)) as database:
+    with closing(open_database(path, identity, [(ROWS, WIDTH)], 1 << 20, resumes=False)) as database:
         book = AddressBook(ROWS)
         addresses = book.register(random.permutation(ROWS)[:TOUCHED])
-        log = RecordLog(database, 0, WIDTH, book, ROWS, CAPACITY)
+        log = RecordLog(database, 0, WIDTH, book, ROWS, capacity=CAPACITY)
         log.append(addresses, records(TOUCHED))
         for _ in range(40):
             log.append(random.choice(addresses, 90, replace=False), records(90))

@@ -216,6 +216,7 @@ class Training:
 def save_model(
     path: Path,
     architecture: Architecture,
+    *,
     tables: Sequence[FullTable],
     dense: Mapping[str, Tensor],
     dense_state: Mapping[str, Mapping[str, Tensor]],

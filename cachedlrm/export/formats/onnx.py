@@ -183,7 +183,8 @@ def _vector(graph: _Builder, architecture: Architecture, model: Dlrm, embedding:
         rows = [indices]
     weighted = architecture.options.weighted_pooling == "learned"
     parts = [
-        _pool(graph, table, index, bags, offsets, weighted) for table, index in zip(embedding.tables, rows, strict=True)
+        _pool(graph, table, index, bags, offsets, weighted=weighted)
+        for table, index in zip(embedding.tables, rows, strict=True)
     ]
     vector = parts[0]
     if len(parts) == 2:
@@ -205,7 +206,7 @@ def _bags(graph: _Builder, offsets: str, indices: str) -> str:
     return graph.add("Slice", bags, graph.integers(0), num_lookups)
 
 
-def _pool(graph: _Builder, table: Table, indices: str, bags: str, offsets: str, weighted: bool) -> str:
+def _pool(graph: _Builder, table: Table, indices: str, bags: str, offsets: str, *, weighted: bool) -> str:
     """Sums of the bags' rows, [B, dim]."""
     rows = graph.add("Gather", table.name, indices)  # [L, dim]
     axis = graph.integers(1)

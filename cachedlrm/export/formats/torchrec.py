@@ -72,6 +72,7 @@ def write_torchrec(
     architecture: Architecture,
     tables: Sequence[FullTable],
     dense: Dense,
+    *,
     with_optimizer_state: bool,
 ) -> None:
     """Writes the folder, which may not hold anything yet.
