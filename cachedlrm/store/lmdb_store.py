@@ -44,7 +44,7 @@ class LmdbStore:
         self._address_in = np.empty(frames, np.int32)
         self._changed = np.zeros(frames, bool)  # the log has another record, or none
         self._is_used = np.zeros(frames, bool)
-        self._free = np.arange(frames, dtype=np.int32)  # a stack, the next one last
+        self._free = np.arange(frames, dtype=np.int32)[::-1].copy()  # a stack, the next one last: frame 0
         self._num_free = frames
         self._hand = 0  # the next victim: frames are filled in a circle, so it is about the oldest
 

@@ -41,11 +41,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "run/preflight.py",
     "run/profiler.py",
     "run/saving.py",
-    "store/checkpoint_value.py",
-    "store/database.py",
-    "store/lmdb_store.py",
-    "store/mapped_file.py",
-    "store/segment.py",
 }
 MODULES = sorted(
     path.relative_to(ROOT / "cachedlrm").as_posix()

@@ -1,7 +1,6 @@
 """What a store says of itself, and who may open it."""
 
 import json
-import os
 import re
 from contextlib import closing
 from pathlib import Path
@@ -11,15 +10,10 @@ import numpy as np
 import pytest
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.store.database import Database, Meta, Put, copy_store, open_database
+from cachedlrm.store.database import Meta, Put, open_database
 from cachedlrm.store.environment import CHECKPOINT, META, own_identity, parse_key, segment_key
-from support.stores import IDENTITY, changing, make_store, read_segments
-
-SHAPES = [(500, 3)]
-
-
-def opened(path: Path, resumes: bool = False, **identity: str) -> Database:
-    return open_database(path, identity or {"model": "a"}, SHAPES, 1 << 20, resumes=resumes)
+from support.logs import SHAPES, opened
+from support.stores import IDENTITY, changing, make_store
 
 
 def opened_once(path: Path, operation: Meta | Put) -> None:
@@ -33,17 +27,6 @@ def opened_once(path: Path, operation: Meta | Put) -> None:
 def test_keys_keep_the_order_of_segments(sequence):
     assert parse_key(segment_key(sequence)) == sequence
     assert segment_key(sequence) < segment_key(sequence + 1)
-
-
-def test_a_copy_holds_the_same_segments_and_is_no_larger(tmp_path):
-    make_store(tmp_path / "a")
-    copy_store(tmp_path / "a", tmp_path / "b")
-    assert read_segments(tmp_path / "a") == read_segments(tmp_path / "b")
-    assert (tmp_path / "b" / "data.mdb").stat().st_size <= (tmp_path / "a" / "data.mdb").stat().st_size
-    with pytest.raises(UserError, match="already holds a store"):
-        copy_store(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(UserError, match="c holds no store"):
-        copy_store(tmp_path / "c", tmp_path / "d")
 
 
 def test_another_file_under_the_same_name_is_another_model(tmp_path):
@@ -84,14 +67,6 @@ def test_a_store_of_an_earlier_release_whose_file_fills_its_map_goes_on(tmp_path
         with environment.begin(write=True) as transaction:
             transaction.put(b"identity", identity, db=meta)
             transaction.put(CHECKPOINT, b"x", db=meta)
-    open_database(tmp_path, {"model": "a"}, SHAPES, 1 << 20, resumes=True, map_bytes=1).close()
+    opened(tmp_path, resumes=True, map_bytes=1).close()
     with changing(tmp_path, META) as (transaction, meta):
         assert json.loads(transaction.get(b"shapes", db=meta)) == [[500, 3]]
-
-
-def test_one_trainer_at_a_time(tmp_path):
-    database = opened(tmp_path)
-    with pytest.raises(UserError, match=rf"in use by process {os.getpid()}"):
-        opened(tmp_path)
-    database.close()
-    opened(tmp_path).close()

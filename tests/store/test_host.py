@@ -1,28 +1,19 @@
-"""The host store against a dictionary, and what it saves."""
+"""The host store: the contract of a store, and what it saves."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.store.host import HostStore
+from support.logs import WIDTH
+from support.store_contract import NUM_ADDRESSES, OPERATIONS, check_contract
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
-@given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 30), min_size=1)), max_size=20))
-def test_the_host_store_is_a_dictionary(operations):
-    store, model = HostStore(31, 3), {}
-    for number, (write, chosen) in enumerate(operations):
-        addresses = np.array(sorted(chosen if write else chosen & model.keys()), np.int64)
-        values = np.full((len(addresses), 3), number, np.float32) + addresses[:, None]
-        if write:
-            store.write(addresses, values)
-            model.update(zip(addresses.tolist(), values, strict=True))
-        else:
-            store.read(addresses, values)
-            assert all((model[a] == value).all() for a, value in zip(addresses.tolist(), values, strict=True))
-    assert store.used_rows == max(model, default=-1) + 1
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(OPERATIONS)
+def test_the_contract_of_a_store(operations):
+    check_contract(HostStore(NUM_ADDRESSES, WIDTH), NUM_ADDRESSES, operations)
 
 
 def test_a_full_host_store_names_the_option():
