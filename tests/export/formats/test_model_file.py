@@ -20,8 +20,6 @@ from cachedlrm import train
 from cachedlrm.export import full_tables
 from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.export.formats import model_file
-from cachedlrm.export.formats.piecewise import PiecewiseTensor
-from cachedlrm.export.formats.torch_file import write_torch_file
 from cachedlrm.train import main
 from support.documents import TESTS
 
@@ -307,29 +305,6 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(good, tmp_path, capsys):
     assert f"cannot write {path}" in message
     assert path.read_bytes() == before
     assert not any("partial" in entry.name for entry in tmp_path.rglob("*"))
-
-
-def test_tensors_are_written_in_pieces_and_whole_archives_result(tmp_path):
-    table = np.arange(300, dtype=np.float32).reshape(100, 3)
-    content = {
-        "table": PiecewiseTensor((100, 3), lambda: (table[first : first + 7] for first in range(0, 100, 7))),
-        "none": PiecewiseTensor((0, 3), list),
-        "nested": {"number": PiecewiseTensor((), lambda: [np.array(7, np.float32)]), "list": [1, 2.5, None]},
-    }
-    path = tmp_path / "x.pt"
-    write_torch_file(path, content)
-    for mapped in (False, True):
-        loaded = torch.load(path, mmap=mapped, weights_only=True)
-        assert np.array_equal(loaded["table"], table)
-        assert loaded["table"].data_ptr() % 64 == 0
-        assert loaded["none"].shape == (0, 3)
-        assert loaded["nested"]["number"].item() == 7
-        assert loaded["nested"]["list"] == [1, 2.5, None]
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-    with pytest.raises(ValueError, match="bytes of data"):
-        write_torch_file(tmp_path / "y.pt", {"x": PiecewiseTensor((101, 3), lambda: [table])})
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_a_model_file_is_mapped_not_read(tmp_path, monkeypatch):
