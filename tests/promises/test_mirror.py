@@ -12,7 +12,6 @@ from support.documents import ROOT, TESTS
 
 ACROSS_ROOMS = ("promises", "gpu", "simcuda", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
-    "check/findings.py",
     "data/parquet_columns.py",
     "data/raw/avazu.py",
     "data/raw/criteo.py",
@@ -24,7 +23,6 @@ WITHOUT_TESTS = {  # still tested through the commands only
     "data/reference_stream.py",
     "data/row_groups.py",
     "data/traces.py",
-    "plan/tiers.py",
     "prepare/assemble.py",
     "prepare/progress.py",
     "prepare/reading.py",
