@@ -140,4 +140,4 @@ def test_groups_share_the_records_by_their_rows():
     with pytest.raises(UserError, match="--host-budget"):
         store_rows(step, 24_000, spills=True)
     # Three quarters are records, each with 10 bytes of maps: 4,500 without these, and 1,500 with room for all.
-    assert store_rows(step, 48_000, spills=True) == (4500 * 8 // (8 + 10), 1000)
+    assert store_rows(step, 96_000, spills=True) == (4500 * 8 // (8 + 10), 1000)
