@@ -15,7 +15,9 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from cyclopts import Parameter
 
 from cachedlrm.base.errors import UserError
@@ -37,7 +39,7 @@ from cachedlrm.options.config import (
 from cachedlrm.options.profiles import with_profiles
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.types import Bytes, Flag, Names, Positive, Ratios, option_group
-from cachedlrm.plan.simulation import Curve, CurvePoint, miss_ratio_curve
+from cachedlrm.plan.simulation import HIT_MARGIN, Curve, CurvePoint, miss_ratio_curve
 
 
 @option_group("Simulation", 0)
@@ -51,11 +53,22 @@ class Simulation:
     """Steps to simulate; epochs repeat or end early to match. Default: --nepochs epochs."""
     link_bandwidth: Bytes = 12 * 10**9
     """Bytes a second between device and store, for the time that moving rows takes. Default: 12GB."""
+    device_type: Literal["cpu", "cuda"] | None = None
+    """What kind of device the caches are for; device profiles say it. Default: cpu."""
+    device_memory: Bytes | None = None
+    """Bytes of the device's memory (4GiB), to mark caches that do not fit; device profiles say it."""
+    device_reserved: Bytes | None = None
+    """Bytes of --device-memory that driver, display and libraries keep. Default: none."""
     json: Flag = False
     """Print JSON instead of a table."""
     profile: Names = ()
     """Values from a run's TOML file, or from a packaged one by name, as for training; the command line overrides them.
     Left out are the tables store, inference and run (but for steps), and the size of the cache."""
+
+    @property
+    def device_limit(self) -> int | None:
+        """What the described device leaves for a run; None unless its memory is given."""
+        return None if self.device_memory is None else max(0, self.device_memory - (self.device_reserved or 0))
 
 
 @Parameter(name="*")
@@ -119,17 +132,21 @@ def simulate(arguments: Sequence[str]) -> None:
     """
     options, simulation = parse_simulation(arguments)
     dataset = open_dataset(options.data.data, None, data_request(options))
-    resolved = resolve(options, dataset)
+    resolved = resolve(options, dataset, torch.device(simulation.device_type or "cpu"))
     started = time.perf_counter()
     curve = miss_ratio_curve(resolved, dataset, simulation.cache_ratios)
     seconds = time.perf_counter() - started
-    bandwidth = simulation.link_bandwidth
+    bandwidth, limit = simulation.link_bandwidth, simulation.device_limit
+    enough = curve.recommended(limit)
     if simulation.json:
         document = {
             "data": options.data.data,
             "policy": options.cache.policy,
             "steps": curve.num_steps,
             "table_rows": curve.table_rows,
+            "touched_rows": curve.touched_rows,
+            "device_limit_bytes": limit,
+            "recommended_slots": None if enough is None else enough.cache_slots,
             "link_bytes_per_s": bandwidth,
             "seconds": seconds,
             "points": [as_json(point, curve.num_steps, bandwidth) for point in curve.points],
@@ -137,7 +154,7 @@ def simulate(arguments: Sequence[str]) -> None:
         for line in json.dumps(document, indent=2, allow_nan=False).splitlines():
             say(line, sys.stdout)
         return
-    for line in table(curve, bandwidth).splitlines():
+    for line in [*table(curve, bandwidth, limit).splitlines(), *_advice(curve, limit)]:
         say(line, sys.stdout)
     lookups = curve.points[0].counters.lookups
     say(
@@ -152,6 +169,7 @@ def as_json(point: CurvePoint, num_steps: int, link_bandwidth: int) -> dict[str,
     return {
         "cache_ratio": point.ratio,
         "cache_slots": point.cache_slots,
+        "device_bytes": point.device_bytes,
         **point.counters.as_json(),
         "moved_rows_min": point.counters.moved_rows_min or None,
         "link_ms": link_ms(point, num_steps, link_bandwidth),
@@ -164,12 +182,30 @@ def link_ms(point: CurvePoint, num_steps: int, link_bandwidth: int) -> float:
     return moved / max(1, num_steps) / link_bandwidth * 1e3
 
 
-def table(curve: Curve, link_bandwidth: int) -> str:
-    """The curve for people; rows and bytes are per step."""
+def _advice(curve: Curve, limit: int | None) -> list[str]:
+    """What share of the rows the ids touch, and the size of cache that they recommend."""
+    touched, enough = curve.touched_rows, curve.recommended(limit)
+    advice = "recommended: none of these, as none fits"
+    if enough is not None:
+        fitting = "" if limit is None else " of those that fit"
+        advice = (
+            f"recommended: --gpu-cache-ratio {enough.ratio:g}, the smallest within {HIT_MARGIN * 100:g} point of the "
+            f"best hits{fitting}"
+        )
+    return [
+        f"the ids touch {touched:,} of {curve.table_rows:,} rows ({touched / curve.table_rows:.2%}): they cannot judge "
+        "larger caches, which longer runs may need",
+        advice,
+    ]
+
+
+def table(curve: Curve, link_bandwidth: int, limit: int | None) -> str:
+    """The curve for people; rows and bytes are per step. Marks caches that take more than ``limit`` bytes."""
     steps = max(1, curve.num_steps)
     has_min = any(point.counters.moved_rows_min for point in curve.points)
     header = ["cache", "slots", "hits", "unique hits", "created", "fetched", "written back", "moved"]
-    rows = [[*header, *(["of MIN"] if has_min else []), f"ms at {link_bandwidth / 1e9:g} GB/s"]]
+    rows = [[*header, *(["of MIN"] if has_min else []), f"ms at {link_bandwidth / 1e9:g} GB/s", ""]]
+    enough = curve.recommended(limit)
     for point in curve.points:
         counters = point.counters
         cells = [
@@ -185,7 +221,13 @@ def table(curve: Curve, link_bandwidth: int) -> str:
         ]
         if has_min:
             cells.append("-" if counters.moved_of_min is None else f"{counters.moved_of_min:.3f}")
-        rows.append([*cells, f"{link_ms(point, curve.num_steps, link_bandwidth):.3f}"])
+        marks = {
+            "recommended": point is enough,
+            "does not fit": limit is not None and point.device_bytes > limit,
+            "more than is touched": point.cache_slots > curve.touched_rows,
+        }
+        words = ", ".join(mark for mark, holds in marks.items() if holds)
+        rows.append([*cells, f"{link_ms(point, curve.num_steps, link_bandwidth):.3f}", words])
     return aligned(rows)
 
 

@@ -29,7 +29,7 @@ def test_the_table_for_people(capsys):
     arguments = [*IDS, "--cache-ratios=0.1,1", "--report-min", "--link-bandwidth=1MB", "--policy=lru"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    header, first, last, total = text.splitlines()
+    header, first, last, seen, recommended, total = text.splitlines()
     assert " ".join(header.split()) == (
         "cache slots hits unique hits created fetched written back moved of MIN ms at 0.001 GB/s"
     )
@@ -44,8 +44,38 @@ def test_the_table_for_people(capsys):
         f"{point[key] / 20:,.1f}" for key in ("first_touch_rows", "fetched_rows", "written_back_rows")
     ]
     assert cells[-2:] == [f"{moved / point['moved_rows_min']:.3f}", f"{point['link_ms']:.3f}"]
-    assert last.split()[-2:] == ["1.000", "0.000"]
+    assert last.endswith("  recommended, more than is touched")
+    assert last.partition("  recommended")[0].split()[-2:] == ["1.000", "0.000"]
+    touched = curve["points"][1]["first_touch_rows"]
+    assert seen.startswith(f"the ids touch {touched:,} of 1,335 rows ({touched / 1335:.2%}): they cannot judge larger")
+    assert recommended == "recommended: --gpu-cache-ratio 1, the smallest within 1 point of the best hits"
     assert total.startswith("zipf:samples=2000, lru: 20 steps, 8,000 lookups in ")
+
+
+def test_what_does_not_fit_the_described_device_is_marked_and_not_recommended(capsys):
+    sizes = ["--cache-ratios=0.2,0.3,0.5,1", "--policy=lru"]
+    small, enough, *_, whole = simulated(capsys, *sizes)["points"]
+    assert small["device_bytes"] < enough["device_bytes"] < whole["device_bytes"]
+    device = [f"--device-memory={enough['device_bytes'] + 1000}", "--device-reserved=1000"]
+    curve = simulated(capsys, *sizes, *device)
+    assert (curve["device_limit_bytes"], curve["recommended_slots"]) == (enough["device_bytes"], enough["cache_slots"])
+    assert curve["touched_rows"] == whole["first_touch_rows"] < curve["table_rows"]
+    assert main([*IDS, *sizes, *device]) == 0
+    marks = [line.partition("  ")[2].split("  ")[-1] for line in capsys.readouterr().out.splitlines()[1:5]]
+    assert marks == ["", "recommended", "does not fit", "does not fit, more than is touched"]
+    none = simulated(capsys, *sizes, "--device-memory=1000")
+    assert none["recommended_slots"] is None
+    assert main([*IDS, *sizes, "--device-memory=1000"]) == 0
+    assert "recommended: none of these, as none fits" in capsys.readouterr().out
+
+
+def test_a_device_profile_is_what_the_caches_are_sized_for(capsys):
+    profile = simulated(capsys, "--cache-ratios=0.1", "--profile=rtx3050-4gb")
+    assert profile["device_limit_bytes"] == (4 << 30) - (768 << 20)
+    own = simulated(capsys, "--cache-ratios=0.1")
+    assert (own["device_limit_bytes"], own["recommended_slots"]) == (None, 133)  # the only one
+    more = profile["points"][0]["device_bytes"] - own["points"][0]["device_bytes"]
+    assert more > 32 << 20, "staging, and cuBLAS's workspace"
 
 
 def test_without_report_min_there_is_none(capsys):

@@ -252,7 +252,7 @@ class RunOptions:
     """How a run goes, and what it writes."""
 
     device: MayChange[Literal["auto", "cpu", "cuda"]] = "auto"
-    """Device to train on. auto: cuda if there is one, else cpu."""
+    """Device to train on. auto: cuda if there is one, else cpu; see --device-type."""
     steps: MayChange[Count | None] = None
     """Steps to train; epochs repeat or end early to match. 0: build, initialise, report, stop. Default: --nepochs
     epochs."""
@@ -290,6 +290,9 @@ class RunOptions:
 class HardwareOptions:
     """The machine to train on, for --gpu-budget auto and for predictions; device profiles describe it."""
 
+    device_type: MayChange[Literal["cpu", "cuda"] | None] = None
+    """What kind of device is described. With --device auto a plan is for a device of this kind, wherever it is made; a
+    run takes the CPU if that is described. Default: that of this machine."""
     device_memory: MayChange[Bytes | None] = None
     """Bytes of the device's memory (4GiB)."""
     device_reserved: MayChange[Bytes | None] = None

@@ -120,18 +120,20 @@ def _reference_stream(options: Options) -> ReferenceStream:
     return replace(defaults, generation=generation, **given)
 
 
-def resolve(options: Options, dataset: Dataset, device: torch.device | None = None) -> Resolved:
+def resolve(options: Options, dataset: Dataset, device: torch.device | None = None, is_here: bool = True) -> Resolved:
     """Fills in every option that was left open; the result repeats the run whatever the defaults become.
 
     Args:
         options: as the user gave them.
         dataset: the samples they name.
         device: device to train on, present or not; None: the one of this machine that ``--device`` names.
+        is_here: whether the free memory of the device of this machine bounds ``--gpu-budget auto``.
 
     Raises:
         UserError: sizes that do not fit each other, a device that is missing, or evaluations without samples.
     """
-    device = device or choose_device(options.run.device)
+    describes_cpu = options.run.device == "auto" and options.hardware.device_type == "cpu"
+    device = device or choose_device("cpu" if describes_cpu else options.run.device)
     if options.optimisation.tf32 and device.type != "cuda":
         raise UserError("--tf32 is for CUDA and this run is on the CPU; drop it, or use --bf16")
     if options.optimisation.cuda_graphs and device.type != "cuda":
@@ -158,7 +160,7 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
             optimizer=optimizer,
             learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
         ),
-        cache=_resolve_cache(options, device, multiplications),
+        cache=_resolve_cache(options, device, multiplications, is_here),
         store=_resolve_store(options, defaults),
         run=ResolvedRun(
             **_kept(replace(options.run, steps=options.run.steps if trains else 0), ResolvedRun),
@@ -203,13 +205,13 @@ def _resolve_batches(batches: BatchOptions, defaults: _SourceDefaults) -> Resolv
     )
 
 
-def _resolve_cache(options: Options, device: torch.device, multiplications: int) -> ResolvedCache:
+def _resolve_cache(options: Options, device: torch.device, multiplications: int, is_here: bool) -> ResolvedCache:
     """Without a size all rows are kept, said as a ratio, so that a repeated run too is refused if they do not fit."""
     cache, trains = options.cache, not options.inference.inference_only
     cache = replace(cache, report_min=cache.report_min or (trains and cache.policy == "oracle"))
     budget, depth = cache.gpu_budget, cache.prefetch_depth
     if budget == "auto":
-        budget, cache = _automatic_budget(options.hardware, device), replace(cache, predict=trains)
+        budget, cache = _automatic_budget(options.hardware, device, is_here), replace(cache, predict=trains)
     if (cache.gpu_cache_ratio, cache.gpu_cache_rows, budget) == (None, None, None):
         cache = replace(cache, gpu_cache_ratio=1.0)
     if depth is None:
@@ -217,7 +219,7 @@ def _resolve_cache(options: Options, device: torch.device, multiplications: int)
     return ResolvedCache(**_kept(cache, ResolvedCache), gpu_budget=budget, prefetch_depth=depth)
 
 
-def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
+def _automatic_budget(hardware: HardwareOptions, device: torch.device, is_here: bool) -> int:
     """What a device profile leaves for a run, or most of the free memory; the allocator's fragments need the rest."""
     memory, reserved = hardware.device_memory, hardware.device_reserved or 0
     if memory is not None and memory <= reserved:
@@ -226,7 +228,7 @@ def _automatic_budget(hardware: HardwareOptions, device: torch.device) -> int:
             "lower it"
         )
     free = None
-    if device.type == "cuda" and torch.cuda.is_available():
+    if is_here and device.type == "cuda" and torch.cuda.is_available():
         free = int(_SHARE_OF_FREE * free_device_bytes(device))
     if memory is not None:  # of a card like this one, or of a smaller one
         return memory - reserved if free is None else min(memory - reserved, free)

@@ -32,7 +32,8 @@ from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.types import Flag, Positive, option_group
 from cachedlrm.plan.device_tier import CacheRequest, largest_batch
-from cachedlrm.plan.prediction import Prediction, predict
+from cachedlrm.plan.prediction import Expectation, Prediction, predict
+from cachedlrm.plan.simulation import HIT_MARGIN
 from cachedlrm.plan.tiers import Tiers, size_tiers, store_rows
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 
@@ -160,15 +161,17 @@ def make_plan(options: Options, sampled_batches: int) -> RunPlan:
     """Plans a run.
 
     Args:
-        options: as the user gave them. ``--device cuda`` need not be there.
+        options: as the user gave them. The device that they name or describe need not be there.
         sampled_batches: batches whose ids are read for the prediction.
 
     Raises:
         UserError: the input is wrong, or the run does not fit; says what to change.
     """
     dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
-    device = torch.device("cuda") if options.run.device == "cuda" else choose_device(options.run.device)
-    resolved = resolve(options, dataset, device)
+    described = options.hardware.device_type if options.run.device == "auto" else None
+    name = described or options.run.device
+    device = torch.device("cuda") if name == "cuda" else choose_device(name)
+    resolved = resolve(options, dataset, device, is_here=described is None)
     architecture = build_architecture(resolved.model, resolved.optimisation.optimizer)
     tiers = size_tiers(resolved, architecture, dataset, device)
     plan = RunPlan(resolved, tiers, predict(resolved, dataset, tiers, sampled_batches))
@@ -208,7 +211,11 @@ def _device(plan: RunPlan) -> str:
     }
     rows = [(f"  {name.replace('_', ' ')}", _exact(n), purposes[name]) for name, n in device.breakdown.items()]
     rows.append(("  left", _exact(limit - device.total_bytes), f"of {format_bytes(limit)}"))
-    where = "part of the host's memory" if plan.options.run.device == "cpu" else "GPU memory"
+    where = "GPU memory"
+    if plan.options.run.device == "cpu":
+        where = "part of the host's memory"
+    elif not torch.cuda.is_available():
+        where += ", planned without a GPU here"
     hardware = plan.options.hardware
     if hardware.device_memory is not None and hardware.device_reserved is not None:
         where += f"; of {format_bytes(hardware.device_memory)}, {format_bytes(hardware.device_reserved)} are reserved"
@@ -278,18 +285,40 @@ def _expectations(plan: RunPlan) -> str:
 
 
 def _curve(plan: RunPlan) -> str:
+    prediction, table_rows = plan.prediction, plan.tiers.device.table_rows
     header = ("  slots", "of all rows", "hits", "moved a step", "")
     rows = [
         (
             f"  {point.cache_slots:,}",
-            f"{point.cache_slots / plan.tiers.device.table_rows:.2%}",
+            f"{point.cache_slots / table_rows:.2%}",
             f"{point.hit_ratio:.2%}",
             format_bytes(int(point.moved_bytes_per_step)),
-            "<- this run" if point is plan.prediction.chosen else "",
+            ", ".join(_marks(point, prediction)),
         )
-        for point in plan.prediction.curve
+        for point in prediction.curve
     ]
-    return f"caches of other sizes\n{aligned([header, *rows])}"
+    sampled, enough = prediction.sampled_rows, prediction.recommended
+    seen = f"  the batches read touch {sampled:,} of {table_rows:,} rows ({sampled / table_rows:.2%}): "
+    if prediction.sampled_batches == prediction.num_batches:
+        seen += "all that this run touches; larger caches matter to longer runs only"
+    else:
+        seen += "they cannot judge larger caches; --sample reads more batches"
+    why = "the largest that fits, as the batches read cannot show that less is enough"
+    if prediction.judges(enough):
+        why = f"the smallest within {HIT_MARGIN * 100:g} point of the best hits of those that fit"
+    advice = f"  recommended: --gpu-cache-rows {enough.cache_slots}, {why}"
+    return f"caches of other sizes\n{aligned([header, *rows])}\n{seen}\n{advice}"
+
+
+def _marks(cache: Expectation, prediction: Prediction) -> list[str]:
+    """What is to be said of a cache beside its numbers."""
+    marks = {
+        "<- this run": cache is prediction.chosen,
+        "recommended": cache is prediction.recommended,
+        "does not fit": not cache.fits,
+        "cannot be judged": not prediction.judges(cache),
+    }
+    return [mark for mark, holds in marks.items() if holds]
 
 
 def _train_command(arguments: Sequence[str], needs_disk: bool) -> str:

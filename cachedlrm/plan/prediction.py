@@ -9,9 +9,10 @@ from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.data.batch import Dataset
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
+from cachedlrm.plan.device_tier import DeviceSizes
 from cachedlrm.plan.id_pass import Tell, tell_nobody
 from cachedlrm.plan.roofline import step_ms
-from cachedlrm.plan.simulation import planned_batches, sizes_at
+from cachedlrm.plan.simulation import planned_batches, sizes_at, smallest_enough
 from cachedlrm.plan.tiers import Tiers
 
 SAMPLED_BATCHES = 200
@@ -31,6 +32,7 @@ class Expectation:
         fetched_rows: rows read from a lower tier.
         written_back_rows: rows copied down.
         record_bytes: of a row, on average where tables differ.
+        fits: whether the device holds such a cache beside a step.
     """
 
     cache_slots: int
@@ -41,6 +43,7 @@ class Expectation:
     fetched_rows: float
     written_back_rows: float
     record_bytes: float
+    fits: bool = True
 
     @property
     def hit_ratio(self) -> float:
@@ -68,6 +71,10 @@ class PredictedRun:
     samples_per_s_at_most: float | None
     sampled_batches: int
     batches: int
+    sampled_rows: int | None = None
+    """Rows that the sample touches; it cannot judge larger caches. None in reports of earlier releases."""
+    recommended_slots: int | None = None
+    """Of a cache; see `Prediction.recommended`. None in reports of earlier releases."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,10 @@ class PredictedCache:
     cache_slots: int
     hit_ratio: float
     moved_bytes_per_step: float
+    fits: bool | None = None
+    """Whether the device holds it beside a step; None in reports of earlier releases."""
+    judged: bool | None = None
+    """Whether the sample touches as many rows, or is the whole run; None in reports of earlier releases."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ class Prediction:
 
     Attributes:
         sampled_batches: batches whose ids were read.
+        sampled_rows: rows that they touch.
         num_batches: batches of the run.
         batch_size: samples of a step.
         chosen: the run's cache.
@@ -94,11 +106,24 @@ class Prediction:
     """
 
     sampled_batches: int
+    sampled_rows: int
     num_batches: int
     batch_size: int
     chosen: Expectation
     curve: tuple[Expectation, ...]
     step_ms: dict[str, float]
+
+    def judges(self, cache: Expectation) -> bool:
+        """Whether the sample can tell the cache from larger ones: it holds no row more than the sample touches."""
+        return cache.cache_slots <= self.sampled_rows or self.sampled_batches == self.num_batches
+
+    @property
+    def recommended(self) -> Expectation:
+        """The smallest cache that is enough (`smallest_enough`) of those that fit; the largest if that is not known."""
+        fitting = [cache for cache in self.curve if cache.fits]
+        enough = smallest_enough(fitting, lambda cache: (cache.cache_slots, cache.hit_ratio))
+        assert enough is not None, "the run's own cache fits"
+        return enough if self.judges(enough) else fitting[-1]
 
     @property
     def samples_per_s_at_most(self) -> float | None:
@@ -117,13 +142,18 @@ class Prediction:
             samples_per_s_at_most=finite(self.samples_per_s_at_most),
             sampled_batches=self.sampled_batches,
             batches=self.num_batches,
+            sampled_rows=self.sampled_rows,
+            recommended_slots=self.recommended.cache_slots,
         )
 
     @property
     def by_size(self) -> tuple[PredictedCache, ...]:
         """What a report says of caches of several sizes."""
         return tuple(
-            PredictedCache(point.cache_slots, point.hit_ratio, point.moved_bytes_per_step) for point in self.curve
+            PredictedCache(
+                point.cache_slots, point.hit_ratio, point.moved_bytes_per_step, point.fits, self.judges(point)
+            )
+            for point in self.curve
         )
 
     def summary(self) -> str:
@@ -175,26 +205,40 @@ def predict(
     in_epoch = schedule.batches_per_epoch
     record_bytes = tiers.table_bytes / rows
     expectations = [
-        extrapolate(
-            course,
-            num_batches=schedule.num_batches,
-            batches_per_epoch=in_epoch,
-            num_rows=rows,
-            cache_slots=size.quota_slots,
-            num_steps=schedule.num_steps,
-            record_bytes=record_bytes,
+        replace(
+            extrapolate(
+                course,
+                num_batches=schedule.num_batches,
+                batches_per_epoch=in_epoch,
+                num_rows=rows,
+                cache_slots=size.quota_slots,
+                num_steps=schedule.num_steps,
+                record_bytes=record_bytes,
+            ),
+            fits=_fits(size, tiers),
         )
         for course, size in zip(courses, sizes, strict=True)
     ]
     chosen = expectations[0]
     return Prediction(
         sampled,
+        sum(counters.first_touch_rows for counters in courses[0]),
         schedule.num_batches,
         step.batch_size // step.num_mini_batches,
         chosen,
         tuple(sorted(expectations, key=lambda point: point.cache_slots)),
         step_ms(options, step, chosen) if schedule.num_steps else {},
     )
+
+
+def _fits(size: DeviceSizes, tiers: Tiers) -> bool:
+    """Whether a cache fits in place of the run's, with the same batches: these need the slots that the run's has."""
+    own = tiers.device
+    more = [
+        max(0, group.quota - mine.total) * shape.layout.record_bytes
+        for group, mine, shape in zip(size.groups, own.groups, tiers.step.groups, strict=True)
+    ]
+    return own.total_bytes + sum(more) <= tiers.device_limit
 
 
 def extrapolate(

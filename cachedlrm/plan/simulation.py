@@ -2,9 +2,10 @@
 
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -24,7 +25,10 @@ from cachedlrm.plan.step_bytes import StepShape
 from cachedlrm.plan.tiers import step_shape
 from cachedlrm.store.records import GroupShape
 
+_Cache = TypeVar("_Cache")
 _NO_LIMIT = 2**62  # bytes: sizes are asked for, and nothing is allocated
+HIT_MARGIN = 0.01
+"""Share of all lookups by which the recommended cache may fall short of the best one."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class CurvePoint:
     Attributes:
         ratio: ``--gpu-cache-ratio``.
         cache_slots: rows it keeps.
+        device_bytes: all that the device holds beside and in them: slots, batches, layers, activations.
         counters: of the whole stream.
     """
 
     ratio: float
     cache_slots: int
+    device_bytes: int
     counters: CacheCounters
 
 
@@ -56,6 +62,16 @@ class Curve:
     num_steps: int
     points: tuple[CurvePoint, ...]
 
+    @property
+    def touched_rows(self) -> int:
+        """Rows that the stream touches at all; larger caches hold all of them, and differ in nothing."""
+        return self.points[0].counters.first_touch_rows
+
+    def recommended(self, limit_bytes: int | None) -> CurvePoint | None:
+        """The smallest of the points within a limit whose hits are near the best of them, as `smallest_enough` says."""
+        fitting = [point for point in self.points if limit_bytes is None or point.device_bytes <= limit_bytes]
+        return smallest_enough(fitting, lambda point: (point.cache_slots, point.counters.hit_ratio))
+
 
 def miss_ratio_curve(options: Resolved, dataset: Dataset, ratios: Sequence[float]) -> Curve:
     """Simulates caches of several sizes on the ids of the run that ``options`` describe.
@@ -72,7 +88,7 @@ def miss_ratio_curve(options: Resolved, dataset: Dataset, ratios: Sequence[float
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
     architecture = build_architecture(options.model, options.optimisation.optimizer)
-    step = step_shape(options, architecture, dataset, torch.device("cpu"))
+    step = step_shape(options, architecture, dataset, torch.device(options.run.device))
     sizes = sizes_at(step, ratios)
     totals = [CacheCounters()] * len(sizes)
     for counters in planned_batches(options, dataset, [size.groups for size in sizes]):
@@ -81,8 +97,15 @@ def miss_ratio_curve(options: Resolved, dataset: Dataset, ratios: Sequence[float
     return Curve(
         step.num_rows,
         Schedule(options, dataset.train).num_steps,
-        tuple(CurvePoint(ratio, size.quota_slots, counters) for ratio, size, counters in points),
+        tuple(CurvePoint(ratio, size.quota_slots, size.total_bytes, counters) for ratio, size, counters in points),
     )
+
+
+def smallest_enough(caches: Sequence[_Cache], slots_and_hits: Callable[[_Cache], tuple[int, float]]) -> _Cache | None:
+    """The smallest cache whose hit ratio is at most `HIT_MARGIN` below the best one's; None if there are no caches."""
+    best = max((slots_and_hits(cache)[1] for cache in caches), default=0.0)
+    enough = [cache for cache in caches if slots_and_hits(cache)[1] >= best - HIT_MARGIN]
+    return min(enough, key=lambda cache: slots_and_hits(cache)[0], default=None)
 
 
 def sizes_at(step: StepShape, ratios: Sequence[float]) -> list[DeviceSizes]:

@@ -190,6 +190,7 @@ def all_options(draw):
         ),
         hardware=every_field(
             HardwareOptions,
+            device_type=st.sampled_from([None, "cpu", "cuda"]),
             device_memory=maybe(positive),
             device_reserved=maybe(positive),
             device_bandwidth=maybe(positive),

@@ -118,3 +118,16 @@ def test_evaluations_need_held_out_samples(tmp_path):
 def test_what_is_for_cuda(option):
     with pytest.raises(UserError, match=f"{option} is for CUDA and this run is on the CPU; drop it"):
         resolved(*SMALL, option)
+
+
+@pytest.mark.parametrize(
+    ("profile", "given", "device"),
+    [("laptop-cpu", [], "cpu"), ("rtx3050-4gb", [], "cuda"), ("rtx3050-4gb", ["--device=cpu"], "cpu")],
+)
+def test_a_run_takes_the_device_that_is_described_where_there_is_one(monkeypatch, profile, given, device):
+    arguments = [*SMALL, f"--profile={profile}", *given]
+    assert resolved(*arguments).run.device == ("cuda" if torch.cuda.is_available() and device == "cuda" else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr("cachedlrm.options.resolve.free_device_bytes", lambda device: 1 << 40)
+    assert resolved(*arguments).run.device == device

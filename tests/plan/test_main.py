@@ -181,6 +181,8 @@ def test_every_device_and_every_workload(device, workload):
     hardware = plan.options.hardware
     assert plan.tiers.device.total_bytes <= plan.tiers.device_limit
     assert plan.tiers.device_limit == hardware.device_memory - (hardware.device_reserved or 0)
+    assert (plan.options.run.device, hardware.device_type) == (("cpu",) if device == "laptop-cpu" else ("cuda",)) * 2
+    assert (plan.tiers.device.breakdown["staging"] > 0) == (device != "laptop-cpu")
     assert set(plan.prediction.step_ms) == {"arithmetic", "device memory", "link"}
     assert describe(plan, arguments).endswith(shlex.join(arguments))
 
@@ -224,6 +226,58 @@ def test_a_gpu_that_is_not_there_can_be_planned(capsys):
     assert list(plan["step_ms_at_least"]) == ["device memory"]
     with_graphs = planned(capsys, "--device=cuda", "--gpu-budget=100MB", "--cuda-graphs")["device_bytes_breakdown"]
     assert with_graphs["activations"] > 2 * plan["device_bytes_breakdown"]["activations"]
+
+
+def test_a_described_device_is_planned_wherever_the_plan_is_made(monkeypatch, capsys):
+    profile = "--profile=rtx3050-4gb"
+    plans = [planned(capsys, profile)]
+    assert main([*SMALL, profile]) == 0
+    assert capsys.readouterr().out.startswith("device (GPU memory, planned without a GPU here; of 4.0 GiB, 768.0 MiB")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # another card, and a small one
+    monkeypatch.setattr("cachedlrm.options.resolve.free_device_bytes", lambda device: 100_000_000)
+    plans.append(planned(capsys, profile))
+    assert main([*SMALL, profile]) == 0
+    assert capsys.readouterr().out.startswith("device (GPU memory; of 4.0 GiB, 768.0 MiB are reserved)")
+    for plan in plans:
+        assert plan["device_limit_bytes"] == (4 << 30) - (768 << 20)
+        assert plan["device_bytes_breakdown"]["staging"] > 0
+    on_the_cpu = planned(capsys, profile, "--device=cpu")
+    assert on_the_cpu["device_bytes_breakdown"]["staging"] == 0
+    both = planned(capsys, "--profile=laptop-cpu", profile)
+    assert both["device_bytes_breakdown"] == plans[0]["device_bytes_breakdown"], "a later profile overrides"
+    assert planned(capsys, profile, "--profile=laptop-cpu")["device_bytes_breakdown"]["staging"] == 0
+
+
+def test_a_plan_says_what_its_sample_touched_and_recommends_a_size(monkeypatch, capsys):
+    case = [*SMALL, "--gpu-cache-ratio=0.1", "--policy=lru", "--sample=4"]
+    own = planned(capsys, *case[len(SMALL) :])
+    assert main(case) == 0
+    text = capsys.readouterr().out
+    touched = own["prediction"]["sampled_rows"]
+    assert f"the batches read touch {touched:,} of 1,335 rows ({touched / 1335:.2%}): they cannot judge larger" in text
+    judged = {cache["cache_slots"]: cache["judged"] for cache in own["miss_ratio_curve"]}
+    assert judged == {slots: slots <= touched for slots in (2, 8, 33, 133, 532)}
+    assert not judged[532]
+    assert all(cache["fits"] for cache in own["miss_ratio_curve"])
+    assert own["prediction"]["recommended_slots"] == 532
+    assert "recommended: --gpu-cache-rows 532, the largest that fits, as the batches read cannot show that" in text
+    rows = {line.split()[0]: line for line in text.partition("caches of other sizes")[2].splitlines()[2:7]}
+    assert rows["133"].endswith("  <- this run")
+    assert rows["532"].endswith("  recommended, cannot be judged")
+    slab, slots = own["device_bytes_breakdown"]["slab"], 133 + own["temporary_slots"]
+    larger = sum(own["device_bytes_breakdown"].values()) + (532 - slots) * slab // slots
+    for budget, fits in ((larger, True), (larger - 1, False)):
+        case[-1] = f"--gpu-budget={budget}"
+        caches = planned(capsys, *case[len(SMALL) :], "--sample=4")["miss_ratio_curve"]
+        assert [cache["fits"] for cache in caches] == [True] * 4 + [fits]
+    case.append("--sample=4")
+    assert main(case) == 0
+    text = capsys.readouterr().out
+    assert "  does not fit, cannot be judged" in text
+    assert "  recommended: --gpu-cache-rows 2, the smallest within 1 point of the best hits of those that fit" in text
+    whole = planned(capsys, *case[len(SMALL) : -1])
+    assert all(cache["judged"] for cache in whole["miss_ratio_curve"])
+    assert whole["prediction"]["sampled_rows"] / whole["steps"] == whole["prediction"]["first_touch_rows_per_step"]
 
 
 def test_without_a_device_profile_most_of_what_is_free_is_the_budget(monkeypatch, capsys):

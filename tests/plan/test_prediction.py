@@ -111,14 +111,32 @@ def test_no_more_rows_are_new_than_the_tables_have():
 
 def test_a_prediction_in_a_line_and_in_a_report():
     chosen = Expectation(50, 10, 1000.0, 900.0, 60.0, 40.0, 70.0, 128.0)
-    prediction = Prediction(2, 10, 100, chosen, (chosen,), {"link": 2.0, "arithmetic": 0.5})
+    prediction = Prediction(2, 60, 10, 100, chosen, (chosen,), {"link": 2.0, "arithmetic": 0.5})
     assert prediction.summary() == (
         "predicted from 2 of 10 batches: 90.00% hits, 4 rows fetched and 1.4 KiB moved a step, "
         "at most 50,000 samples/s (link)"
     )
-    assert prediction.by_size == (PredictedCache(50, 0.9, 1408.0),)
+    assert prediction.by_size == (PredictedCache(50, 0.9, 1408.0, fits=True, judged=True),)
     assert prediction.of_run.samples_per_s_at_most == 50_000
     assert prediction.of_run.first_touch_rows_per_step == 6
-    unknown = Prediction(2, 10, 100, chosen, (chosen,), {})
+    assert (prediction.of_run.sampled_rows, prediction.of_run.recommended_slots) == (60, 50)
+    unknown = Prediction(2, 60, 10, 100, chosen, (chosen,), {})
     assert unknown.of_run.samples_per_s_at_most is None
     assert unknown.summary().endswith("1.4 KiB moved a step")
+
+
+@pytest.mark.parametrize(
+    ("sampled_rows", "sampled_batches", "recommended"),
+    [(100, 2, 40), (40, 2, 40), (39, 2, 160), (9, 10, 40)],
+    ids=["judged", "just judged", "the largest that fits where it is not", "the sample is the run"],
+)
+def test_the_recommended_cache_is_the_smallest_near_the_best_of_those_that_fit_if_it_can_be_judged(
+    sampled_rows, sampled_batches, recommended
+):
+    sizes = [(10, 800.0, True), (40, 890.5, True), (90, 900.0, True), (160, 900.5, True), (500, 999.0, False)]
+    curve = tuple(Expectation(slots, 10, 1000.0, hits, 0.0, 0.0, 0.0, 8.0, fits) for slots, hits, fits in sizes)
+    prediction = Prediction(sampled_batches, sampled_rows, 10, 100, curve[0], curve, {})
+    assert prediction.of_run.recommended_slots == recommended
+    assert [cache.fits for cache in prediction.by_size] == [True, True, True, True, False]
+    judged = [slots <= sampled_rows or sampled_batches == 10 for slots, *_ in sizes]
+    assert [cache.judged for cache in prediction.by_size] == judged
