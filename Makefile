@@ -11,9 +11,14 @@ train: .venv/installed
 test check: lint
 	$(PY) -m pytest
 
-# Kills training 200 times at random instants, resumes, and compares bits.
+# Kills training 200 times at random instants, resumes, and compares bits; then runs on a simulated CUDA device under
+# every schedule.
 torture: .venv/installed
 	$(PY) tests/support/kill.py 200
+	SIMCUDA_ALL=1 $(PY) -m pytest tests/promises/test_simulated_cuda.py
+	for schedule in eager late copies-first training-first random; do \
+		SIMCUDA_SCHEDULE=$$schedule $(PY) -m pytest -m gpu tests/gpu tests/library || exit 1; \
+	done
 
 # All tests under each version of Python and torch that the package accepts and this machine has (benchmarks/versions.py).
 versions: .venv/installed

@@ -1,5 +1,6 @@
-"""The same engine on a GPU. Run by `make gpu-check` where there is one; skipped elsewhere."""
+"""The same engine on a GPU: on a real one by `make gpu-check`, elsewhere on a simulated one and in fewer steps."""
 
+import functools
 import json
 import os
 
@@ -8,14 +9,32 @@ import pytest
 import torch
 
 from cachedlrm.model.graphed_pass import CudaRecorder
-from support.training import ALL_ROWS, TABLE_ROWS, resident, train
+from support.runs import MODEL
+from support.training import ALL_ROWS, STEPS, TABLE_ROWS
+from support.training import train as train_steps
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
+
+REAL = torch.cuda.is_available()
+train = functools.partial(train_steps, steps=STEPS if REAL else 20)
+resident = functools.cache(train)
+
+
+def job(samples: int, batch_size: int, cache_rows: int | None = None) -> list[str]:
+    """A job for a GPU, or a fiftieth of it."""
+    sizes = (samples, batch_size, cache_rows) if REAL else (samples // 10, batch_size // 5, 420)
+    rows = [] if cache_rows is None else [f"--gpu-cache-rows={sizes[2]}"]
+    model = [] if REAL else [*MODEL, "--threads=1"]
+    return [
+        f"--data=zipf:samples={sizes[0]}",
+        f"--mini-batch-size={sizes[1]}",
+        "--device=cuda",
+        "--ui=off",
+        *rows,
+        *model,
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +44,7 @@ def _deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("prefetch_depth", [0, 1, 4])
+@pytest.mark.parametrize("prefetch_depth", [0, 1, 4] if REAL or "SIMCUDA_SCHEDULE" in os.environ else [0, 4])
 @pytest.mark.parametrize("policy", ["lru", "lfu", "lrfu", "static", "lookahead"])
 @pytest.mark.parametrize("lookups_per_bag", [1, 3])
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
@@ -65,8 +84,7 @@ def test_graphs_change_no_loss_of_a_run(tmp_path, options):
 
     losses = []
     for name, graphs in (("eager", []), ("graphs", ["--cuda-graphs"])):
-        arguments = ["--data=zipf:samples=10300", "--gpu-cache-rows=20000", "--mini-batch-size=500", "--print-freq=1"]
-        given = [*arguments, "--nepochs=2", "--device=cuda", "--ui=off", *options, *graphs]
+        given = [*job(10300, 500, 20000), "--print-freq=1", "--nepochs=2", *options, *graphs]
         assert main([*given, f"--run-dir={tmp_path / name}"]) == 0
         losses.append(json.loads((tmp_path / name / "report.json").read_text())["losses"])
     assert losses[0] == losses[1]
@@ -117,8 +135,7 @@ def test_a_step_never_waits_for_the_device(tmp_path, options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Trainer, "step", checked)
         patch.setattr(progress.Progress, "trained", trained_checked)
-        arguments = ["--data=zipf:samples=10000", "--gpu-cache-rows=20000", "--mini-batch-size=500", "--ui=off"]
-        assert main([*arguments, *options, "--device=cuda", "--run-dir", str(tmp_path / "run")]) == 0
+        assert main([*job(10000, 500, 20000), *options, "--run-dir", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["fetched_rows"] > 0
 
 
@@ -130,8 +147,7 @@ def test_a_budget_is_kept(tmp_path, options):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     budget = 200 << 20
-    arguments = ["--data=zipf:samples=60000", f"--gpu-budget={budget}", "--mini-batch-size=1000", "--ui=off"]
-    arguments += ["--device=cuda", "--optimizer=adam", *options]
+    arguments = [*job(60000, 1000), f"--gpu-budget={budget}", "--optimizer=adam", *options]
     assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
     assert torch.cuda.max_memory_allocated() - before <= budget
 
@@ -140,8 +156,8 @@ def test_a_budget_is_kept(tmp_path, options):
 def test_device_memory_does_not_grow(tmp_path, options):
     from cachedlrm.train import main  # noqa: PLC0415
 
-    arguments = ["--data=zipf:samples=100000", "--gpu-cache-rows=30000", "--mini-batch-size=500", "--print-freq=20"]
-    arguments += ["--device=cuda", "--ui=off", *options]
+    samples, print_freq = (100000, 20) if REAL else (30000, 6)
+    arguments = [*job(samples, 500, 30000), f"--print-freq={print_freq}", *options]
     assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     peaks = [line["device_bytes"] for line in lines]

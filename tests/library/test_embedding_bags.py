@@ -606,7 +606,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("setting", [{"prefetch_depth": 0}, {"prefetch_depth": 3}, {"policy": "lookahead"}], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_cached_loop_on_cuda_has_the_bits_of_a_resident_one(optimizer, setting):

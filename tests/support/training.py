@@ -27,13 +27,13 @@ EVALUATE_AFTER = frozenset({3, 4, 30})  # steps
 
 
 @functools.cache
-def batches(lookups_per_bag: int) -> tuple[Batch, ...]:
+def batches(lookups_per_bag: int, steps: int = STEPS) -> tuple[Batch, ...]:
     """Skewed ids; with several lookups a bag may be empty and may hold a row twice. The last batch is smaller."""
     rng = np.random.default_rng(1)
     first_rows = table_offsets(TABLE_ROWS)
     stream = []
-    for step in range(STEPS):
-        num_samples = BATCH if step < STEPS - 1 else 5
+    for step in range(steps):
+        num_samples = BATCH if step < steps - 1 else 5
         num_bags = num_samples * NUM_TABLES
         sizes = np.ones(num_bags, int) if lookups_per_bag == 1 else rng.integers(0, lookups_per_bag + 1, num_bags)
         tables = np.repeat(np.arange(num_bags), sizes) % NUM_TABLES
@@ -95,8 +95,9 @@ def train(
     interaction: str = "dot",
     device: str = "cpu",
     record: Recorder | None = None,
+    steps: int = STEPS,
 ) -> Result:
-    stream = batches(lookups_per_bag)
+    stream = batches(lookups_per_bag, steps)
     settings = CacheSettings(policy, window=5, prefetch_depth=prefetch_depth, staging_rows=16)
     layout = RecordLayout(DIM, optimizer)
     cache = one_group(TABLE_ROWS, layout, quota_slots, num_slots, settings, seed=3, device=device)
