@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, IdAdvice, make_batch
 from cachedlrm.data.mersenne import Generator, draw, seeded
-from cachedlrm.data.reference_stream import ReferenceStream
-from cachedlrm.data.spec import DataRequest, SourceSpec
+from cachedlrm.data.spec import DataRequest, ReferenceStream, SourceSpec
 from cachedlrm.data.traces import Traces, draw_trace, read_traces
 
 _TABLE_ROWS, _NUM_DENSE = (4, 3, 2), 4

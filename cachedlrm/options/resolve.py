@@ -10,8 +10,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import choose_device, free_device_bytes, usable_processors
 from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset, Source
-from cachedlrm.data.reference_stream import ReferenceStream
-from cachedlrm.data.spec import DataRequest
+from cachedlrm.data.spec import DataRequest, ReferenceStream
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.config import BatchOptions, HardwareOptions, ModelOptions, Options
 from cachedlrm.options.resolved import (

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from cachedlrm.base.errors import UserError
 from cachedlrm.data import parquet
 from cachedlrm.data.open import open_dataset
-from cachedlrm.data.parquet import ParquetSource, ParquetSpec
+from cachedlrm.data.parquet import ParquetSource
 from cachedlrm.data.spec import DataRequest
 from support.runs import one_line, train
 
@@ -139,23 +139,6 @@ def test_held_out_samples_widen_the_tables_and_take_the_columns_named(tmp_path):
 # --- columns
 
 
-@pytest.mark.parametrize(
-    ("named", "dense", "sparse"),
-    [
-        ("", ("price", "age", "rate"), ("user", "ad.id", "item", "mobile")),
-        (":label=mobile", ("price", "age", "rate"), ("user", "label", "ad.id", "item")),
-        (":dense=user,price", ("user", "price"), ("ad.id", "item", "mobile")),
-        (":sparse=item", ("price", "age", "rate"), ("item",)),
-        (":sparse=ad.id,user:dense=age", ("age",), ("ad.id", "user")),
-    ],
-)
-def test_columns_that_are_not_named_follow_from_their_types(tmp_path, named, dense, sparse):
-    data = table().append_column("__index_level_0__", pa.array(range(COUNT)))
-    argument = f"{write(tmp_path / 'a.parquet', data)}{named}"
-    spec = ParquetSpec.read("--data x", argument, DataRequest(None, None, 1, -1), None)
-    assert (spec.names.dense, spec.names.sparse) == (dense, sparse)
-
-
 @pytest.mark.parametrize("name", ["user", "a.user"])
 @pytest.mark.parametrize("is_last", [True, False])
 def test_a_column_beside_others_of_its_name_is_read(tmp_path, name, is_last):
@@ -210,24 +193,9 @@ def test_what_the_statistics_tell_shows_at_once(tmp_path, column, value):
 @pytest.mark.parametrize(
     ("data", "named", "words"),
     [
-        (
-            table(label=None),
-            "",
-            "no column label in it; there are user, price, ad.id, age, item, rate, mobile: name one",
-        ),
-        (table(), ":label=click", "no such label in it; there are user"),
+        (table(label=None), "", "no column label in it; there are user, price, ad.id, age, item, rate, mobile: name"),
         (table(), ":label=label:label=user", "label is given more than once"),
-        (table(), ":label=label,user", "label names 2 columns; name one"),
-        (table(), ":sparse=", "names of different columns, joined by commas, are needed"),
         (table(), ":sparse=user,none", "a.parquet has no column none; there are user, price"),
-        (table(), ":dense=user:sparse=user", "a column is named as two things"),
-        (table(), ":dense=label", "a column is named as two things"),
-        (table(site=["a"] * COUNT), "", "site holds string, not numbers; convert it, leave it out by naming the ids"),
-        (table(site=["a"] * COUNT), ":sparse=user,site", "site holds string where ids, integers from 0 on, are needed"),
-        (table(), ":sparse=user,age", "age holds double where ids, integers from 0 on, are needed"),
-        (table(tags=[[1]] * COUNT), ":dense=tags", "tags holds list<"),
-        (table(price=None, age=None, rate=None), "", "no column of dense features (floats) in it; name some"),
-        (table().select(["label", "age"]), "", "no column of ids (integers) in it; name some"),
         (table().slice(0, 0), "", "no rows in it; name another file"),
     ],
 )

@@ -16,7 +16,7 @@ import cachedlrm.data.reference as reference_data
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.reference import ReferenceSource
-from cachedlrm.data.reference_stream import ReferenceStream
+from cachedlrm.data.spec import ReferenceStream
 
 STREAM = ReferenceStream(
     generation="random",
@@ -304,52 +304,6 @@ def test_ids_outside_a_table_are_refused_with_options_that_help():
 def test_options_without_meaning_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         ReferenceSource((10,), 1, replace(STREAM, **options))
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "problem"),
-    [
-        ("", 1, "missing"),
-        ("1, 2\n0, 1\n", 3, "missing"),
-        ("\n0, 1\n0.5, 1.0", 1, "'' is not a whole number"),
-        ("1, b\n0, 1\n0.5, 1.0", 1, "'b' is not a whole number"),
-        ("1, 2\n0, 1.5\n0.5, 1.0", 2, "'1.5' is not a whole number"),
-        ("1, 2\n0, 1\n0.5, one", 3, "'one' is not a number"),
-        ("1, -2\n0, 1\n0.5, 1.0", 1, "id -2 is negative"),
-        ("1, 18446744073709551616\n0, 1\n0.5, 1.0", 1, "id 18446744073709551616 is negative or beyond 64 bits"),
-        ("1, 2\n1, 2\n0.5, 1.0", 2, "the first distance is 1, not 0"),
-        ("1, 2\n-1, 2\n0.5, 1.0", 2, "the first distance is -1, not 0"),
-        ("1, 2\n0, 5\n0.5, 1.0", 2, "distance 5 reaches beyond the 2 ids of line 1"),
-        ("1, 2\n0, 2, 1\n0.5, 0.6, 1.0", 2, "1 follows 2"),
-        ("1, 2\n0, 1\n0.5, 0.6, 1.0", 3, "3 numbers for the 2 distances"),
-        ("1, 2\n0, 1, 2\n0.6, 0.5, 1.0", 3, "0.5 follows 0.6"),
-        ("1, 2\n0, 1\n0.5, 0.9", 3, "a cumulative distribution"),
-        ("1, 2\n0, 1\n0.5, 1.5", 3, "a cumulative distribution"),
-        ("1, 2\n0, 1\n-0.5, 1.0", 3, "a cumulative distribution"),
-        ("1, 2\n0, 1\nnan, 1.0", 3, "a cumulative distribution"),
-        ("1, 2\n0, 1\n0.5, nan", 3, "a cumulative distribution"),
-    ],
-)
-def test_a_garbled_trace_file_is_refused(text, line, problem):
-    Path("trace.log").write_text(text)
-    stream = replace(STREAM, generation="synthetic", data_trace_file="trace.log")
-    with pytest.raises(UserError) as caught:
-        ReferenceSource((10,), 1, stream)
-    message = str(caught.value)
-    assert message.startswith(f"--data-trace-file: trace.log, line {line}: {problem}")
-    assert "\n" not in message
-
-
-def test_an_unreadable_trace_file_is_refused():
-    Path("binary.log").write_bytes(b"\xff\xfe\x00")
-    for name, problem in (
-        ("table_j.log", "table_4.log: No such file"),
-        ("binary.log", "binary.log: not a text file"),
-        (".", "Is a directory"),
-    ):
-        stream = replace(STREAM, generation="synthetic", data_trace_file=name)
-        with pytest.raises(UserError, match=rf"^--data-trace-file: [^\n]*{problem}[^\n]*$"):
-            ReferenceSource((10,) * 5, 1, stream)
 
 
 def test_large_ids_of_a_trace_file_are_folded():

@@ -16,8 +16,7 @@ import pytest
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.open import _KINDS, _read_spec, open_dataset
-from cachedlrm.data.reference_stream import ReferenceStream
-from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
+from cachedlrm.data.spec import DataRequest, ReferenceStream, SourceSpec, too_many_rows
 from support.raw_criteo import lines, prepare, write
 
 COUNT = 700

@@ -12,23 +12,6 @@ from support.documents import ROOT, TESTS
 
 ACROSS_ROOMS = ("promises", "gpu", "simcuda", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
-    "data/parquet_columns.py",
-    "data/raw/avazu.py",
-    "data/raw/criteo.py",
-    "data/raw/inputs.py",
-    "data/raw/keys.py",
-    "data/raw/lines.py",
-    "data/raw/parquet.py",
-    "data/raw/samples.py",
-    "data/reference_stream.py",
-    "data/row_groups.py",
-    "data/traces.py",
-    "prepare/assemble.py",
-    "prepare/progress.py",
-    "prepare/reading.py",
-    "prepare/spool.py",
-    "prepare/tables.py",
-    "prepare/vocabulary.py",
     "run/checkpoint.py",
     "run/job.py",
     "run/preflight.py",

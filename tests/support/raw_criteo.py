@@ -38,6 +38,36 @@ def mix(key: int) -> int:
     return key ^ key >> 31
 
 
+def missing(key: int | None) -> int:
+    """The key of an integer that may be missing."""
+    return 1 << 63 if key is None else key % 2**64
+
+
+def bad_lines(line: str) -> dict[str, str]:
+    """Lines that do not parse, made from one that does, and what is wrong with each."""
+    fields = line.split("\t")
+
+    def changed(number: int, field: str) -> str:
+        return "\t".join([*fields[: number - 1], field, *fields[number:]])
+
+    return {
+        "": "1 fields between tabs where a label, 13 integers and 26 categories make 40",
+        "\t".join(fields[:-1]): "39 fields",
+        "\t".join([*fields, "1"]): "41 fields",
+        changed(1, ""): "label '' is neither 0 nor 1",
+        changed(1, "2"): "label '2' is neither 0 nor 1",
+        changed(1, "1.0"): "label '1.0'",
+        changed(5, "1.5"): "field 5, '1.5', is not an integer of 32 bits",
+        changed(14, str(2**31)): "field 14, '2147483648', is not an integer of 32 bits",
+        changed(15, "xyz"): "field 15, 'xyz', is not up to 8 hexadecimal digits",
+        changed(40, "123456789"): "field 40, '123456789', is not up to 8 hexadecimal digits",
+        changed(40, "12\x00"): r"field 40, '12\x00'",
+        changed(20, '"ab"'): "field 20",
+        changed(20, "é"): r"field 20, '\xc3\xa9'",
+        changed(40, "ab\rcd"): "field 40",
+    }
+
+
 @dataclass
 class Expected:
     """Arrays of an output."""

@@ -6,8 +6,7 @@ import pytest
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.open import open_dataset
-from cachedlrm.data.reference_stream import ReferenceStream
-from cachedlrm.data.spec import DataRequest
+from cachedlrm.data.spec import DataRequest, ReferenceStream
 
 ANY = DataRequest(None, None, 1, -1)
 STREAM = ReferenceStream("random", 5, 0, 1, 2, False, "uniform", 0.0, 1.0, -1.0, 1.0, "", False, False, 1)
