@@ -95,7 +95,7 @@ def replacing(path: Path, otherwise: str = _OTHERWISE) -> Iterator[Path]:
     with writing(path, otherwise):
         try:
             yield partial
-            with partial.open("rb") as file:
+            with partial.open("r+b") as file:  # Windows syncs none that is open for reading alone
                 os.fsync(file.fileno())
             partial.replace(path)
         finally:

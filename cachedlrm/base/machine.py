@@ -56,8 +56,8 @@ def _free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup"
 def _left(limit: Path, used: Path, statistics: Path) -> int | None:
     """Limit minus use; pages of files that nobody uses now can be taken back, so they count as free."""
     try:
-        most, now = int(limit.read_text()), int(used.read_text())  # "max" is no number: no limit
-        entries = dict(line.split() for line in statistics.read_text().splitlines())
+        most, now = int(limit.read_text("ascii")), int(used.read_text("ascii"))  # "max" is no number: no limit
+        entries = dict(line.split() for line in statistics.read_text("ascii").splitlines())
     except (OSError, ValueError):
         return None
     inactive = int(entries.get("inactive_file", entries.get("total_inactive_file", 0)))

@@ -5,6 +5,7 @@ What is read is one moment, that of the last commit: LMDB keeps its pages until 
 
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from cachedlrm.store.mapped_file import damage_explained
 from cachedlrm.store.segment import SegmentView, fingerprint, parse_segment
 
 _MOST_GROUPS = 1000
+_AS_WHOM = "check it as a user who may write there, or a copy of it"
 _META_PAGES = 2  # at the beginning of LMDB's file
 
 
@@ -65,16 +67,17 @@ def _held(path: Path) -> Iterator[bool]:
         yield False
         return
     with ExitStack() as stack:
-        if os.name == "posix" and owner.exists():
-            import fcntl  # noqa: PLC0415 - not everywhere
+        if owner.exists():
+            if sys.platform == "win32":
+                raise UserError(f"cannot check the store in {path} without writing to {lock}; {_AS_WHOM}")
+            import fcntl  # noqa: PLC0415 - not on Windows
 
             try:
                 fcntl.flock(stack.enter_context(owner.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError as error:
                 reason = "a trainer uses it" if isinstance(error, BlockingIOError) else f"{owner}: {error.strerror}"
                 raise UserError(
-                    f"cannot check the store in {path} without writing to {lock}: {reason}; "
-                    "check it as a user who may write there, or a copy of it"
+                    f"cannot check the store in {path} without writing to {lock}: {reason}; {_AS_WHOM}"
                 ) from error
         yield True
 

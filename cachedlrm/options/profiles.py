@@ -4,6 +4,7 @@ A file has a table for each group of `Options` with keys spelled like the option
 """
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -210,7 +211,7 @@ def toml_value(value: object) -> object:
 
 def _find_profile(name: str) -> Path:
     """The file called ``name``, or the packaged profile."""
-    if name.endswith(".toml") or "/" in name:
+    if name.endswith(".toml") or "/" in name or os.sep in name:
         return Path(name)
     here = Path(__file__).parents[1]
     inside = here / "profiles"  # where it is installed; in a checkout profiles/ is beside the package

@@ -98,7 +98,7 @@ class TableBuilder:
             partial.rename(folder)
         (self.folder / keys_file(number)).unlink(missing_ok=True)
         done(1.0)
-        return FinishedTable(folder, **json.loads((folder / "table.json").read_text()))
+        return FinishedTable(folder, **json.loads((folder / "table.json").read_text(encoding="ascii")))
 
     def _build(self, folder: Path, column: Path, name: str, done: Callable[[float], None]) -> None:
         table = FinishedTable(folder, 0, 0)
@@ -123,9 +123,10 @@ class TableBuilder:
         for part in parts:
             part.keys.unlink()
             part.rows.unlink()
-        (folder / "table.json").write_text(json.dumps({"num_rows": ranking.num_rows, "num_keys": num_keys}))
+        text = json.dumps({"num_rows": ranking.num_rows, "num_keys": num_keys})
+        (folder / "table.json").write_text(text, encoding="ascii")
         for path in folder.iterdir():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows syncs none that is open for reading alone
                 os.fsync(file.fileno())
 
     def _count(self, folder: Path, column: Path, done: Callable[[float], None]) -> list[Part]:

@@ -57,7 +57,8 @@ class RunDirectory:
             files = [name for name in RUN_FILES if (directory / name).exists()]
             if files:
                 if is_lock_new:
-                    (directory / LOCK_FILE).unlink()
+                    with suppress(PermissionError):  # Windows, where its release removes it
+                        (directory / LOCK_FILE).unlink()
                 held.release()
                 raise UserError(f"{directory} already holds a run ({files[0]}); {OTHER_RUN_DIR}")
         return cls(directory, held, made)
@@ -145,6 +146,7 @@ class RunDirectory:
         """Takes back what was made, as if the run had not begun."""
         self._discard()
         self.close()
+        remove_folders(self._made)
 
     def close(self) -> None:
         """Lets other processes use the directory."""
@@ -156,7 +158,6 @@ class RunDirectory:
             with suppress(OSError):  # what went wrong before matters more
                 self.path(name).unlink(missing_ok=True)
         shutil.rmtree(self.path(STORE_FOLDER), ignore_errors=True)
-        remove_folders(self._made)
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -164,10 +165,9 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is not None and not self.has_results and not self._keeps:
-                self._discard()
-        finally:
+        if error is not None and not self.has_results and not self._keeps:
+            self.abandon()
+        else:
             self.close()
 
 

@@ -23,7 +23,7 @@ from numba import types
 
 from cachedlrm.base.text import printable
 
-_LIBRARY = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None
+_LIBRARY: Any = None if sys.platform == "win32" else ctypes.CDLL(None)  # C's
 
 _write: Any = types.ExternalFunction("write", types.int64(types.int32, types.uintp, types.uintp))
 _exit: Any = types.ExternalFunction("_exit", types.void(types.int32))
@@ -32,7 +32,7 @@ _kept: list[object] = []  # handlers and their messages, for as long as the proc
 
 def will_read(address: int, num_bytes: int) -> None:
     """Asks for the pages of ``num_bytes`` at ``address`` (madvise(2), a hint); on Windows nothing."""
-    if _LIBRARY is not None:
+    if sys.platform != "win32":
         start = address - address % mmap.PAGESIZE
         size = address + num_bytes - start
         _LIBRARY.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), ctypes.c_int(mmap.MADV_WILLNEED))
@@ -78,7 +78,7 @@ def _handle(line: str, numbers: Sequence[int]) -> dict[int, int | None]:
 
 def _set_handler(number: int, handler: int | None) -> int | None:
     """The C library's ``signal``, for a handler that is not Python; returns the address of the one before."""
-    function = ctypes.CDLL(None).signal
+    function = _LIBRARY.signal
     function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     before: int | None = function(number, handler)
     return before

@@ -18,7 +18,7 @@ import pytest
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.check.__main__ import main
-from cachedlrm.check.inspection import inspect_store
+from cachedlrm.check.inspection import _held, inspect_store
 from cachedlrm.store.database import Delete, Put, open_database
 from cachedlrm.store.environment import CHECKPOINT, META, group_name
 from cachedlrm.store.segment import HEADER_BYTES, SegmentBuilder
@@ -410,3 +410,14 @@ def test_nothing_outside_is_written_through_a_link(store, tmp_path, name, capsys
     with pytest.raises(UserError, match="symbolic links" if name == "store.lock" else f"{name} is not a regular file"):
         open_database(store, IDENTITY, SHAPES, 1 << 20, resumes=True)
     assert victim.read_bytes() == before
+
+
+def test_a_store_that_cannot_be_locked_is_refused_on_windows(tmp_path, monkeypatch):
+    (tmp_path / "store.lock").touch()
+    monkeypatch.setattr("cachedlrm.check.inspection.os.access", lambda *_: False)
+    monkeypatch.setattr("cachedlrm.check.inspection.sys.platform", "win32")
+    with (
+        pytest.raises(UserError, match=r"without writing to .*lock\.mdb; check it as a user who may write there"),
+        _held(tmp_path),
+    ):
+        pass
