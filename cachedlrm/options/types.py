@@ -56,8 +56,8 @@ def _must_be(allowed: str, test: Callable[[Any], bool]) -> Parameter:
     return Parameter(validator=check)
 
 
-def _parsed(parse: Callable[[str], Any], metavar: str, shown: Callable[[Any], str] | bool = False) -> Parameter:
-    """How a text becomes a value; ``shown`` makes a text of the default again, for the help."""
+def _parsed(parse: Callable[[str], Any], metavar: str, shown: Callable[[Any], str] | bool | None = False) -> Parameter:
+    """How a text becomes a value; ``shown`` makes a text of the default again, for the help; None: unless it is None."""
     return Parameter(converter=_converter(parse), n_tokens=1, negative=(), metavar=metavar, show_default=shown)
 
 
@@ -86,7 +86,7 @@ Weights = Annotated[
 Ratios = Annotated[tuple[float, ...], _parsed(parse_ratios, "R,R,...", shown=lambda ratios: ",".join(map(str, ratios)))]
 GivenPath = Annotated[Path, Parameter(converter=_converter(_path), n_tokens=1)]
 Flag = Annotated[bool, Parameter(negative=())]
-Switch = Annotated[bool, _parsed(parse_switch, "True|False", shown=True)]
+Switch = Annotated[bool, _parsed(parse_switch, "True|False", shown=None)]
 Whole = Annotated[int, Parameter(converter=_converter(parse_whole), n_tokens=1)]  # cyclopts alone would round 3.5
 Count = Annotated[Whole, _must_be("0 or more", lambda count: count >= 0)]
 Positive = Annotated[Whole, _must_be("1 or more", lambda count: count >= 1)]

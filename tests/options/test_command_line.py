@@ -122,6 +122,7 @@ def test_help_has_every_option_with_words_and_needs_no_terminal(capsys, monkeypa
     assert max(map(len, text.splitlines())) <= 80
     assert "Example: python -m cachedlrm.train" in text
     assert "Passes over the data" in text
+    assert "default: None" not in " ".join(text.split())
 
 
 def test_a_profile_is_below_the_command_line(tmp_path):
