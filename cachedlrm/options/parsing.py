@@ -73,6 +73,8 @@ def _reason(error: cyclopts.CycloptsError, refused: Mapping[str, str]) -> str:
             return f"{name} of facebookresearch/dlrm is not carried over: {why}"
         known = [known for argument in error.argument_collection for known in argument.names]
         return f"unknown option {name}; {nearest(name, known, '--') or '--help lists the options'}"
+    if isinstance(error, cyclopts.MissingArgumentError) and error.argument and error.argument.name[0] != "-":
+        return f"{error.argument.name} is missing; --help says what the command needs"
     is_unnamed = isinstance(error, cyclopts.CoercionError) and error.token and error.token.keyword is None
     return f"{error.argument.name} {error}" if is_unnamed and error.argument else str(error)
 

@@ -57,7 +57,7 @@ def _must_be(allowed: str, test: Callable[[Any], bool]) -> Parameter:
 
 
 def _parsed(parse: Callable[[str], Any], metavar: str, shown: Callable[[Any], str] | bool | None = False) -> Parameter:
-    """How a text becomes a value; ``shown`` makes a text of the default again, for the help; None: unless it is None."""
+    """How a text becomes a value; ``shown`` makes a text of the default again, for the help. None: show it as it is."""
     return Parameter(converter=_converter(parse), n_tokens=1, negative=(), metavar=metavar, show_default=shown)
 
 

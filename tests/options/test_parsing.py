@@ -29,6 +29,7 @@ def test_arguments_and_options():
         (["x", "--steps", ""], "--steps needs a value, not an empty one"),
         (["x", "--stepps=1"], "unknown option --stepps; did you mean --steps?"),
         (["x", "--zzz"], "unknown option --zzz; --help lists the options"),
+        ([], "SOURCE is missing; --help says what the command needs"),
         (["x", "y"], "unexpected argument 'y'; options start with two dashes"),
         (["x", "--save-onnx"], "--save-onnx of facebookresearch/dlrm is not carried over: it is a command"),
     ],
