@@ -12,11 +12,6 @@ from support.documents import ROOT, TESTS
 
 ACROSS_ROOMS = ("promises", "gpu", "simcuda", "support")
 WITHOUT_TESTS = {  # still tested through the commands only
-    "run/checkpoint.py",
-    "run/job.py",
-    "run/preflight.py",
-    "run/profiler.py",
-    "run/saving.py",
 }
 MODULES = sorted(
     path.relative_to(ROOT / "cachedlrm").as_posix()

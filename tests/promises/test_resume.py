@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import threading
 import time
@@ -255,25 +254,6 @@ def test_what_changes_bits_is_refused_with_both_sides(tmp_path, capsys, option, 
     message = one_line(capsys, resume(run, option))
     for word in [*words, str(run)]:
         assert word in message
-
-
-def test_an_end_that_lies_behind_is_refused(tmp_path, capsys):
-    assert train(tmp_path / "run", "--steps=6", *LMDB) == 0
-    capsys.readouterr()
-    message = one_line(capsys, resume(tmp_path / "run", "--steps=5"))
-    assert "6 batches are trained" in message
-    assert "--steps" in message
-
-
-def test_what_cannot_be_resumed_is_said(tmp_path, capsys):
-    assert "config.toml is missing" in one_line(capsys, resume(tmp_path / "nothing"))
-    assert train(tmp_path / "plain", "--steps=2") == 0
-    capsys.readouterr()
-    assert "--checkpoint-every" in one_line(capsys, resume(tmp_path / "plain"))
-    assert train(tmp_path / "run", "--steps=2", *LMDB) == 0
-    capsys.readouterr()
-    shutil.rmtree(tmp_path / "run" / "store")
-    assert "holds no store" in one_line(capsys, resume(tmp_path / "run"))
 
 
 def test_a_store_path_of_its_own(tmp_path, capsys, whole):

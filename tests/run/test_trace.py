@@ -8,14 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from cachedlrm import train as train_module
-from cachedlrm.cache.counters import PHASES, PREPARING_PHASES, Span
+from cachedlrm.cache.counters import PHASES, PREPARING_PHASES
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.run import trace as step_trace
-from cachedlrm.run.profiler import Trace
 from cachedlrm.train import main
 from support.runs import one_line, train
 
@@ -97,13 +95,6 @@ def test_all_that_the_prefetch_thread_did_meanwhile_is_there(runs):
     shift = ranges["prefetch"][0][1] - spans[first][1] * 1e6
     assert spans[first - 1][2] * 1e6 + shift < ranges["training"][0][1] + SLACK_US
     assert spans[last][1] * 1e6 + shift > max(end for _, _, end in ranges["training"]) - SLACK_US
-
-
-def test_what_ended_before_the_trace_or_began_behind_it_is_left_out():
-    trace = Trace(torch.device("cpu"))
-    trace._began, trace._ended = 10.0, 20.0
-    trace.add((Span("read", 8, 9), Span("plan", 9, 11), Span("evict", 19, 21), Span("admit", 21, 22)))
-    assert [span.name for span in trace._spans] == ["plan", "evict"]
 
 
 def same(traced: tuple[str, float], name: str, start: float, end: float) -> bool:

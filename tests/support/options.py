@@ -1,9 +1,12 @@
-"""The names of all options, and options resolved."""
+"""The names of all options, options resolved, and the job of a run."""
+
+from pathlib import Path
 
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.resolved import Resolved
+from cachedlrm.run.job import Job, build_job
 
 OPTIONS = """
 arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op arch-interaction-itself
@@ -24,3 +27,10 @@ def resolved(*arguments: str) -> Resolved:
     """The options of a run on the data that they name."""
     options = parse_command_line(arguments)
     return resolve(options, open_dataset(options.data.data, options.data.test_data, data_request(options)))
+
+
+def built_job(run_dir: Path, *arguments: str) -> Job:
+    """The job of a run, not started."""
+    options = parse_command_line(arguments)
+    dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
+    return build_job(resolve(options, dataset), dataset, run_dir)

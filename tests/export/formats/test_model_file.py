@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cachedlrm import train
 from cachedlrm.export import full_tables
 from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.export.formats import model_file
@@ -276,14 +275,6 @@ def test_files_before_torch_1_6_are_read(good, tmp_path):
     torch.save(good, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     run(tmp_path / "run", "--optimizer=adagrad", "--steps=0", f"--load-model={tmp_path / 'old.pt'}")
     assert np.array_equal(exported(tmp_path / "run")["top_l.0.weight"], good["state_dict"]["top_l.0.weight"])
-
-
-def test_a_place_that_cannot_be_written_shows_before_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "build_job", lambda *_: pytest.fail("a job was built"))
-    message = refused(capsys, f"--save-model={tmp_path}")
-    assert f"--save-model {tmp_path} is a directory" in message
-    message = refused(capsys, f"--save-model={tmp_path / 'none' / 'm.pt'}")
-    assert f"cannot write into {tmp_path / 'none'}" in message
 
 
 def test_the_run_directory_is_a_place_for_the_model(tmp_path):

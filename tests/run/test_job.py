@@ -1,0 +1,53 @@
+"""A run before its first step: what goes on from a checkpoint, and what is refused."""
+
+from contextlib import closing
+
+import pytest
+import torch
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.run import job as module
+from cachedlrm.store.checkpoint_value import Checkpoint
+from cachedlrm.store.database import open_database
+from cachedlrm.store.environment import DATA_FILE
+from cachedlrm.train import main
+from support.options import built_job
+from support.runs import SMALL, one_line, train
+
+LMDB = ["--store=lmdb", "--host-budget=1MiB", "--gpu-cache-ratio=0.2"]
+
+
+def test_an_end_before_the_checkpoint_is_refused(tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps=6", *LMDB) == 0
+    capsys.readouterr()
+    message = one_line(capsys, main([f"--resume={tmp_path / 'run'}", "--ui=off", "--steps=5"]))
+    assert "6 batches are trained" in message
+    assert "--steps" in message
+
+
+def test_a_new_run_begins_at_the_first_batch(tmp_path):
+    with closing(built_job(tmp_path, *SMALL, "--optimizer=adam")) as job:
+        assert (job.first_batch, job.checkpoint, job.note) == (0, None, None)
+        assert [group.num_rows for group in job.tiers.step.groups] == [1335]
+        assert job.trainer.learning_rate(1) == job.options.optimisation.learning_rate
+        assert torch.get_num_threads() == 1, "--threads"
+
+
+def test_a_job_that_fails_leaves_its_store_to_others(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "EmbeddingCache", fails)
+    with pytest.raises(UserError, match="cannot be reserved; lower --gpu-cache-ratio or --host-budget"):
+        built_job(tmp_path, *SMALL, *LMDB)
+    assert (tmp_path / "store" / DATA_FILE).exists()
+    open_database(tmp_path / "store", {"model": "a"}, [(1335, 8)], 1 << 20, resumes=False).close()
+
+
+@pytest.mark.parametrize(
+    ("batches", "counters", "compares"),
+    [(0, None, True), (5, {"moved_rows_min": 7}, True), (5, {"moved_rows_min": 0}, False), (5, None, False)],
+)
+def test_min_is_counted_on_if_it_was_counted_from_the_beginning(batches, counters, compares):
+    progress = {} if counters is None else {"counters": counters}
+    assert module._compares_with_min(Checkpoint(batches, (), {}, {}, 0, progress)) == compares
