@@ -90,7 +90,7 @@ def save_models(job: Job, report: Report, onnx_path: Path) -> None:
 
 def _training(job: Job, report: Report) -> Training:
     schedule, batches, test = job.schedule, job.options.batches, job.dataset.test
-    # The reference goes on behind these steps if they are of the first epoch; it waits forever for a later one, so
+    # The reference goes on after these steps if they are of the first epoch; it waits forever for a later one, so
     # such a file says that training goes on from the first sample.
     in_first_epoch = report.steps <= schedule.steps_per_epoch
     return Training(

@@ -45,7 +45,7 @@ class Trace:
 
     def __init__(self, device: torch.device) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes its own progress to stderr
-        from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415 - nobody else needs it
+        from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415 - only a traced run needs it
 
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profile = profile(activities=activities)

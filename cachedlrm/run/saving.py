@@ -44,7 +44,7 @@ class Checkpoints:
 
     @contextmanager
     def around(self, batches: Prefetcher) -> Iterator[None]:
-        """The loop over ``batches`` lies inside. An interrupt lets it end at the next batch boundary, and is saved.
+        """Goes around the loop over ``batches``, which an interrupt ends at the next batch boundary, with a checkpoint.
 
         Raises:
             UserError: what the run left could not be written.
@@ -62,7 +62,7 @@ class Checkpoints:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A signal ends what is inside; without checkpoints it ends the run, as it does elsewhere."""
+        """A signal ends the block; without checkpoints it ends the run, as it does elsewhere."""
         if not self._is_kept:
             yield
             return

@@ -40,11 +40,11 @@ from cachedlrm.store.environment import (
 from cachedlrm.store.mapped_file import explain_bus_errors
 
 _MOST_MAP_BYTES = 1 << 46
-_GATHERED_BYTES = 4 << 20  # a transaction waits for so much, unless somebody waits for it
+_GATHERED_BYTES = 4 << 20  # a transaction waits for this much, unless a caller waits for it
 
 
 class Stored(Protocol):
-    """Who wants to know where its segments lie: a `cachedlrm.store.record_log.RecordLog`."""
+    """Is told where its segments lie: a `cachedlrm.store.record_log.RecordLog`."""
 
     def stored(self, sequence: int, address: int) -> None:
         """A segment's value lies at ``address`` of this process's memory, until it is deleted or the map grows."""

@@ -158,7 +158,7 @@ class RecordLog:
                 yield self._live_records(slot)
 
     def begin_checkpoint(self) -> int:
-        """Seals what was appended; the number of the first segment behind the checkpoint.
+        """Seals what was appended; the number of the first segment after the checkpoint.
 
         Raises:
             UserError: the log cannot be written.
@@ -183,7 +183,7 @@ class RecordLog:
         """Takes over the segments of a checkpoint; those from number ``boundary`` on are deleted.
 
         Args:
-            boundary: the first segment behind the checkpoint.
+            boundary: the first segment after the checkpoint.
             segments: `fingerprint` at the checkpoint.
 
         Raises:
@@ -222,7 +222,7 @@ class RecordLog:
         return [int(sequence) for sequence, slot in list(self._slot_of.items()) if self._state[slot] == _STORED]
 
     def _supersede(self, addresses: NDArray[np.int64], slot: int, first_number: int) -> None:
-        """Records of ``addresses`` are now at ``first_number`` and behind it, in ``slot``."""
+        """Records of ``addresses`` are now in ``slot``, at ``first_number`` and the numbers after it."""
         self.num_live += _supersede(addresses, first_number, self._numbers, self._live)
         self._live[slot] += len(addresses)
 
