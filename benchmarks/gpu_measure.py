@@ -25,7 +25,7 @@ from cachedlrm.cache.streams import CopyStream
 from cachedlrm.cache.transfer import _StagingBuffer
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS
 from cachedlrm.report.metrics import Snapshot
-from cachedlrm.report.record import report_values
+from cachedlrm.report.record import report_json
 from cachedlrm.run.job import build_job
 from cachedlrm.run.progress import Progress
 
@@ -120,7 +120,7 @@ def cached(arguments: Sequence[str]) -> Measured:
                     snapshots.append(progress.snapshot())  # synchronises
                 progress.waits()
         return {
-            **report_values(progress.report(arguments)),
+            **json.loads(report_json(progress.report(arguments))),
             **_second_half(snapshots),
             "copies": copies.totals(),
             **_memory(job.device),

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import rich.console
 
 from cachedlrm import train
-from cachedlrm.report.console import SilentConsole
+from cachedlrm.report.console import Console
 from cachedlrm.report.live_view import History, LiveView, RunHeader
 from cachedlrm.report.metrics import Snapshot
 
@@ -31,7 +31,7 @@ PAGE = (1180, 1516)  # pixels
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-class Camera(SilentConsole):
+class Camera(Console):
     """A run's console that keeps the screen of the middle of the run."""
 
     def __init__(self) -> None:
