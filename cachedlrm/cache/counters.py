@@ -1,4 +1,4 @@
-"""What the cache counts and where a step's time goes: one definition each."""
+"""Definitions of the cache's counters and of a step's phases."""
 
 import operator
 from dataclasses import dataclass, fields

@@ -51,7 +51,7 @@ class PreparedBatch:
         tensors: on the device.
         counters: the cache's work for this batch, all groups together.
         table_counts: [num_tables, 4] int64, the `TABLE_COUNTS` of this batch, group after group.
-        spans: what the host did for it since the batch before: ``read``, ``plan``, ``evict`` (until the victims have
+        spans: the host's work for it since the batch before: ``read``, ``plan``, ``evict`` (until the victims have
             been trained included) and ``admit``, in order, some of them several times.
         admitted: event on the copy stream.
     """
@@ -213,7 +213,7 @@ class EmbeddingCache:
         return self._durability.database
 
     def disk_bytes(self) -> tuple[int | None, int | None]:
-        """Bytes of the file on disk, and those and what is free beside it; None without one."""
+        """Bytes of the file on disk, and the most it can grow to; None without one."""
         if self._durability is None:
             return None, None
         database = self._durability.database
@@ -221,12 +221,12 @@ class EmbeddingCache:
         return used, used + shutil.disk_usage(database.path).free
 
     def close(self) -> None:
-        """Writes what is queued for the disk and lets others open the store."""
+        """Writes pending records to the disk and lets others open the store."""
         if self._durability is not None:
             self._durability.database.close()
 
     def save(self, since: int) -> list[tuple[int, int]]:
-        """Appends to the logs what they lack; see `TableGroup.save`."""
+        """Appends missing records to the logs; see `TableGroup.save`."""
         return [group.save(since) for group in self.groups]
 
     def saved(self) -> None:

@@ -1,7 +1,7 @@
 """How often rows are used, in two bytes a row.
 
 Exact below `MANY`. Rows with more are the last to leave any cache, and a window of a few batches nearly always has
-their next use, so how much more is not needed.
+their next use, so their exact number is not needed.
 """
 
 import numba

@@ -1,4 +1,4 @@
-"""Next uses of a whole stream, on disk: what policy ``oracle`` knows of the future.
+"""Next uses of a whole stream, on disk: the future that policy ``oracle`` knows.
 
 The stream is read once from its last batch to its first, so that the next use of every row is the one met last, and
 each batch's next uses are appended to a file. In memory there are 4 bytes for each row met.
@@ -58,7 +58,7 @@ class NextUseWriter:
 
 
 class NextUses:
-    """Reads what a `NextUseWriter` wrote.
+    """Reads the files of a `NextUseWriter`.
 
     Args:
         folder: where it is.

@@ -1,6 +1,6 @@
 """The planner decides, from ids alone, which rows each batch fetches, creates and evicts, batches ahead of training.
 
-It runs on the host and never asks the device. What it decides is a `Plan`; `cachedlrm.cache.transfer` carries it out.
+It runs on the host and never asks the device. It decides on a `Plan`, which `cachedlrm.cache.transfer` carries out.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ NO_ROWS: Int64s = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Plan:
-    """What one batch needs of the cache. U rows in the working set, E evicted, F fetched, I first touches.
+    """The moves that one batch needs. U rows in the working set, E evicted, F fetched, I first touches.
 
     Carried out in this order: evict, then fetch, then create. A slot may be evicted and admitted to in one plan.
 
@@ -67,8 +67,8 @@ class Planner:
         num_slots: slots there are; those beyond the quota are used only by a batch whose working set exceeds it.
         policy: eviction policy with keys for ``num_slots``; has the arrays in which slots and last uses are kept.
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
-            as evicting one means waiting for its training, but not where that costs a row of which a use is known.
-        minimum: counts what MIN would move; None: not counted.
+            as evicting one means waiting for its training, but not at the cost of a row whose next use is known.
+        minimum: counts the rows that MIN would move; None: not counted.
         num_tables: T; a batch's bags are those of T tables, sample after sample. 1: counts are of all tables together.
 
     Attributes:

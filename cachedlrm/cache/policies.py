@@ -1,7 +1,7 @@
 """Eviction policies: each keeps one integer per slot, and the slot with the lowest is evicted first.
 
-Equal keys are evicted least recently used first. Rows of batches not trained yet are spared as long as others are there
-of which no next use is known: evicting one means waiting for its training. A policy only ever writes keys; choosing
+Equal keys are evicted least recently used first. Rows of batches not trained yet are spared as long as there are others
+whose next use is unknown: evicting one means waiting for its training. A policy only ever writes keys; choosing
 victims is the same for all (`cachedlrm.cache.victims`). History is kept by address, so a row that returns has not lost
 its past. The unit of use is one batch's working set: ten lookups of a row in one batch are one use, as they would be
 one fetch.
@@ -34,7 +34,7 @@ class Policy:
 
     Attributes:
         keys: [num_slots] int32; the slot with the lowest is evicted first.
-        last_use: [num_slots] int32, the planner's; beside the keys in memory, as whoever needs one needs the other.
+        last_use: [num_slots] int32, the planner's; beside the keys in memory, as code that needs one needs the other.
         slot_of: [num_rows] int32 by address, the planner's; beside the history of policies that keep one.
         window: batches to be known ahead.
         known_from: keys from here on are those of rows whose next use is known; 2^31: of none.
@@ -252,7 +252,7 @@ def _announce_uses(
 ) -> None:
     """Tells the last known use of each row of batch ``index`` that its next use is this batch.
 
-    A row last used in a batch not yet planned learns it there; one that is only resident any more, at its slot.
+    A row last used in a batch not yet planned learns it there; a row that is merely resident, at its slot.
     """
     ring = len(next_uses)
     place = index % ring
@@ -270,7 +270,7 @@ def _announce_uses(
 def _rank_by_lookups_left(
     rows: Int64s, lookups: Int32s, slots: Int64s, next_uses: Int32s, left: Counts, keys: Int32s
 ) -> None:
-    """Takes this batch's lookups from those left; a key tells the next use, or what is left where that is not known."""
+    """Takes this batch's lookups from those left; a key is the next use if known, else the lookups left."""
     for position in range(len(rows)):
         if position + AHEAD < len(rows):
             load_ahead(left, rows[position + AHEAD])

@@ -85,7 +85,7 @@ class AtRest:
 
 
 class StoppedError(Exception):
-    """Raised in a thread that waits for training that will not happen any more."""
+    """Raised in a thread that waits for training that will never happen."""
 
 
 class TrainedBatches:
@@ -94,7 +94,7 @@ class TrainedBatches:
     Args:
         device: where training happens.
         history: how many of the latest batches keep an event of their own. Waiting for an older one waits for the
-            oldest kept, which lies in the past all the more.
+            oldest kept, which was trained later.
     """
 
     def __init__(self, device: torch.device, history: int) -> None:
@@ -104,7 +104,7 @@ class TrainedBatches:
         self._condition = threading.Condition()
 
     def begin(self, first_batch: int) -> None:
-        """Nobody waits for batches before ``first_batch``: an earlier process trained them, or they are marked."""
+        """Batches before ``first_batch`` are over: an earlier process trained them, or they are marked."""
         with self._condition:
             self._newest = max(self._newest, first_batch - 1)
 

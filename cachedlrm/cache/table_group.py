@@ -35,7 +35,7 @@ class CacheSettings:
         window: batches known ahead; used by policy ``lookahead``.
         prefetch_depth: batches prepared before they are trained; 0 prepares each when it is needed.
         staging_rows: rows moved in one turn.
-        report_min: whether to count what Belady's MIN would move.
+        report_min: whether to count the rows that Belady's MIN would move.
     """
 
     policy: str = "lrfu"
@@ -91,7 +91,7 @@ class TableGroup:
         number: of the group there.
 
     Raises:
-        UserError: what is on disk is damaged, or does not fit.
+        UserError: the data on disk is damaged, or does not fit.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class TableGroup:
         self._records = torch.empty(0, layout.width, device=device)
 
     def _open_log(self, durability: Durability | None, number: int) -> RecordLog | None:
-        """The log with what the checkpoint has; the rows there get addresses."""
+        """The log with the checkpoint's records, whose rows get addresses."""
         if durability is None:
             return None
         log = RecordLog(durability.database, number, self.layout.width, self.book, self.shape.num_rows)
@@ -181,7 +181,7 @@ class TableGroup:
     def read(self, rows: Int64s) -> Tensor:
         """Current parameters of ``rows`` [n] wherever they are: [n, parameter_width] on the device. Changes nothing.
 
-        Rows on the device do not leave it, so reading costs only what is not resident. Call it while nothing is in
+        Rows on the device do not leave it, so reading costs only the other rows. Call it while nothing is in
         flight.
         """
         with self._at_rest():
@@ -220,7 +220,7 @@ class TableGroup:
         return all(np.isfinite(records).all() for _, records in self.store.scan())
 
     def save(self, since: int) -> tuple[int, int]:
-        """Appends to the log what it lacks, given that it has all that was trained before batch ``since``.
+        """Appends missing records to the log, which has all those trained before batch ``since``.
 
         Call it while nothing is in flight.
 

@@ -42,7 +42,7 @@ class _StagingBuffer:
         host: [rows, width] float32, on CUDA pinned if possible.
         device: [rows, width] float32.
         copied: the last copy from or to ``host``.
-        write_back: what ``host`` holds that the store does not have yet.
+        write_back: records in ``host`` that the store does not have yet.
     """
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
@@ -96,7 +96,7 @@ class Transfer:
         self._turn_down = self._turn_up = 0
 
     def execute(self, plan: Plan, moves: DeviceMoves) -> tuple[Span, Span]:
-        """Evicts, fetches and creates rows, on the current stream; when the host did so: ``evict`` and ``admit``.
+        """Evicts, fetches and creates rows, on the current stream; the host's spans ``evict`` and ``admit``.
 
         Raises:
             StoppedError: training stopped.

@@ -76,7 +76,7 @@ class VictimReserve:
         self._entered = -1  # slots used last by batches up to here are candidates, those of `_used` wait
 
     def used(self, batch: int, slots: Int64s) -> None:
-        """A batch was planned, its rows in ``slots`` [U]. Every batch that writes ``last_use`` is told.
+        """A batch was planned, its rows in ``slots`` [U]. Call it for every batch that writes ``last_use``.
 
         Now that its slots are in the processor's cache, those that are to enter are found; most are not.
         """

@@ -66,10 +66,10 @@ class Source(Protocol):
 
 
 class SourceWrapper:
-    """A `Source` of another one's samples; subclasses do something to them.
+    """A `Source` around another one; subclasses change `read`.
 
     Args:
-        source: of the samples.
+        source: the other one.
     """
 
     def __init__(self, source: Source) -> None:
@@ -94,11 +94,11 @@ class RoundedTargets(SourceWrapper):
 
 
 class WatchedSource(SourceWrapper):
-    """A `Source` that tells how far it was read.
+    """A `Source` that reports how far it was read.
 
     Args:
-        source: what is read.
-        tell: takes the share of its samples that were read, before the next are.
+        source: to read.
+        tell: takes the share of the samples that were read, before each read.
     """
 
     def __init__(self, source: Source, tell: Callable[[float], None]) -> None:
@@ -113,12 +113,12 @@ class WatchedSource(SourceWrapper):
 
 @dataclass(frozen=True)
 class Dataset:
-    """What ``--data`` opens.
+    """The samples that ``--data`` opens.
 
     Attributes:
         train: the samples to train on.
-        test: held-out ones, where there are any.
-        row_counts: [rows of all tables] int64, lookups of each row in an epoch, where they are known beforehand.
+        test: held-out samples, if there are any.
+        row_counts: [rows of all tables] int64, lookups of each row in an epoch, if known in advance.
     """
 
     train: Source
@@ -163,14 +163,14 @@ def _is_clean(dense: NDArray[np.float32], labels: NDArray[np.float32]) -> bool:
 
 
 class IdAdvice(NamedTuple):
-    """What to do about an id outside its table, below 0 or beyond the end."""
+    """Advice on an id outside its table: below 0, or beyond the end."""
 
     negative: str = "ids count from 0; correct the data"
     beyond: str = "correct the data, raise that entry of --arch-embedding-size, or fold ids with --max-ind-range"
 
 
 FILE_ADVICE = IdAdvice()
-"""Of data in files."""
+"""For data in files."""
 
 
 def make_batch(
@@ -194,7 +194,7 @@ def make_batch(
         table_rows: rows of each table.
         where: the file or source, for the message.
         first_sample: number of the first sample in ``where``, for the message.
-        advice: what to do about an id, for the message.
+        advice: on an id outside its table, for the message.
 
     Raises:
         UserError: an id outside its table, a dense feature or label that is NaN or infinite, or a label outside 0..1.

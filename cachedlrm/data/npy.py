@@ -22,7 +22,7 @@ from cachedlrm.data.raw.inputs import natural_order
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
 
 PREPARED_FILE = "prepared.json"
-"""What `cachedlrm.prepare` says of the triples beside it."""
+"""Facts that `cachedlrm.prepare` records about the triples beside it."""
 
 _TRIPLE = "*_dense.npy, *_sparse.npy and *_labels.npy"
 _TOGETHER = {PREPARED_FILE: f"{PREPARED_FILE} and counts.npy"}
@@ -89,11 +89,11 @@ class _Triple:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `cachedlrm.prepare` left beside the triples of a folder.
+    """Facts that `cachedlrm.prepare` recorded about the triples of a folder.
 
     Attributes:
         table_rows: rows of each table.
-        test_folder: with held-out samples, where there are any.
+        test_folder: with held-out samples, if there are any.
         row_counts: [rows of all tables] int64, lookups of each row in the triples; memory-mapped.
     """
 
@@ -108,8 +108,8 @@ class NpySpec(SourceSpec):
 
     Attributes:
         triples: one or more, of equal columns.
-        request: what the options say.
-        prepared: what else is known of them.
+        request: the options.
+        prepared: facts about triples that were prepared; None: others.
     """
 
     words: str
@@ -173,13 +173,13 @@ class NpySpec(SourceSpec):
         return NpySource(self, table_rows)
 
     def held_out_part(self) -> "NpySpec | None":
-        """What `cachedlrm.prepare` held out."""
+        """The samples that `cachedlrm.prepare` held out."""
         if self.prepared is None or self.prepared.test_folder is None:
             return None
         return self.read(f"{self.words}, held-out part", self.prepared.test_folder, self.request, self)
 
     def row_counts(self, table_rows: tuple[int, ...]) -> NDArray[np.int64] | None:
-        """Those of prepared files that are trained as they are."""
+        """Counts of prepared files, unless ids are folded."""
         if self.prepared is None or self.request.max_ind_range > 0 or table_rows != self.prepared.table_rows:
             return None
         return self.prepared.row_counts
@@ -242,7 +242,7 @@ class NpySource:
 
 
 def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
-    """What ``prepared.json`` and ``counts.npy`` say; None without them.
+    """Reads ``prepared.json`` and ``counts.npy``; None without them.
 
     Raises:
         UserError: they are damaged, or of other triples.
@@ -294,16 +294,16 @@ def _open_triple(folder: Path, prefix: str, found: str) -> _Triple:
 
 
 def _open_array(path: Path, found: str) -> NDArray[np.generic]:
-    """A memory-mapped file, which ``found`` beside it needs. What is no regular file is not opened: that may block."""
+    """A memory-mapped file, which ``found`` beside it needs. Only regular files are opened: others may block."""
     name = shown(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{name} is no regular file (but a folder, pipe or device); replace it by an .npy file")
+            raise UserError(f"{name} is not a regular file but a folder, pipe or device; replace it with an .npy file")
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
         if start != _MAGIC:
-            what = "is a .npz archive" if start.startswith(_ZIP_MAGIC) else "is no .npy file"
-            raise UserError(f"{name} {what if start else 'is empty'}; write its one array by numpy.save")
+            what = "is a .npz archive" if start.startswith(_ZIP_MAGIC) else "is not an .npy file"
+            raise UserError(f"{name} {what if start else 'is empty'}; write its one array with numpy.save")
         with np.errstate(all="ignore"):  # sizes in a garbled header overflow
             array: NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
@@ -317,7 +317,7 @@ def _open_array(path: Path, found: str) -> NDArray[np.generic]:
         raise
     except Exception as error:  # a garbled header leads numpy's parser into many kinds
         raise UserError(
-            f"{name} is truncated, garbled, or holds Python objects; write plain numbers by numpy.save again"
+            f"{name} is truncated, garbled, or holds Python objects; write plain numbers with numpy.save again"
         ) from error
     return array
 

@@ -39,7 +39,7 @@ _KINDS = {
 
 
 def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Dataset:
-    """Opens ``--data`` and ``--test-data``. Held-out samples in files are read once, so that no mistake waits in them.
+    """Opens ``--data`` and ``--test-data``. Held-out samples in files are read once, so that mistakes in them show now.
 
     Raises:
         UserError: an unknown or unreadable source, or one that does not fit the model's sizes.
@@ -88,7 +88,7 @@ def _asked_rows(request: DataRequest) -> tuple[int, ...] | None:
 
 
 def _read_spec(option: str, text: str, request: DataRequest, train: SourceSpec | None = None) -> SourceSpec:
-    """What an option says; for ``--test-data`` with what ``--data`` said."""
+    """The source that an option names; ``train`` is that of ``--data``, for ``--test-data``."""
     name, _, argument = text.partition(":")
     words = shown(f"{option} {text}")
     kind = _KINDS.get(name)

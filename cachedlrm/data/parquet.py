@@ -83,7 +83,7 @@ class ParquetSpec(SourceSpec):
         return len(self.names.sparse), len(self.names.dense)
 
     def table_rows(self) -> tuple[int, ...]:
-        """One more than each column's largest id; from the files' statistics where they tell, else counted."""
+        """One more than each column's largest id; from the files' statistics if they hold it, else from the ids."""
         rows = []
         for name in self.names.sparse:
             largest = -1

@@ -1,7 +1,7 @@
 """Which columns of Parquet files are what: ``parquet:PATH:label=L:dense=A,B:sparse=C,D``.
 
-What is not named follows from the types: the label is the column ``label``, all other floats are dense features, and
-all other integers and booleans are ids.
+Columns that are not named follow from their types: the label is the column ``label``, all other floats are dense
+features, and all other integers and booleans are ids.
 """
 
 import re
@@ -35,13 +35,13 @@ class Columns:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every one."""
+        """All of them."""
         return (self.label, *self.dense, *self.sparse)
 
 
 @dataclass(frozen=True)
 class NamedColumns:
-    """What the user named; None: left to the types."""
+    """Columns that the user named; None: chosen by type."""
 
     label: str | None = None
     dense: tuple[str, ...] | None = None
@@ -56,7 +56,7 @@ def read_columns(words: str, text: str) -> tuple[Path, NamedColumns]:
         text: what stands after ``parquet:``.
 
     Raises:
-        UserError: a key that is given twice, or names that are none.
+        UserError: a key is given twice, or a name is empty or repeated.
     """
     path, *pairs = _KEY.split(text)
     named: dict[str, tuple[str, ...]] = {}
@@ -79,7 +79,7 @@ def choose_columns(words: str, schema: pa.Schema, named: NamedColumns) -> Column
         named: by the user.
 
     Raises:
-        UserError: there is no label, no dense feature or no id, or the types do not say what a column is.
+        UserError: there is no label, no dense feature or no id, or a column's type says neither dense feature nor id.
     """
     label = named.label or "label"
     if label not in schema.names:
@@ -90,7 +90,7 @@ def choose_columns(words: str, schema: pa.Schema, named: NamedColumns) -> Column
         )
     taken = {label, *(named.dense or ()), *(named.sparse or ())}
     if len(taken) < 1 + len(named.dense or ()) + len(named.sparse or ()):
-        raise UserError(f"{words}: a column is named as two things, of label, dense and sparse; name each once")
+        raise UserError(f"{words}: a column is named twice among label, dense and sparse; name each once")
     others = [field for field in schema if field.name not in taken and not _PANDAS_INDEX.fullmatch(field.name)]
     dense, sparse = named.dense, named.sparse
     if dense is None:
@@ -111,10 +111,10 @@ def choose_columns(words: str, schema: pa.Schema, named: NamedColumns) -> Column
 
 
 def check_columns(path: Path, schema: pa.Schema, columns: Columns) -> None:
-    """Every file has the columns, in types that do.
+    """Checks that a file has the columns, in usable types.
 
     Raises:
-        UserError: this one does not; names it.
+        UserError: it does not.
     """
     for name in columns.all:
         count = schema.names.count(name)

@@ -35,7 +35,7 @@ _HUGE_ID = 2.0**62  # beyond every table and within int64
 
 
 class _Rule(NamedTuple):
-    """What the kernel needs of the options."""
+    """The options as the kernel needs them."""
 
     kind: int
     num_lookups: int
@@ -213,7 +213,7 @@ def _make_rule(stream: ReferenceStream) -> _Rule:
 
 @dataclass(frozen=True)
 class ReferenceSpec(SourceSpec):
-    """``reference``: what its options say is drawn."""
+    """``reference``: samples drawn by the reference's options."""
 
     words: str
     stream: ReferenceStream

@@ -18,7 +18,7 @@ from cachedlrm.data.files import BadIdError, fold_ids
 from cachedlrm.data.raw.parquet import plain, reading_parquet
 
 PREPARE = "python -m cachedlrm.prepare parquet"
-"""What takes files that `--data` does not."""
+"""The command for files that ``--data`` does not take."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RowGroup:
         """A column's ids [n], folded modulo ``max_ind_range`` if that is positive.
 
         Raises:
-            UserError: the same, or an id below 0 or above int64.
+            UserError: as `column`, or an id is below 0 or above int64.
         """
         values = self.column(name)
         if values.dtype == np.bool_:
@@ -84,7 +84,7 @@ class RowGroup:
         """A column's numbers [n].
 
         Raises:
-            UserError: the same, or a value that is not finite as float32.
+            UserError: as `column`, or a value is not finite as float32.
         """
         values = self.column(name)
         with np.errstate(over="ignore"):
@@ -92,11 +92,11 @@ class RowGroup:
         if not np.isfinite(floats).all():
             index = int((~np.isfinite(floats)).argmax())
             where = self.place(index, name)
-            raise UserError(f"{where} is {values[index]}, which is no finite float32; correct or scale the data")
+            raise UserError(f"{where} is {values[index]}, which is not a finite float32; correct or scale the data")
         return floats
 
     def largest_id(self, name: str, max_ind_range: int) -> int:
-        """The largest id of a column, once folded; from the file's statistics where they tell, else counted.
+        """The largest id of a column, once folded; from the file's statistics if they hold it, else from the ids.
 
         Raises:
             UserError: an id that `ids` refuses.
@@ -109,7 +109,7 @@ class RowGroup:
         return int(self.ids(name, max_ind_range).max())
 
     def check_missing(self, names: Sequence[str]) -> None:
-        """Looks for missing values, where the file's statistics count them.
+        """Looks for missing values, if the file's statistics count them.
 
         Raises:
             UserError: a value of one of the columns is missing.
@@ -117,7 +117,7 @@ class RowGroup:
         for name in names:
             statistics = self._statistics(name)
             if statistics is not None and statistics.has_null_count and statistics.null_count:
-                self.column(name)  # knows the row
+                self.column(name)  # raises, with the row
 
     def _statistics(self, name: str) -> pyarrow.parquet.Statistics | None:
         return self.metadata.row_group(self.number).column(self.leaves[name]).statistics
@@ -131,7 +131,7 @@ def row_groups(path: Path, metadata: pyarrow.parquet.FileMetaData) -> Iterator[R
     """Those of a file that are not empty.
 
     Raises:
-        UserError: the file says that one has less than no rows.
+        UserError: a row group claims fewer than zero rows.
     """
     leaves = {}
     for leaf in range(metadata.num_columns):

@@ -1,4 +1,4 @@
-"""A data source as an option names it: what is known of its samples before they are opened."""
+"""A data source as an option names it, before its samples are opened."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -52,14 +52,14 @@ class ReferenceStream:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What the options say of the data.
+    """Options that shape the data.
 
     Attributes:
         table_rows: rows of each table; None: the data's own.
         num_dense: dense features; None: the data's own.
         seed: of generated data.
         max_ind_range: ids are folded modulo this if positive.
-        reference: what the reference's generators draw; None without them.
+        reference: options of the reference's generators; None without them.
         round_targets: whether labels are rounded to 0 or 1.
     """
 
@@ -72,7 +72,9 @@ class DataRequest:
 
 
 class SourceSpec(ABC):
-    """What ``--data`` or ``--test-data`` names. Each kind of data has one subclass, listed in `cachedlrm.data.open`.
+    """The source that ``--data`` or ``--test-data`` names.
+
+    Each kind of data has one subclass, listed in `cachedlrm.data.open`.
 
     Attributes:
         words: option and value, for messages.
@@ -92,8 +94,8 @@ class SourceSpec(ABC):
         Args:
             words: option and value, for messages.
             argument: the value after the kind of data and a colon.
-            request: what the other options say.
-            train: to ``--test-data``, what ``--data`` names.
+            request: the other options.
+            train: for ``--test-data``, the source that ``--data`` names.
 
         Raises:
             UserError: it cannot be read, or is not as it should be; names it.
@@ -102,7 +104,7 @@ class SourceSpec(ABC):
     @property
     @abstractmethod
     def columns(self) -> tuple[int, int]:
-        """Number of tables and of dense features; of generated data, unless the options say."""
+        """Number of tables and of dense features; for generated data the defaults."""
 
     @abstractmethod
     def table_rows(self) -> tuple[int, ...]:
@@ -121,7 +123,7 @@ class SourceSpec(ABC):
         return None
 
     def row_counts(self, table_rows: tuple[int, ...]) -> NDArray[np.int64] | None:
-        """Lookups of each row of the tables in an epoch [rows of all tables], where they are known beforehand."""
+        """Lookups of each row of the tables in an epoch [rows of all tables], if known in advance."""
         return None
 
 

@@ -6,7 +6,7 @@ OOPSLA 2014), so a stream of any length takes no memory and can be read from any
 - *Popularity.* A lookup draws a rank from a power law, p(rank) ~ (rank + 1.5)^-s, by inverting its continuous form.
   The exponent s differs by table, around 1.15.
 - *Identity.* An affine permutation scatters ranks over the table's rows. After `LIFETIME_SAMPLES` samples a rank's row
-  changes, each rank at its own moment: what is popular drifts slowly, and new rows keep coming.
+  changes, each rank at its own moment: popularity drifts slowly, and new rows keep coming.
 - *Labels.* The logit is linear in the dense features, plus an effect of each row, plus products of hidden factors of
   some pairs of tables. About a quarter of the labels is 1.
 

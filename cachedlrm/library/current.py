@@ -17,7 +17,7 @@ class CurrentBatch:
 
     Args:
         cache: whose rows it uses, of one group.
-        lookup: what it looks up.
+        lookup: its ids.
         prepared: its rows.
     """
 
@@ -82,13 +82,13 @@ class CurrentBatch:
         self._cache.trained.mark(self._prepared.tensors.index)
 
     def check_may_be_left(self, doing: str) -> None:
-        """Makes sure that no gradient is lost that autograd has or may still bring.
+        """Makes sure that no gradient is lost, present or still to come.
 
         Args:
-            doing: what would lose it, for the message.
+            doing: the call that would lose it, for the message.
 
         Raises:
-            UserError: one would be.
+            UserError: one would be lost.
         """
         if self._leaf is not None and (self._leaf.grad is not None or not self._may_be_left):
             raise UserError(

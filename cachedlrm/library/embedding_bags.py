@@ -23,8 +23,8 @@ class CachedEmbeddingBags(nn.Module):
     """Sum-pooled embedding tables that may be far larger than the device, trained by an optimizer of their own.
 
     It takes the place of one ``nn.EmbeddingBag(rows, dim, mode="sum", sparse=True)`` for each table and of their
-    optimizer. All rows live in host memory, ``cache_rows`` of them on the device; what is trained is the same to the
-    last bit whatever the cache holds.
+    optimizer. All rows live in host memory, ``cache_rows`` of them on the device; results are the same to the last
+    bit whatever the cache holds.
 
         for batch in bags.prefetch(loader, lambda batch: batch.ids):
             loss = loss_function(model(batch), batch.labels)  # calls bags(batch.ids): [B, T, D]
@@ -35,7 +35,7 @@ class CachedEmbeddingBags(nn.Module):
 
     `prefetch` prepares rows ahead in a thread; without it `forward` prepares them when it is called. In evaluation mode
     and under ``torch.no_grad()`` `forward` reads the current rows, and changes neither rows nor cache. The tables are
-    no ``nn.Parameter``, so ``model.parameters()`` are the other parameters alone; ``model.state_dict()`` has
+    not an ``nn.Parameter``, so ``model.parameters()`` are the other parameters alone; ``model.state_dict()`` has
     the tables.
 
     Args:
@@ -53,15 +53,15 @@ class CachedEmbeddingBags(nn.Module):
             once and rows never touched take no memory.
         seed: of the initial weights.
         device: where cached rows and pooled vectors are.
-        host_bytes: the most bytes of rows in host memory. Default: what is free.
+        host_bytes: the most bytes of rows in host memory. Default: the free memory.
 
     Attributes:
         learning_rate: of the next step.
         steps: steps taken.
-        counters: what the cache did for the batches so far: hits, rows fetched, evicted, written back.
+        counters: the cache's work for the batches so far: hits, rows fetched, evicted, written back.
 
     Raises:
-        UserError: an argument does not fit; names it.
+        UserError: an argument does not fit; the message names it.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def host_batch(ids: Ids, offsets: Ids | None, table_rows: tuple[int, ...], where
         ids: int32 or int64, local to their tables.
         offsets: int32 or int64.
         table_rows: rows of each of the T tables.
-        where: what to call the batch in a message.
+        where: the batch's name in a message.
 
     Raises:
         UserError: another form, or an id outside its table; names the sample and the table.

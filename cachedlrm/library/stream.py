@@ -37,7 +37,7 @@ class Stream(Generic[T]):
     Args:
         cache: whose rows are prepared; no other stream may be under way.
         batches: the model's.
-        look_up: what a batch looks up; called in the thread, with the batch and its number in the cache's life.
+        look_up: gives the ids of a batch; called in the thread, with the batch and its number in the cache's life.
         first_batch: number of the first batch in the cache's life.
         depth: batches prepared ahead.
         pause_every: after every so many batches none is prepared ahead; 0: no pause.
@@ -81,7 +81,7 @@ class Stream(Generic[T]):
                 yield lookup.host
                 number += 1
         except Exception as error:
-            self._error = error  # for the consumer, when what was read before it has been handed out
+            self._error = error  # for the consumer, after the batches read before it
 
     def _pauses_after(self, index: int) -> bool:
         return self._pause_every > 0 and (index + 1 - self._first_batch) % self._pause_every == 0

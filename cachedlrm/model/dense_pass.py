@@ -1,8 +1,8 @@
 """Forward and backward pass through the dense part of DLRM, without autograd's graph.
 
 The same ATen operators in the same order as `Dlrm.forward` and torch's autograd run, so the bits are theirs
-(tests/test_dense_pass.py); what is saved is the making and walking of a graph, as long as the operators themselves
-where a step is small.
+(tests/model/test_dense_pass.py); it saves making and walking a graph, which takes as long as the operators themselves
+if a step is small.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +64,7 @@ class _Gradients:
 
 
 class _Mlp:
-    """Linear layers and activations of an nn.Sequential, with what a pass leaves for its way back.
+    """Linear layers and activations of an nn.Sequential, with the tensors that a pass keeps for its backward.
 
     With another ``dtype`` than the parameters' it computes on copies of them, which are made anew for each pass.
     """
@@ -158,7 +158,7 @@ class DensePass:
         """The gradient of pooled vectors takes their place; those of parameters go to theirs.
 
         Args:
-            prediction: what `forward` returned, [B].
+            prediction: the result of `forward`, [B].
             labels: [B].
             adds: whether gradients of parameters are added to those that are there.
             share: of its mini-batch in this pass.

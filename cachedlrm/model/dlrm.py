@@ -1,5 +1,5 @@
 """The dense part of DLRM (Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
-Systems", arXiv:1906.00091). Embeddings come in pooled; where they are stored is not known here.
+Systems", arXiv:1906.00091). Embeddings come in pooled, wherever they are stored.
 """
 
 import itertools

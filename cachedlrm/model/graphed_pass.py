@@ -1,4 +1,4 @@
-"""Forward and backward pass as two CUDA graphs: two launches, where eagerly each of some sixty operators is one.
+"""Forward and backward pass as two CUDA graphs: two launches in place of some sixty.
 
 A graph repeats kernels, their arguments and their addresses as they were when it was captured ("CUDA semantics: CUDA
 Graphs" in torch's documentation). So everything stays at its place: parameters and their gradients are views that
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cachedlrm.model.dense_pass import DensePass
 
-# Eager passes before the capture, in which a library may not load and allocate what it does at its first call. As many
+# Eager passes before the capture, in which a library may not load or allocate as it does at its first call. As many
 # as torch.cuda.make_graphed_callables makes.
 _WARM_UP_PASSES = 3
 
@@ -86,7 +86,8 @@ class GraphedPass:
             labels: [B].
 
         Returns:
-            The scalar loss, and what gives the gradient of each of ``pooled`` and puts those of parameters in place.
+            The scalar loss, and a function that gives the gradient of each of ``pooled`` and puts those of
+            parameters in place.
         """
         inputs = [dense, labels, *pooled]
         if self._passes_left:

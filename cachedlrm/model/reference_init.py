@@ -31,7 +31,7 @@ def reference_parameters(
     Args:
         seed: 0 to 2^32 - 1.
         embeddings: in the order of their numbers.
-        base_dim: what projections of mixed dimensions lead to.
+        base_dim: the dimension after projections of mixed dimensions.
         mlp_bot: layer sizes.
         mlp_top: layer sizes, the derived input size first.
 

@@ -1,4 +1,4 @@
-"""One step of the rows of a batch, for the trainer and for models of other people."""
+"""One step of the rows of a batch, for the trainer and for other people's models."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The slots that fit on the device beside a step, and what to change where they do not."""
+"""The slots that fit on the device beside a step, and the options to change if they do not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -76,7 +76,7 @@ def size_device(
     Args:
         step: the training step.
         request: ratio, rows or budget.
-        limit_bytes: what the device may hold: the budget if there is one, else the memory that is free.
+        limit_bytes: the most the device may hold: the budget if there is one, else the free memory.
         largest_working_sets: counts the unique rows of every batch in each group; called only if the bound does not
             fit.
 

@@ -1,4 +1,4 @@
-"""What policies learn of the ids before training: counts for ``static`` and ``lookahead``, next uses for ``oracle``."""
+"""What policies learn before training: counts for ``static`` and ``lookahead``, next uses for ``oracle``."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def inform_policies(
     tell: Tell = tell_nobody,
     first_batch: int = 0,
 ) -> None:
-    """Gives policies what they need of the stream; one pass over the ids if they need anything.
+    """Gives policies the counts or next uses that they need; one pass over the ids if they need any.
 
     Args:
         caches: the policies of each group of each cache, all of one kind.
@@ -48,8 +48,8 @@ def inform_policies(
         schedule: of the run.
         options: resolved.
         run_dir: where next uses go.
-        row_counts: lookups of each row in an epoch, where the data knows them.
-        tell: takes the share of the ids that was read, again and again.
+        row_counts: lookups of each row in an epoch, if the data has them.
+        tell: takes the share of the ids read so far, again and again.
         first_batch: the first of the run to plan; those before it were trained by an earlier process.
 
     Raises:
@@ -85,7 +85,7 @@ def _count_what_is_left(
     known: Int64s | None,
     first_batch: int,
 ) -> None:
-    """Policy ``lookahead`` ranks rows by lookups left; ``known`` are those of an epoch, where the data has them."""
+    """Policy ``lookahead`` ranks rows by lookups left; ``known`` are those of an epoch, if the data has them."""
     epochs, passed = 1, None
     counts: Sequence[NDArray[np.integer]]
     if known is None:  # those from `first_batch` on, all epochs together
@@ -109,7 +109,7 @@ def knows_counts(cache: ResolvedCache, router: Router, row_counts: Int64s | None
 
 
 def discard_next_uses(run_dir: Path) -> None:
-    """Removes what only a run in progress needs."""
+    """Removes next uses, which only a run in progress needs."""
     shutil.rmtree(run_dir / NEXT_USES_FOLDER, ignore_errors=True)
 
 

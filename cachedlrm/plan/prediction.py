@@ -1,4 +1,4 @@
-"""What to expect of a run, from the ids of its first batches: hits, rows moved, and the highest possible speed."""
+"""Expectations of a run from the ids of its first batches: hits, rows moved, and the highest possible speed."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples o
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a cache is expected to do over a run.
+    """The expected work of a cache over a run.
 
     Attributes:
         cache_slots: rows it keeps.
@@ -92,7 +92,7 @@ class PredictedCache:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What to expect of a run, and of other sizes of its cache.
+    """Expectations of a run, and of other sizes of its cache.
 
     Attributes:
         sampled_batches: batches whose ids were read.
@@ -132,7 +132,7 @@ class Prediction:
 
     @property
     def of_run(self) -> PredictedRun:
-        """What a report says of the run."""
+        """The run's part of a report."""
         chosen = self.chosen
         return PredictedRun(
             hit_ratio=chosen.hit_ratio,
@@ -148,7 +148,7 @@ class Prediction:
 
     @property
     def by_size(self) -> tuple[PredictedCache, ...]:
-        """What a report says of caches of several sizes."""
+        """The report's part on caches of several sizes."""
         return tuple(
             PredictedCache(
                 point.cache_slots, point.hit_ratio, point.moved_bytes_per_step, point.fits, self.judges(point)
@@ -180,7 +180,7 @@ def predict(
 
     Args:
         options: resolved.
-        dataset: what they were resolved with.
+        dataset: that they were resolved with.
         tiers: sizes of the run.
         sampled_batches: batches to read.
         tell: called with the share of them planned so far.

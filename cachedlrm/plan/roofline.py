@@ -2,7 +2,7 @@
 
 The roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009): a step is no faster than its arithmetic at the
 device's peak rate, than the bytes it must move at the bandwidth of the device's memory, and than those that must cross
-the link. Only what no implementation can avoid is counted, so a measured run lies below the bound.
+the link. Only unavoidable work is counted, so a measured run lies below the bound.
 """
 
 import itertools
@@ -15,7 +15,7 @@ _FLOAT, _POSITION = 4, 4  # bytes
 
 
 class Traffic(Protocol):
-    """What crosses the link; an `Expectation` of `cachedlrm.plan.prediction`."""
+    """Traffic over the link; an `Expectation` of `cachedlrm.plan.prediction`."""
 
     @property
     def num_steps(self) -> int: ...
@@ -30,7 +30,7 @@ class Traffic(Protocol):
 
 
 def step_ms(options: Resolved, step: StepShape, traffic: Traffic) -> dict[str, float]:
-    """Milliseconds of a step by what bounds it: ``arithmetic``, ``device memory``, ``link``; those that are described.
+    """Milliseconds of a step by its bound, ``arithmetic``, ``device memory`` or ``link``, if that is described.
 
     Args:
         options: ``hardware`` says rates in operations or bytes a second.

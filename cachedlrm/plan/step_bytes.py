@@ -16,7 +16,7 @@ _LOSS_NUMBERS = 8  # of a sample: prediction, loss and their gradients
 
 @dataclass(frozen=True)
 class StepShape:
-    """The sizes that decide what a training step needs.
+    """The sizes that decide the memory of a training step.
 
     Attributes:
         groups: of tables.
@@ -92,7 +92,7 @@ class StepShape:
     def fixed_bytes(self, working_sets: tuple[int, ...]) -> dict[str, int]:
         """Bytes of everything but the slabs, for batches of at most so many unique rows in each group.
 
-        Buffers stay; beside them is what a training step needs, or an evaluation step if that is more.
+        Buffers stay; beside them lies the memory of a training step, or of an evaluation step if that is more.
         """
         buffers = int(_SPARE * (self._upload_bytes(working_sets) + self._record_bytes(working_sets)))
         vectors, layers, rows = self._step_bytes(working_sets)

@@ -1,4 +1,4 @@
-"""``python -m cachedlrm.prepare criteo|avazu|parquet PATH... --out DIR``: raw click logs to what training reads."""
+"""``python -m cachedlrm.prepare criteo|avazu|parquet PATH... --out DIR``: raw click logs to training files."""
 
 import sys
 

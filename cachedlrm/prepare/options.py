@@ -42,7 +42,7 @@ class PrepareOptions:
     """Options for every kind of file."""
 
     out: Path
-    """Folder to write to; made if it is missing. An interrupted command goes on from there when it is repeated."""
+    """Folder to write to, created if missing. Repeat an interrupted command to resume it."""
     min_count: Positive = 1
     """Values seen less often than this in the training samples share row 0 of their table."""
     max_ind_range: FoldedRows = -1
@@ -55,7 +55,7 @@ class PrepareOptions:
     skip_bad_lines: Flag = False
     """Leave out lines that do not parse, and count them, instead of stopping at the first and naming it."""
     memory: Bytes = 2 << 30
-    """The most memory to use; what is written does not depend on it. Default: 2GiB."""
+    """The most memory to use; the output does not depend on it. Default: 2GiB."""
     threads: Threads | None = None
     """Threads that parse and count. Default: the processors this process may use."""
     ui: Literal["auto", "live", "plain", "off"] = "auto"
@@ -80,7 +80,7 @@ class ColumnOptions:
     sparse: str
     """Columns of the categories (integers, booleans or text), joined by commas; each makes a table."""
     log_dense: Flag = False
-    """Take dense features as Criteo's integers are taken: log(x + 1), and 0 for what is below 0."""
+    """Take dense features as Criteo's integers are taken: log(x + 1), and 0 for negative values."""
 
 
 @dataclass(frozen=True)
@@ -136,5 +136,5 @@ def _check(command: Command) -> Command:
     if options.test_fraction is not None and options.test_files is not None:
         raise UserError("--test-fraction and --test-files exclude each other; give one of them")
     if options.memory < _LEAST_MEMORY:
-        raise UserError(f"--memory {options.memory} is below what the libraries alone take; give 768MiB or more")
+        raise UserError(f"--memory {options.memory} is less than the libraries alone take; give 768MiB or more")
     return command

@@ -39,7 +39,7 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
 
     Raises:
         UserError: a file or line is not as it should be, or the output cannot be written.
-        KeyboardInterrupt: interrupted; what is on record stays.
+        KeyboardInterrupt: interrupted; recorded work is kept.
     """
     inputs = find_inputs(paths)
     if options.test_files is not None and options.test_files >= len(inputs):
@@ -52,9 +52,9 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
             progress.say(f"{shown(options.out)} is complete")
             return
         if work.resumed:
-            progress.say("going on where it was interrupted")
+            progress.say("resuming where it was interrupted")
         if work.restarted:
-            progress.say("files have changed since it was interrupted; beginning anew")
+            progress.say("files have changed since it was interrupted; starting over")
         skipped = sum(work.read.skipped)
         if skipped and not options.skip_bad_lines:
             raise UserError(
@@ -79,9 +79,9 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
 
 
 def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -> dict[str, Any]:
-    """All that decides what is written; memory and threads do not.
+    """Everything that the output depends on: not memory and threads.
 
-    Nor does --skip-bad-lines until there is one, so that it may be added when one has ended the command.
+    Nor --skip-bad-lines, so that it may be added after a bad line has ended the command.
     """
     files = [(str(path.resolve()), path.stat()) for path in inputs]
     return {
@@ -151,7 +151,7 @@ def _resident_bytes() -> int:
 
 
 def _share_noter(stage: Stage, shares: list[float], number: int, num_samples: int) -> Callable[[float], None]:
-    """Tells the display what a table has done beside the others."""
+    """Reports the progress of one of the tables to the display."""
 
     def note(share: float) -> None:
         shares[number] = share
@@ -184,7 +184,7 @@ def _summary(
     tables: Sequence[FinishedTable],
     num_train: int,
 ) -> dict[str, Any]:
-    """What ``prepared.json`` says."""
+    """The content of ``prepared.json``."""
     files = zip(inputs, work.read.samples, work.read.skipped, strict=True)
     names = zip(format_.table_names, tables, strict=True)
     return {

@@ -18,13 +18,13 @@ _LINE_S, _REFRESH_S = 10.0, 0.25
 
 
 class Stage:
-    """One of the stages; told how far it is, by any thread.
+    """A stage of the work; any thread may report its progress.
 
     Args:
         progress: the display.
         name: for people.
         total: of ``done`` at the end.
-        unit: what is counted.
+        unit: that is counted.
     """
 
     def __init__(self, progress: "Display", name: str, total: int, unit: str) -> None:
@@ -34,7 +34,7 @@ class Stage:
         self._shown_at = time.monotonic()
 
     def update(self, done: int, samples: int | None = None) -> None:
-        """Tells how much is done, of ``total``, and how many samples (or what is counted) that is; None: as many."""
+        """Reports how much of ``total`` is done, and how many samples (or other units) that is; None: as many."""
         now = time.monotonic()
         samples = done if samples is None else samples
         with self._lock:
@@ -61,7 +61,7 @@ class Display:
 
     Args:
         mode: ``live``, ``plain`` or ``off``; ``auto``: live on a terminal, else plain.
-        stream: where to.
+        stream: to write to.
     """
 
     def __init__(self, mode: str, stream: TextIO | None) -> None:
@@ -87,7 +87,7 @@ class Display:
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "samples") -> Iterator[Stage]:
-        """Shows a stage while it lasts, and what it took."""
+        """Shows a stage while it lasts, then the time it took."""
         start = time.monotonic()
         if self._mode == "live":
             console = Console(file=cast("TextIO", self._output))

@@ -23,7 +23,7 @@ Parsed = tuple[Block, Samples, list[BadLine]]
 
 
 def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Sequence[Path], progress: Display) -> None:
-    """Parses what is not on record yet.
+    """Parses the part of the files that is not on record yet.
 
     Args:
         work: the output's working folder.
@@ -68,7 +68,7 @@ def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Seq
 
 @contextmanager
 def thread_pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for work that leaves the interpreter free; what has not begun when the block ends never does."""
+    """Threads for work that leaves the interpreter free; tasks not begun when the block ends are dropped."""
     pool = ThreadPoolExecutor(num_threads)
     try:
         yield pool
@@ -98,4 +98,4 @@ def _report(progress: Display, format_: Format, path: Path, bad: Sequence[BadLin
     for number, line in enumerate(bad[: max(0, _SHOWN_BAD_LINES - before)], before + 1):
         progress.say(f"skipped {bad_line_words(format_, path, line)}")
         if number == _SHOWN_BAD_LINES:
-            progress.say("more such lines are skipped without a word, and counted")
+            progress.say("further bad lines are skipped silently, and counted")

@@ -29,7 +29,7 @@ class SampleSpool:
         num_dense: dense features.
         num_tables: tables.
         key_dtype: of the keys.
-        num_samples: on record; what a process that was killed wrote after them is cut off.
+        num_samples: on record; whatever a killed process wrote after them is cut off.
 
     Raises:
         UserError: files are shorter than that.
@@ -54,7 +54,7 @@ class SampleSpool:
             file.write(np.ascontiguousarray(values).data)
 
     def commit(self) -> None:
-        """Has everything on the disk, so that it may go on record."""
+        """Forces everything to the disk, so that it may go on record."""
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())

@@ -34,7 +34,7 @@ class FinishedTable:
 
     Attributes:
         folder: with `counts` [num_rows] int64, `keys` [num_rows] uint64 and `rows` [all samples] int32.
-        num_rows: of the table, row 0 for what has no row of its own included.
+        num_rows: of the table, with row 0, which keys without a row of their own share.
         num_keys: different keys in the training samples.
     """
 
@@ -83,7 +83,7 @@ class TableBuilder:
         Args:
             number: of the table.
             name: for messages.
-            done: told which share of the work is done.
+            done: takes the share of the work that is done.
 
         Raises:
             UserError: more different keys than an int32 can number.

@@ -31,7 +31,7 @@ _WRITE_ROWS = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """A range of a vocabulary, in two files: mixed keys [n] ascending, and their rows [n]; 0: out of it.
+    """A range of a vocabulary, in two files: mixed keys [n] ascending, and their rows [n]; 0: none of their own.
 
     Attributes:
         low: the least mixed key of the range.
@@ -54,7 +54,7 @@ def count_keys(
     Args:
         chunks: reads the column once; pieces of it, each with the share of the column that ends with it.
         max_slots: of the hash table; a power of two.
-        done: told which share of the work is done.
+        done: takes the share of the work that is done; falls when a range turns out too wide.
 
     Yields:
         The range (least and greatest mixed key), its mixed keys [n] ascending, and their counts [n].

@@ -27,7 +27,7 @@ _FOLDER, _STATE = ".prepare", "state.json"
 
 @dataclass(frozen=True)
 class ReadSoFar:
-    """How far the raw files are read; what the spool holds.
+    """Progress through the raw files, which is what the spool holds.
 
     Attributes:
         file: number of the file that is being read.
@@ -71,7 +71,7 @@ class Work:
     Attributes:
         out: the output folder.
         folder: the working folder; missing if the output is complete.
-        command: all that decides what is written.
+        command: everything that the output depends on.
         read: as on record.
         resumed: whether an earlier process began.
         restarted: whether an earlier process began with files that have changed since.
@@ -84,7 +84,7 @@ class Work:
         self.resumed = self.restarted = False
 
     def record(self, read: ReadSoFar) -> None:
-        """Puts on record what the spool holds; the record is whole at any time."""
+        """Records what the spool holds; the record is never half-written."""
         self.read = read
         state = {"command": self.command, "read": asdict(read)}
         write_json(self.folder / _STATE, state)
@@ -92,7 +92,7 @@ class Work:
     def publish(self, names: list[str]) -> None:
         """Moves finished outputs to their names, the last of ``names`` last, and removes the working folder.
 
-        What readers need first goes last: until then they find nothing, or a set that lacks a file.
+        Readers look first for the file that is moved last: until then they find nothing, or a set that lacks a file.
         """
         for name in names:
             if (self.folder / "out" / name).exists():  # else it was moved before an interruption
@@ -112,7 +112,7 @@ class Work:
             if changes != ["inputs"] or self.read.written:
                 what = " and ".join(_words(name, state["command"]) for name in changes)
                 raise UserError(
-                    f"{shown(self.out)} holds a preparation that was interrupted, of another command ({what}); repeat "
+                    f"{shown(self.out)} holds an interrupted preparation of another command ({what}); repeat "
                     f"that one, remove {shown(self.folder)}, or {OTHER_OUT}"
                 )
             state_file.unlink()  # first: without it nothing else in the folder counts
@@ -126,7 +126,9 @@ class Work:
             raise UserError(f"{shown(self.out)} already holds data prepared by another command; {OTHER_OUT}")
         others = [path.name for path in (*self.out.glob("*.npy"), *self.out.glob("test"))]
         if others:
-            raise UserError(f"{shown(self.out)} already holds {shown(others[0])}, which is not ours; {OTHER_OUT}")
+            raise UserError(
+                f"{shown(self.out)} already holds {shown(others[0])}, which this command did not write; {OTHER_OUT}"
+            )
         self.folder.mkdir(exist_ok=True)
         self.record(ReadSoFar())
         return True
@@ -138,7 +140,7 @@ def open_work(out: Path, command: Mapping[str, Any]) -> Iterator[Work | None]:
 
     Args:
         out: the folder.
-        command: all that decides what is written, as JSON has it.
+        command: everything that the output depends on, as JSON has it.
 
     Raises:
         UserError: another process prepares into it, it holds something else, or it cannot be written.
@@ -183,5 +185,5 @@ def _paths(command: Mapping[str, Any]) -> list[str]:
 
 def _words(name: str, command: Mapping[str, Any]) -> str:
     if name in ("files", "inputs"):
-        return "its files were others or have changed"
+        return "its files were different or have changed"
     return f"its {name} was {shown(command.get(name))}"

@@ -170,8 +170,8 @@ def put(column: str, row: int, value: object) -> pa.Table:
         (put("user", 200, -1), "a.parquet: row 201: user: id -1 is negative; correct the data"),
         (put("user", 200, None), "a.parquet: row 201: user is missing (null); fill in a value, or let python -m"),
         (put("age", 1099, None), "a.parquet: row 1100: age is missing (null)"),
-        (put("age", 0, float("nan")), "a.parquet: row 1: age is nan, which is no finite float32"),
-        (put("age", 131, 1e300), "a.parquet: row 132: age is 1e+300, which is no finite float32"),
+        (put("age", 0, float("nan")), "a.parquet: row 1: age is nan, which is not a finite float32"),
+        (put("age", 131, 1e300), "a.parquet: row 132: age is 1e+300, which is not a finite float32"),
         (put("label", 500, None), "a.parquet: row 501: label is missing (null)"),
         (put("label", 500, 3), "a.parquet: row 501: label is 3.0; labels are 0 to 1"),
     ],
@@ -209,8 +209,8 @@ def test_columns_that_do_not_fit_are_refused(tmp_path, capsys, data, named, word
     [
         ("parquet:", "unknown source; there are .* parquet:PATH and reference"),
         ("parquet:{}/none", "--data parquet:.*/none: .*/none: no such file or folder"),
-        ("parquet:{}/npy", "dense.npy is no Parquet file, or damaged: .*magic bytes not found.*; write it again"),
-        ("parquet:{}/empty", "empty/part is no Parquet file, or damaged: .*size is 0 bytes"),
+        ("parquet:{}/npy", "dense.npy is not a Parquet file, or damaged: .*magic bytes not found.*; write it again"),
+        ("parquet:{}/empty", "empty/part is not a Parquet file, or damaged: .*size is 0 bytes"),
         ("parquet:{}/notes", "--data parquet:.*/notes: no rows in it"),
         ("parquet:{}/mixed", "mixed/b has no column age; there are label, price: name others"),
     ],
@@ -232,7 +232,7 @@ def test_a_file_that_is_cut_off_or_changed_is_named(tmp_path):
     whole = path.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, 9):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
+        with pytest.raises(UserError, match=r"a\.parquet (is not a Parquet file, or damaged|cannot be read): "):
             open_source(f"parquet:{path}")
     source = open_source(f"parquet:{write(path, table(), write_page_checksum=True)}")
     changed = bytearray(whole)
@@ -279,7 +279,7 @@ def test_a_file_that_changes_meanwhile_is_named(tmp_path, changed):
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"a\.parquet (is no Parquet file, or damaged|cannot be read): "):
+    with pytest.raises(UserError, match=r"a\.parquet (is not a Parquet file, or damaged|cannot be read): "):
         source.read(900, 1000)
 
 

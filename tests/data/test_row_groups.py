@@ -59,8 +59,8 @@ def test_the_largest_id_with_statistics_and_without(tmp_path, statistics):
     [
         ("user", [0, 1, 2, 3, -4, 5, 6], "row 5: user: id -4 is negative"),
         ("user", [0, 1, 2, 3, None, 5, 6], "row 5: user is missing (null); fill in a value"),
-        ("price", [0.0, 1.0, 2.0, 3.0, float("nan"), 5.0, 6.0], "row 5: price is nan, which is no finite float32"),
-        ("price", [0.0, 1.0, 2.0, 3.0, 1e300, 5.0, 6.0], "row 5: price is 1e+300, which is no finite float32"),
+        ("price", [0.0, 1.0, 2.0, 3.0, float("nan"), 5.0, 6.0], "row 5: price is nan, which is not a finite float32"),
+        ("price", [0.0, 1.0, 2.0, 3.0, 1e300, 5.0, 6.0], "row 5: price is 1e+300, which is not a finite float32"),
     ],
 )
 def test_values_that_are_none_are_named(tmp_path, column, values, words):

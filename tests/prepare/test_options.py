@@ -40,7 +40,7 @@ def test_parquet_has_columns():
     [
         (["criteo", "--out=o"], "criteo needs files or folders to read: python -m cachedlrm.prepare criteo PATH"),
         (["criteo", "a", "--out=o", "--test-fraction=0.1", "--test-files=1"], "exclude each other; give one of them"),
-        (["criteo", "a", "--out=o", "--memory=1MiB"], "--memory 1048576 is below what the libraries alone take"),
+        (["criteo", "a", "--out=o", "--memory=1MiB"], "--memory 1048576 is less than the libraries alone take"),
     ],
 )
 def test_what_no_single_option_shows(arguments, words):

@@ -133,7 +133,7 @@ def test_what_was_parsed_is_not_parsed_again(tmp_path, days, monkeypatch, capsys
 
     monkeypatch.setattr(spool.SampleSpool, "append", note)
     assert main(["criteo", *map(str, days), "--out", str(tmp_path / "out"), "--ui=plain"]) == 0
-    assert "going on where it was interrupted" in capsys.readouterr().out
+    assert "resuming where it was interrupted" in capsys.readouterr().out
     assert before + sum(samples) == 300
     assert contents(tmp_path / "out") == wanted
 
@@ -195,14 +195,14 @@ def test_memory_threads_and_display_may_differ(interrupted, days, tmp_path):
 def test_what_was_made_of_a_file_that_has_changed_is_made_anew(interrupted, tmp_path, days, capsys):
     write(days[0] / "day_1", LINES[150:200])
     assert main(["criteo", *map(str, days), "--out", str(interrupted)]) == 0
-    assert "files have changed since it was interrupted; beginning anew\n" in capsys.readouterr().out
+    assert "files have changed since it was interrupted; starting over\n" in capsys.readouterr().out
     assert contents(interrupted) == uninterrupted(tmp_path, days)
 
 
 def test_other_files_are_another_command(interrupted, days, capsys):
     (days[0] / "day_1").rename(days[0] / "day_2")
     message = one_line(capsys, prepare("criteo", *days, "--out", interrupted))
-    assert "of another command (its files were others or have changed); " in message
+    assert "of another command (its files were different or have changed); " in message
 
 
 def test_a_bad_line_may_be_left_out_or_corrected_afterwards(tmp_path, days, capsys):

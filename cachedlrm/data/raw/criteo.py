@@ -44,7 +44,7 @@ class Criteo(TextFormat):
 
 
 def _what_is_wrong(line: bytes) -> str:
-    """Of a line that the parser refused."""
+    """Why the parser refused a line."""
     fields = line.rstrip(b"\r\n").split(b"\t")
     if len(fields) != _NUM_FIELDS:
         return f"{len(fields)} fields between tabs where a label, 13 integers and 26 categories make {_NUM_FIELDS}"
@@ -60,7 +60,7 @@ def _what_is_wrong(line: bytes) -> str:
         if not good:
             wanted = "an integer of 32 bits" if is_integer else "up to 8 hexadecimal digits"
             return f"field {number}, {_quoted(field)}, is not {wanted}"
-    return "it holds a character that no such file has"
+    return "it holds a character that such files never hold"
 
 
 def _quoted(field: bytes) -> str:

@@ -23,7 +23,7 @@ _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def read_blocks(path: Path, start: Position, block_bytes: int) -> Iterator[Block]:
-    """Blocks of whole lines. In a compressed file what lies before ``start`` is decompressed again.
+    """Blocks of whole lines. A compressed file is decompressed from its beginning, whatever ``start`` is.
 
     Args:
         path: the file.
@@ -42,7 +42,7 @@ def read_blocks(path: Path, start: Position, block_bytes: int) -> Iterator[Block
             text, rest = text[:cut], text[cut:]
             if len(rest) > _LONGEST_LINE:
                 number = place.lines + text.count(b"\n") + 1
-                raise UserError(f"{shown(path)}: line {number} is longer than 1 MiB; this is no such text file")
+                raise UserError(f"{shown(path)}: line {number} is longer than 1 MiB; name a file with a sample a line")
             if text:
                 block = _block(path, place, text, file.share())
                 place = block.end
@@ -53,7 +53,7 @@ def read_blocks(path: Path, start: Position, block_bytes: int) -> Iterator[Block
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what the operating system or Arrow refuses into the user's one line."""
+    """Turns errors of the operating system and of Arrow's decompression into a `UserError`."""
     try:
         yield
     except OSError as error:  # Arrow's errors of decompression too
@@ -88,7 +88,7 @@ class TextFile:
         return text
 
     def skip(self, count: int) -> None:
-        """Goes on after ``count`` bytes; only a compressed text has to be read for that.
+        """Skips ``count`` bytes; only compressed text has to be read for that.
 
         Raises:
             UserError: the text is shorter.
@@ -103,7 +103,7 @@ class TextFile:
             count -= piece
 
     def share(self) -> float:
-        """Of the file's bytes, those read."""
+        """The share of the file's bytes that was read."""
         place: int = self._file.tell()
         return place / self._size
 
@@ -130,7 +130,7 @@ class LineTable:
     """Arrow's CSV reader for lines of fixed columns.
 
     Args:
-        types: of the columns, by name; byte strings may be empty, anything else is null then.
+        types: of the columns, by name; an empty field is an empty byte string, or null in any other type.
         delimiter: between fields.
         quoted: whether fields may be in double quotes.
     """
@@ -191,9 +191,9 @@ class TextFormat(ABC):
         return read_blocks(path, start, self._block_bytes)
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
-        """See `Format`. Where a block does not parse, halves of it do, down to the lines that are bad.
+        """See `Format`. If a block does not parse, its halves are tried, down to the bad lines.
 
-        So the one parser decides which lines are good, at the full rate where all of them are.
+        So one parser decides which lines are good, at the full rate if all of them are.
         """
         good: list[Samples] = []
         bad: list[BadLine] = []

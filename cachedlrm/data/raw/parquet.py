@@ -20,14 +20,14 @@ _BLOCK_ROWS = 1 << 15
 
 @contextmanager
 def reading_parquet(path: Path) -> Iterator[None]:
-    """Turns what the operating system or Arrow refuses into the user's one line."""
+    """Turns errors of the operating system and of Arrow into a `UserError`."""
     try:
         with reading(path):
             yield
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{shown(path)} is no Parquet file, or damaged: {shown(reason)}; write it again or leave it out"
+            f"{shown(path)} is not a Parquet file, or damaged: {shown(reason)}; write it again or leave it out"
         ) from error
 
 
@@ -88,7 +88,7 @@ class Parquet:
                     )
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
-        """The samples of a block and the rows that are none."""
+        """The samples of a block, and its bad rows."""
         rows: pa.RecordBatch = block.content
         labels = _floats(rows.column(self._label), np.nan)
         wrong = (labels != 0) & (labels != 1)

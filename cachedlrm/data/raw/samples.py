@@ -1,4 +1,4 @@
-"""What the parsers of raw files share: samples of a block, where it lies, and what is wrong with a line."""
+"""Types common to the parsers of raw files: a block, its samples and its bad lines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -76,7 +76,7 @@ class Block:
     share: float
 
     def with_content(self, content: Any) -> "Block":
-        """The same place with another content; None: with none."""
+        """The same block with other content, or without (None)."""
         return replace(self, content=content)
 
 
@@ -93,7 +93,7 @@ class BadLine(NamedTuple):
 
 
 class UnparsableError(Exception):
-    """Something in a block does not parse; says what."""
+    """Something in a block does not parse; the message says what."""
 
 
 class Format(Protocol):
@@ -119,12 +119,12 @@ class Format(Protocol):
         """The file's blocks from a place on where a block may begin.
 
         Raises:
-            UserError: the file cannot be read, or is no such file at all.
+            UserError: the file cannot be read, or is of another kind.
         """
         ...
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
-        """The samples of a block and the lines that are none; thread-safe.
+        """The samples of a block, and its bad lines; thread-safe.
 
         Raises:
             UserError: a line does not parse and is not to be skipped; names it.
@@ -133,21 +133,21 @@ class Format(Protocol):
 
 
 def bad_line(format_: Format, path: Path, line: BadLine) -> UserError:
-    """The one line that refuses a line."""
+    """The error for a bad line."""
     words = bad_line_words(format_, path, line)
     return UserError(f"{words}; correct it, or leave out such {format_.line}s with --skip-bad-lines")
 
 
 def bad_line_words(format_: Format, path: Path, line: BadLine) -> str:
-    """Where a line is, and what is wrong with it."""
+    """The place of a bad line, and the reason."""
     return f"{shown(path)}: {format_.line} {line.number}: {line.reason}"
 
 
 def log_transform(values: NDArray[np.int32] | NDArray[np.float32]) -> NDArray[np.float32]:
-    """log(x + 1) of what is above 0, 0 of the rest, with the bits of facebookresearch/dlrm.
+    """log(x + 1) of positive values, 0 of the others, with the bits of facebookresearch/dlrm.
 
     Its ``data_utils.py`` sets negative integers to 0; its ``dlrm_data_pytorch.py`` takes the logarithm in torch, whose
-    last bit is another than numpy's for 3 % of the integers.
+    last bit differs from numpy's for 3 % of the integers.
     """
     import torch  # noqa: PLC0415 - takes a second and 200 MB, which a mistake on the command line need not wait for
 

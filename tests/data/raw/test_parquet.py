@@ -113,4 +113,4 @@ def test_a_schema_that_does_not_fit_is_refused(tmp_path, capsys, options, words)
 def test_a_file_that_is_not_parquet_is_refused(tmp_path, capsys):
     path = write(tmp_path / "a.parquet", ["text"] * 20)
     message = one_line(capsys, prepare("parquet", path, "--out", tmp_path / "out", *SCHEMA))
-    assert f"{path} is no Parquet file, or damaged" in message
+    assert f"{path} is not a Parquet file, or damaged" in message
