@@ -9,7 +9,7 @@ from cachedlrm.options.parsing import mistake, nearest, parse
 from cachedlrm.options.types import Count
 
 
-def copy(source: str, *, steps: Count = 3) -> tuple[str, int]:
+def copy(source: str, /, *, steps: Count = 3) -> tuple[str, int]:
     return source, steps
 
 
