@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -32,8 +33,10 @@ def simulated_cuda(schedule: str = "late", **settings: Any) -> Iterator[Machine]
         raise RuntimeError("this torch has a CUDA device of its own")
     if not _kernels:  # the two that factories end in; everything else comes to the tensors
         _kernels.append(torch.library.Library("aten", "IMPL"))
-        _kernels[0].impl("empty.memory_format", empty, "CUDA")
-        _kernels[0].impl("empty_strided", empty_strided, "CUDA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a build with CUDA has kernels there, which nothing can run
+            _kernels[0].impl("empty.memory_format", empty, "CUDA")
+            _kernels[0].impl("empty_strided", empty_strided, "CUDA")
     machine = Machine(schedule, **settings)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **_functions(machine)))
@@ -83,6 +86,7 @@ def _functions(machine: Machine) -> dict[str, Any]:
         "Stream": lambda device=None, **_: Stream(machine, index(device)),
         "stream": machine.on_stream,
         "current_stream": lambda device=None: machine.current_stream(index(device)),
+        "is_current_stream_capturing": lambda: machine.current_stream(machine.current_device).graph is not None,
         "default_stream": lambda device=None: machine.default_streams[index(device)],
         "Event": Event,
         "CUDAGraph": Graph,
