@@ -44,7 +44,7 @@ class Interrupts:
         return self._came
 
     def held(self) -> "_Held":
-        """What is inside is finished first; a second signal interrupts it all the same."""
+        """Lets the block finish before a signal interrupts; a second signal interrupts it all the same."""
         return _Held(self)
 
     @contextmanager

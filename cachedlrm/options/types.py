@@ -117,4 +117,5 @@ def may_change(option: Field[Any]) -> bool:
 
 
 def option_group(title: str, order: int) -> Parameter:
+    """Marks a dataclass whose fields are options, shown in ``--help`` under ``title``, groups by ``order``."""
     return Parameter(name="*", group=Group(title, sort_key=order))
