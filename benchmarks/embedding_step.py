@@ -36,6 +36,7 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSlots
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
+from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.init import CounterInit
 from cachedlrm.store.records import OPTIMIZERS, GroupShape, RecordLayout
 
@@ -90,7 +91,7 @@ class Ours:
     def train(self, batch: PreparedBatch, grad: torch.Tensor) -> None:
         """Pools its rows and moves them by the gradient of the pooled vectors."""
         updates = self._cache.begin(batch)
-        updates[0].step(grad, RATE, batch.tensors.index + 1)
+        updates[0].step(grad, RowStep(RATE, batch.tensors.index + 1))
         self._cache.finish(batch, updates)
 
     def close(self) -> None:

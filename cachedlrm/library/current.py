@@ -9,6 +9,7 @@ from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.data.batch import Batch
 from cachedlrm.library.ids import Ids
 from cachedlrm.library.stream import Lookup
+from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.model.row_update import RowUpdate
 
 
@@ -61,8 +62,8 @@ class CurrentBatch:
             self._leaf.grad = None
             self._may_be_left = True
 
-    def step(self, learning_rate: float, step: int) -> None:
-        """Moves the rows and hands them back; ``step`` counts from 1.
+    def step(self, step: RowStep) -> None:
+        """Moves the rows and hands them back.
 
         Raises:
             UserError: there is no gradient.
@@ -73,7 +74,7 @@ class CurrentBatch:
             raise UserError("step was called without a gradient; call loss.backward() first")
         assert self._update is not None
         with torch.no_grad():
-            self._update.step(self._leaf.grad, learning_rate, step)
+            self._update.step(self._leaf.grad, step)
         self._cache.finish(self._prepared, [self._update])
 
     def leave(self) -> None:

@@ -43,6 +43,8 @@ class CachedEmbeddingBags(nn.Module):
         dim: columns of every table, D.
         optimizer: ``sgd``, ``adagrad``, ``rwsadagrad`` (one sum a row) or ``adam`` (lazy, as torch.optim.SparseAdam).
         learning_rate: of the rows; the attribute of this name may be changed between steps.
+        eps: added to the root that a gradient is divided by. Default: torch's, 1e-10, of adam 1e-8.
+        weight_decay: decoupled, as torch.optim.AdamW has it; only rows of the batch decay.
         cache_ratio: share of all rows that the device keeps.
         cache_rows: their number, instead of the ratio. The unique rows of one batch must fit.
         policy: which rows leave first: ``lru``, ``lfu``, ``lrfu``, or ``lookahead``, which needs `prefetch`.
@@ -71,6 +73,8 @@ class CachedEmbeddingBags(nn.Module):
         *,
         optimizer: str = "adagrad",
         learning_rate: float = 0.01,
+        eps: float | None = None,
+        weight_decay: float = 0.0,
         cache_ratio: float | None = None,
         cache_rows: int | None = None,
         policy: str = "lrfu",
@@ -90,6 +94,8 @@ class CachedEmbeddingBags(nn.Module):
             tuple(table_rows),
             dim,
             optimizer=optimizer,
+            eps=eps,
+            weight_decay=weight_decay,
             cache_ratio=cache_ratio,
             cache_rows=cache_rows,
             policy=policy,
@@ -222,7 +228,7 @@ class CachedEmbeddingBags(nn.Module):
         self._check_open()
         if self._current is None:
             raise UserError("step was called without a batch; call forward and backward first, once for each step")
-        self._current.step(self.learning_rate, self.steps + 1)
+        self._current.step(self._tables.row_step(self.learning_rate, self.steps + 1))
         self.steps += 1
         self._current = None
 

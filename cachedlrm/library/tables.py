@@ -1,5 +1,6 @@
 """The tables of `CachedEmbeddingBags`: arguments to a cache, and its rows to a state and back."""
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from cachedlrm.cache.table_group import CacheSettings, GroupSlots
 from cachedlrm.cache.working_set import NEVER
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Router, TablePart
+from cachedlrm.model.row_optimizers import LEAST_EPS, RowStep
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
 from cachedlrm.store.records import OPTIMIZERS, GroupShape, RecordLayout
 
@@ -54,6 +56,8 @@ class CachedTables:
         seed: int,
         device: torch.device,
         host_bytes: int | None,
+        eps: float | None = None,
+        weight_decay: float = 0.0,
     ) -> None:
         if not table_rows:
             raise UserError("table_rows is empty; give the number of rows of each table")
@@ -62,6 +66,8 @@ class CachedTables:
         if self._num_rows >= 2**31:
             raise UserError(f"table_rows add up to {self._num_rows:,}; one CachedEmbeddingBags holds less than 2^31")
         self.layout = RecordLayout(_whole(dim, "dim", 1), _one_of(optimizer, "optimizer", tuple(OPTIMIZERS)))
+        self._eps, self._weight_decay = eps, weight_decay
+        self._check_numbers()
         if (cache_ratio is None) == (cache_rows is None):
             raise UserError("give either cache_ratio or cache_rows, how many rows the device keeps")
         if cache_ratio is not None and not 0 < cache_ratio <= 1:
@@ -82,6 +88,15 @@ class CachedTables:
             self._counter_init(seed) if weights is None else ArrayInit([[table] for table in self._copied(weights)])
         )
         self._open()
+
+    def _check_numbers(self) -> None:
+        """Those of the optimizer."""
+        if self._eps is not None and not OPTIMIZERS[self.layout.optimizer].eps:
+            raise UserError(f"eps is {self._eps} and optimizer {self.layout.optimizer} has none; drop it")
+        if self._eps is not None and not LEAST_EPS <= self._eps < math.inf:
+            raise UserError(f"eps is {self._eps}; the least is {LEAST_EPS}")
+        if not 0 <= self._weight_decay < math.inf:
+            raise UserError(f"weight_decay is {self._weight_decay}; give 0 or more")
 
     def _counter_init(self, seed: int) -> RowInit:
         return CounterInit(seed, self.table_rows, self.layout, self.device)
@@ -105,6 +120,10 @@ class CachedTables:
             settings=self._settings,
             device=self.device,
         )
+
+    def row_step(self, learning_rate: float, number: int) -> RowStep:
+        """The numbers of step ``number``, from 1."""
+        return RowStep(learning_rate, number, self._eps, self._weight_decay)
 
     @property
     def cache(self) -> EmbeddingCache:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachedlrm.store.records import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS, OPTIMIZERS
+from cachedlrm.store.records import ADAM_BETAS, OPTIMIZERS
 
 # Matrix libraries choose kernels by alignment, and another kernel may round differently.
 ALIGNMENT = 64
@@ -63,12 +63,12 @@ class DenseOptimizer:
             first.lerp_(grads, 1 - beta1)
             second.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
             correction = math.sqrt(1 - beta2**self._steps)
-            deviations = (second.sqrt() / correction).add_(ADAM_EPS)
+            deviations = (second.sqrt() / correction).add_(OPTIMIZERS[self._name].eps)
             parameters.addcdiv_(first, deviations, value=-learning_rate / (1 - beta1**self._steps))
         else:
             (sums,) = self._state.values()
             sums.addcmul_(grads, grads)
-            parameters.addcdiv_(grads, sums.sqrt().add_(ADAGRAD_EPS), value=-learning_rate)
+            parameters.addcdiv_(grads, sums.sqrt().add_(OPTIMIZERS[self._name].eps), value=-learning_rate)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """By parameter name and torch.optim's key, ``step`` among them; empty where torch's would be."""

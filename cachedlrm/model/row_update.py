@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from cachedlrm.model.bags import add_bags, pool, pool_backward, weigh, weigh_backward
-from cachedlrm.model.row_optimizers import row_step
+from cachedlrm.model.row_optimizers import RowStep, decay_rows, move_rows
 from cachedlrm.store.records import RecordLayout
 
 
@@ -40,15 +40,16 @@ class RowUpdate:
         vectors = weigh(parameters, layout.dim)
         self.pooled = pool(vectors, positions, offsets)
 
-    def step(self, gradient: Tensor, learning_rate: float, step: int) -> None:
-        """Moves the rows by the ``gradient`` of `pooled`, [B * T, D]; ``step`` counts from 1."""
+    def step(self, gradient: Tensor, step: RowStep) -> None:
+        """Moves the rows by the ``gradient`` of `pooled`, [B * T, D]."""
         layout, records = self._layout, self.records
         # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
         # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
         if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:
-            add_bags(records, gradient, self._positions, self._offsets, -learning_rate)
+            decay_rows(layout, records, step)
+            add_bags(records, gradient, self._positions, self._offsets, -step.learning_rate)
             return
         positions, offsets, transposed = self._positions, self._offsets, self._transposed
         of_vectors = pool_backward(gradient, positions, offsets, transposed, records.shape[0])  # [U, D]
         of_parameters = weigh_backward(of_vectors, records[:, : layout.parameter_width], layout.dim)
-        row_step(layout, records, of_parameters, learning_rate, step)
+        move_rows(layout, records, of_parameters, step)

@@ -15,6 +15,7 @@ from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import Loss
+from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.run.evaluation import Evaluation, evaluate
 from cachedlrm.run.phase_clock import PhaseClock
 
@@ -74,8 +75,9 @@ class Trainer:
         learning_rate = self.learning_rate(tensors.index + 1)
         self._optimizer.step(learning_rate)
         self.clock.enter("row_step")
+        step = RowStep(learning_rate, self.steps_before + tensors.index + 1)
         for update, gradient in zip(updates, gradients, strict=True):
-            update.step(gradient, learning_rate, self.steps_before + tensors.index + 1)
+            update.step(gradient, step)
         self.cache.finish(batch, updates)
         self.clock.enter(None)
         return losses

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-# torch.optim's defaults.
-ADAGRAD_EPS = 1e-10
-ADAM_EPS = 1e-8
-ADAM_BETAS = (0.9, 0.999)
+ADAM_BETAS = (0.9, 0.999)  # torch.optim's defaults, as are those of eps below
 
 
 @dataclass(frozen=True)
@@ -16,11 +13,13 @@ class Optimizer:
     Attributes:
         state_keys: torch.optim's names of the state of a dense parameter, one tensor of its size each.
         temporaries: tensors of the size of the parameters, beside their gradient, while these move.
+        eps: added to the root that a gradient is divided by, unless an option says otherwise; 0: it has none.
         by_row: whether the state of a table is one column for each row instead of one for each column.
     """
 
     state_keys: tuple[str, ...]
     temporaries: int
+    eps: float
     by_row: bool = False
 
     @property
@@ -30,10 +29,10 @@ class Optimizer:
 
 
 OPTIMIZERS = {
-    "sgd": Optimizer((), 0),
-    "adagrad": Optimizer(("sum",), 1),
-    "rwsadagrad": Optimizer(("sum",), 1, by_row=True),
-    "adam": Optimizer(("exp_avg", "exp_avg_sq"), 2),
+    "sgd": Optimizer((), 0, 0.0),
+    "adagrad": Optimizer(("sum",), 1, 1e-10),
+    "rwsadagrad": Optimizer(("sum",), 1, 1e-10, by_row=True),
+    "adam": Optimizer(("exp_avg", "exp_avg_sq"), 2, 1e-8),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.lookups import Lookups
+from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.records import RecordLayout
 from support.models import one_group
 
@@ -29,7 +30,7 @@ def test_pooled_for_evaluation_and_for_training_alike(weighted):
         (prepared,) = cache.prepare([batch], cache.trained._newest + 1)
         (update,) = cache.begin(prepared)
         torch.testing.assert_close(before, update.pooled)
-        update.step(torch.ones(2, DIM), 0.1, prepared.tensors.index + 1)
+        update.step(torch.ones(2, DIM), RowStep(0.1, prepared.tensors.index + 1))
         cache.finish(prepared, [update])
         again = Lookups(batch.rows, batch.offsets)
         assert not torch.equal(group.pooled(again), before)

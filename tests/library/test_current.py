@@ -9,6 +9,7 @@ from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.library.current import CurrentBatch
 from cachedlrm.library.ids import host_batch
 from cachedlrm.library.stream import Lookup
+from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.records import RecordLayout
 from support.models import one_group
 
@@ -36,7 +37,7 @@ def test_gradients_of_all_calls_move_the_rows():
     batch, rows = current()
     assert torch.equal(batch.pooled(trains=True), rows)
     (2.0 * batch.pooled(trains=True).sum() + batch.pooled(trains=True)[1].sum()).backward()
-    batch.step(0.5, 1)
+    batch.step(RowStep(0.5, 1))
     moved = batch._cache.groups[0].read(np.array([1, 8, 9]))
     expected = rows[[0, 1, 3]] - 0.5 * torch.tensor([[4.0], [3.0], [2.0]])  # row 1 is in two bags
     torch.testing.assert_close(moved, expected)
@@ -45,10 +46,10 @@ def test_gradients_of_all_calls_move_the_rows():
 def test_steps_out_of_order_are_named():
     batch, _ = current()
     with pytest.raises(UserError, match="before forward"):
-        batch.step(0.5, 1)
+        batch.step(RowStep(0.5, 1))
     batch.pooled(trains=True)
     with pytest.raises(UserError, match=r"loss.backward\(\)"):
-        batch.step(0.5, 1)
+        batch.step(RowStep(0.5, 1))
 
 
 def test_only_what_awaits_no_gradient_may_be_left():

@@ -63,13 +63,13 @@ def batches(one_hot: bool = False) -> tuple[Batch, ...]:
 class PlainTables(nn.Module):
     """The same tables as parameters, pooled by ``pooling``, with torch's own optimizer."""
 
-    def __init__(self, pooling, optimizer: str) -> None:
+    def __init__(self, pooling, optimizer: str, weight_decay: float = 0.0, **settings: float) -> None:
         super().__init__()
         self._pooling = pooling
         self.weights = [nn.Parameter(weight.clone()) for weight in initial_weights()]
         make = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rwsadagrad": RwsAdagrad,
                 "adam": torch.optim.SparseAdam}[optimizer]  # fmt: skip
-        self._optimizer = make(self.weights, lr=LR)
+        self._optimizer, self._weight_decay = make(self.weights, lr=LR, **settings), weight_decay
 
     def forward(self, ids, offsets):
         pooled = [self._pooling(*parts) for parts in zip(self.weights, ids, offsets, strict=True)]
@@ -80,6 +80,8 @@ class PlainTables(nn.Module):
             if not weight.grad.is_sparse:  # the lazy optimizers take sparse gradients
                 rows = table_ids.unique()
                 weight.grad = torch.sparse_coo_tensor(rows[None], weight.grad[rows], weight.shape)
+            with torch.no_grad():
+                weight[table_ids.unique()] *= 1 - LR * self._weight_decay
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -120,8 +122,8 @@ def dense_optimizer(model: Model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
-def train_plain(optimizer: str, pooling, stream) -> tuple[list[float], Model]:
-    model = Model(PlainTables(pooling, optimizer))
+def train_plain(optimizer: str, pooling, stream, **settings: float) -> tuple[list[float], Model]:
+    model = Model(PlainTables(pooling, optimizer, **settings))
     dense = dense_optimizer(model)
     losses = []
     for batch in stream:
@@ -193,6 +195,19 @@ def test_a_users_loop_gives_the_bits_of_plain_torch(optimizer, setting):
         assert_rows_travelled(bags)
         assert losses == plain_losses
         assert_same_model(model, plain)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
+def test_rows_decay_and_take_an_eps(optimizer):
+    settings = {"weight_decay": 0.2, **({} if optimizer == "sgd" else {"eps": 1e-3})}
+    pooling = embedding_bag if optimizer == "sgd" else ordered_bag
+    plain_losses, plain = train_plain(optimizer, pooling, batches(), **settings)
+    with make_bags(optimizer, **settings) as bags:
+        model = Model(bags)
+        assert train_cached(model, dense_optimizer(model), batches()) == plain_losses
+        assert_rows_travelled(bags)
+        assert_same_model(model, plain)
+    assert plain_losses != train_plain(optimizer, pooling, batches())[0]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -534,6 +549,9 @@ def test_ids_of_another_form_are_refused(ids, offsets, words):
         ({"cache_rows": None, "cache_ratio": 1.5}, "cache_ratio is 1.5"),
         ({"cache_rows": 1.5}, "cache_rows is 1.5; give a whole number"),
         ({"optimizer": "lion"}, "optimizer is 'lion'; choose sgd, "),
+        ({"optimizer": "sgd", "eps": 1e-8}, "eps is 1e-08 and optimizer sgd has none"),
+        ({"eps": 0.0}, "eps is 0.0; the least is 1e-30"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"policy": "static"}, "policy is 'static'; choose lru, "),
         ({"prefetch_depth": -1}, "prefetch_depth is -1"),
         ({"weights": initial_weights()[:3]}, "weights are "),

@@ -7,6 +7,7 @@ import torch
 from cachedlrm.base.errors import UserError
 from cachedlrm.library.ids import host_batch
 from cachedlrm.library.tables import CachedTables, TableState
+from cachedlrm.model.row_optimizers import RowStep
 
 ROWS, DIM = (7, 5), 2
 
@@ -31,7 +32,7 @@ def train(tables: CachedTables) -> None:
     batches = [host_batch(torch.tensor([[i % 7, i % 5]]), None, ROWS, "batch") for i in range(9)]
     for prepared in tables.cache.prepare(batches):
         (update,) = tables.cache.begin(prepared)
-        update.step(torch.ones(2, DIM), 0.1, prepared.tensors.index + 1)
+        update.step(torch.ones(2, DIM), RowStep(0.1, prepared.tensors.index + 1))
         tables.cache.finish(prepared, [update])
 
 

@@ -12,7 +12,7 @@ from cachedlrm.base.kernels import BLOCK
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.model.bags import add_bags, pool_backward
-from cachedlrm.model.row_optimizers import row_step
+from cachedlrm.model.row_optimizers import RowStep, move_rows
 from cachedlrm.store.records import RecordLayout
 
 DIMS = [1, 4, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 3]
@@ -94,5 +94,36 @@ def test_rows_move_as_by_operators(formula, weighted: bool, dim: int, num_rows: 
     for step in (1, 2, 3):
         grad = values(num_rows, width, seed=seed + step)
         formula(expected, grad, width, step)
-        row_step(layout, records, grad, RATE, step)
+        move_rows(layout, records, grad, RowStep(RATE, step))
         assert bits(records) == bits(expected)
+
+
+OF_TORCH = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "adam": torch.optim.SparseAdam}
+
+
+@pytest.mark.parametrize("optimizer", OF_TORCH)
+def test_rows_of_a_batch_decay_and_move_as_a_table_of_torch_does(optimizer):
+    eps, decay, used = (None if optimizer == "sgd" else 1e-3), 0.3, [4, 0, 7]
+    table = torch.nn.Parameter(values(9, 5, seed=1))
+    of_torch = OF_TORCH[optimizer]([table], lr=RATE, **({} if eps is None else {"eps": eps}))
+    layout = RecordLayout(5, optimizer)
+    records = torch.cat([table.detach(), torch.zeros(9, layout.state_width)], 1)
+    untouched = table.detach()[[1, 2, 3, 5, 6, 8]].clone()
+    for step in (1, 2, 3):
+        grad = values(3, 5, seed=1 + step)
+        with torch.no_grad():
+            table[used] *= 1 - RATE * decay
+        with torch.sparse.check_sparse_tensor_invariants():
+            table.grad = torch.sparse_coo_tensor(torch.tensor([sorted(used)]), grad[[1, 0, 2]], table.shape)
+            of_torch.step()
+        moved = records[used]
+        move_rows(layout, moved, grad.clone(), RowStep(RATE, step, eps, decay))
+        records[used] = moved
+        assert bits(records[:, :5]) == bits(table.detach())
+    assert bits(records[[1, 2, 3, 5, 6, 8], :5]) == bits(untouched)
+
+
+def test_a_sum_of_each_row_takes_an_eps_and_decays():
+    records, grad = torch.tensor([[2.0, 4.0, 0.0]]), torch.tensor([[3.0, 3.0]])
+    move_rows(RecordLayout(2, "rwsadagrad"), records, grad, RowStep(0.5, 1, 1.0, 0.5))
+    assert records.tolist() == [[2.0 * 0.75 - 0.5 * 3 / 4, 4.0 * 0.75 - 0.5 * 3 / 4, 9.0]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cachedlrm.model.row_optimizers import row_step
+from cachedlrm.model.row_optimizers import RowStep, move_rows
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 
@@ -15,7 +15,7 @@ def test_sgd_by_hand():
     records = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     update = RowUpdate(RecordLayout(2, "sgd"), records, POSITIONS, OFFSETS, None)
     assert update.pooled.tolist() == [[6, 8], [8, 10]]
-    update.step(torch.tensor([[1.0, 2.0], [4.0, 8.0]]), 0.5, 1)
+    update.step(torch.tensor([[1.0, 2.0], [4.0, 8.0]]), RowStep(0.5, 1))
     assert update.records.tolist() == [[0.5, 1], [1, 0], [2.5, 1]]
 
 
@@ -30,9 +30,20 @@ def test_rows_move_by_the_gradient_that_autograd_has(optimizer, weighted):
     pooled = torch.stack([vectors[2] + vectors[0], vectors[2] + vectors[1]])
     pooled.backward(gradient)
     expected = records.clone()
-    row_step(layout, expected, parameters.grad, 0.1, 7)
+    move_rows(layout, expected, parameters.grad, RowStep(0.1, 7))
     update = RowUpdate(layout, records, POSITIONS, OFFSETS, None)
     torch.testing.assert_close(update.pooled, pooled.detach())
-    update.step(gradient, 0.1, 7)
+    update.step(gradient, RowStep(0.1, 7))
     torch.testing.assert_close(update.records, expected)
     assert not torch.equal(update.records[:, : layout.parameter_width], parameters)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_decay_after_their_gradient_was_taken(weighted):
+    layout = RecordLayout(2, "sgd", weighted)
+    torch.manual_seed(1)
+    records, gradient = torch.rand(3, layout.width), torch.randn(2, 2)
+    decayed, plain = (RowUpdate(layout, records.clone(), POSITIONS, OFFSETS, None) for _ in range(2))
+    decayed.step(gradient, RowStep(0.1, 1, weight_decay=0.5))
+    plain.step(gradient, RowStep(0.1, 1))
+    torch.testing.assert_close(decayed.records, plain.records - 0.05 * records)
