@@ -36,6 +36,7 @@ from cachedlrm.options.architecture import describe
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.profiles import to_toml
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.run_files import CUT_METRICS_FILE
 from cachedlrm.plan.id_pass import discard_next_uses
 from cachedlrm.plan.prediction import predict
 from cachedlrm.report.console import Console, open_console
@@ -69,7 +70,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
 
     Raises:
         UserError: the input is wrong; what shows before the first step leaves nothing behind.
-        KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished.
+        KeyboardInterrupt: a signal asked for an end; the step in progress was finished.
     """
     _refuse_several_processes(os.environ)
     options = parse_command_line(arguments)
@@ -88,6 +89,8 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                 with recognised():
                     run.write_text("config.toml", config)
                     console.start(progress.header())
+                    if progress.resumes:
+                        recorder.say_where_it_starts()
                     _say_first(job, run, console)
                     job.inform_policies(run.path("."), lambda share: console.busy(0, "reading the ids", share))
                     _predict(job, progress, console)
@@ -137,7 +140,7 @@ class _RunLog:
         self.progress = progress
         self.run = run
         self.console = console
-        self.rows = run.read_metrics(progress.steps) if progress.resumes else []
+        self.rows, self._num_cut = run.read_metrics(progress.steps) if progress.resumes else ([], 0)
         self.scalars = Scalars(run.path("."), self.rows, progress.steps) if job.options.run.tensorboard else None
 
     def record(self) -> None:
@@ -148,6 +151,19 @@ class _RunLog:
         if self.scalars is not None:
             self.scalars.add(self.rows[-1])
         self.console.update(snapshot)
+
+    def say_where_it_starts(self) -> None:
+        """Tells of a resumed run how far it was, and what becomes of what it measured beyond that."""
+        steps, total = self.progress.steps, self.progress.num_steps
+        where = f"goes on after step {steps:,} of {total:,}, its last checkpoint"
+        if not steps:
+            where = f"{self.run.path('.')} has no checkpoint of a step: starts at step 1 of {total:,}"
+        elif steps == total:
+            where = f"all {total:,} steps are trained"
+        kept = ""
+        if self._num_cut:
+            kept = f"; lines of metrics beyond it, {self._num_cut:,}, are kept in {self.run.path(CUT_METRICS_FILE)}"
+        self.console.message(where + kept)
 
     def interrupted(self) -> str:
         """Records the steps since the last snapshot; says what an interrupted run leaves behind."""

@@ -17,11 +17,22 @@ from cachedlrm.base.output import SafeStream
 from cachedlrm.base.text import printable
 
 _INTERRUPTED = 130
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGXCPU SIGPWR SIGBREAK".split()  # noqa: SIM905
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""Those by which a person, a terminal that closes or a scheduler of jobs asks a process to end, all treated alike.
+
+Slurm and others send one of a user's choice before the time of a job is over. A system lacks some of them.
+"""
+_NOT_IGNORED = (signal.SIGINT, signal.SIGTERM)
+"""Taken even where the process was started with them ignored, as shells start jobs in the background. Others are not:
+``nohup`` means it."""
+_INSISTENT = tuple(number for number in SIGNALS if number in _NOT_IGNORED or number.name in ("SIGQUIT", "SIGBREAK"))
+"""A person's. The others come more than once by themselves: SIGHUP from the shell and from the system when a terminal
+closes, SIGXCPU every second."""
 
 
 class Interrupts:
-    """While `installed`, SIGINT and SIGTERM raise KeyboardInterrupt where they come, but inside `held` at its end."""
+    """While `installed`, `SIGNALS` raise KeyboardInterrupt where they come, but inside `held` at its end."""
 
     def __init__(self) -> None:
         self._came = False
@@ -30,12 +41,12 @@ class Interrupts:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Signals come here, and go where they went before afterwards."""
-        before = [signal.signal(number, self._note) for number in _SIGNALS]
+        before = {number: signal.signal(number, self._note) for number in _heard()}
         try:
             with recognised():
                 yield
         finally:
-            for number, handler in zip(_SIGNALS, before, strict=True):
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
     @property
@@ -44,7 +55,7 @@ class Interrupts:
         return self._came
 
     def held(self) -> "_Held":
-        """Lets the block finish before a signal interrupts; a second signal interrupts it all the same."""
+        """Lets the block finish before a signal interrupts; a person's second signal interrupts it all the same."""
         return _Held(self)
 
     @contextmanager
@@ -61,6 +72,8 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_first, self._came = not self._came, True
+        if not is_first and number not in _INSISTENT:
+            return
         if not (self._held and is_first):
             raise KeyboardInterrupt
 
@@ -131,9 +144,14 @@ def start_program() -> None:
     people's code, or is swallowed. Garbage is not looked for: modules stay, and walking through them again and again
     is a sixth of the start.
     """
-    for number in _SIGNALS:
+    for number in _heard():
         signal.signal(number, _quit)
     gc.disable()
+
+
+def _heard() -> list[signal.Signals]:
+    """Those of `SIGNALS` that were not ignored when the process was started."""
+    return [number for number in SIGNALS if number in _NOT_IGNORED or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def end_program(status: int) -> NoReturn:

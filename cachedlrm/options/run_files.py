@@ -1,8 +1,12 @@
 """Names of what a run leaves in its directory, ``--run-dir``."""
 
+CUT_METRICS_FILE = "metrics.before_resume.jsonl"
+"""Lines of metrics beyond a checkpoint, of steps that a resumed run trains again."""
+
 RUN_FILES = (
     "config.toml",
     "metrics.jsonl",
+    CUT_METRICS_FILE,
     "report.json",
     "report.md",
     "report.html",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import lock, make_folders, remove_folders, whole_file, writing
-from cachedlrm.options.run_files import LOCK_FILE, OTHER_RUN_DIR, RUN_FILES, STORE_FOLDER
+from cachedlrm.options.run_files import CUT_METRICS_FILE, LOCK_FILE, OTHER_RUN_DIR, RUN_FILES, STORE_FOLDER
 from cachedlrm.report.metrics import MetricsRow, parse_metrics_row
 
 
@@ -101,31 +101,40 @@ class RunDirectory:
                 file.truncate(end)
                 raise
 
-    def read_metrics(self, last_step: int) -> list[MetricsRow]:
-        """The lines of ``metrics.jsonl`` up to step ``last_step``; later ones are cut off, and so is a torn line.
+    def read_metrics(self, last_step: int) -> tuple[list[MetricsRow], int]:
+        """The lines of ``metrics.jsonl`` up to step ``last_step``, and how many later ones there were.
+
+        Those are moved to the end of `CUT_METRICS_FILE`: their steps are trained again.
 
         Raises:
             UserError: it cannot be read or cut, or is a symbolic link.
         """
         path = self.path("metrics.jsonl")
         rows: list[MetricsRow] = []
+        later: list[bytes] = []
         with writing(path, OTHER_RUN_DIR):
             if path.is_symlink():  # a file elsewhere would be cut short
                 raise UserError(f"{path} is a symbolic link; put the file itself there, or remove it")
             if not path.exists():
-                return rows
+                return rows, 0
             end = 0
             for line in path.read_bytes().splitlines(keepends=True):
                 try:
                     row = parse_metrics_row(line)
                 except ValueError:
                     break
-                if not line.endswith(b"\n") or (row["step"] or 0) > last_step:
+                if not line.endswith(b"\n"):  # a torn one
                     break
-                rows.append(row)
-                end += len(line)
+                if later or (row["step"] or 0) > last_step:
+                    later.append(line)
+                else:
+                    rows.append(row)
+                    end += len(line)
+            if later:
+                with self.path(CUT_METRICS_FILE).open("ab") as file:
+                    file.writelines(later)
             os.truncate(path, end)
-        return rows
+        return rows, len(later)
 
     @property
     def keeps(self) -> bool:

@@ -208,6 +208,11 @@ class Progress:
         """Steps issued."""
         return self._tally.steps
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run."""
+        return self._num_steps
+
     def trained(self, batch: PreparedBatch, losses: Tensor) -> None:
         """A batch of one step, or of several whose gradients were added up, has been issued; losses [steps]."""
         tally, steps = self._tally, losses.shape[0]

@@ -15,7 +15,7 @@ import pytest
 
 from cachedlrm import train as train_module
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.program import Interrupts, run_program
+from cachedlrm.base.program import SIGNALS, Interrupts, run_program
 from cachedlrm.base.units import format_bytes
 from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.run import trainer
@@ -62,6 +62,33 @@ def test_a_signal_interrupts_where_it_comes_but_not_what_is_held(number):
     with interrupts.installed(), pytest.raises(KeyboardInterrupt):
         held()
     assert reached == ["first"]
+
+
+@pytest.mark.parametrize("number", sorted(set(SIGNALS) - {signal.SIGINT, signal.SIGTERM}))
+def test_every_polite_signal_is_one(number):
+    """Those that come again by themselves do not interrupt what the first one waits for."""
+    interrupts, reached = Interrupts(), []
+
+    def held() -> None:
+        with interrupts.held():
+            signal.raise_signal(number)
+            if number != signal.SIGQUIT:
+                signal.raise_signal(number)
+            reached.append("end")
+
+    with interrupts.installed(), pytest.raises(KeyboardInterrupt):
+        held()
+    assert reached == ["end"]
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts().installed():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_in_what_is_held_interrupts_behind_it():
@@ -210,8 +237,10 @@ def test_little_space_is_said_before_the_first_step(tmp_path, monkeypatch, capsy
     assert "--store-path" not in lines[warning]
 
 
-@BOTH
-@pytest.mark.parametrize("module", ["cachedlrm.train", "cachedlrm.export"])
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [(signal.SIGINT, "cachedlrm.train"), (signal.SIGTERM, "cachedlrm.export"), (signal.SIGHUP, "cachedlrm.train")],
+)
 def test_a_signal_during_imports_prints_one_word(number, module):
     command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

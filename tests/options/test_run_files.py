@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from cachedlrm.options.run_files import LOCK_FILE, RUN_FILES, STORE_FOLDER
+from cachedlrm.options.run_files import CUT_METRICS_FILE, LOCK_FILE, RUN_FILES, STORE_FOLDER
 from support.runs import train
 
 
@@ -12,5 +12,5 @@ def test_a_run_writes_no_other_files(tmp_path):
     assert train(tmp_path / "run", *asked, *onnx) == 0
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert written <= {*RUN_FILES, STORE_FOLDER, LOCK_FILE}
-    optional = {"model.onnx", "model.onnx.data"}
+    optional = {"model.onnx", "model.onnx.data", CUT_METRICS_FILE}
     assert {*RUN_FILES, STORE_FOLDER} - written <= optional

@@ -91,8 +91,7 @@ def test_a_run_ends_alike_wherever_its_rows_are(tmp_path):
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize(("depth", "number"), [(0, signal.SIGINT), (0, signal.SIGHUP), (2, signal.SIGTERM)])
 @pytest.mark.parametrize("store", [LMDB, ["--gpu-cache-ratio=0.2"]], ids=["lmdb", "host"])
 def test_an_interrupted_run_saves_and_goes_on(tmp_path, monkeypatch, capsys, whole, store, depth, number):
     run = tmp_path / "run"
@@ -206,6 +205,36 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path, whole):
     assert train(run, *WHOLE[1:], *LMDB, "--steps=9") == 0
     assert resume(run, f"--steps={STEPS}", "--test-freq=10") == 0
     assert result(run)[:2] == whole[:2]
+
+
+@pytest.mark.parametrize(
+    ("every", "start"),
+    [
+        (1000, "has no checkpoint of a step: starts at step 1 of 20; lines of metrics beyond it, 7, are kept in"),
+        (5, "goes on after step 5 of 20, its last checkpoint; lines of metrics beyond it, 2, are kept in"),
+    ],
+)
+def test_a_resume_says_where_it_starts_and_keeps_what_was_measured(tmp_path, monkeypatch, capsys, whole, every, start):
+    run, trained = tmp_path / "run", train_module.Progress.trained
+
+    def dies(self, batch, losses):
+        trained(self, batch, losses)
+        if self.steps == 8:
+            raise RuntimeError("as if it was killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.Progress, "trained", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(run, *WHOLE, *LMDB, f"--checkpoint-every={every}")
+    measured = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(measured) == 7
+    assert main([f"--resume={run}", "--ui=plain"]) == 0
+    assert f"{start} {run / 'metrics.before_resume.jsonl'}\n" in capsys.readouterr().out
+    assert result(run)[:2] == whole[:2]
+    kept = (run / "metrics.before_resume.jsonl").read_text().splitlines()
+    assert kept == measured[-len(kept) :]
+    assert main([f"--resume={run}", "--ui=plain"]) == 0
+    assert "all 20 steps are trained\n" in capsys.readouterr().out
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
