@@ -20,9 +20,10 @@ import operator
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,12 +36,29 @@ from cachedlrm.cache.streams import AtRest, CopyStream, Event, TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.cache.working_set import WorkingSet
-from cachedlrm.data.batch import Batch
-from cachedlrm.data.lookups import Router
+from cachedlrm.data.lookups import Lookups
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.records import GroupShape
+
+
+class Samples(Protocol):
+    """What a batch has beside its lookups, which a `Route` finds: `cachedlrm.data.batch.Batch` is one."""
+
+    @property
+    def dense(self) -> NDArray[np.float32]:
+        """[B, num_dense]."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """[B]."""
+        ...
+
+
+Route = Callable[[Any], tuple[Lookups, ...]]
+"""The lookups of a batch in each group of tables, as `cachedlrm.data.lookups.Router` finds them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,7 @@ class EmbeddingCache:
     prepared.
 
     Args:
-        router: from a batch to the lookups of each group.
+        router: from a batch, of the kind that is prepared, to the lookups of each group.
         groups: rows and records of each group.
         slots: of each group.
         store_rows: records of each group that host memory may hold.
@@ -92,7 +110,7 @@ class EmbeddingCache:
 
     def __init__(
         self,
-        router: Router,
+        router: Route,
         *,
         groups: Sequence[GroupShape],
         slots: Sequence[GroupSlots],
@@ -134,7 +152,7 @@ class EmbeddingCache:
         """The rows' optimizer, one for all groups."""
         return self.groups[0].layout.optimizer
 
-    def prepare(self, batches: Iterable[Batch], first_batch: int = 0) -> Iterator[PreparedBatch]:
+    def prepare(self, batches: Iterable[Samples], first_batch: int = 0) -> Iterator[PreparedBatch]:
         """Plans batches and moves their rows, one batch per ``next``. A cache prepares one stream in its life.
 
         Args:
@@ -199,7 +217,7 @@ class EmbeddingCache:
             scatter(group.slab, lookups.slots, update.records)
         self.trained.mark(batch.tensors.index)
 
-    def pooled(self, batch: Batch) -> list[Tensor]:
+    def pooled(self, batch: Samples) -> list[Tensor]:
         """Pooled vectors of current rows, [B * tables, dim] of each group. Changes nothing that training depends on.
 
         Call it while no batch is being prepared.

@@ -117,7 +117,7 @@ class TableGroup:
         self.planner = Planner(
             slots.quota, slots.total, self.policy, in_flight=settings.prefetch_depth,
             minimum=MinimumMoves(slots.quota) if settings.report_min else None,
-            num_tables=len(shape.table_rows),
+            num_tables=shape.bags_per_sample or len(shape.table_rows),
         )  # fmt: skip
         self.log = self._open_log(durability, number)
         self.planner.restore(self.book.num_addresses)

@@ -22,6 +22,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import choose_device
 from cachedlrm.base.text import aligned
 from cachedlrm.base.units import format_bytes
+from cachedlrm.cache.shares import store_rows
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.checks import check_options
@@ -34,7 +35,7 @@ from cachedlrm.options.types import Flag, Positive, option_group
 from cachedlrm.plan.device_tier import CacheRequest, largest_batch
 from cachedlrm.plan.prediction import Expectation, Prediction, predict
 from cachedlrm.plan.simulation import HIT_MARGIN
-from cachedlrm.plan.tiers import Tiers, size_tiers, store_rows
+from cachedlrm.plan.tiers import Tiers, size_tiers
 from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 
 
@@ -176,7 +177,7 @@ def make_plan(options: Options, sampled_batches: int) -> RunPlan:
     tiers = size_tiers(resolved, architecture, dataset, device)
     plan = RunPlan(resolved, tiers, predict(resolved, dataset, tiers, sampled_batches))
     if plan.needs_disk:  # what it will advise must fit, too
-        store_rows(tiers.step, tiers.host.records, spills=True)
+        store_rows(tiers.step.groups, tiers.host.records, spills=True)
     return plan
 
 

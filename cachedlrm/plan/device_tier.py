@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.units import format_bytes
+from cachedlrm.cache.shares import share_bytes, share_rows
 from cachedlrm.cache.table_group import GroupSlots
 from cachedlrm.plan.step_bytes import StepShape
 
@@ -112,32 +113,15 @@ def _sizes(step: StepShape, request: CacheRequest, limit_bytes: int, working_set
 def _quotas(step: StepShape, request: CacheRequest, room: int) -> list[int]:
     """Slots that each group keeps.
 
-    Groups that need no more than an even share keep all their rows, as small tables do within a group; the others
-    divide the rest by their rows.
-
     Args:
         step: groups.
         request: ratio or rows; without them the budget decides.
         room: bytes for slabs.
     """
-    shares = {number: group.num_rows for number, group in enumerate(step.groups)}
-    if request.has_slots:
-        rows = request.rows if request.ratio is None else int(request.ratio * step.num_rows)
-        left = max(1, min(rows or 0, step.num_rows))
-    else:
-        shares = {number: group.num_bytes for number, group in enumerate(step.groups)}
-        left = min(room, sum(shares.values()))
-    given: dict[int, int] = {}
-    for number in sorted(shares, key=shares.__getitem__):
-        if shares[number] > left // (len(shares) - len(given)):
-            break
-        given[number] = shares[number]
-        left -= shares[number]
-    rest = sum(share for number, share in shares.items() if number not in given)
-    amounts = [given[number] if number in given else left * share // rest for number, share in shares.items()]
-    if request.has_slots:
-        return [max(1, amount) for amount in amounts]
-    return [amount // group.layout.record_bytes for amount, group in zip(amounts, step.groups, strict=True)]
+    if not request.has_slots:
+        return share_bytes(step.groups, room)
+    rows = request.rows if request.ratio is None else int(request.ratio * step.num_rows)
+    return share_rows(step.groups, rows or 0)
 
 
 def _does_not_fit(step: StepShape, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import free_device_bytes, free_host_bytes
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.policies import bytes_per_row
+from cachedlrm.cache.shares import store_rows
 from cachedlrm.data.batch import Dataset
 from cachedlrm.model.interaction import samples_multiplied
 from cachedlrm.options.architecture import Architecture
@@ -16,7 +17,6 @@ from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, size_device
 from cachedlrm.plan.id_pass import knows_counts
 from cachedlrm.plan.step_bytes import StepShape
-from cachedlrm.store.lmdb_store import frames_for
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
 
@@ -180,27 +180,4 @@ def _size_host(options: Resolved, step: StepShape, device_bytes: int, window: in
     if records is None:
         left = max(1, free - maps - ahead - device_bytes)
         records = left // 2 if spills else left  # the other half is for pages of the store
-    return HostSizes(maps, ahead, records, free, store_rows(step, records, spills))
-
-
-def store_rows(step: StepShape, records: int, spills: bool) -> tuple[int, ...]:
-    """Records of each group that host memory may hold.
-
-    Args:
-        step: groups.
-        records: bytes they may take.
-        spills: whether others go to the disk.
-
-    Raises:
-        UserError: too few for that; names ``--host-budget``.
-    """
-    if spills:
-        records = records * 3 // 4  # the rest is for what waits to be written
-    all_bytes = sum(group.num_bytes for group in step.groups)
-    rows = []
-    for group in step.groups:
-        share = records * group.num_rows // all_bytes  # all groups are full at once, so of records
-        if spills:
-            share = frames_for(share * group.layout.record_bytes, group.layout.record_bytes, group.num_rows)
-        rows.append(max(1, share))
-    return tuple(rows)
+    return HostSizes(maps, ahead, records, free, store_rows(step.groups, records, spills))

@@ -65,7 +65,7 @@ class Job:
         inform_policies(
             [policies],
             num_rows,
-            cache.router,
+            self.architecture.router(),
             self.schedule,
             self.options,
             run_dir=run_dir,

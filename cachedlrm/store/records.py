@@ -82,10 +82,12 @@ class GroupShape:
     Attributes:
         table_rows: rows of each.
         layout: columns of a record.
+        bags_per_sample: where that is not one for each table: several features may look up one.
     """
 
     table_rows: tuple[int, ...]
     layout: RecordLayout
+    bags_per_sample: int | None = None
 
     @property
     def num_rows(self) -> int:

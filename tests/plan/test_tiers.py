@@ -13,10 +13,8 @@ from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan import tiers as module
 from cachedlrm.plan.step_bytes import StepShape
-from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers, step_shape, store_rows
-from cachedlrm.store.records import GroupShape, RecordLayout
+from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers, step_shape
 from support.runs import SMALL
-from support.shapes import STEP
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -126,18 +124,3 @@ def test_the_lookahead_of_the_message_fits(monkeypatch):
     assert sized(*case, f"--lookahead={most}").window == most
     with pytest.raises(UserError, match=f"use --lookahead {most} or less"):
         sized(*case, f"--lookahead={most + 1}")
-
-
-# --- records of each group
-
-
-def test_groups_share_the_records_by_their_rows():
-    """A record takes 8 bytes in one group and 24 in the other: 3,000 * 8 + 1,000 * 24 bytes are all of them."""
-    groups = (GroupShape((2000, 1000), RecordLayout(2, "sgd")), GroupShape((1000,), RecordLayout(6, "sgd")))
-    step = StepShape(**(vars(STEP) | {"groups": groups}))
-    assert store_rows(step, 24_000, spills=False) == (1500, 500)
-    assert store_rows(step, 1, spills=False) == (1, 1)
-    with pytest.raises(UserError, match="--host-budget"):
-        store_rows(step, 24_000, spills=True)
-    # Three quarters are records, each with 10 bytes of maps: 4,500 without these, and 1,500 with room for all.
-    assert store_rows(step, 96_000, spills=True) == (4500 * 8 // (8 + 10), 1000)
