@@ -190,9 +190,9 @@ class _RunLog:
 def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
     """What the user should know before the first step."""
     if job.options.run.debug_mode:
-        console.message(aligned(describe(job.architecture)))
-    if job.note is not None:
-        console.message(job.note)
+        console.message(aligned(describe(job.architecture, job.dataset.table_names)))
+    for note in (*job.dataset.notes, *filter(None, [job.note])):
+        console.message(note)
     samples, source = job.schedule.num_steps * job.options.batches.mini_batch_size, job.dataset.train
     num_lookups = samples * source.max_lookups_per_bag * len(source.table_rows)
     final, temporary = most_bytes(job.trainer.cache, job.options, num_lookups)
@@ -287,7 +287,8 @@ def _save(arguments: Sequence[str], job: Job, recorder: _RunLog, config: str) ->
     run.write_text("report.html", run_page(shown))
     recorder.console.busy(recorder.progress.steps, f"writing {FILE_NAME}")
     try:
-        save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options)
+        vocabulary = job.dataset.vocabulary_fingerprint
+        save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options, vocabulary)
         save_models(job, report, run.path("model.onnx"))
     except UserError as error:
         raise UserError(f"{error}; {run.path('report.md')} is there") from error

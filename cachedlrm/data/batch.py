@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import table_offsets
+from cachedlrm.data.vocabulary import Vocabulary
 
 MOST_ROWS = 2**31 - 1
 """Rows of all tables together, whose addresses are int32."""
@@ -119,11 +120,22 @@ class Dataset:
         train: the samples to train on.
         test: held-out samples, if there are any.
         row_counts: [rows of all tables] int64, lookups of each row in an epoch, if known in advance.
+        vocabulary: which value each row stands for; None: not on record.
+        table_names: the user's names of the tables, in order; None: they have none.
+        notes: what a user should know before training.
     """
 
     train: Source
     test: Source | None
     row_counts: NDArray[np.int64] | None = None
+    vocabulary: Vocabulary | None = None
+    table_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def vocabulary_fingerprint(self) -> str | None:
+        """What runs, stores and models record of the vocabulary."""
+        return None if self.vocabulary is None else self.vocabulary.fingerprint
 
 
 _kept_table_offsets = lru_cache(maxsize=16)(table_offsets)  # every batch needs its source's

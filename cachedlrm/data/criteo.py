@@ -51,6 +51,11 @@ class CriteoSpec(SourceSpec):
             raise UserError(f"{words}: no lines in it; name another file")
         return cls(words, tuple(blocks), request.max_ind_range)
 
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """Criteo's own."""
+        return Criteo.table_names
+
     def table_rows(self) -> tuple[int, ...]:
         """As many of each table as ids are folded by."""
         rows = (self.max_ind_range if self.max_ind_range > 0 else _DEFAULT_ROWS,) * NUM_TABLES

@@ -3,11 +3,11 @@
 Several triples (day_0, day_1, ..., day_10) are one stream, in the natural order of their prefixes.
 """
 
-import json
 import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -20,9 +20,15 @@ from cachedlrm.data.batch import MOST_ROWS, Batch, IdAdvice, make_batch
 from cachedlrm.data.files import BadIdError, fold_ids, numbered, spans
 from cachedlrm.data.raw.inputs import natural_order
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
-
-PREPARED_FILE = "prepared.json"
-"""Facts that `cachedlrm.prepare` records about the triples beside it."""
+from cachedlrm.data.vocabulary import (
+    PREPARED_FILE,
+    TEST_FOLDER,
+    Vocabulary,
+    garbled,
+    read_summary,
+    read_table_names,
+    read_vocabulary,
+)
 
 _TRIPLE = "*_dense.npy, *_sparse.npy and *_labels.npy"
 _TOGETHER = {PREPARED_FILE: f"{PREPARED_FILE} and counts.npy"}
@@ -109,12 +115,14 @@ class NpySpec(SourceSpec):
     Attributes:
         triples: one or more, of equal columns.
         request: the options.
+        folder: that holds them.
         prepared: facts about triples that were prepared; None: others.
     """
 
     words: str
     triples: tuple[_Triple, ...]
     request: DataRequest
+    folder: Path
     prepared: Prepared | None = None
 
     @classmethod
@@ -140,7 +148,7 @@ class NpySpec(SourceSpec):
                         f"{triple.file(part)} has {columns} columns but {triples[0].file(part)} has {expected}; "
                         "files of a folder must agree"
                     )
-        return cls(words, triples, request, _read_prepared(folder, triples[0].sparse.shape[1]))
+        return cls(words, triples, request, folder, _read_prepared(folder, triples[0].sparse.shape[1]))
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -171,6 +179,18 @@ class NpySpec(SourceSpec):
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> "NpySource":
         """See `SourceSpec`."""
         return NpySource(self, table_rows)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """That of prepared files, also of those held out."""
+        vocabulary = read_vocabulary(self.folder)
+        return None if vocabulary is None else vocabulary.folded(self.request.max_ind_range)
+
+    @cached_property
+    def table_names(self) -> tuple[str, ...] | None:
+        """Those of prepared files."""
+        names = read_table_names(self.folder)
+        return names if names is not None and len(names) == self.columns[0] else None
 
     def held_out_part(self) -> "NpySpec | None":
         """The samples that `cachedlrm.prepare` held out."""
@@ -247,17 +267,14 @@ def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
     Raises:
         UserError: they are damaged, or of other triples.
     """
-    path = folder / PREPARED_FILE
-    if not path.exists():
+    path, summary = folder / PREPARED_FILE, read_summary(folder)
+    if summary is None:
         return None
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(int(count) for count in summary["table_rows"])
-        test_folder = str(folder / "test") if summary["test_samples"] else None
+        test_folder = str(folder / TEST_FOLDER) if summary["test_samples"] else None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{shown(path)} is garbled; prepare the data again, or remove it") from error
-    except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read: {_reason(error)}; change that, or remove it") from error
+        raise garbled(path) from error
     counts = _open_array(folder / "counts.npy", PREPARED_FILE)
     if len(rows) != num_tables or counts.shape != (sum(rows),) or counts.dtype != np.int64:
         raise UserError(

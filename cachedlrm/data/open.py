@@ -7,6 +7,7 @@ from cachedlrm.base.errors import UserError, check_package
 from cachedlrm.base.text import shown
 from cachedlrm.data.batch import MOST_ROWS, Dataset, RoundedTargets
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
+from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
 
 _READ_SAMPLES = 1 << 16
 
@@ -54,6 +55,7 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
     _check_options(data, (num_tables, num_dense), request)
     if held_out is not None:
         _check_held_out(held_out, data, (num_tables, num_dense))
+    vocabulary, note = _common_vocabulary(data, test_data)
     if rows is None:
         rows = data.table_rows()
         if test_data is not None and type(test_data) is type(data):
@@ -69,7 +71,27 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
             test.read(start, min(start + _READ_SAMPLES, test.num_samples))
     if request.round_targets:  # the reference's generators round on their own, after which this changes nothing
         train, test = RoundedTargets(train), None if test is None else RoundedTargets(test)
-    return Dataset(train, test, data.row_counts(rows))
+    return Dataset(
+        train,
+        test,
+        data.row_counts(rows),
+        vocabulary,
+        data.table_names,
+        notes=() if note is None else (note,),
+    )
+
+
+def _common_vocabulary(data: SourceSpec, test_data: SourceSpec | None) -> tuple[Vocabulary | None, str | None]:
+    """The vocabulary of ``--data``, or the one of ``--test-data`` that extends it; and what could not be checked.
+
+    Raises:
+        UserError: they have two that have nothing to do with each other.
+    """
+    if test_data is None or test_data.is_generated:
+        return data.vocabulary, None
+    known = None if data.vocabulary is None else data.vocabulary.fingerprint
+    note = check_vocabulary(test_data.vocabulary, test_data.words, known, data.words)
+    return test_data.vocabulary or data.vocabulary, note
 
 
 def _asked_rows(request: DataRequest) -> tuple[int, ...] | None:

@@ -23,6 +23,7 @@ from cachedlrm.data.raw.inputs import find_inputs
 from cachedlrm.data.raw.parquet import reading_parquet
 from cachedlrm.data.row_groups import PREPARE, RowGroup, row_groups
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
+from cachedlrm.data.vocabulary import IDS_AS_THEY_ARE, Vocabulary
 
 _PROBE_BYTES = 1 << 16
 
@@ -81,6 +82,16 @@ class ParquetSpec(SourceSpec):
     def columns(self) -> tuple[int, int]:
         """See `SourceSpec`."""
         return len(self.names.sparse), len(self.names.dense)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """None but the ids."""
+        return Vocabulary(IDS_AS_THEY_ARE).folded(self.max_ind_range)
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """Those of the columns."""
+        return self.names.sparse
 
     def table_rows(self) -> tuple[int, ...]:
         """One more than each column's largest id; from the files' statistics if they hold it, else from the ids."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import MOST_ROWS, Source
+from cachedlrm.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,16 @@ class SourceSpec(ABC):
     @abstractmethod
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> Source:
         """The samples, for tables and dense features of these numbers."""
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Which value each row stands for; None: not on record."""
+        return None
+
+    @property
+    def table_names(self) -> tuple[str, ...] | None:
+        """The user's names of the tables, in order; None: they have none."""
+        return None
 
     def held_out_part(self) -> "SourceSpec | None":
         """Held-out samples that belong to these and have their tables; None: there are none."""

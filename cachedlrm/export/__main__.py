@@ -43,6 +43,7 @@ from cachedlrm.options.profiles import load_resolved
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import LOCK_FILE, RUN_FILES
 from cachedlrm.options.types import Flag, GivenPath
+from cachedlrm.store.environment import VOCABULARY
 
 _HELP = """Write all parameters of a run, for others to go on with.
 
@@ -70,12 +71,22 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torc
     state = load_final_state(run_dir, options, architecture)
     tables = _exported_tables(options, architecture, state)
     if to_torchrec:
-        write_torchrec(target, options, architecture, tables, state.dense, with_optimizer_state=with_optimizer_state)
+        write_torchrec(
+            target,
+            options,
+            architecture,
+            tables,
+            state.dense,
+            with_optimizer_state=with_optimizer_state,
+            vocabulary=state.vocabulary,
+        )
     else:
-        _write_reference(target, tables, state, with_optimizer_state)
+        _write_reference(target, tables, state, with_optimizer_state=with_optimizer_state)
 
 
-def _write_reference(target: Path, tables: Sequence[FullTable], state: FinalState, with_optimizer_state: bool) -> None:
+def _write_reference(
+    target: Path, tables: Sequence[FullTable], state: FinalState, *, with_optimizer_state: bool
+) -> None:
     """One file, under the reference's names."""
     tensors: dict[str, PiecewiseTensor] = {}
     for table in tables:
@@ -92,7 +103,7 @@ def _write_reference(target: Path, tables: Sequence[FullTable], state: FinalStat
             yield from tensor.pieces()
         yield from state.dense.values()
 
-    write_tensors(target, specs, chunks())
+    write_tensors(target, specs, chunks(), {} if state.vocabulary is None else {VOCABULARY: state.vocabulary})
 
 
 def _folder(out: Path) -> Path:

@@ -6,7 +6,7 @@ the group, in order) and ``records.G`` [n, width] float32 (weight, pooling weigh
 ``records.G`` alone with all rows in order, and the dense parameters under the reference's names.
 
 The header says which it is (``rows``: ``touched`` or ``all``) and what the tensors belong to: the options that decide
-their shapes and how untouched rows begin, spelled as in ``config.toml``.
+their shapes and how untouched rows begin, spelled as in ``config.toml``, and the vocabulary of the rows.
 """
 
 import json
@@ -29,13 +29,16 @@ from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.profiles import spell
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import OTHER_RUN_DIR
+from cachedlrm.store.environment import VOCABULARY
 from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"
 _ROW_BYTES = 8  # of a row's number
 
 
-def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Resolved) -> None:
+def save_final_state(
+    path: Path, cache: EmbeddingCache, model: Dlrm, options: Resolved, vocabulary: str | None = None
+) -> None:
     """Writes all trained state of a run that has no batch in flight.
 
     Args:
@@ -43,6 +46,7 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Re
         cache: tables.
         model: dense part.
         options: of the run, resolved.
+        vocabulary: fingerprint of what the rows stand for; None: not on record.
 
     Raises:
         UserError: the file could not be written.
@@ -75,7 +79,8 @@ def save_final_state(path: Path, cache: EmbeddingCache, model: Dlrm, options: Re
                     yield records_between(first, min(first + step, len(rows)))
         yield from dense.values()
 
-    write_tensors(path, specs, chunks(), model_identity(options), OTHER_RUN_DIR)
+    about = model_identity(options) | ({} if vocabulary is None else {VOCABULARY: vocabulary})
+    write_tensors(path, specs, chunks(), about, OTHER_RUN_DIR)
 
 
 def most_bytes(cache: EmbeddingCache, options: Resolved, num_lookups: int) -> tuple[int, int]:
@@ -135,10 +140,17 @@ class SavedGroup:
 
 @dataclass(frozen=True)
 class FinalState:
-    """A finished run's state: each group of tables, and dense parameters by name."""
+    """A finished run's state.
+
+    Attributes:
+        groups: of tables.
+        dense: parameters by name.
+        vocabulary: fingerprint of what the rows stand for; None: not on record.
+    """
 
     groups: tuple[SavedGroup, ...]
     dense: dict[str, NDArray[np.float32]]
+    vocabulary: str | None
 
 
 def load_final_state(run_dir: Path, options: Resolved, architecture: Architecture) -> FinalState:
@@ -157,7 +169,9 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
         raise UserError(f"{run_dir} holds no finished run ({FILE_NAME} is missing); let the run end, then export")
     try:
         file: Any = safe_open(str(path), framework="numpy")  # stays open for the slices
-        _check_header(run_dir, file.metadata() or {}, model_identity(options))
+        about = dict(file.metadata() or {})
+        vocabulary = about.pop(VOCABULARY, None)
+        _check_header(run_dir, about, model_identity(options))
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
         expected = _expected_tensors(options, architecture, found)
@@ -177,7 +191,7 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
         dense = {name: file.get_tensor(name) for name in _dense_tensors(architecture)}
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
-    return FinalState(tuple(groups), dense)
+    return FinalState(tuple(groups), dense, vocabulary)
 
 
 def _mapped(path: Path, name: str) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cachedlrm.data.vocabulary import Vocabulary
 from cachedlrm.export.formats.model_file import load_model, record_parts
 from cachedlrm.model.reference_init import reference_parameters
 from cachedlrm.options.architecture import Architecture, pooling_name, split_parameters
@@ -33,19 +34,23 @@ class InitialParameters:
     note: str | None = None
 
 
-def initial_parameters(options: Resolved, architecture: Architecture, device: torch.device) -> InitialParameters:
+def initial_parameters(
+    options: Resolved, architecture: Architecture, device: torch.device, vocabulary: Vocabulary | None = None
+) -> InitialParameters:
     """What ``--load-model`` or else ``--init`` says.
 
     Args:
         options: resolved.
         architecture: of the model.
         device: of the slabs.
+        vocabulary: of the data; None: not on record.
 
     Raises:
-        UserError: the model file cannot be read or is of another model.
+        UserError: the model file cannot be read, or is of another model or vocabulary.
     """
     if options.inference.load_model is not None:
-        return _loaded_parameters(options.inference.load_model, architecture)
+        data_words = f"--data {options.data.data}"
+        return _loaded_parameters(options.inference.load_model, architecture, vocabulary, data_words)
     seed = options.batches.numpy_rand_seed
     if options.store.init == "reference":
         bot, top = architecture.mlp_bot, architecture.mlp_top
@@ -59,9 +64,11 @@ def initial_parameters(options: Resolved, architecture: Architecture, device: to
     return InitialParameters(tuple(inits), {})
 
 
-def _loaded_parameters(path: Path, architecture: Architecture) -> InitialParameters:
+def _loaded_parameters(
+    path: Path, architecture: Architecture, vocabulary: Vocabulary | None, data_words: str
+) -> InitialParameters:
     """Those of a model file, which is mapped into memory and not read."""
-    model = load_model(path, architecture)
+    model = load_model(path, architecture, vocabulary, data_words)
     optimizer = architecture.layouts[0].optimizer
     dense = dict(model.parameters)
     inits: list[RowInit] = []
@@ -82,5 +89,7 @@ def _loaded_parameters(path: Path, architecture: Architecture) -> InitialParamet
         note = f"parameters of {path}; the state of {optimizer} starts at zero, for the file holds none"
     else:
         note = f"parameters and the state of {optimizer} of {path}"
+    if model.note is not None:
+        note += f"\n{model.note}"
     state = {name: entry for name, entry in (model.state or {}).items() if name in dense}
     return InitialParameters(tuple(inits), dense, state, note)

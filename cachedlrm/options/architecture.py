@@ -1,12 +1,14 @@
 """The model that options describe: embeddings, their tables, and which tables share a slab."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import printable
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
@@ -151,15 +153,19 @@ def pooling_name(table: Table) -> str:
     return f"v_W_l.{table.name.split('.')[1]}"
 
 
-def describe(architecture: Architecture) -> list[tuple[str, str, str, str]]:
-    """Rows of a table for people: part, shape, parameters, and what it does."""
+def describe(architecture: Architecture, names: Sequence[str] | None = None) -> list[tuple[str, str, str, str]]:
+    """Rows of a table for people: part, shape, parameters, and what it does.
+
+    Args:
+        architecture: of the model.
+        names: of the features, if the user gave them any.
+    """
     rows = [_layer("bot_l", number, sizes) for number, sizes in enumerate(itertools.pairwise(architecture.mlp_bot))]
     for embedding in architecture.embeddings:
         for table in embedding.tables:
             parameters = table.num_rows * table.dim
-            rows.append(
-                (table.name, f"{table.num_rows:,} x {table.dim}", f"{parameters:,}", _purpose(embedding, table))
-            )
+            purpose = _purpose(embedding, table) + (f" of {printable(names[embedding.number])}" if names else "")
+            rows.append((table.name, f"{table.num_rows:,} x {table.dim}", f"{parameters:,}", purpose))
         if embedding.mixed and embedding.dim < architecture.mlp_bot[-1]:
             shape = f"{embedding.dim} -> {architecture.mlp_bot[-1]}"
             parameters = embedding.dim * architecture.mlp_bot[-1]

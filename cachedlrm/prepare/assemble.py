@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cachedlrm.data.npy import PREPARED_FILE
+from cachedlrm.data.vocabulary import PREPARED_FILE
 from cachedlrm.prepare.spool import DENSE, LABELS, read_numbers
 from cachedlrm.prepare.tables import INT32, FinishedTable
 

@@ -1,7 +1,7 @@
 """From raw files to the triples that training reads: read, number the categories, write. Every stage is out of core."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from fractions import Fraction
@@ -12,9 +12,9 @@ import psutil
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.npy import PREPARED_FILE
 from cachedlrm.data.raw.inputs import find_inputs
 from cachedlrm.data.raw.samples import Format
+from cachedlrm.data.vocabulary import PREPARED_FILE, make_fingerprint
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
 from cachedlrm.prepare.options import MOST_ROWS, PrepareOptions
 from cachedlrm.prepare.progress import Display, Stage
@@ -26,6 +26,7 @@ from cachedlrm.prepare.work import Work, open_work, write_json
 _RESERVE_BYTES = 64 << 20  # compiled kernels and the display
 _THREAD_BYTES = 32 << 20  # pieces of columns
 _LEAST_TABLE_BYTES = 16 << 20
+_PIECE_BYTES = 1 << 20
 
 
 def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, progress: Display) -> None:
@@ -70,6 +71,7 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
             tables = _number(work, format_, options, num_train, progress)
             _write(work, format_, tables, num_train, progress)
             summary = _summary(work, format_, inputs, tables, num_train)
+            summary["vocabulary"] = {"fingerprint": _fingerprint(format_, options, tables), "bases": []}
             write_json(work.folder / "out" / PREPARED_FILE, summary)
             work.record(replace(work.read, written=True))
         work.publish(output_names(num_train < num_samples))
@@ -196,3 +198,15 @@ def _summary(
         "files": [{"path": shown(path), "samples": good, "skipped": bad} for path, good, bad in files],
         "command": work.command,
     }
+
+
+def _fingerprint(format_: Format, options: PrepareOptions, tables: Sequence[FinishedTable]) -> str:
+    """That of the vocabulary of all tables."""
+
+    def pieces() -> Iterator[bytes]:
+        for table in tables:
+            with table.keys.open("rb") as file:
+                while piece := file.read(_PIECE_BYTES):
+                    yield piece
+
+    return make_fingerprint(format_.table_names, [table.num_rows for table in tables], options.max_ind_range, pieces())

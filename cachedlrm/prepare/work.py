@@ -16,8 +16,8 @@ from typing import Any
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write, lock, whole_file
 from cachedlrm.base.text import shown
-from cachedlrm.data.npy import PREPARED_FILE
 from cachedlrm.data.raw.samples import Position
+from cachedlrm.data.vocabulary import PREPARED_FILE
 
 LOCK_FILE = "prepare.lock"
 OTHER_OUT = "choose another --out"

@@ -147,7 +147,7 @@ def _tables(report: Report) -> list[list[Element | str]]:
         touched = one.touched_rows / one.rows if one.rows else 0.0
         rows.append(
             [
-                one.name,
+                one.title,
                 element("div", f"{share:.1%}", share_bar(share, 4)),
                 element("div", words.number(one.hit_ratio, ".2%"), share_bar(one.hit_ratio or 0.0)),
                 element("div", f"{one.touched_rows:,}", share_bar(touched, 2)),

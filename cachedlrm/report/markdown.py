@@ -96,7 +96,7 @@ def _tables(report: Report) -> str:
         return "No lookup missed."
     rows = [
         (
-            table.name,
+            _escaped(table.title),
             f"{table.rows:,}",
             f"{table.lookups:,}",
             number(table.hit_ratio, ".2%"),

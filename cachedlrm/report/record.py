@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from cachedlrm.base.text import printable
 from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.plan.prediction import PredictedCache, PredictedRun
@@ -22,6 +23,7 @@ class TableReport:
 
     Attributes:
         name: in the reference's state dict, without ``.weight``.
+        user_name: of the column that is looked up in it; None: it has none.
         rows: rows of the table.
         lookups, working_set_rows: see `CacheCounters`.
         hit_ratio: share of lookups that hit; None without lookups.
@@ -34,6 +36,14 @@ class TableReport:
     hit_ratio: float | None
     working_set_rows: Count
     touched_rows: Count
+    user_name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What people know the table by: ``user`` instead of ``emb_l.0``, ``user.weight_q`` of its quotients."""
+        if self.user_name is None:
+            return self.name
+        return ".".join([printable(self.user_name), *self.name.split(".")[2:]])
 
     @property
     def missed_lookups(self) -> int:
@@ -120,6 +130,7 @@ class Report:
         prediction: what was expected of the run.
         miss_ratio_curve: what was expected of other sizes of the cache.
         tables: the cache's work table by table.
+        vocabulary: fingerprint of what the rows stand for; None: not on record.
         environment: see `cachedlrm.report.environment.environment`.
         losses: of each step, with ``--print-freq 1``.
         inference: of a model that was served instead of trained.
@@ -160,6 +171,7 @@ class Report:
     prediction: PredictedRun | None = None
     miss_ratio_curve: tuple[PredictedCache, ...] | None = None
     tables: tuple[TableReport, ...] = ()
+    vocabulary: str | None = None
     environment: dict[str, str | int | None]
     losses: tuple[float | None, ...] | None = None
     inference: InferenceReport | None = None
@@ -217,12 +229,15 @@ def read_report(text: str) -> Report:
     return msgspec.json.decode(text.encode(), type=Report)
 
 
-def table_reports(architecture: Architecture, counts: Sequence[Sequence[int]]) -> tuple[TableReport, ...]:
+def table_reports(
+    architecture: Architecture, counts: Sequence[Sequence[int]], user_names: Sequence[str] | None = None
+) -> tuple[TableReport, ...]:
     """The tables of all features, in the order of the features.
 
     Args:
         architecture: of the model.
         counts: the `cachedlrm.cache.counters.TABLE_COUNTS` of each table, group after group.
+        user_names: of the features, if they have any.
     """
     names = [table.name for group in architecture.groups for table in group]
     counts_of = dict(zip(names, counts, strict=True))
@@ -231,5 +246,8 @@ def table_reports(architecture: Architecture, counts: Sequence[Sequence[int]]) -
         for table in embedding.tables:
             lookups, hits, working_set_rows, touched_rows = counts_of[table.name]
             name, hit_ratio = table.name.removesuffix(".weight"), hits / lookups if lookups else None
-            reports.append(TableReport(name, table.num_rows, lookups, hit_ratio, working_set_rows, touched_rows))
+            user_name = None if user_names is None else user_names[embedding.number]
+            reports.append(
+                TableReport(name, table.num_rows, lookups, hit_ratio, working_set_rows, touched_rows, user_name)
+            )
     return tuple(reports)

@@ -84,7 +84,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     missed = counters.lookups - counters.hit_lookups
     if missed and report.tables:
         worst = most_missed(report.tables)[0]
-        figures.append(("Table that misses most", worst.name, f"{worst.missed_lookups / missed:.0%} of all misses"))
+        figures.append(("Table that misses most", worst.title, f"{worst.missed_lookups / missed:.0%} of all misses"))
     return figures
 
 

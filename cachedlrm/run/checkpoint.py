@@ -19,7 +19,7 @@ from cachedlrm.options.run_files import STORE_FOLDER
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.checkpoint_value import Checkpoint, decode_checkpoint
 from cachedlrm.store.database import Database, Meta, open_database
-from cachedlrm.store.environment import CHECKPOINT, Shapes
+from cachedlrm.store.environment import CHECKPOINT, VOCABULARY, Shapes
 
 _MOST_PENDING_BYTES = 256 << 20
 
@@ -36,7 +36,7 @@ def keeps_log(options: Options) -> bool:
 
 
 def open_durability(
-    options: Resolved, run_dir: Path, shapes: Shapes, host_limit: int
+    options: Resolved, run_dir: Path, shapes: Shapes, host_limit: int, vocabulary: str | None = None
 ) -> tuple[Durability, Checkpoint | None]:
     """Opens or makes a run's store; with ``--resume`` its checkpoint too, if it came to one.
 
@@ -45,6 +45,7 @@ def open_durability(
         run_dir: of the run.
         shapes: rows and columns of each group of tables.
         host_limit: bytes that records in memory may take.
+        vocabulary: fingerprint of what the rows stand for; None: not on record.
 
     Raises:
         UserError: the store is in use, of another run, damaged, or cannot be written.
@@ -53,7 +54,7 @@ def open_durability(
     spills = options.store.store == "lmdb"
     pending = min(_MOST_PENDING_BYTES, host_limit // 4) if spills else _MOST_PENDING_BYTES
     resumes = options.run.resume is not None
-    database = open_database(path, store_identity(options), shapes, pending, resumes=resumes)
+    database = open_database(path, store_identity(options, vocabulary), shapes, pending, resumes=resumes)
     try:
         checkpoint = _read_checkpoint(database, len(shapes)) if resumes else None
     except BaseException:
@@ -62,9 +63,11 @@ def open_durability(
     return Durability(database, spills, None if checkpoint is None else checkpoint.ends), checkpoint
 
 
-def store_identity(options: Resolved) -> dict[str, str]:
+def store_identity(options: Resolved, vocabulary: str | None = None) -> dict[str, str]:
     """What a store belongs to; that of a loaded model includes the file, whose rows begin untouched ones."""
     identity = model_identity(options)
+    if vocabulary is not None:
+        identity[VOCABULARY] = vocabulary
     model = options.inference.load_model
     if model is not None:
         about = model.stat()

@@ -100,7 +100,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     architecture = build_architecture(options.model, optimisation.optimizer)
     tiers = size_tiers(options, architecture, dataset, device)
     step = tiers.step
-    initial = initial_parameters(options, architecture, device)
+    initial = initial_parameters(options, architecture, device, dataset.vocabulary)
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
         dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
@@ -109,7 +109,9 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     with ExitStack() as undo:
         if keeps_log(options):
             shapes = [(group.num_rows, group.layout.width) for group in step.groups]
-            durability, checkpoint = open_durability(options, run_dir, shapes, tiers.host.records)
+            durability, checkpoint = open_durability(
+                options, run_dir, shapes, tiers.host.records, dataset.vocabulary_fingerprint
+            )
             undo.callback(durability.database.close)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(

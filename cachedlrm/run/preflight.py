@@ -81,6 +81,7 @@ def save_models(job: Job, report: Report, onnx_path: Path) -> None:
             dense_state=trainer.optimizer_state(),
             learning_rates=(rate(job.schedule.num_batches + 1), rate.base),
             training=_training(job, report),
+            vocabulary=job.dataset.vocabulary_fingerprint,
         )
     if inference.save_onnx:
         from cachedlrm.export.formats.onnx import save_onnx  # noqa: PLC0415 - needs an optional package

@@ -33,10 +33,19 @@ CHECKPOINT = b"checkpoint"
 
 FIRST_MAP_BYTES = 64 << 20
 TRANSACTION_BYTES = 4 << 20
+VOCABULARY = "vocabulary"
+"""Name in an identity, and in headers of files, of the fingerprint of what the rows stand for; see
+`cachedlrm.data.vocabulary`. Earlier releases recorded none."""
 _SLACK_PAGES = 64  # pages at the end of the file that were taken and never written
 OTHERWISE = "choose another --store-path"
+_ITS_DATA = "name by --data what the run was started with, prepared as it was then"
 _MOST = 1 << 32  # rows of a group: those of a segment are uint32
-_NO_OPTIONS = {"format": "format", "byte-order": "byte-order", "load-model-file": "a --load-model file"}
+_NO_OPTIONS = {
+    "format": "format",
+    "byte-order": "byte-order",
+    "load-model-file": "a --load-model file",
+    VOCABULARY: "vocabulary",
+}
 """Names in an identity that are not those of options, as messages call them."""
 
 Shapes = Sequence[tuple[int, int]]
@@ -135,11 +144,14 @@ def claim(path: Path, environment: Any, identity: Mapping[str, str], shapes: Sha
         return
     found = parse_identity(path, value)
     for name in ("format", "byte-order", *sorted(found.keys() | wanted.keys())):
+        if name == VOCABULARY and name not in found:  # an earlier release wrote it
+            continue
         if found.get(name) != wanted.get(name):
             option = _NO_OPTIONS.get(name, f"--{name}")
             theirs = f"with {option} {found[name]}" if name in found else f"without {option}"
             ours = f"{option} {wanted[name]}" if name in wanted else f"no {option}"
-            raise UserError(f"the store in {path} is of a run {theirs}, and this run has {ours}; {OTHERWISE}")
+            otherwise = _ITS_DATA if name == VOCABULARY else OTHERWISE
+            raise UserError(f"the store in {path} is of a run {theirs}, and this run has {ours}; {otherwise}")
     if not resumes:
         raise UserError(f"the store in {path} holds a run; go on with --resume RUN_DIR, or {OTHERWISE} (or delete it)")
     if not says_shapes:  # an earlier release wrote it

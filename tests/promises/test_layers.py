@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "library": ("base", "data", "store", "model", "cache"),
     "options": ("base", "data", "store.records", "model"),
     "plan": ("base", "data", "store", "model", "cache", "options"),
-    "export": ("base", "store", "model", "cache", "options"),
+    "export": ("base", "data.vocabulary", "store", "model", "cache", "options"),
     "prepare": ("base", "data", "options"),
     "report": ("base", "cache.counters", "options", "plan"),
     "run": ("base", "data", "store", "model", "cache", "options", "plan", "export", "report"),

@@ -25,8 +25,18 @@ FULL = report(
     losses=(0.5, 0.25),
     moved_rows_min=80,
     accuracy=0.5,
+    vocabulary="3f2a91c0d4e5b678",
 )
-OLDER = ("accuracy", "host_limit_bytes", "prediction", "miss_ratio_curve", "tables", "losses", "inference")
+OLDER = (
+    "accuracy",
+    "host_limit_bytes",
+    "prediction",
+    "miss_ratio_curve",
+    "tables",
+    "losses",
+    "inference",
+    "vocabulary",
+)
 """Keys that reports of earlier versions may lack."""
 
 
@@ -39,7 +49,7 @@ def test_the_report_has_the_keys_of_the_contract():
     assert json.loads(report_json(FULL))["losses"] == [0.5, 0.25]
     assert written["tables"][1] == {
         "name": "emb_l.1.weight_q", "rows": 290, "lookups": 400, "hit_ratio": 0.8125, "working_set_rows": 150,
-        "touched_rows": 38,
+        "touched_rows": 38, "user_name": None,
     }  # fmt: skip
 
 
@@ -98,3 +108,10 @@ def test_foreign_values_are_refused_by_name(key):
 def test_a_value_of_another_type_is_refused(key, value):
     with pytest.raises(ValueError, match=rf"`\$\.{key}`"):
         read_report(json.dumps({**report_values(report()), key: value}))
+
+
+def test_a_table_has_the_users_name_where_there_is_one():
+    names = ["emb_l.0", "emb_l.1.weight_q", "emb_l.2.embs"]
+    assert [TableReport(name, 3, 0, None, 0, 0).title for name in names] == names
+    titles = [TableReport(name, 3, 0, None, 0, 0, "user\n id").title for name in names]
+    assert titles == ["user? id", "user? id.weight_q", "user? id.embs"]

@@ -2,7 +2,8 @@
 
 ``torch.save`` of a dictionary: ``state_dict`` with the parameters, ``opt_state_dict`` with the optimizer's state by the
 parameters' numbers in that order, and where training stood: ``nepochs``, ``nbatches``, ``nbatches_test``, ``epoch``,
-``iter``, ``train_loss``, ``total_loss``, ``test_acc``.
+``iter``, ``train_loss``, ``total_loss``, ``test_acc``. ``vocabulary`` is ours: the fingerprint of what its rows stand
+for (`cachedlrm.data.vocabulary`), where that is known.
 """
 
 import pickle
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
 from cachedlrm.export.formats.piecewise import piecewise
 from cachedlrm.export.formats.torch_file import write_torch_file
 from cachedlrm.export.full_tables import FullTable
@@ -76,26 +78,36 @@ class LoadedModel:
     Attributes:
         parameters: by name, float32; mapped into memory from the file, not read.
         state: of the optimizer, if the file's is the chosen one's: arrays, and ``step`` as a number.
+        note: on its vocabulary, where that could not be checked; else None.
     """
 
     parameters: dict[str, NDArray[np.float32]]
     state: State | None
+    note: str | None = None
 
 
-def load_model(path: Path, architecture: Architecture) -> LoadedModel:
+def load_model(
+    path: Path, architecture: Architecture, vocabulary: Vocabulary | None = None, data_words: str = "the data"
+) -> LoadedModel:
     """Reads a model file.
 
     Args:
         path: the file.
         architecture: what its parameters must fit; its layouts name the optimizer.
+        vocabulary: of the data that the model is for; None: not on record.
+        data_words: what that data is, for messages.
 
     Raises:
-        UserError: no such file, not a model file, or one of another model; names the parameter and both shapes.
+        UserError: no such file, not a model file, one whose rows stand for other values (names both vocabularies), or
+            one of another model (names the parameter and both shapes).
     """
     content = _load(path)
     parameters = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(parameters, Mapping):
         raise UserError(f"{path} holds no model: it lacks state_dict; check --load-model")
+    trained = content.get("vocabulary")
+    trained = trained if isinstance(trained, str) else None
+    note = check_vocabulary(vocabulary, data_words, trained, f"--load-model {path}")
     shapes = parameter_shapes(architecture)
     for name, shape in shapes.items():
         if name not in parameters:
@@ -105,7 +117,7 @@ def load_model(path: Path, architecture: Architecture) -> LoadedModel:
             line = " ".join(str(name).split())
             raise UserError(f"{path} has parameter {line}, which this model lacks; {_advice(line)}")
     arrays = {name: _array(path, name, parameters[name], shape) for name, shape in shapes.items()}
-    return LoadedModel(arrays, _load_state(path, content.get("opt_state_dict"), shapes, architecture.layouts))
+    return LoadedModel(arrays, _load_state(path, content.get("opt_state_dict"), shapes, architecture.layouts), note)
 
 
 def _load(path: Path) -> Any:
@@ -160,13 +172,20 @@ def _array(path: Path, name: str, tensor: Any, shape: tuple[int, ...]) -> NDArra
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype != torch.float32:
         found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise UserError(f"{path}: {name} is {found}, not a float32 tensor; check --load-model")
-    if tuple(tensor.shape) != shape:
-        raise UserError(
-            f"{path}: {name} is {_text(tuple(tensor.shape))} in the file and {_text(shape)} in this model; "
-            f"{_advice(name.rsplit(maxsplit=1)[-1])}"
-        )
+    in_file, parameter = tuple(tensor.shape), name.rsplit(maxsplit=1)[-1]
+    if in_file != shape:
+        advice = _advice(parameter)
+        if parameter.startswith("emb_l.") and in_file[1:] == shape[1:]:
+            advice = _OTHER_DATA
+        raise UserError(f"{path}: {name} is {_text(in_file)} in the file and {_text(shape)} in this model; {advice}")
     array: NDArray[np.float32] = tensor.detach().numpy()
     return array
+
+
+_OTHER_DATA = (
+    "a table has its rows from the data: prepare this data with --vocabulary DIR, where DIR is the prepared data of "
+    "the file's model; only where ids are rows as they are, set --arch-embedding-size to the file's"
+)
 
 
 def _text(shape: tuple[int, ...]) -> str:
@@ -222,6 +241,7 @@ def save_model(
     dense_state: Mapping[str, Mapping[str, Tensor]],
     learning_rates: tuple[float, float],
     training: Training,
+    vocabulary: str | None = None,
 ) -> None:
     """Writes a model file; it appears only when complete. Tables are never in memory as a whole.
 
@@ -233,6 +253,7 @@ def save_model(
         dense_state: state of their optimizer, by name and torch's key.
         learning_rates: of the next step, and without a schedule.
         training: where it stands.
+        vocabulary: fingerprint of what the rows stand for; None: not on record.
 
     Raises:
         UserError: the file could not be written.
@@ -253,6 +274,7 @@ def save_model(
     names = list(parameter_shapes(architecture))
     content = {
         **vars(training),
+        **({} if vocabulary is None else {"vocabulary": vocabulary}),
         "state_dict": {name: parameters[name] for name in names},
         "opt_state_dict": {
             "state": {number: state[name] for number, name in enumerate(names) if name in state},

@@ -8,8 +8,8 @@ process reads its part of each table and no other. Names are those of a state di
 - ``dense_arch.model...`` and ``over_arch.model...`` of ``torchrec.models.dlrm.DLRM``, if it can be that model;
 - ``bot_l.N...`` and ``top_l.N...`` of facebookresearch/dlrm.
 
-``torchrec.json`` has the arguments of the ``EmbeddingBagConfig`` of each table, those of ``DLRM`` (or null), and the
-optimizer's name and learning rate.
+``torchrec.json`` has the arguments of the ``EmbeddingBagConfig`` of each table, those of ``DLRM`` (or null), the
+optimizer's name and learning rate, and the fingerprint of the rows' vocabulary where it is known.
 """
 
 import json
@@ -74,6 +74,7 @@ def write_torchrec(
     dense: Dense,
     *,
     with_optimizer_state: bool,
+    vocabulary: str | None = None,
 ) -> None:
     """Writes the folder, which may not hold anything yet.
 
@@ -84,6 +85,7 @@ def write_torchrec(
         tables: group by group.
         dense: parameters by the reference's names.
         with_optimizer_state: also write the rows' optimizer state.
+        vocabulary: fingerprint of what the rows stand for; None: not on record.
 
     Raises:
         UserError: it cannot be written.
@@ -109,8 +111,9 @@ def write_torchrec(
     except OSError as error:
         raise cannot_write(folder, error) from error
     write_tensors(folder / MODEL_FILE, specs, chunks(), {"format": "pt"})
+    config = _config(options, architecture, tables) | ({} if vocabulary is None else {"vocabulary": vocabulary})
     with whole_file(folder / CONFIG_FILE) as file:
-        file.write((json.dumps(_config(options, architecture, tables), indent=2) + "\n").encode())
+        file.write((json.dumps(config, indent=2) + "\n").encode())
 
 
 def _table_name(table: FullTable) -> str:

@@ -1,0 +1,137 @@
+"""Rows mean values: whatever was trained on one preparation refuses the rows of another, by the names of both."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.export.__main__ import main as export_main
+from cachedlrm.store.database import Meta, open_database
+from cachedlrm.store.environment import CHECKPOINT
+from cachedlrm.train import main as train_main
+from support.raw_criteo import prepare
+from support.runs import one_line
+
+COLUMNS = ["--label=label", "--dense=price", "--sparse=item"]
+
+
+def day(path: Path, seed: int, shift: int) -> Path:
+    """A day's clicks on 60 items, whose order of popularity is another one each day; the label hangs on the item."""
+    random = np.random.default_rng(seed)
+    share = np.roll(1 / np.arange(1, 61), shift)
+    item = random.choice(60, 2000, p=share / share.sum())
+    label = (random.random(2000) < np.where(item * 7 % 11 < 5, 0.9, 0.1)).astype(int)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"label": label, "price": random.random(2000, np.float32), "item": item}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory):
+    """Two days, each prepared on its own; and a run on the first, with a model file and a store."""
+    folder = tmp_path_factory.mktemp("days")
+    for name, seed, shift in (("a", 0, 0), ("b", 1, 20)):
+        raw = day(folder / f"{name}.parquet", seed, shift)
+        assert prepare("parquet", raw, "--out", folder / name, *COLUMNS, "--test-fraction=0") == 0
+    options = ["--store=lmdb", "--gpu-cache-rows=40", "--host-budget=1MiB", f"--save-model={folder / 'model.pt'}"]
+    assert train(folder / "run", f"--data=npy:{folder / 'a'}", *options) == 0
+    return folder
+
+
+def train(run: Path, *arguments: str) -> int:
+    usual = ["--arch-mlp-bot=1-8-4", "--arch-mlp-top=8-1", "--mini-batch-size=50", "--nepochs=2", "--ui=off"]
+    given = {argument.split("=")[0] for argument in arguments}
+    return train_main([*(one for one in usual if one.split("=")[0] not in given), f"--run-dir={run}", *arguments])
+
+
+def fingerprint(folder: Path) -> str:
+    return json.loads((folder / "prepared.json").read_text())["vocabulary"]["fingerprint"]
+
+
+def test_everything_that_leaves_a_run_says_its_vocabulary(days, tmp_path):
+    expected = fingerprint(days / "a")
+    report = json.loads((days / "run" / "report.json").read_text())
+    assert report["vocabulary"] == expected
+    assert [table["user_name"] for table in report["tables"]] == ["item"]
+    assert "| item | 61 |" in (days / "run" / "report.md").read_text()
+    assert torch.load(days / "model.pt", weights_only=True)["vocabulary"] == expected
+    assert export_main([str(days / "run"), str(tmp_path / "out.safetensors")]) == 0
+    assert export_main([str(days / "run"), str(tmp_path / "torchrec"), "--format=torchrec"]) == 0
+    assert json.loads((tmp_path / "torchrec" / "torchrec.json").read_text())["vocabulary"] == expected
+    for path in (days / "run" / "final.safetensors", tmp_path / "out.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            assert file.metadata()["vocabulary"] == expected
+
+
+def test_held_out_samples_of_another_day_are_refused(days, tmp_path, capsys):
+    message = one_line(capsys, train(tmp_path / "run", f"--data=npy:{days / 'a'}", f"--test-data=npy:{days / 'b'}"))
+    assert f"--test-data npy:{days / 'b'} has vocabulary {fingerprint(days / 'b')} and --data npy:" in message
+    assert f"{days / 'a'} has {fingerprint(days / 'a')}, in which a row stands for another value; prepare" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--inference-only"]])
+def test_a_model_of_another_day_is_refused(days, tmp_path, capsys, options):
+    loaded = [f"--load-model={days / 'model.pt'}", f"--test-data=npy:{days / 'b'}", *options]
+    message = one_line(capsys, train(tmp_path / "run", f"--data=npy:{days / 'b'}", *loaded))
+    assert f"--data npy:{days / 'b'} has vocabulary {fingerprint(days / 'b')} and --load-model " in message
+    assert f"model.pt has {fingerprint(days / 'a')}, in which a row stands for another value" in message
+    assert train(tmp_path / "same", f"--data=npy:{days / 'a'}", f"--load-model={days / 'model.pt'}") == 0
+
+
+def test_raw_ids_are_refused_by_a_model_of_prepared_ones(days, tmp_path, capsys):
+    spec = f"parquet:{days / 'a.parquet'}"
+    message = one_line(capsys, train(tmp_path / "run", f"--data={spec}", f"--load-model={days / 'model.pt'}"))
+    assert f"--data {spec} has vocabulary ids-as-they-are and --load-model {days / 'model.pt'} has " in message
+
+
+def test_a_model_of_other_tables_leads_to_its_data(days, tmp_path, capsys):
+    """`--arch-embedding-size` of the file would make the rows of one day stand for the items of the other."""
+    model = torch.load(days / "model.pt", weights_only=True)
+    del model["vocabulary"]
+    torch.save(model, tmp_path / "old.pt")
+    arguments = [f"--data=npy:{days / 'a'}", f"--load-model={tmp_path / 'old.pt'}"]
+    message = one_line(capsys, train(tmp_path / "run", *arguments, "--arch-embedding-size=99"))
+    assert (
+        "emb_l.0.weight is 61 x 4 in the file and 99 x 4 in this model; a table has its rows from the data: " in message
+    )
+    assert train(tmp_path / "old", *arguments, "--steps=1") == 0
+
+
+def test_a_resumed_run_is_refused_the_data_of_another_day(days, tmp_path, capsys):
+    folder, run = tmp_path / "data", tmp_path / "run"
+    folder.symlink_to(days / "a")
+    assert train(run, f"--data=npy:{folder}", "--store=lmdb", "--steps=20") == 0
+    folder.unlink()
+    folder.symlink_to(days / "b")
+    message = one_line(capsys, train_main([f"--resume={run}", "--steps=40", "--ui=off"]))
+    assert str(folder) in message or fingerprint(days / "a") in message
+    folder.unlink()
+    folder.symlink_to(days / "a")
+    assert train_main([f"--resume={run}", "--steps=40", "--ui=off"]) == 0
+
+
+def test_a_store_that_says_no_vocabulary_is_of_an_earlier_release(tmp_path):
+    shapes = [(10, 2)]
+    with closing(open_database(tmp_path, {"model": "a"}, shapes, 1 << 20, resumes=False)) as database:
+        database.write(Meta(CHECKPOINT, b"x"))
+        database.wait()
+    with closing(open_database(tmp_path, {"model": "a", "vocabulary": "x"}, shapes, 1 << 20, resumes=True)):
+        pass
+
+
+def test_a_store_of_another_vocabulary_names_both(tmp_path):
+    shapes = [(10, 2)]
+    with closing(open_database(tmp_path, {"vocabulary": "x"}, shapes, 1 << 20, resumes=False)) as database:
+        database.write(Meta(CHECKPOINT, b"x"))
+        database.wait()
+    words = "of a run with vocabulary x, and this run has vocabulary y; name by --data what the run was started with"
+    with pytest.raises(UserError, match=words):
+        open_database(tmp_path, {"vocabulary": "y"}, shapes, 1 << 20, resumes=True)
