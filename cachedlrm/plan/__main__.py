@@ -135,7 +135,12 @@ class RunPlan:
             "steps": prediction.chosen.num_steps,
             "device_limit_bytes": tiers.device_limit,
             "device_bytes_breakdown": device.breakdown,
-            "host_bytes": {"maps": host.maps, "batches": host.batches, "records_limit": host.records},
+            "host_bytes": {
+                "maps": host.maps,
+                "batches": host.batches,
+                "pinned": host.pinned,
+                "records_limit": host.records,
+            },
             "disk_bytes": self.disk_bytes,
             "expected_record_bytes": self.touched_bytes,
             "needs_disk": self.needs_disk,
@@ -229,6 +234,7 @@ def _host(plan: RunPlan) -> str:
     rows = [
         ("  maps", _exact(host.maps), f"{host.maps // num_rows} B for each of {num_rows:,} rows"),
         ("  batches known ahead", _exact(host.batches), f"--policy {plan.options.cache.policy}"),
+        ("  pinned buffers", _exact(host.pinned), "copies on their way" if host.pinned else "none on the CPU"),
         ("  records, at most", _exact(host.records), fits),
     ]
     return f"host ({format_bytes(host.free)} free here)\n{aligned(rows)}"

@@ -11,6 +11,12 @@ _LEAST_STAGING_ROWS = 1024
 _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
 # Of each stream that multiplies matrices, as CUBLAS_WORKSPACE_CONFIG of `cachedlrm.train` says: 8 of 4096 KiB.
 _CUBLAS_WORKSPACE_BYTES = 32 << 20
+# What torch's caching allocator keeps idle of its segments: of two streams less than one of 20 MiB, and two of 2 MiB.
+# Measured: benchmarks/simulated_device.py, docs/log/plan.md.
+_IDLE_SEGMENT_BYTES = 24 << 20
+# A row's indices while index_copy_ sorts them, as it does with deterministic algorithms: linear, sorted, their order,
+# and the sort's own copies, of int64 (aten/src/ATen/native/cuda/Indexing.cu).
+_SORTED_INDEX_BYTES = 6 * 8
 _LOSS_NUMBERS = 8  # of a sample: prediction, loss and their gradients
 
 
@@ -35,6 +41,7 @@ class StepShape:
         keeps_inputs: whether the activation function's backward needs its input, beside its output.
         bf16: whether layers compute on copies of their parameters of two bytes each.
         cuda_graphs: whether graphs of the passes over a mini-batch keep memory of their own.
+        deterministic: whether operators by index sort their indices on CUDA.
     """
 
     groups: tuple[GroupShape, ...]
@@ -53,6 +60,7 @@ class StepShape:
     keeps_inputs: bool = False
     bf16: bool = False
     cuda_graphs: bool = False
+    deterministic: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -89,6 +97,16 @@ class StepShape:
             total += 32 * rows + 4 * bags + 8 * bags * self.lookups_per_bag
         return total
 
+    @property
+    def pinned_bytes(self) -> int:
+        """Host memory that is pinned, as torch rounds it up: staging and uploads of the largest batch; 0 on the CPU."""
+        if not self.staging_rows:
+            return 0
+        staging = sum(4 * _power_of_two(self.staging_rows * group.layout.record_bytes) for group in self.groups)
+        upload = int(_SPARE * self._upload_bytes(self.working_set_bounds)) // (self.prefetch_depth + 2)
+        # A buffer that grew leaves a smaller one to torch's cache of pinned memory.
+        return staging + (self.prefetch_depth + 2) * 2 * _power_of_two(upload)
+
     def fixed_bytes(self, working_sets: tuple[int, ...]) -> dict[str, int]:
         """Bytes of everything but the slabs, for batches of at most so many unique rows in each group.
 
@@ -103,7 +121,9 @@ class StepShape:
         workspace = 0
         if staging:  # on CUDA; initial rows are computed there in turns, with a few int64 temporaries
             staging += max(6 * 8 * DEVICE_TURN_ROWS * group.layout.dim for group in self.groups)
-            workspace = _CUBLAS_WORKSPACE_BYTES
+            workspace = _CUBLAS_WORKSPACE_BYTES + _IDLE_SEGMENT_BYTES
+            if self.deterministic:
+                rows += max(_SORTED_INDEX_BYTES * number for number in working_sets)
         return {
             "staging": staging,
             "working_set": buffers + rows,
@@ -169,7 +189,8 @@ class StepShape:
         if not self.dot:
             return 0
         vectors = self.num_features + 1
-        return min(samples, self.samples_multiplied or samples) * (3 * vectors * self.mlp_bot[-1] + vectors**2)
+        products = vectors**2 + (vectors * (vectors - 1) // 2 if self.deterministic else 0)
+        return min(samples, self.samples_multiplied or samples) * (3 * vectors * self.mlp_bot[-1] + products)
 
     def _combined(self, trains: bool) -> int:
         """Numbers a sample has while pooled vectors are combined and projected, beside these."""
@@ -220,3 +241,8 @@ class StepShape:
     def _dense_temporaries(self) -> int:
         """Bytes while parameters move."""
         return 4 * self._num_parameters * self._optimizer.temporaries
+
+
+def _power_of_two(num_bytes: int) -> int:
+    """The smallest one that is no less; torch pins memory in these (c10/core/CachingHostAllocator.h)."""
+    return 1 << (num_bytes - 1).bit_length()

@@ -31,6 +31,7 @@ class HostSizes:
     Attributes:
         maps: of every row: its address, and what the policy keeps; all that grows with the tables.
         batches: the most that batches known ahead take.
+        pinned: the most that buffers take from which and to which the device copies.
         records: ``--host-budget``, or what is left: the most that records may take.
         free: memory that was free.
         store_rows: of each group, records that host memory may hold.
@@ -38,6 +39,7 @@ class HostSizes:
 
     maps: int
     batches: int
+    pinned: int
     records: int
     free: int
     store_rows: tuple[int, ...]
@@ -117,6 +119,7 @@ def step_shape(options: Resolved, architecture: Architecture, dataset: Dataset, 
         keeps_inputs=options.model.activation_function in ("gelu", "silu"),
         bf16=options.optimisation.bf16,
         cuda_graphs=options.optimisation.cuda_graphs,
+        deterministic=options.run.deterministic,
     )
 
 
@@ -178,6 +181,6 @@ def _size_host(options: Resolved, step: StepShape, device_bytes: int, window: in
         )
     records, spills = options.store.host_budget, options.store.store == "lmdb"
     if records is None:
-        left = max(1, free - maps - ahead - device_bytes)
+        left = max(1, free - maps - ahead - device_bytes - step.pinned_bytes)
         records = left // 2 if spills else left  # the other half is for pages of the store
-    return HostSizes(maps, ahead, records, free, store_rows(step.groups, records, spills))
+    return HostSizes(maps, ahead, step.pinned_bytes, records, free, store_rows(step.groups, records, spills))

@@ -47,6 +47,7 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     # Two matrices and two biases, each of 64 elements in memory.
     assert fixed["dense"] == 4 * 4 * 64 * (2 + dense_states)
     workspace = 32 * 2**20  # of cuBLAS, on CUDA
+    beside = workspace + 24 * 2**20  # and what lies idle in the allocator's segments
 
     def activations(layers: int) -> int:
         """Pooled vectors of 3 tables beside what layers, the dense optimizer or rows need, whose part is elsewhere."""
@@ -57,21 +58,25 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     # loss; of seven samples multiplied at a time the vectors, 16, and their gradient in two terms, and products, 16; a
     # gradient of the larger matrix before it is added.
     layers = 20 * (4 + 1 + 10 + 20 + 8) + 7 * (3 * 16 + 16) + 12
-    assert fixed["activations"] == activations(layers) + workspace
+    assert fixed["activations"] == activations(layers) + beside
     assert replace(shape, most_staging_rows=0).fixed_bytes((55,))["activations"] == activations(layers)
     # Once more what the graphs keep, their inputs of 3 dense features and a label, and a workspace of their own.
     graphs = replace(shape, cuda_graphs=True).fixed_bytes((55,))
     kept = 4 * (layers + 20 * 3 * 4 + 20 * (3 + 1)) + workspace
     assert graphs == fixed | {"activations": fixed["activations"] + kept}
+    # With deterministic algorithms: 48 bytes for each of 55 rows' indices, and the 6 products of a sample's 4 vectors.
+    sorted_indices = replace(shape, deterministic=True).fixed_bytes((55,))
+    assert sorted_indices["working_set"] == fixed["working_set"] + 48 * 55
+    assert sorted_indices["activations"] == activations(layers + 7 * 6) + beside
     gelu = replace(shape, keeps_inputs=True, dot=False).fixed_bytes((55,))
-    assert gelu["activations"] == activations(20 * (2 * 5 + 10 + 20 + 8) + 12) + workspace
+    assert gelu["activations"] == activations(20 * (2 * 5 + 10 + 20 + 8) + 12) + beside
     # All but pooled vectors is of six samples at a time; of these vectors there are copies and gradients of both where
     # a projection from 4 to 6 columns comes between.
     passes = replace(shape, micro_batch_size=6).fixed_bytes((55,))
-    assert passes["activations"] == activations(6 * (4 + 1 + 10 + 20 + 8) + 6 * (3 * 16 + 16) + 12) + workspace
+    assert passes["activations"] == activations(6 * (4 + 1 + 10 + 20 + 8) + 6 * (3 * 16 + 16) + 12) + beside
     projected = replace(shape, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
     combined = 3 * 4 + 3 * 6 + 2 * 3 * 4
-    assert projected["activations"] == activations(6 * (6 + 1 + 10 + 20 + 8 + combined) + 18) + workspace
+    assert projected["activations"] == activations(6 * (6 + 1 + 10 + 20 + 8 + combined) + 18) + beside
 
 
 def test_projections_are_parameters_of_groups_narrower_than_the_vectors():

@@ -76,7 +76,7 @@ def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
     plan = planned(capsys, *case)
     device = sum(plan["device_bytes_breakdown"].values())
     maps = 4 * plan["table_rows"]
-    assert plan["host_bytes"] == {"maps": maps, "batches": 0, "records_limit": (1 << 30) - maps - device}
+    assert plan["host_bytes"] == {"maps": maps, "batches": 0, "pinned": 0, "records_limit": (1 << 30) - maps - device}
     on_disk = planned(capsys, *case, "--store=lmdb")["host_bytes"]
     assert on_disk["records_limit"] == ((1 << 30) - maps - device) // 2
     ahead, one = (planned(capsys, *case, "--policy=lookahead", f"--lookahead={n}")["host_bytes"] for n in (7, 1))
@@ -225,7 +225,7 @@ def test_a_gpu_that_is_not_there_can_be_planned(capsys):
     assert plan["device_bytes_breakdown"]["staging"] > 0
     assert list(plan["step_ms_at_least"]) == ["device memory"]
     with_graphs = planned(capsys, "--device=cuda", "--gpu-budget=100MB", "--cuda-graphs")["device_bytes_breakdown"]
-    assert with_graphs["activations"] > 2 * plan["device_bytes_breakdown"]["activations"]
+    assert with_graphs["activations"] > plan["device_bytes_breakdown"]["activations"] + (32 << 20)
 
 
 def test_a_described_device_is_planned_wherever_the_plan_is_made(monkeypatch, capsys):

@@ -23,6 +23,9 @@ SCHEDULES = ("eager", "late", "copies-first", "training-first", "random")
 - random: any stream goes on by some steps, by a seed.
 """
 
+WORKSPACE_BYTES = 32 << 20
+"""Of cuBLAS, for each stream that multiplies matrices, with ``CUBLAS_WORKSPACE_CONFIG=:4096:8``."""
+
 _CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 
 
@@ -242,6 +245,7 @@ class Machine:
         self.default_streams = [Stream(self, device) for device in range(num_devices)]
         self.allocators = [CachingAllocator(total_bytes) for _ in range(num_devices)]
         self.given_back: deque[tuple[Allocation, Clock]] = deque()
+        self._have_workspace: set[Stream] = set()
         self._random = random.Random(seed)
         self._local = threading.local()
         self._host_clocks: dict[int, Clock] = {}
@@ -419,6 +423,14 @@ class Machine:
         self.waits[threading.current_thread().name, what] += 1
         if self.sync_debug_mode == 2 and what not in ("synchronize", "Event.synchronize"):
             raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
+
+    def give_workspace(self, stream: Stream) -> None:
+        """Takes the memory that cuBLAS works in, once for a stream (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+        with self.lock:
+            if stream not in self._have_workspace:
+                self._have_workspace.add(stream)
+                pool = None if stream.graph is None else stream.graph.pool
+                self.allocators[stream.device_index].allocate(WORKSPACE_BYTES, stream.number, pool)
 
     # --- graphs
 

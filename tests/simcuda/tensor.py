@@ -15,6 +15,8 @@ _SIZED_BY_VALUES = (aten.nonzero.default, aten.masked_select.default, aten._uniq
 _UNFILLED = (aten.empty_like.default, aten.new_empty.default, aten.new_empty_strided.default)
 _ALIASES = (aten._unsafe_view.default, aten.detach.default, aten.alias.default, aten.lift_fresh.default)
 _INDEXING = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)  # indices of the host will do
+_SORTING = (aten.index_add_.default, aten.index_copy_.default)
+_BY_CUBLAS = ("addmm", "baddbmm", "bmm", "mm")
 _OF_FACTORIES = ("device", "pin_memory", "layout")  # arguments that say nothing here
 
 
@@ -206,8 +208,14 @@ def _compute(operator: _Operator, func: Any, args: Sequence[Any], kwargs: dict[s
             return torch.zeros((), dtype=tensors[0].dtype).item()
         out = func(*host_args, **host_kwargs)
         return _to_device(out, device) if isinstance(out, Tensor) else out
+    if func in _UNFILLED:
+        return _filled(_like_results(func, args, kwargs, device))
     if stream.graph is None:
         machine.launches[stream.number, func.name()] += 1
+    if func._schema.name.removeprefix("aten::") in _BY_CUBLAS:
+        machine.give_workspace(stream)
+    if torch.are_deterministic_algorithms_enabled() and func in _SORTING:
+        _sort_indices(func, *args)
     if operator.written:
         written = operator.written_tensors(args, kwargs)
         places = [_on_host(tensor) for tensor in written]  # not the tensors: work does not keep memory
@@ -221,8 +229,6 @@ def _compute(operator: _Operator, func: Any, args: Sequence[Any], kwargs: dict[s
         machine.push(stream, Work(func.name(), update, access))
         return (written[0] if len(written) == 1 else tuple(written)) if operator.has_results else None
     out = _like_results(func, args, kwargs, device)
-    if func in _UNFILLED:
-        return _filled(out)
     outs = list(_tensors([out]))
     results = [part.host for part in outs]
 
@@ -233,6 +239,18 @@ def _compute(operator: _Operator, func: Any, args: Sequence[Any], kwargs: dict[s
 
     machine.push(stream, Work(func.name(), compute, _access(func, args, tensors, outs) if machine.races else None))
     return out
+
+
+def _sort_indices(func: Any, target: Tensor, dim: int, indices: Tensor, source: Tensor) -> None:
+    """Memory of operators that become index_put_ with deterministic algorithms, while it is taken.
+
+    See index_add_cuda_impl, index_copy_out and index_put_with_sort_kernel of aten/src/ATen/native: linear indices,
+    sorted ones and their order, the sort's own copies, and of index_add_ the source times alpha.
+    """
+    device = indices.allocation.device
+    taken = [allocate((len(indices),), (1,), torch.int64, device) for _ in range(6)]
+    if func is aten.index_add_.default:
+        taken.append(allocate((source.numel(),), (1,), source.dtype, device))
 
 
 def _view(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
