@@ -9,8 +9,8 @@
     Plan              slots [U]; rows to evict [E], fetch [F], create [I]
       | Upload        one copy to the device
       +- DeviceMoves    -> Transfer    slab -> store [E, width], store -> slab [F, width], initial records [I, width]
-      +- DeviceLookups  -> RowUpdate   begin: slab -> records [U, width] -> pooled [B * T, D]
-                                       step: gradient [B * T, D] -> records; finish: records -> slab
+      +- DeviceLookups  -> RowUpdate   begin: slab -> numbers [U, columns] -> pooled [B * T, D]
+                                       step: gradient [B * T, D] -> numbers; finish: numbers -> slab
 
 A thread of its own goes as far as Transfer, batches ahead; the training thread has the rest. Nothing flows back: the
 planner never asks the device, and the model sees positions only.
@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.counters import PREPARING_PHASES, CacheCounters, Span, with_bytes
-from cachedlrm.cache.slab import scatter
 from cachedlrm.cache.streams import AtRest, CopyStream, Event, TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
@@ -102,7 +101,7 @@ class EmbeddingCache:
         groups: rows and records of each group.
         slots: of each group.
         store_rows: records of each group that host memory may hold.
-        inits: initial records of each group.
+        inits: numbers of the initial records of each group.
         settings: choices that hold for all.
         device: where the slabs are.
         durability: the tier on disk, if there is one.
@@ -127,6 +126,7 @@ class EmbeddingCache:
         self.trained = TrainedBatches(device, history=self._ring)
         self._stream = CopyStream(device)
         self._at_rest = AtRest()
+        first_rows = np.concatenate([[0], np.cumsum([group.num_rows for group in groups])])
         self.groups = tuple(
             TableGroup(
                 shape=groups[number],
@@ -140,10 +140,11 @@ class EmbeddingCache:
                 device=device,
                 durability=durability,
                 number=number,
+                first_row=int(first_rows[number]),
             )
             for number in range(len(groups))
         )
-        self._upload = Upload(device, self._ring, self.trained)
+        self._upload = Upload(device, self._ring, self.trained, [group.layout.is_packed for group in groups])
         self._admitted = [Event(device) for _ in range(self._ring)]
         self._stream.follow()  # slabs and staging are memory that earlier work of this stream may still write
 
@@ -214,7 +215,7 @@ class EmbeddingCache:
     def finish(self, batch: PreparedBatch, updates: Sequence[RowUpdate]) -> None:
         """Puts the rows, as their updates left them, back into their slots, and marks the batch as trained."""
         for group, lookups, update in zip(self.groups, batch.tensors.lookups, updates, strict=True):
-            scatter(group.slab, lookups.slots, update.records)
+            group.finish(lookups, update)
         self.trained.mark(batch.tensors.index)
 
     def pooled(self, batch: Samples) -> list[Tensor]:

@@ -1,4 +1,6 @@
-"""The records on the device, [num_slots, width] float32, and the ways in and out.
+"""The records on the device, [num_slots, width] words, and the ways in and out.
+
+A word is carried as a float32, whatever it holds: copies keep its bits.
 
 On the CPU by kernels (`cachedlrm.base.kernels`): on one thread torch's index_select takes twice as long, its
 index_copy_ three times; on two threads it is about as fast.

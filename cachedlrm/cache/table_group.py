@@ -22,6 +22,7 @@ from cachedlrm.store.database import Database
 from cachedlrm.store.host import HostStore, RecordsBetween, Store
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import LmdbStore
+from cachedlrm.store.packing import Packing, numbers_of
 from cachedlrm.store.record_log import RecordLog
 from cachedlrm.store.records import GroupShape
 
@@ -36,6 +37,7 @@ class CacheSettings:
         prefetch_depth: batches prepared before they are trained; 0 prepares each when it is needed.
         staging_rows: rows moved in one turn.
         report_min: whether to count the rows that Belady's MIN would move.
+        seed: of the noise by which numbers of 16 bits are rounded.
     """
 
     policy: str = "lrfu"
@@ -43,6 +45,7 @@ class CacheSettings:
     prefetch_depth: int = 2
     staging_rows: int = 16384
     report_min: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class TableGroup:
         shape: rows of the tables and columns of a record.
         slots: of the slab.
         store_rows: records that host memory may hold.
-        init: records of first touches.
+        init: numbers of first touches.
         settings: of the cache.
         trained: which batches have been trained.
         stream: where rows move.
@@ -89,6 +92,7 @@ class TableGroup:
         device: where the slab is.
         durability: the tier on disk, if there is one.
         number: of the group there.
+        first_row: of the group, counted over all groups.
 
     Raises:
         UserError: the data on disk is damaged, or does not fit.
@@ -108,6 +112,7 @@ class TableGroup:
         device: torch.device,
         durability: Durability | None = None,
         number: int = 0,
+        first_row: int = 0,
     ) -> None:
         num_rows, layout = shape.num_rows, shape.layout
         self.shape = shape
@@ -128,13 +133,14 @@ class TableGroup:
         else:
             self.store = HostStore(store_rows, layout.width, self.log, self.book.num_addresses)
         self.slab = make_slab(slots.total, layout.width, device)
-        self.transfer = Transfer(self.slab, self.store, init, trained, stream, staging_rows=settings.staging_rows)
-        self.init = init
+        self._packing = Packing(layout, settings.seed, first_row)
+        self.init = self._packing.init(init)
+        self.transfer = Transfer(self.slab, self.store, self.init, trained, stream, staging_rows=settings.staging_rows)
         self._stream = stream
         self._at_rest = at_rest
         self._device = device
         self._staging_bytes = 0 if device.type == "cpu" else 4 * settings.staging_rows * layout.record_bytes
-        self._records = torch.empty(0, layout.width, device=device)
+        self._numbers = torch.empty(0, layout.columns, device=device)
 
     def _open_log(self, durability: Durability | None, number: int) -> RecordLog | None:
         """The log with the checkpoint's records, whose rows get addresses."""
@@ -157,13 +163,17 @@ class TableGroup:
         return working_set
 
     def begin(self, lookups: DeviceLookups) -> RowUpdate:
-        """The rows of a batch, pooled; their records [U, width] are in a buffer that the next call uses again."""
+        """The rows of a batch, pooled; their numbers [U, columns] are in a buffer that the next call uses again."""
         count = lookups.slots.shape[0]  # `len` is a function of Python
-        if count > self._records.shape[0]:
-            self._records = torch.empty(count + count // 4, self.layout.width, device=self._device)
-        records = self._records[:count]
-        gather(self.slab, lookups.slots, records)
-        return RowUpdate(self.layout, records, lookups.positions, lookups.offsets, lookups.transposed)
+        if count > self._numbers.shape[0]:
+            self._numbers = torch.empty(count + count // 4, self.layout.columns, device=self._device)
+        numbers = self._numbers[:count]
+        self._packing.gather(self.slab, lookups.slots, numbers)
+        return RowUpdate(self.layout, numbers, lookups.positions, lookups.offsets, lookups.transposed)
+
+    def finish(self, lookups: DeviceLookups, update: RowUpdate) -> None:
+        """Puts the rows, as their update left them, back into their slots."""
+        self._packing.scatter(self.slab, lookups.slots, update.records, lookups.rows, update.step_number)
 
     def pooled(self, lookups: Lookups) -> Tensor:
         """Pooled vectors of current rows, [num_bags, dim] on the device. Changes nothing.
@@ -198,7 +208,7 @@ class TableGroup:
                 if len(indices):
                     target = torch.from_numpy(indices).to(self._device)
                     scatter(records, target, torch.from_numpy(values).to(self._device))
-            return records[:, : self.layout.parameter_width]
+            return self._packing.unpacked(records)[:, : self.layout.parameter_width]
 
     def records(self, addresses: Int64s) -> NDArray[np.float32]:
         """Records of ``addresses`` [n] below the device, [n, width]; `flush` brings them there first."""
@@ -217,7 +227,7 @@ class TableGroup:
 
     def is_finite(self) -> bool:
         """Whether the store holds no NaN and no infinity."""
-        return all(np.isfinite(records).all() for _, records in self.store.scan())
+        return all(np.isfinite(numbers_of(self.layout, records)).all() for _, records in self.store.scan())
 
     def save(self, since: int) -> tuple[int, int]:
         """Appends missing records to the log, which has all those trained before batch ``since``.
@@ -244,4 +254,4 @@ class TableGroup:
     @property
     def device_bytes(self) -> dict[str, int]:
         """Bytes of its tensors on the device, by purpose."""
-        return {"slab": self.slab.nbytes, "staging": self._staging_bytes, "working_set": self._records.nbytes}
+        return {"slab": self.slab.nbytes, "staging": self._staging_bytes, "working_set": self._numbers.nbytes}

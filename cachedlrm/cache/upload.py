@@ -34,6 +34,7 @@ class DeviceLookups:
         slots: [U] int64.
         bags_by_position: [L] int32 and
         position_offsets: [U + 1] int32, see `WorkingSet.transposed`; on CUDA alone.
+        rows: [U] int64; of a group whose records hold numbers of 16 bits.
     """
 
     offsets: Tensor
@@ -41,6 +42,7 @@ class DeviceLookups:
     slots: Tensor
     bags_by_position: Tensor | None = None
     position_offsets: Tensor | None = None
+    rows: Tensor | None = None
 
     @property
     def transposed(self) -> tuple[Tensor, Tensor] | None:
@@ -95,11 +97,13 @@ class Upload:
         device: where to.
         ring: buffers; a buffer is used again for batch ``index + ring``.
         trained: batch ``index - ring`` must have been trained before its buffer is overwritten.
+        needs_rows: of each group, whether its step does.
     """
 
-    def __init__(self, device: torch.device, ring: int, trained: TrainedBatches) -> None:
+    def __init__(self, device: torch.device, ring: int, trained: TrainedBatches, needs_rows: Sequence[bool]) -> None:
         self._device = device
         self._trained = trained
+        self._needs_rows = needs_rows
         self._ring = [_PinnedBuffer(device) for _ in range(ring)] if device.type == "cuda" else []
 
     @property
@@ -128,10 +132,12 @@ class Upload:
         samples: Arrays = {"dense": dense, "labels": labels}
         lookups: list[Arrays] = []
         moves: list[Arrays] = []
-        for working_set, plan in zip(working_sets, plans, strict=True):
+        for working_set, plan, needs_rows in zip(working_sets, plans, self._needs_rows, strict=True):
             arrays: Arrays = {"offsets": working_set.offsets, "positions": working_set.positions, "slots": plan.slots}
             if self._ring:
                 arrays["bags_by_position"], arrays["position_offsets"] = working_set.transposed()
+            if needs_rows:
+                arrays["rows"] = working_set.rows
             lookups.append(arrays)
             moves.append(
                 {

@@ -98,8 +98,8 @@ def _adam(records: Tensor, grad: Tensor, layout: RecordLayout, step: RowStep) ->
     records[:, :width].add_(first.div(second.sqrt().add_(float(eps))).mul_(-step_size))
 
 
-# Kernels over records [U, width], gradients [U, parameter_width] and their like. They divide as numpy does: checks for
-# zero would keep the compiler from vectors.
+# Kernels over records' numbers [U, columns], gradients [U, parameter_width] and their like. They divide as numpy does:
+# checks for zero would keep the compiler from vectors.
 
 
 @numba.njit(cache=True, nogil=True)
@@ -162,7 +162,7 @@ def move_rows(layout: RecordLayout, records: Tensor, grad: Tensor, step: RowStep
 
     Args:
         layout: names the optimizer.
-        records: [U, width] float32, the working set's records.
+        records: [U, columns] float32, the numbers of the working set's records.
         grad: [U, parameter_width] float32, their parameters' gradient; overwritten.
         step: its numbers.
     """

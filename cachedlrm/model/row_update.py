@@ -12,14 +12,15 @@ class RowUpdate:
 
     Args:
         layout: columns of a record.
-        records: [U, width] float32 of the working set.
+        records: [U, columns] float32, the numbers of the working set's records.
         positions: [L] int32, each lookup's place in ``records``.
         offsets: [B * T + 1] int32, bag boundaries in ``positions``.
         transposed: the bags [L] int32 of the lookups sorted by position, and the boundaries of positions in them
             [U + 1] int32; needed on CUDA alone.
 
     Attributes:
-        records: [U, width]; `step` changes them in place.
+        records: [U, columns]; `step` changes them in place.
+        step_number: of the step that moved them; 0: none did.
         pooled: [B * T, D], the sums of the bags' rows.
     """
 
@@ -36,6 +37,7 @@ class RowUpdate:
         self._positions = positions
         self._offsets = offsets
         self._transposed = transposed
+        self.step_number = 0
         parameters = records[:, : layout.parameter_width] if layout.state_width else records
         vectors = weigh(parameters, layout.dim)
         self.pooled = pool(vectors, positions, offsets)
@@ -43,6 +45,7 @@ class RowUpdate:
     def step(self, gradient: Tensor, step: RowStep) -> None:
         """Moves the rows by the ``gradient`` of `pooled`, [B * T, D]."""
         layout, records = self._layout, self.records
+        self.step_number = step.number
         # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
         # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
         if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:

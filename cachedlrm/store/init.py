@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.base.kernels import GAMMA, MULTIPLIER_1, MULTIPLIER_2, mix, table_offsets
+from cachedlrm.base.kernels import GAMMA, mix, table_offsets
+from cachedlrm.base.splitmix import as_int64, mix_tensor, shift_right
 from cachedlrm.store.records import RecordLayout
 
 DEVICE_TURN_ROWS = 2048
@@ -51,28 +52,27 @@ def _fill(
             out[index, column] = np.float32(0.0)
 
 
-def _as_int64(value: int) -> int:
-    """The two's complement reading of 64 bits, as torch has no unsigned arithmetic."""
-    value &= _MASK
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's ``>>`` on int64 copies the sign."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
 class RowInit(Protocol):
-    """Records of rows that were never touched: parameters, and optimizer state of zero."""
+    """Records of rows that were never touched, as their numbers: parameters, and optimizer state of zero."""
 
     def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Writes the initial records of ``rows`` [n] into ``out`` [n, width], on the host."""
+        """Writes the initial records of ``rows`` [n] into ``out`` [n, columns], on the host."""
         ...
 
     @property
     def fill_on_device(self) -> DeviceFill | None:
         """The same bits by operators of the device, so that nothing has to be copied there; None: only on the host."""
         ...
+
+
+def in_turns(fill: DeviceFill) -> DeviceFill:
+    """The same, some rows at a time: its temporaries take several times the bytes of what it fills."""
+
+    def fill_all(rows: Tensor, out: Tensor) -> None:
+        for first in range(0, len(rows), DEVICE_TURN_ROWS):
+            fill(rows[first : first + DEVICE_TURN_ROWS], out[first : first + DEVICE_TURN_ROWS])
+
+    return fill_all
 
 
 class CounterInit:
@@ -101,7 +101,7 @@ class CounterInit:
         self._bounds = np.sqrt(1.0 / np.asarray(table_rows, np.float64)).astype(np.float32)
         self._device_boundaries = torch.from_numpy(self._first_rows[1:].copy()).to(device)
         self._device_bounds = torch.from_numpy(self._bounds).to(device)
-        columns = [_as_int64(column * GAMMA) for column in range(layout.dim)]
+        columns = [as_int64(column * GAMMA) for column in range(layout.dim)]
         self._device_columns = torch.tensor(columns, device=device)
 
     def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
@@ -112,21 +112,14 @@ class CounterInit:
             out[:, dim] = 1.0
 
     def fill_on_device(self, rows: Tensor, out: Tensor) -> None:
-        """The same in torch operators: ``rows`` [n] int64 and ``out`` [n, width] float32 on one device.
-
-        In turns, as its temporaries take several times the bytes of ``out``.
-        """
-        for first in range(0, len(rows), DEVICE_TURN_ROWS):
-            self._fill_on_device(rows[first : first + DEVICE_TURN_ROWS], out[first : first + DEVICE_TURN_ROWS])
+        """The same in torch operators: ``rows`` [n] int64 and ``out`` [n, columns] float32 on one device."""
+        in_turns(self._fill_on_device)(rows, out)
 
     def _fill_on_device(self, rows: Tensor, out: Tensor) -> None:
         dim = self._layout.dim
-        row_counters = rows * _as_int64(dim * GAMMA) + _as_int64(self._state)
+        row_counters = rows * as_int64(dim * GAMMA) + as_int64(self._state)
         value = row_counters.unsqueeze(1) + self._device_columns  # [n, dim]
-        value = (value ^ _shift_right(value, 30)) * _as_int64(MULTIPLIER_1)
-        value = (value ^ _shift_right(value, 27)) * _as_int64(MULTIPLIER_2)
-        value = value ^ _shift_right(value, 31)
-        unit = _shift_right(value, 40).to(torch.float32) * 2.0**-23 - 1.0
+        unit = shift_right(mix_tensor(value), 40).to(torch.float32) * 2.0**-23 - 1.0
         bounds = self._device_bounds[torch.bucketize(rows, self._device_boundaries, right=True)]
         torch.mul(unit, bounds.unsqueeze(1), out=out[:, :dim])
         out[:, dim:] = 0.0

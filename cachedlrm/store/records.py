@@ -36,9 +36,18 @@ OPTIMIZERS = {
 }
 
 
+ROW_DTYPES = ("fp32", "bf16", "fp16")
+"""How parameters may be kept."""
+STATE_DTYPES = ("fp32", "bf16")
+"""How optimizer state may be kept; squares of gradients are below the least number of fp16."""
+
+
 @dataclass(frozen=True)
 class RecordLayout:
-    """Columns of a record: ``[weight (dim) | pooling weight (0 or 1) | optimizer state]``, all float32.
+    """What a record holds: ``[weight (dim) | pooling weight (0 or 1) | optimizer state]``.
+
+    As numbers, each is a float32 in a column of its own. As it is kept, the record is words of four bytes, which hold
+    parameters of 16 bits by twos, and likewise state (`cachedlrm.store.packing`); each begins at a word.
 
     State moves with its row, so an optimizer is as right under the cache as without it. State starts at zero.
     The state is: nothing for sgd; for rwsadagrad one sum of squares, and one more for a pooling weight; for adagrad a
@@ -48,11 +57,15 @@ class RecordLayout:
         dim: embedding dimension.
         optimizer: one of `OPTIMIZERS`.
         weighted: whether the row has a pooling weight, a learned factor of its vector, after its weight.
+        row_dtype: how parameters are kept, one of `ROW_DTYPES`.
+        state_dtype: how state is kept, one of `STATE_DTYPES`.
     """
 
     dim: int
     optimizer: str
     weighted: bool = False
+    row_dtype: str = "fp32"
+    state_dtype: str = "fp32"
 
     @cached_property
     def parameter_width(self) -> int:
@@ -66,13 +79,32 @@ class RecordLayout:
         return len(optimizer.state_keys) * (1 + self.weighted if optimizer.by_row else self.parameter_width)
 
     @cached_property
-    def width(self) -> int:
-        """Columns of a record."""
+    def columns(self) -> int:
+        """Numbers of a record."""
         return self.parameter_width + self.state_width
+
+    @cached_property
+    def parameter_words(self) -> int:
+        """Words that parameters are kept in."""
+        return _words(self.parameter_width, self.row_dtype)
+
+    @cached_property
+    def width(self) -> int:
+        """Words of a record."""
+        return self.parameter_words + _words(self.state_width, self.state_dtype)
+
+    @cached_property
+    def is_packed(self) -> bool:
+        """Whether the words of a record are others than its numbers."""
+        return self.row_dtype != "fp32" or (self.state_width > 0 and self.state_dtype != "fp32")
 
     @cached_property
     def record_bytes(self) -> int:
         return 4 * self.width
+
+
+def _words(columns: int, dtype: str) -> int:
+    return columns if dtype == "fp32" else -(-columns // 2)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cachedlrm.base.rounding import TORCH_DTYPES
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.store.records import RecordLayout
 from support.models import POLICIES, one_group, plain_features
@@ -37,6 +38,22 @@ def test_a_cached_run_has_the_bits_of_a_resident_one(optimizer, lookups_per_bag,
     uncached = resident(optimizer, lookups_per_bag)
     assert uncached.counters.evicted_rows == 0
     cached.assert_same_bits(uncached)
+
+
+@pytest.mark.parametrize(("policy", "prefetch_depth"), list(zip(POLICIES, [0, 1, 4, 2, 3, 0], strict=True)))
+@pytest.mark.parametrize(("row_dtype", "state_dtype"), [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
+def test_rows_of_16_bits_are_rounded_alike_wherever_they_are(optimizer, row_dtype, state_dtype, policy, prefetch_depth):
+    kept = {"row_dtype": row_dtype, "state_dtype": state_dtype}
+    cached = train(optimizer, 3, 170, policy=policy, prefetch_depth=prefetch_depth, **kept)
+    cached.assert_rows_travelled()
+    uncached = resident(optimizer, 3, **kept)
+    assert uncached.counters.evicted_rows == 0
+    cached.assert_same_bits(uncached)
+    assert cached.losses != resident(optimizer, 3).losses
+    in_half = TORCH_DTYPES[row_dtype]
+    assert all(torch.equal(table.to(in_half).float(), table) for table in cached.tables)
+    assert cached.records.nbytes < resident(optimizer, 3).records.nbytes
 
 
 @pytest.mark.parametrize("prefetch_depth", [0, 3])

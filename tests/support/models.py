@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -49,7 +50,7 @@ def one_group(
         slots=[GroupSlots(quota, num_slots or quota)],
         store_rows=[store_rows],
         inits=[CounterInit(seed, table_rows, layout, torch.device(device))],
-        settings=settings or CacheSettings(),
+        settings=replace(settings or CacheSettings(), seed=seed),
         device=torch.device(device),
     )
 

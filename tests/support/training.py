@@ -76,7 +76,7 @@ class Result:
         assert self.losses == other.losses
         assert all(torch.equal(a, b) for a, b in zip(self.tables, other.tables, strict=True))
         assert all(torch.equal(self.dense[name], other.dense[name]) for name in self.dense)
-        assert (self.records == other.records).all()
+        assert self.records.tobytes() == other.records.tobytes()
 
     def assert_rows_travelled(self) -> None:
         assert self.counters.evicted_rows > 0
@@ -96,10 +96,12 @@ def train(
     device: str = "cpu",
     record: Recorder | None = None,
     steps: int = STEPS,
+    row_dtype: str = "fp32",
+    state_dtype: str = "fp32",
 ) -> Result:
     stream = batches(lookups_per_bag, steps)
     settings = CacheSettings(policy, window=5, prefetch_depth=prefetch_depth, staging_rows=16)
-    layout = RecordLayout(DIM, optimizer)
+    layout = RecordLayout(DIM, optimizer, False, row_dtype, state_dtype)
     cache = one_group(TABLE_ROWS, layout, quota_slots, num_slots, settings, seed=3, device=device)
     group = cache.groups[0]
     book = AddressBook(ALL_ROWS)

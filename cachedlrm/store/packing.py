@@ -1,0 +1,299 @@
+"""Records as they are kept, and as the numbers of which they are made.
+
+Every tier keeps and moves records as words of four bytes, and asks nothing more. What computes takes their numbers,
+float32 each, in the columns of a `RecordLayout`; in a layout without floats of 16 bits record and numbers are the same.
+Otherwise two numbers are in a word; numbers are rounded (`cachedlrm.base.rounding`) when they become a record, as a
+part of the step that changed them: that of a batch, from 1 on, or 0 when a row is first touched. Nothing is rounded
+when a record moves from tier to tier.
+"""
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachedlrm.base.kernels import AHEAD, LINE_BYTES, gather_rows, load_ahead, scatter_rows
+from cachedlrm.base.rounding import (
+    FORMATS,
+    LANES,
+    TORCH_DTYPES,
+    narrow,
+    narrow_tensor,
+    noise_of,
+    noise_state,
+    widen,
+)
+from cachedlrm.store.init import DeviceFill, RowInit, in_turns
+from cachedlrm.store.records import RecordLayout
+
+_LINE = LINE_BYTES // 4  # words
+TURN_NUMBERS = 1 << 18
+"""Numbers that are rounded at a time by operators of the device, whose temporaries take several times their bytes."""
+
+
+class Packing:
+    """The records of a group of tables as numbers, and back.
+
+    Args:
+        layout: of a record.
+        seed: of the noise.
+        first_row: number of the group's first row in the noise, so that groups have their own.
+    """
+
+    def __init__(self, layout: RecordLayout, seed: int, first_row: int = 0) -> None:
+        self.layout = layout
+        self._seed = seed
+        self._first_row = first_row
+
+    def gather(self, slab: Tensor, slots: Tensor, out: Tensor) -> None:
+        """The numbers of the records in ``slots`` [n] int64 of ``slab`` [slots, width], into ``out`` [n, columns]."""
+        layout = self.layout
+        if slab.is_cuda:
+            if layout.is_packed:
+                _unpack_tensor(layout, slab.index_select(0, slots), out)
+            else:
+                torch.index_select(slab, 0, slots, out=out)
+        elif layout.is_packed:
+            _unpack(layout, slab.numpy(), slots.numpy(), out.numpy())
+        else:
+            gather_rows(slab.numpy(), slots.numpy(), out.numpy())
+
+    def scatter(self, slab: Tensor, slots: Tensor, numbers: Tensor, rows: Tensor | None, step: int) -> None:
+        """Stores the records of ``numbers`` [n, columns] in ``slots`` [n] int64, all different, of ``slab``.
+
+        Args:
+            slab: [slots, width].
+            slots: [n].
+            numbers: [n, columns].
+            rows: [n] int64, which they are of; None: the layout has no floats of 16 bits.
+            step: whose numbers they are.
+        """
+        layout = self.layout
+        if not layout.is_packed:
+            if slab.is_cuda:
+                slab.index_copy_(0, slots, numbers)
+            else:
+                scatter_rows(slab.numpy(), slots.numpy(), numbers.numpy())
+            return
+        assert rows is not None
+        if slab.is_cuda:
+            turn = turn_rows(layout)
+            for first in range(0, len(rows), turn):
+                part = slice(first, first + turn)
+                slab.index_copy_(0, slots[part], self._packed_tensor(numbers[part], rows[part], step))
+        else:
+            self._pack(numbers.numpy(), rows.numpy(), step, slots.numpy(), slab.numpy())
+
+    def unpacked(self, records: Tensor) -> Tensor:
+        """The numbers [n, columns] of ``records`` [n, width]; these themselves if they are the same."""
+        if not self.layout.is_packed:
+            return records
+        out = torch.empty(records.shape[0], self.layout.columns, device=records.device)
+        self.gather(records, torch.arange(records.shape[0], device=records.device), out)
+        return out
+
+    def init(self, init: RowInit) -> RowInit:
+        """Initial records, from ``init``, which has their numbers."""
+        return _PackedInit(self, init) if self.layout.is_packed else init
+
+    def pack(self, numbers: NDArray[np.float32], rows: NDArray[np.int64], step: int, out: NDArray[np.float32]) -> None:
+        """Writes the records of ``numbers`` [n, columns], of ``rows`` [n] at ``step``, into ``out`` [n, width]."""
+        self._pack(numbers, rows, step, np.arange(len(rows)), out)
+
+    def pack_on_device(self, numbers: Tensor, rows: Tensor, step: int, out: Tensor) -> None:
+        """The same bits by operators of the device."""
+        out.copy_(self._packed_tensor(numbers, rows, step))
+
+    def _pack(
+        self,
+        numbers: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        step: int,
+        places: NDArray[np.int64],
+        out: NDArray[np.float32],
+    ) -> None:
+        layout = self.layout
+        state = np.uint64(self._state(step))
+        kernel = _kernels(layout.row_dtype, layout.state_dtype)[1]
+        kernel(
+            numbers.view(np.uint32), rows, state, places, out.view(np.uint32), out.view(np.uint16),
+            np.uint64(layout.parameter_width), np.uint64(layout.parameter_words),
+        )  # fmt: skip
+
+    def _packed_tensor(self, numbers: Tensor, rows: Tensor, step: int) -> Tensor:
+        """The records [n, width] of ``numbers`` [n, columns], on their device."""
+        layout = self.layout
+        out = torch.zeros(len(rows), layout.width, device=numbers.device)  # what fills up a word is zero
+        first_place = 0
+        for dtype, columns, words in _parts(layout):
+            part, kept = numbers[:, columns], out[:, words]
+            if dtype == "fp32":
+                kept.copy_(part)
+            elif part.shape[1]:
+                halves = narrow_tensor(part, rows, self._state(step), FORMATS[dtype], first_place)
+                kept.view(torch.int16)[:, : part.shape[1]] = halves
+            first_place += -(-part.shape[1] // LANES)
+        return out
+
+    def _state(self, step: int) -> int:
+        """Of the noise; rows of the group count on from `first_row`."""
+        return noise_state(self._seed, step, self._first_row)
+
+
+class _PackedInit:
+    """Initial records of a layout with floats of 16 bits."""
+
+    def __init__(self, packing: Packing, init: RowInit) -> None:
+        self._packing = packing
+        self._init = init
+
+    def fill(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """See `RowInit`."""
+        numbers = np.empty((len(rows), self._packing.layout.columns), np.float32)
+        self._init.fill(rows, numbers)
+        self._packing.pack(numbers, rows, 0, out)
+
+    @property
+    def fill_on_device(self) -> DeviceFill | None:
+        """See `RowInit`."""
+        fill = self._init.fill_on_device
+        if fill is None:
+            return None
+
+        def packed(rows: Tensor, out: Tensor) -> None:
+            numbers = torch.empty(len(rows), self._packing.layout.columns, device=out.device)
+            fill(rows, numbers)
+            self._packing.pack_on_device(numbers, rows, 0, out)
+
+        return in_turns(packed)
+
+
+def numbers_of(layout: RecordLayout, records: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The numbers [n, columns] of ``records`` [n, width]; these themselves if they are the same."""
+    if not layout.is_packed:
+        return records
+    out = np.empty((len(records), layout.columns), np.float32)
+    _unpack(layout, np.ascontiguousarray(records), np.arange(len(records)), out)
+    return out
+
+
+def turn_rows(layout: RecordLayout) -> int:
+    """Rows that are rounded at a time by operators of the device."""
+    return max(1, TURN_NUMBERS // layout.columns)
+
+
+def _parts(layout: RecordLayout) -> tuple[tuple[str, slice, slice], ...]:
+    """Of the parameters and of the state: how they are kept, their columns and their words."""
+    columns, words = layout.parameter_width, layout.parameter_words
+    return (
+        (layout.row_dtype, slice(0, columns), slice(0, words)),
+        (layout.state_dtype, slice(columns, layout.columns), slice(words, layout.width)),
+    )
+
+
+def _unpack_tensor(layout: RecordLayout, records: Tensor, out: Tensor) -> None:
+    """The numbers [n, columns] of ``records`` [n, width], by operators of their device."""
+    for dtype, columns, words in _parts(layout):
+        part, kept = out[:, columns], records[:, words]
+        if dtype != "fp32":
+            kept = kept.view(TORCH_DTYPES[dtype])[:, : part.shape[1]]
+        part.copy_(kept)
+
+
+def _unpack(
+    layout: RecordLayout, records: NDArray[np.float32], places: NDArray[np.int64], out: NDArray[np.float32]
+) -> None:
+    """The numbers of ``records`` at ``places`` [n], into ``out`` [n, columns]."""
+    kernel = _kernels(layout.row_dtype, layout.state_dtype)[0]
+    kernel(
+        records.view(np.uint32), records.view(np.uint16), places, out.view(np.uint32),
+        np.uint64(layout.parameter_width), np.uint64(layout.parameter_words),
+    )  # fmt: skip
+
+
+@cache
+def _kernels(row_dtype: str, state_dtype: str) -> tuple[Any, Any]:
+    """`gather_rows` and `scatter_rows` of records as numbers: one code, compiled for each pair of dtypes.
+
+    Words and halves are the same memory, and C-contiguous.
+    """
+    form_of_parameters, form_of_state = FORMATS.get(row_dtype), FORMATS.get(state_dtype)
+
+    @numba.njit(cache=True, nogil=True)
+    def unpack(
+        words: NDArray[np.uint32],
+        halves: NDArray[np.uint16],
+        places: NDArray[np.int64],
+        out: NDArray[np.uint32],
+        num_parameters: np.uint64,
+        parameter_words: np.uint64,
+    ) -> None:
+        width, num_state = words.shape[1], np.uint64(out.shape[1]) - num_parameters
+        flat = words.reshape(words.size)
+        for index in range(len(places)):
+            if index + AHEAD < len(places):
+                ahead = places[index + AHEAD] * width
+                for word in range(0, width, _LINE):
+                    load_ahead(flat, ahead + word)
+                load_ahead(flat, ahead + width - 1)
+            place = places[index]
+            for column in range(num_parameters):
+                if form_of_parameters is None:
+                    out[index, column] = words[place, column]
+                else:
+                    out[index, column] = widen(halves[place, column], form_of_parameters)
+            for column in range(num_state):
+                if form_of_state is None:
+                    out[index, num_parameters + column] = words[place, parameter_words + column]
+                else:
+                    half = halves[place, np.uint64(2) * parameter_words + column]
+                    out[index, num_parameters + column] = widen(half, form_of_state)
+
+    @numba.njit(cache=True, nogil=True)
+    def pack(
+        numbers: NDArray[np.uint32],
+        rows: NDArray[np.int64],
+        state: np.uint64,
+        places: NDArray[np.int64],
+        words: NDArray[np.uint32],
+        halves: NDArray[np.uint16],
+        num_parameters: np.uint64,
+        parameter_words: np.uint64,
+    ) -> None:
+        num_state = np.uint64(numbers.shape[1]) - num_parameters
+        first_half, num_halves = np.uint64(2) * parameter_words, np.uint64(halves.shape[1])
+        state_place = (num_parameters + np.uint64(LANES - 1)) // np.uint64(LANES)
+        last_place = state_place + (num_state + np.uint64(LANES - 1)) // np.uint64(LANES)
+        noise = np.empty(last_place, np.uint64)
+        lanes, state_lane = noise.view(np.uint16), np.uint64(LANES) * state_place
+        for index in range(len(rows)):
+            place = places[index]
+            first = np.uint64(0) if form_of_parameters is not None else state_place
+            last = last_place if form_of_state is not None else state_place
+            for number in range(first, last):
+                noise[number] = noise_of(state, rows[index], number)
+            for column in range(num_parameters):
+                if form_of_parameters is None:
+                    words[place, column] = numbers[index, column]
+                else:
+                    half = narrow(numbers[index, column], np.uint32(lanes[column]), form_of_parameters)
+                    halves[place, column] = half
+            if form_of_parameters is not None:
+                for column in range(num_parameters, first_half):
+                    halves[place, column] = 0
+            for column in range(num_state):
+                number = numbers[index, num_parameters + column]
+                if form_of_state is None:
+                    words[place, parameter_words + column] = number
+                else:
+                    half = narrow(number, np.uint32(lanes[state_lane + column]), form_of_state)
+                    halves[place, first_half + column] = half
+            if form_of_state is not None:
+                for column in range(first_half + num_state, num_halves):
+                    halves[place, column] = 0
+
+    return unpack, pack
