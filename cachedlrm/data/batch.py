@@ -50,12 +50,15 @@ class Source(Protocol):
         num_dense: number of dense features.
         max_lookups_per_bag: the most lookups one bag can hold (1 for one-hot data).
         num_samples: samples in one epoch.
+        pieces: first sample of each piece that is read or decoded whole, and the number of all samples; None: any
+            samples are read for themselves.
     """
 
     table_rows: tuple[int, ...]
     num_dense: int
     max_lookups_per_bag: int
     num_samples: int
+    pieces: tuple[int, ...] | None
 
     def read(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop - 1``, of 0 to `num_samples`; thread-safe; the same numbers at every call.
@@ -78,6 +81,7 @@ class SourceWrapper:
         self.num_dense = source.num_dense
         self.max_lookups_per_bag = source.max_lookups_per_bag
         self.num_samples = source.num_samples
+        self.pieces = source.pieces
         self._source = source
 
     def read(self, start: int, stop: int) -> Batch:

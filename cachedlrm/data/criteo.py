@@ -5,6 +5,7 @@ rows of the table. `cachedlrm.prepare` makes files that are smaller and faster, 
 part. Needs the optional package pyarrow.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -71,6 +72,18 @@ class CriteoSpec(SourceSpec):
         return CriteoSource(self, table_rows)
 
 
+def _pieces(blocks: Sequence[Block], first_samples: Sequence[int]) -> Iterator[int]:
+    """First samples of what is read whole: blocks of plain files, and compressed files."""
+    is_compressed = False
+    for block, first in zip(blocks, first_samples, strict=False):
+        if block.start.offset == 0:
+            with reading(block.path), TextFile(block.path) as file:
+                is_compressed = file.is_compressed
+            yield first
+        elif not is_compressed:
+            yield first
+
+
 class CriteoSource(BlockSource):
     """Reading on is cheap; going back in a compressed file decompresses it from the start.
 
@@ -82,6 +95,7 @@ class CriteoSource(BlockSource):
     def __init__(self, spec: CriteoSpec, table_rows: tuple[int, ...]) -> None:
         first_samples = numbered(block.end.lines - block.start.lines for block in spec.blocks)
         super().__init__(spec.words, first_samples, table_rows, NUM_DENSE)
+        self.pieces = (*_pieces(spec.blocks, first_samples), first_samples[-1])
         self._blocks = spec.blocks
         self._format = Criteo(_BLOCK_BYTES)
         self._text: TextFile | None = None

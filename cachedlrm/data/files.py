@@ -83,6 +83,7 @@ class BlockSource(ABC):
         self.table_rows = table_rows
         self.num_dense = num_dense
         self.num_samples = first_samples[-1]
+        self.pieces: tuple[int, ...] | None = tuple(first_samples)
         self._words = words
         self._first_samples = first_samples
         self._lock = threading.Lock()

@@ -105,6 +105,7 @@ class FlightSource:
     """
 
     max_lookups_per_bag = 1
+    pieces: tuple[int, ...] | None = None
 
     def __init__(self, spec: FlightsSpec, table_rows: tuple[int, ...]) -> None:
         self.table_rows = table_rows

@@ -214,6 +214,7 @@ class NpySource:
     """
 
     max_lookups_per_bag = 1
+    pieces: tuple[int, ...] | None = None
 
     def __init__(self, spec: NpySpec, table_rows: tuple[int, ...]) -> None:
         self.table_rows = table_rows

@@ -254,6 +254,8 @@ class ReferenceSource:
         UserError: options or a trace file that give no samples.
     """
 
+    pieces: tuple[int, ...] | None = None
+
     def __init__(self, table_rows: tuple[int, ...], num_dense: int, stream: ReferenceStream) -> None:
         self.table_rows = table_rows
         self.num_dense = num_dense

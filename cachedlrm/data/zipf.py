@@ -206,6 +206,8 @@ class ZipfSource:
         clock_start: moment of the first sample on the clock of drift, in samples.
     """
 
+    pieces: tuple[int, ...] | None = None
+
     def __init__(
         self,
         table_rows: tuple[int, ...],

@@ -68,6 +68,7 @@ def _check_inference(options: Options) -> None:
         ("--tensorboard", run.tensorboard),
         ("--report-min", options.cache.report_min),
         ("--predict", options.cache.predict),
+        ("--shuffle", options.data.shuffle),
     ):
         if inference.inference_only and given:
             no = "" if " " in option else f", or say {option}=False where a profile has it"

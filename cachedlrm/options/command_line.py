@@ -100,7 +100,7 @@ _NOT_CARRIED = {
     "data-set": _CRITEO,
     "raw-data-file": _CRITEO,
     "processed-data-file": _CRITEO,
-    "data-randomize": "samples keep the order of their files",
+    "data-randomize": "--shuffle trains each epoch in an order of its own",
     "data-sub-sample-rate": "all samples of the files are trained",
     "dataset-multiprocessing": _CRITEO,
     "memory-map": "npy files always are",
@@ -119,6 +119,6 @@ _NOT_CARRIED = {
     "mlperf-acc-threshold": _LOOP,
     "mlperf-auc-threshold": _LOOP,
     "mlperf-bin-loader": _CRITEO,
-    "mlperf-bin-shuffle": _CRITEO,
+    "mlperf-bin-shuffle": "--shuffle trains each epoch in an order of its own",
 }
 """Options of facebookresearch/dlrm that are not carried over, and why."""

@@ -136,6 +136,9 @@ class DataOptions:
     (facebookresearch/dlrm's generators: its numbers from its seed, and its defaults)."""
     test_data: MayChange[str | None] = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
+    shuffle: Flag = False
+    """Train each epoch in an order of its own, a function of --numpy-rand-seed and the epoch, with every sample once.
+    Samples that lie together are read together and mixed with others in memory (256 MiB of them)."""
 
 
 @option_group("Reference data", 4)

@@ -8,6 +8,7 @@ import numpy as np
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.lookups import Router
+from cachedlrm.data.shuffle import ShuffledEpochs
 from cachedlrm.options.resolved import Resolved
 
 _MOST_BATCHES = 2**31 - 1
@@ -17,9 +18,10 @@ _MOST_BATCHES = 2**31 - 1
 class Schedule:
     """Which samples each step trains, and when the model is evaluated.
 
-    A step trains one mini-batch. Samples are taken in their order; the last batch of an epoch may be smaller. With
-    ``--steps`` epochs repeat or end early to match. With ``--mlperf-grad-accum-iter`` N, steps come N at a time: N
-    mini-batches are planned and trained as one batch, after which parameters move; an epoch may end in fewer.
+    A step trains one mini-batch. Samples are taken in their order, or with ``--shuffle`` in that of the epoch; the last
+    batch of an epoch may be smaller. With ``--steps`` epochs repeat or end early to match. With
+    ``--mlperf-grad-accum-iter`` N, steps come N at a time: N mini-batches are planned and trained as one batch, after
+    which parameters move; an epoch may end in fewer.
 
     Args:
         options: all of them; ``test_freq`` only decides evaluations.
@@ -32,6 +34,7 @@ class Schedule:
     def __init__(self, options: Resolved, source: Source) -> None:
         batches = options.batches
         self._source = source
+        self._shuffled = ShuffledEpochs(source, batches.numpy_rand_seed) if options.data.shuffle else None
         self._mini_batch_size = batches.mini_batch_size
         self._steps_per_batch = options.optimisation.mlperf_grad_accum_iter
         self._test_freq = batches.test_freq
@@ -77,12 +80,37 @@ class Schedule:
         """Batch ``batch`` of the run."""
         first, last = self.steps(batch)
         start = first % self.steps_per_epoch * self._mini_batch_size
-        stop = start + (last - first) * self._mini_batch_size
-        return self._source.read(start, min(stop, self._source.num_samples))
+        stop = min(start + (last - first) * self._mini_batch_size, self._source.num_samples)
+        if self._shuffled is not None:
+            return self._shuffled.read(self.epoch(first), start, stop)
+        return self._source.read(start, stop)
 
-    def repeats(self, number: int, first_batch: int, end: int) -> int:
-        """How often batch ``number`` of an epoch is among batches ``first_batch`` to ``end - 1`` of the run."""
-        return (end - 1 - number) // self.batches_per_epoch - (first_batch - 1 - number) // self.batches_per_epoch
+    @property
+    def shuffled_bytes(self) -> int:
+        """The most host memory that ``--shuffle`` takes; 0 without it."""
+        return 0 if self._shuffled is None else self._shuffled.most_bytes
+
+    def same_lookups(self, first_batch: int, end: int) -> list[tuple[int, int]]:
+        """Batches, each with how often to count it, that have the lookups of batches ``first_batch`` to ``end - 1``.
+
+        They are fewer where samples come again: in every epoch the same batches, or shuffled the same samples.
+        """
+        per_epoch = self.batches_per_epoch
+        if self._shuffled is None:
+            counted = [
+                (batch, (end - 1 - batch) // per_epoch - (first_batch - 1 - batch) // per_epoch)
+                for batch in range(min(per_epoch, self.num_batches))
+            ]
+            return [(batch, times) for batch, times in counted if times]
+        epochs = range(-(-first_batch // per_epoch), end // per_epoch)  # whole ones
+        if not epochs or self.steps_per_epoch * self._mini_batch_size < self._source.num_samples:
+            return [(batch, 1) for batch in range(first_batch, end)]
+        before, after = epochs.start * per_epoch, epochs.stop * per_epoch
+        return [
+            *((batch, 1) for batch in range(first_batch, before)),
+            *((batch, len(epochs)) for batch in range(before, before + per_epoch)),
+            *((batch, 1) for batch in range(after, end)),
+        ]
 
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, or as many as the run has."""
@@ -103,6 +131,6 @@ class Schedule:
     def largest_working_sets(self, router: Router) -> tuple[int, ...]:
         """The most unique rows of any batch in each group of tables, counted; 0 without batches."""
         largest = (0,) * router.num_groups
-        for batch in self.one_epoch():
+        for batch in self.one_epoch() if self._shuffled is None else self.batches():
             largest = tuple(map(max, largest, (len(np.unique(lookups.rows)) for lookups in router(batch))))
         return largest

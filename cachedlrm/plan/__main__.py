@@ -139,6 +139,7 @@ class RunPlan:
                 "maps": host.maps,
                 "batches": host.batches,
                 "pinned": host.pinned,
+                "shuffled": host.shuffled,
                 "records_limit": host.records,
             },
             "disk_bytes": self.disk_bytes,
@@ -235,6 +236,7 @@ def _host(plan: RunPlan) -> str:
         ("  maps", _exact(host.maps), f"{host.maps // num_rows} B for each of {num_rows:,} rows"),
         ("  batches known ahead", _exact(host.batches), f"--policy {plan.options.cache.policy}"),
         ("  pinned buffers", _exact(host.pinned), "copies on their way" if host.pinned else "none on the CPU"),
+        *([("  samples that are mixed", _exact(host.shuffled), "--shuffle")] if host.shuffled else []),
         ("  records, at most", _exact(host.records), fits),
     ]
     return f"host ({format_bytes(host.free)} free here)\n{aligned(rows)}"

@@ -116,15 +116,13 @@ def discard_next_uses(run_dir: Path) -> None:
 def _count_lookups(
     num_rows: Sequence[int], router: Router, schedule: Schedule, between: tuple[int, int], tell: Tell
 ) -> list[Counts]:
-    """Lookups of each row of each group in batches ``between`` two of the run; reads an epoch at most."""
+    """Lookups of each row of each group in batches ``between`` two of the run; reads no more than it has to."""
     counts = [np.zeros(rows, np.uint16) for rows in num_rows]
-    num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
-    for index in range(num_batches):
-        tell(index / num_batches)
-        times = schedule.repeats(index, *between)
-        if times:
-            for of_group, lookups in zip(counts, router(schedule.read(index)), strict=True):
-                add_lookups(lookups.rows, of_group, min(times, MANY))
+    batches = schedule.same_lookups(*between)
+    for number, (index, times) in enumerate(batches):
+        tell(number / len(batches))
+        for of_group, lookups in zip(counts, router(schedule.read(index)), strict=True):
+            add_lookups(lookups.rows, of_group, min(times, MANY))
     return counts
 
 

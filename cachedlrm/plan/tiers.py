@@ -35,6 +35,7 @@ class HostSizes:
         records: ``--host-budget``, or what is left: the most that records may take.
         free: memory that was free.
         store_rows: of each group, records that host memory may hold.
+        shuffled: the most that samples take while ``--shuffle`` mixes them.
     """
 
     maps: int
@@ -43,6 +44,7 @@ class HostSizes:
     records: int
     free: int
     store_rows: tuple[int, ...]
+    shuffled: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, 
     window = min(options.cache.lookahead, schedule.num_batches)
     counted = knows_counts(options.cache, architecture.router(), dataset.row_counts)
     map_bytes = step.num_rows * (_ADDRESS_BYTES + bytes_per_row(options.cache.policy, counted))
-    host = _size_host(options, step, sizes.total_bytes if device.type == "cpu" else 0, window, map_bytes)
+    device_bytes = sizes.total_bytes if device.type == "cpu" else 0
+    shuffled = schedule.shuffled_bytes
+    host = _size_host(options, step, device_bytes, window=window, maps=map_bytes, shuffled=shuffled)
     return Tiers(step, window, sizes, limit, host)
 
 
@@ -152,7 +156,9 @@ def _free_bytes(device: torch.device) -> int:
     return free_device_bytes(device)
 
 
-def _size_host(options: Resolved, step: StepShape, device_bytes: int, window: int, maps: int) -> HostSizes:
+def _size_host(
+    options: Resolved, step: StepShape, device_bytes: int, *, window: int, maps: int, shuffled: int
+) -> HostSizes:
     """What the host tier takes, and what it leaves for records.
 
     Args:
@@ -161,10 +167,11 @@ def _size_host(options: Resolved, step: StepShape, device_bytes: int, window: in
         device_bytes: of the device tier where that is in the host's memory; else 0.
         window: batches known ahead to policy ``lookahead``.
         maps: bytes that grow with the tables.
+        shuffled: bytes of the samples that ``--shuffle`` mixes.
 
     Raises:
-        UserError: maps of the rows or the batches of policy ``lookahead`` alone do not fit, or ``--host-budget`` is too
-            small.
+        UserError: maps of the rows, the batches of policy ``lookahead`` or the samples that ``--shuffle`` mixes do not
+            fit, or ``--host-budget`` is too small.
     """
     free = free_host_bytes()
     if maps > free:
@@ -179,8 +186,14 @@ def _size_host(options: Resolved, step: StepShape, device_bytes: int, window: in
             f"--lookahead {options.cache.lookahead} keeps {window:,} batches, up to {format_bytes(ahead)} of host "
             f"memory, and {format_bytes(free - maps)} are free; use --lookahead {most} or less"
         )
+    if shuffled > free - maps - ahead:
+        raise UserError(
+            f"--shuffle mixes samples in up to {format_bytes(shuffled)} of host memory and "
+            f"{format_bytes(free - maps - ahead)} are free; free some, or drop it"
+        )
     records, spills = options.store.host_budget, options.store.store == "lmdb"
     if records is None:
-        left = max(1, free - maps - ahead - device_bytes - step.pinned_bytes)
+        left = max(1, free - maps - ahead - shuffled - device_bytes - step.pinned_bytes)
         records = left // 2 if spills else left  # the other half is for pages of the store
-    return HostSizes(maps, ahead, step.pinned_bytes, records, free, store_rows(step.groups, records, spills))
+    rows = store_rows(step.groups, records, spills)
+    return HostSizes(maps, ahead, step.pinned_bytes, records, free, rows, shuffled)

@@ -41,7 +41,7 @@ def test_what_is_wrong_is_named(changes, message):
 class Halves:
     """Four samples with labels 0, 0.5, 0.75 and 1."""
 
-    table_rows, num_dense, max_lookups_per_bag, num_samples = TABLE_ROWS, 0, 1, 4
+    table_rows, num_dense, max_lookups_per_bag, num_samples, pieces = TABLE_ROWS, 0, 1, 4, None
 
     def read(self, start: int, stop: int) -> Batch:
         labels = np.array([0, 0.5, 0.75, 1], np.float32)[start:stop]

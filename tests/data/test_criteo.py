@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.data import criteo
 from cachedlrm.data.open import open_dataset
+from cachedlrm.data.shuffle import ShuffledEpochs
 from cachedlrm.data.spec import DataRequest
 from support.raw_criteo import expected, lines, write
 from support.runs import train
@@ -47,6 +49,14 @@ def test_raw_files_are_folded_into_their_tables(raw, fields, rows):
         assert np.array_equal(batch.dense, wanted.dense[start:stop])
         assert batch.labels.tolist() == wanted.labels[start:stop, 0].tolist()
         assert batch.offsets.tolist() == list(range(26 * (stop - start) + 1))
+
+
+def test_a_compressed_file_is_one_piece(raw):
+    source = open_dataset(f"criteo:{raw}", None, request()).train
+    assert source.pieces[-2:] == (300, 700)
+    assert len(source.pieces) > 5, "plain text is read from the beginning of any block on"
+    with pytest.raises(UserError, match=r"read in pieces of up to 400 samples .* decompress the file, or use"):
+        ShuffledEpochs(source, 1, 150_000).read(0, 0, 1)
 
 
 def test_raw_files_train_and_evaluate(raw, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.open import _KINDS, _read_spec, open_dataset
+from cachedlrm.data.shuffle import ShuffledEpochs
 from cachedlrm.data.spec import DataRequest, ReferenceStream, SourceSpec, too_many_rows
 from support.raw_criteo import lines, prepare, write
 
@@ -159,6 +160,33 @@ def test_what_is_opened_again_has_the_same_bits_for_every_thread(opened):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda start: bits(source.read(start, start + 60)), places))
     assert found == [bits(opened.train.read(start, start + 60)) for start in places]
+
+
+def test_every_kind_is_shuffled(opened):
+    source = opened.again()
+    if source.num_samples > 10 * COUNT:  # flights: in memory
+        return
+    if source.pieces is not None:
+        assert (source.pieces[0], source.pieces[-1]) == (0, source.num_samples)
+        assert all(start < stop for start, stop in pairwise(source.pieces))
+    num_tables, epochs = len(source.table_rows), ShuffledEpochs(source, 1, 200_000)
+
+    def samples(batch: Batch) -> list[tuple[bytes, ...]]:
+        cuts = [
+            (
+                batch.rows[batch.offsets[first] : batch.offsets[first + num_tables]],
+                batch.offsets[first : first + num_tables],
+            )
+            for first in range(0, len(batch.offsets) - 1, num_tables)
+        ]
+        parts = zip(cuts, batch.dense, batch.labels, strict=True)
+        return [(rows.tobytes(), np.diff(ends).tobytes(), d.tobytes(), v.tobytes()) for (rows, ends), d, v in parts]
+
+    order = samples(source.read(0, source.num_samples))
+    for epoch in (0, 1):
+        mixed = samples(epochs.read(epoch, 0, source.num_samples))
+        assert sorted(mixed) == sorted(order)
+        assert mixed != order
 
 
 def test_held_out_samples_have_the_columns_of_the_others(opened):

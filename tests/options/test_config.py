@@ -49,7 +49,7 @@ def test_what_may_change_on_resume():
     assert kept == {
         "model": [field.name for field in dataclasses.fields(config.ModelOptions)],
         "batches": ["mini_batch_size", "micro_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"],
-        "data": ["data"],
+        "data": ["data", "shuffle"],
         "reference": [field.name for field in dataclasses.fields(config.ReferenceOptions)],
         "optimisation": [name for name in optimisation if name != "cuda_graphs"],
         "cache": [],

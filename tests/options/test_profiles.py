@@ -126,7 +126,9 @@ def all_options(draw):
             test_mini_batch_size=positive_or_off,
             print_freq=positive,
         ),
-        data=every_field(DataOptions, data=words, test_data=maybe(words)),
+        data=every_field(
+            DataOptions, data=words, test_data=maybe(words), shuffle=st.just(False) if serves else st.booleans()
+        ),
         reference=every_field(
             ReferenceOptions,
             data_generation=st.sampled_from([None, "random", "synthetic"]),

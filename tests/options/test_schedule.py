@@ -1,5 +1,7 @@
 """Steps, batches and epochs by hand: ten samples in mini-batches of three."""
 
+from collections.abc import Iterable
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,17 +15,28 @@ from cachedlrm.options.schedule import Schedule
 class Numbers:
     """Samples whose label is their number; of one table and one id."""
 
-    num_samples = 10
+    table_rows, num_dense, max_lookups_per_bag, num_samples, pieces = (1,), 0, 1, 10, None
 
     def read(self, start: int, stop: int) -> Batch:
         labels = np.arange(start, stop, dtype=np.float32)
-        return Batch(np.zeros((stop - start, 0), np.float32), np.zeros(stop - start, int), labels.astype(int), labels)
+        return Batch(
+            np.zeros((stop - start, 0), np.float32), np.zeros(stop - start, int), np.arange(stop - start + 1), labels
+        )
 
 
-def schedule(steps=None, nepochs=2, num_batches=0, at_once=1, test_freq=None, checkpoint_every=None) -> Schedule:
+def schedule(
+    steps=None, nepochs=2, num_batches=0, at_once=1, test_freq=None, checkpoint_every=None, shuffle=False
+) -> Schedule:
     return Schedule(
         SimpleNamespace(
-            batches=SimpleNamespace(mini_batch_size=3, num_batches=num_batches, nepochs=nepochs, test_freq=test_freq),
+            batches=SimpleNamespace(
+                mini_batch_size=3,
+                num_batches=num_batches,
+                nepochs=nepochs,
+                test_freq=test_freq,
+                numpy_rand_seed=1,
+            ),
+            data=SimpleNamespace(shuffle=shuffle),
             optimisation=SimpleNamespace(mlperf_grad_accum_iter=at_once),
             run=SimpleNamespace(steps=steps, checkpoint_every=checkpoint_every),
         ),
@@ -33,6 +46,10 @@ def schedule(steps=None, nepochs=2, num_batches=0, at_once=1, test_freq=None, ch
 
 def samples(run: Schedule, first_batch: int = 0) -> list[list[float]]:
     return [batch.labels.tolist() for batch in run.batches(first_batch)]
+
+
+def together(parts: Iterable[list[float]]) -> list[float]:
+    return list(chain.from_iterable(parts))
 
 
 EPOCH = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
@@ -58,14 +75,29 @@ def test_accumulated_steps_come_together_but_not_over_the_end_of_an_epoch():
     assert samples(run) == [[*range(9)], [9], [*range(9)]]
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_repeats_are_counted(at_once):
-    run = schedule(steps=7, at_once=at_once)
-    for first in range(run.num_batches):
+def test_a_shuffled_epoch_has_every_sample_in_an_order_of_its_own():
+    run = schedule(nepochs=3, shuffle=True)
+    epochs = [together(samples(run)[first : first + 4]) for first in (0, 4, 8)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert len(set(map(tuple, epochs))) == 3
+    assert samples(run, 6) == samples(run)[6:]
+    assert [run.read(batch).labels.tolist() for batch in (11, 0, 5)] == [samples(run)[batch] for batch in (11, 0, 5)]
+    assert schedule(shuffle=True).shuffled_bytes > 0 == schedule().shuffled_bytes
+    assert samples(schedule(num_batches=2, shuffle=True)) == [*samples(run)[:2], *samples(run)[4:6]]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("at_once", "num_batches"), [(1, 0), (3, 0), (1, 2)])
+def test_the_lookups_of_some_batches_are_counted_by_reading_fewer(at_once, num_batches, shuffle):
+    run = schedule(steps=11, at_once=at_once, num_batches=num_batches, shuffle=shuffle)
+    fewer = 0
+    for first in range(run.num_batches + 1):
         for end in range(first, run.num_batches + 1):
-            for number in range(run.batches_per_epoch):
-                of_run = [batch for batch in range(first, end) if batch % run.batches_per_epoch == number]
-                assert run.repeats(number, first, end) == len(of_run)
+            wanted = sorted(together(samples(run)[first:end]))
+            counted = run.same_lookups(first, end)
+            assert sorted(together(run.read(batch).labels.tolist() * times for batch, times in counted)) == wanted
+            fewer += len(counted) < end - first
+    assert fewer or (shuffle and num_batches), "an epoch that is cut has other samples each time"
 
 
 def test_when_it_evaluates_and_saves():
@@ -74,8 +106,8 @@ def test_when_it_evaluates_and_saves():
     assert [batch for batch in range(7) if run.checkpoint_after(batch)] == [1, 3, 5, 6]
     assert not any(schedule(test_freq=-1).evaluates_after(batch) for batch in range(8))
     assert [batch for batch in range(8) if schedule().checkpoint_after(batch)] == [7]
-    together = schedule(steps=7, at_once=3, test_freq=2)  # steps 0 to 2, 3, 4 to 6
-    assert [batch for batch in range(3) if together.evaluates_after(batch)] == [0, 1, 2]
+    at_once = schedule(steps=7, at_once=3, test_freq=2)  # steps 0 to 2, 3, 4 to 6
+    assert [batch for batch in range(3) if at_once.evaluates_after(batch)] == [0, 1, 2]
 
 
 def test_more_batches_than_31_bits_are_refused():
@@ -91,3 +123,12 @@ def test_the_largest_working_set_of_the_run():
     router.num_groups = 2
     assert schedule().largest_working_sets(router) == (3, 1)
     assert schedule(steps=0).largest_working_sets(router) == (0, 0)
+
+
+def test_the_largest_working_set_of_a_shuffled_run_is_that_of_all_epochs():
+    def router(batch: Batch) -> tuple[SimpleNamespace]:
+        return (SimpleNamespace(rows=batch.labels[batch.labels < 3]),)
+
+    router.num_groups = 1
+    assert schedule(nepochs=1, shuffle=True).largest_working_sets(router) < (3,)
+    assert schedule(nepochs=99, shuffle=True).largest_working_sets(router) == (3,)

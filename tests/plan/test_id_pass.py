@@ -65,11 +65,12 @@ def test_lookahead_that_counts_first_moves_fewer_rows(tmp_path, trick):
     assert counts["loss_mean"] == without["loss_mean"]
 
 
+@pytest.mark.parametrize("order", [[], ["--shuffle"]], ids=["", "shuffled"])
 @pytest.mark.parametrize("policy", ["lookahead", "static"])
-def test_counts_are_lookups_of_the_whole_run(policy):
+def test_counts_are_lookups_of_the_whole_run(policy, order):
     # Bags of three ids, two epochs of five batches: equal ids of a batch count as often as they are there.
     arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10", "--nepochs=2"]
-    options, _ = parse_plan([*arguments, f"--policy={policy}"])
+    options, _ = parse_plan([*arguments, *order, f"--policy={policy}"])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
     schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
@@ -92,12 +93,13 @@ def test_counts_are_lookups_of_the_whole_run(policy):
     assert counts.max() > 20  # more than there are samples in two batches
 
 
+@pytest.mark.parametrize("order", [[], ["--shuffle"]], ids=["", "shuffled"])
 @pytest.mark.parametrize("known", [False, True], ids=["counted", "of the data"])
 @pytest.mark.parametrize(("first_batch", "steps"), [(0, 13), (3, 13), (5, 13), (8, 10), (10, 10), (0, 0)])
-def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, steps):
+def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, steps, order):
     # Epochs of five batches; the run ends within one.
     arguments = ["--data=zipf:samples=50,hot=3", "--arch-embedding-size=6-4", "--mini-batch-size=10"]
-    options, _ = parse_plan([*arguments, f"--steps={steps}", "--policy=lookahead"])
+    options, _ = parse_plan([*arguments, *order, f"--steps={steps}", "--policy=lookahead"])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
     schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()

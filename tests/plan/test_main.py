@@ -76,7 +76,13 @@ def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
     plan = planned(capsys, *case)
     device = sum(plan["device_bytes_breakdown"].values())
     maps = 4 * plan["table_rows"]
-    assert plan["host_bytes"] == {"maps": maps, "batches": 0, "pinned": 0, "records_limit": (1 << 30) - maps - device}
+    assert plan["host_bytes"] == {
+        "maps": maps,
+        "batches": 0,
+        "pinned": 0,
+        "shuffled": 0,
+        "records_limit": (1 << 30) - maps - device,
+    }
     on_disk = planned(capsys, *case, "--store=lmdb")["host_bytes"]
     assert on_disk["records_limit"] == ((1 << 30) - maps - device) // 2
     ahead, one = (planned(capsys, *case, "--policy=lookahead", f"--lookahead={n}")["host_bytes"] for n in (7, 1))

@@ -47,7 +47,7 @@ def batches(lookups_per_bag: int, steps: int = STEPS) -> tuple[Batch, ...]:
 class Samples:
     """A source of one fixed batch, for evaluation."""
 
-    table_rows, num_dense, max_lookups_per_bag = TABLE_ROWS, DENSE, 3
+    table_rows, num_dense, max_lookups_per_bag, pieces = TABLE_ROWS, DENSE, 3, None
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch

@@ -102,6 +102,11 @@ class TextFile:
                 raise UserError(f"{shown(self._path)} is shorter than when it was begun; use another --out")
             count -= piece
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether text can only be read from the file's beginning on."""
+        return self._text is not self._file
+
     def share(self) -> float:
         """The share of the file's bytes that was read."""
         place: int = self._file.tell()
