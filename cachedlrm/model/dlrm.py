@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cachedlrm.model.features import FeatureVectors
-from cachedlrm.model.interaction import Interaction, num_interactions
+from cachedlrm.model.interaction import DOT, CatInteraction, DotInteraction, Interaction, InteractionKind
+from cachedlrm.model.learned_interaction import CrossInteraction, CrossNet, ProjectionInteraction
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -42,6 +43,28 @@ def _mlp(
     return nn.Sequential(*layers)
 
 
+def _interaction(
+    kind: InteractionKind, features: FeatureVectors, rng: np.random.Generator, activation: type[nn.Module]
+) -> Interaction:
+    """With initial parameters from ``rng``. Those of cross layers are TorchRec's: Glorot's normal, biases zero."""
+    num_vectors, dim = features.num_features + 1, features.base_dim
+    if kind.op == "dot":
+        return DotInteraction(features.num_features, dim, kind.itself)
+    if kind.op == "cat":
+        return CatInteraction()
+    if kind.op == "dcn":
+        numbers, rank = num_vectors * dim, kind.cross_rank
+
+        def draw(*shape: int) -> Tensor:
+            return torch.from_numpy(rng.normal(0.0, np.sqrt(2.0 / (numbers + rank)), shape).astype(np.float32))
+
+        return CrossInteraction(
+            CrossNet([(draw(numbers, rank), draw(rank, numbers)) for _ in range(kind.cross_layers)])
+        )
+    first, second = (_mlp((num_vectors * dim, *sizes), rng, activation, activation) for sizes in kind.branches)
+    return ProjectionInteraction((first, second), dim)
+
+
 class Dlrm(nn.Module):
     """Bottom MLP, feature interaction, top MLP, sigmoid. Parameters have the reference's names.
 
@@ -49,8 +72,7 @@ class Dlrm(nn.Module):
         features: from pooled vectors to one of each sparse feature.
         mlp_bot: layer sizes from the number of dense features to D.
         mlp_top: layer sizes after the interaction, ending in 1; its input size is derived.
-        interaction_op: ``dot`` or ``cat``; see `Interaction`.
-        interaction_itself: whether ``dot`` includes each vector with itself.
+        interaction: how the bottom MLP's output and the features' vectors interact.
         activation: between layers.
         loss_threshold: predictions are kept within this and one minus it, if it is between 0 and 1.
         seed: of the initial parameters.
@@ -61,21 +83,22 @@ class Dlrm(nn.Module):
         features: FeatureVectors,
         mlp_bot: tuple[int, ...],
         mlp_top: tuple[int, ...],
-        interaction_op: str = "dot",
+        interaction: InteractionKind = DOT,
         *,
-        interaction_itself: bool = False,
         activation: str = "relu",
         loss_threshold: float = 0.0,
         seed: int = 123,
     ) -> None:
         super().__init__()
         self.emb_l = features
-        self.interaction = Interaction(features.num_features, features.base_dim, interaction_op, interaction_itself)
         self.bounds = (loss_threshold, 1.0 - loss_threshold) if 0.0 < loss_threshold < 1.0 else (0.0, 1.0)
-        inputs = num_interactions(features.num_features, features.base_dim, interaction_op, interaction_itself)
         rng = np.random.default_rng(seed)
         between = _ACTIVATIONS[activation]
         self.bot_l = _mlp(mlp_bot, rng, between, between)
+        self.interaction = _interaction(interaction, features, rng, between)
+        for name, layers in self.interaction.layers.items():
+            self.add_module(name, layers)
+        inputs = interaction.num_outputs(features.num_features + 1, features.base_dim)
         self.top_l = _mlp((inputs, *mlp_top), rng, between, nn.Sigmoid)
         for projection in features.parameters():
             bound = np.sqrt(6.0 / sum(projection.shape))  # Glorot and Bengio, AISTATS 2010

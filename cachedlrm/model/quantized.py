@@ -15,31 +15,56 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.learned_interaction import CrossNet
 
 _MLP_TYPES = {8: torch.qint8, 16: torch.float16}
 
 
 def quantize_mlps(model: Dlrm, bits: int) -> Dlrm:
-    """A copy of ``model`` whose linear layers have weights of 8 or 16 bits."""
+    """A copy of ``model`` whose linear layers, cross layers among them, have weights of 8 or 16 bits."""
+    model = copy.deepcopy(model)
+    net = model.interaction.layers.get("crossnet")
+    if isinstance(net, CrossNet):
+        model.crossnet = model.interaction.layers["crossnet"] = _LinearCrossNet(net)
     with warnings.catch_warnings():
         # torch says that torchao will replace this; its int8 is another one, which gives other numbers.
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
-        quantized: Dlrm = torch.ao.quantization.quantize_dynamic(
-            copy.deepcopy(model), {nn.Linear}, _MLP_TYPES[bits], inplace=True
-        )
+        quantized: Dlrm = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, _MLP_TYPES[bits], inplace=True)
     return quantized
 
 
+class _LinearCrossNet(nn.Module):
+    """A `CrossNet` of nn.Linear layers, which torch quantises."""
+
+    def __init__(self, net: CrossNet) -> None:
+        super().__init__()
+        pairs = list(zip(net.W_kernels, net.V_kernels, net.bias, strict=True))
+        self.inner = nn.ModuleList([_linear(v, None) for _, v, _ in pairs])
+        self.outer = nn.ModuleList([_linear(w, bias) for w, _, bias in pairs])
+
+    def forward(self, first: Tensor) -> Tensor:
+        """[B, N] of the last layer, from [B, N]."""
+        value = first
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            value = torch.addcmul(value, first, outer(inner(value)))
+        return value
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    return layer
+
+
 def mlp_bytes(model: nn.Module, bits: int = 32) -> int:
-    """Bytes of the linear layers' weights, at so many bits, and of their biases, which stay float32.
+    """Bytes of all layers' weights, at so many bits, and of their biases, which stay float32.
 
     Args:
         model: with linear layers that are not quantised.
         bits: of a weight.
     """
-    sizes = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
-    return sum(numel * (bits if name.endswith("weight") else 32) // 8 for name, numel in sizes)
+    return sum(parameter.numel() * (bits if parameter.dim() > 1 else 32) // 8 for parameter in model.parameters())
 
 
 class QuantizedTables:

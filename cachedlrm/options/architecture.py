@@ -12,7 +12,7 @@ from cachedlrm.base.text import printable
 from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
-from cachedlrm.model.interaction import num_interactions
+from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
 from cachedlrm.options.resolved import ResolvedModel
 from cachedlrm.store.records import GroupShape, RecordLayout
@@ -48,11 +48,21 @@ class Architecture:
     @property
     def mlp_top(self) -> tuple[int, ...]:
         """Layer sizes of the top MLP, its input included."""
+        inputs = self.interaction.num_outputs(len(self.embeddings) + 1, self.mlp_bot[-1])
+        return (inputs, *self.options.arch_mlp_top)
+
+    @property
+    def interaction(self) -> InteractionKind:
+        """Of the bottom MLP's output and the features' vectors."""
         options = self.options
-        inputs = num_interactions(
-            len(self.embeddings), self.mlp_bot[-1], options.arch_interaction_op, options.arch_interaction_itself
+        branches = options.interaction_branch1_layer_sizes, options.interaction_branch2_layer_sizes
+        return InteractionKind(
+            options.arch_interaction_op,
+            itself=options.arch_interaction_itself,
+            cross_layers=options.dcn_num_layers or 0,
+            cross_rank=options.dcn_low_rank_dim or 0,
+            branches=tuple(sizes for sizes in branches if sizes is not None),
         )
-        return (inputs, *options.arch_mlp_top)
 
     def router(self) -> Router:
         """From batches to the lookups of each group."""
@@ -71,8 +81,7 @@ class Architecture:
             FeatureVectors(self.embeddings, self.groups, base_dim, options.qr_operation),
             mlp_bot=self.mlp_bot,
             mlp_top=self.mlp_top[1:],
-            interaction_op=options.arch_interaction_op,
-            interaction_itself=options.arch_interaction_itself,
+            interaction=self.interaction,
             activation=options.activation_function,
             loss_threshold=options.loss_threshold,
             seed=seed,
@@ -99,6 +108,13 @@ def build_architecture(options: ResolvedModel, optimizer: str) -> Architecture:
             Embedding(number, ids, dims[number], mixed=True) if ids > options.md_threshold else embeddings[number]
             for number, ids in enumerate(num_ids)
         ]
+    branches = options.interaction_branch1_layer_sizes, options.interaction_branch2_layer_sizes
+    for number, sizes in enumerate(branches, 1):
+        if sizes is not None and sizes[-1] % options.arch_mlp_bot[-1]:
+            raise UserError(
+                f"--interaction-branch{number}-layer-sizes ends in {sizes[-1]}, which must be a multiple of "
+                f"{options.arch_mlp_bot[-1]}, what --arch-mlp-bot ends in; change one of them"
+            )
     by_dim: dict[int, list[Table]] = {}
     for embedding in embeddings:
         for table in embedding.tables:
@@ -170,9 +186,7 @@ def describe(architecture: Architecture, names: Sequence[str] | None = None) -> 
             shape = f"{embedding.dim} -> {architecture.mlp_bot[-1]}"
             parameters = embedding.dim * architecture.mlp_bot[-1]
             rows.append((f"emb_l.{embedding.number}.proj", shape, f"{parameters:,}", "projection"))
-    itself = ", vectors with themselves too" if architecture.options.arch_interaction_itself else ""
-    shape = f"{len(architecture.embeddings) + 1} x {architecture.mlp_bot[-1]} -> {architecture.mlp_top[0]:,}"
-    rows.append(("interaction", shape, "0", architecture.options.arch_interaction_op + itself))
+    rows.append(_interaction(architecture))
     rows += [_layer("top_l", number, sizes) for number, sizes in enumerate(itertools.pairwise(architecture.mlp_top))]
     return rows
 
@@ -180,6 +194,20 @@ def describe(architecture: Architecture, names: Sequence[str] | None = None) -> 
 def _layer(name: str, number: int, sizes: tuple[int, int]) -> tuple[str, str, str, str]:
     inputs, outputs = sizes
     return f"{name}.{2 * number}", f"{inputs:,} -> {outputs:,}", f"{inputs * outputs + outputs:,}", "fully connected"
+
+
+def _interaction(architecture: Architecture) -> tuple[str, str, str, str]:
+    kind, sizes = architecture.interaction, (len(architecture.embeddings) + 1, architecture.mlp_bot[-1])
+    shape = f"{sizes[0]} x {sizes[1]} -> {architecture.mlp_top[0]:,}"
+    parameters = sum(inputs * outputs for inputs, outputs in kind.matrices(*sizes)) + sum(kind.biases(*sizes))
+    what = kind.op
+    if kind.itself:
+        what += ", vectors with themselves too"
+    elif kind.op == "dcn":
+        what += f", {kind.cross_layers} cross layers of rank {kind.cross_rank}"
+    elif kind.op == "projection":
+        what += ", " + " and ".join("-".join(map(str, branch)) for branch in kind.branches)
+    return "interaction", shape, f"{parameters:,}", what
 
 
 def _purpose(embedding: Embedding, table: Table) -> str:

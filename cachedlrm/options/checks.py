@@ -14,6 +14,7 @@ def check_options(options: Options) -> None:
     if cache.gpu_cache_ratio is not None and cache.gpu_cache_rows is not None:
         both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
         raise UserError(f"{both} exclude each other; give one of them")
+    _check_interaction(model)
     _check_tricks(model)
     _check_inference(options)
     if options.optimisation.cuda_graphs:
@@ -28,6 +29,28 @@ def check_options(options: Options) -> None:
     if bot is not None and bot[-1] != (dim := model.arch_sparse_feature_size or bot[-1] // width) * width:
         wanted = f"{2 * dim}, twice that for --qr-operation concat" if width == 2 else str(dim)
         raise UserError(f"--arch-mlp-bot ends in {bot[-1]} but --arch-sparse-feature-size is {dim}; end it in {wanted}")
+
+
+def _check_interaction(model: ModelOptions) -> None:
+    """Options of one interaction that is another, and those that an interaction cannot do without."""
+    op, branches = (
+        model.arch_interaction_op,
+        (
+            ("--interaction-branch1-layer-sizes", model.interaction_branch1_layer_sizes),
+            ("--interaction-branch2-layer-sizes", model.interaction_branch2_layer_sizes),
+        ),
+    )
+    for name, value, owner in (
+        ("--dcn-num-layers", model.dcn_num_layers, "dcn"),
+        ("--dcn-low-rank-dim", model.dcn_low_rank_dim, "dcn"),
+        *((name, sizes, "projection") for name, sizes in branches),
+    ):
+        if value is not None and op != owner:
+            raise UserError(f"{name} belongs to --arch-interaction-op {owner} and this is {op}; drop one of them")
+        if value is None and owner == op == "projection":
+            raise UserError(f"--arch-interaction-op projection needs {name}, sizes joined by dashes; add it")
+    if model.arch_interaction_itself and op in ("dcn", "projection"):
+        raise UserError(f"--arch-interaction-itself is for the dot interaction and this is {op}; drop one of them")
 
 
 def _check_tricks(model: ModelOptions) -> None:

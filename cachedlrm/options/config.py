@@ -54,11 +54,20 @@ class ModelOptions:
     arch_mlp_top: MlpTop | None = None
     """Layer sizes of the top MLP after the interaction, down to 1; its input size is derived. Default: 512-256-1;
     4-2-1 for reference data."""
-    arch_interaction_op: Literal["dot", "cat"] = "dot"
-    """How the bottom MLP's output and the pooled embeddings interact: dot (products of all pairs) or cat (side by
-    side)."""
+    arch_interaction_op: Literal["dot", "cat", "dcn", "projection"] = "dot"
+    """How the bottom MLP's output and the pooled embeddings interact: dot (products of all pairs), cat (side by side),
+    dcn (side by side through low-rank cross layers) or projection (the products of what two MLPs make of them)."""
     arch_interaction_itself: Flag = False
     """Include each vector's product with itself in the dot interaction."""
+    dcn_num_layers: Positive | None = None
+    """Cross layers of the dcn interaction. Default: 3."""
+    dcn_low_rank_dim: Positive | None = None
+    """Rank of the matrices of a cross layer. Default: a quarter of the numbers side by side, at most 512."""
+    interaction_branch1_layer_sizes: Sizes | None = None
+    """Layer sizes of the first MLP of the projection interaction, down to a multiple of what --arch-mlp-bot ends in;
+    its input size is derived."""
+    interaction_branch2_layer_sizes: Sizes | None = None
+    """Those of the second MLP."""
     weighted_pooling: Literal["fixed", "learned"] | None = None
     """Weight of each row when its bag is summed: fixed (all 1, which changes no number) or learned (from 1 on).
     Default: no weights."""

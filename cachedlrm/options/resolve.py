@@ -31,6 +31,8 @@ _MOST_THREADS = 1024  # of --threads
 _WORTH_THREADS = 10**8
 _WORTH_PREFETCHING = 10**7
 _PREFETCH_DEPTH = 2
+# MLPerf's DLRM-DCNv2 has 3 layers of rank 512; DCN V2's authors find a quarter of the width to lose next to nothing.
+_CROSS_LAYERS, _MOST_CROSS_RANK = 3, 512
 _SHARE_OF_FREE = 0.9  # of the GPU's memory, for --gpu-budget auto without a device profile
 
 
@@ -184,6 +186,13 @@ def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefault
     mlp_bot, width = model.arch_mlp_bot, model.vectors_per_feature
     dim = model.arch_sparse_feature_size or (mlp_bot[-1] // width if mlp_bot else defaults.dim)
     mlp_bot = mlp_bot or (source.num_dense, *defaults.mlp_bot, dim * width)
+    if model.arch_interaction_op == "dcn":
+        rank = min(_MOST_CROSS_RANK, max(1, (len(source.table_rows) + 1) * mlp_bot[-1] // 4))
+        model = replace(
+            model,
+            dcn_num_layers=model.dcn_num_layers or _CROSS_LAYERS,
+            dcn_low_rank_dim=model.dcn_low_rank_dim or rank,
+        )
     return ResolvedModel(
         **_kept(model, ResolvedModel),
         arch_sparse_feature_size=dim,
@@ -242,7 +251,9 @@ def _automatic_budget(hardware: HardwareOptions, device: torch.device, is_here: 
 def _multiplications_per_sample(architecture: Architecture) -> int:
     """Multiplications of a forward pass through the layers for one sample."""
     layers = [*itertools.pairwise(architecture.mlp_bot), *itertools.pairwise(architecture.mlp_top)]
-    return sum(inputs * outputs for inputs, outputs in layers)
+    num_vectors, dim = len(architecture.embeddings) + 1, architecture.mlp_bot[-1]
+    matrices = architecture.interaction.matrices(num_vectors, dim)
+    return sum(inputs * outputs for inputs, outputs in (*layers, *matrices))
 
 
 def _threads(multiplications: int) -> int:

@@ -54,9 +54,8 @@ def operations(step: StepShape) -> float:
     first, *others = itertools.pairwise(step.mlp_bot)
     layers = 2 * first[0] * first[1]
     layers += sum(3 * inputs * outputs for inputs, outputs in (*others, *itertools.pairwise(step.mlp_top)))
-    vectors = step.num_features + 1
-    products = 3 * step.mlp_bot[-1] * vectors * (vectors - 1) // 2 if step.dot else 0
-    return 2.0 * step.mini_batch_size * (layers + products)
+    interaction = 3 * step.interaction.multiplications(step.num_features + 1, step.mlp_bot[-1])
+    return 2.0 * step.mini_batch_size * (layers + interaction)
 
 
 def device_bytes(step: StepShape) -> float:
@@ -66,10 +65,10 @@ def device_bytes(step: StepShape) -> float:
     parameters are read forward and backward, and written.
     """
     pooled = sum(len(group.table_rows) * group.layout.dim for group in step.groups)
-    outputs = sum(step.mlp_bot[1:]) + sum(step.mlp_top[1:])
-    parameters = sum(
-        inputs * outputs for sizes in (step.mlp_bot, step.mlp_top) for inputs, outputs in itertools.pairwise(sizes)
-    )
+    of_interaction = step.interaction.matrices(step.num_features + 1, step.mlp_bot[-1])
+    matrices = [*itertools.pairwise(step.mlp_bot), *of_interaction, *itertools.pairwise(step.mlp_top)]
+    outputs = sum(outputs for _, outputs in matrices)
+    parameters = sum(inputs * outputs for inputs, outputs in matrices)
     return float(_FLOAT * (2 * step.mini_batch_size * (outputs + pooled) + 3 * parameters))
 
 

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 from cachedlrm.model.dense_optimizer import ALIGNMENT
+from cachedlrm.model.interaction import DOT, InteractionKind
 from cachedlrm.store.init import DEVICE_TURN_ROWS
 from cachedlrm.store.records import OPTIMIZERS, GroupShape, Optimizer
 
@@ -37,7 +38,7 @@ class StepShape:
         samples_multiplied: samples whose interaction is computed at a time, at most; 0: all that go through the layers.
         num_mini_batches: mini-batches of a step, whose gradients are added up.
         test_batch_size: samples of an evaluation step; 0: none.
-        dot: whether the interaction is of pairwise products.
+        interaction: of the bottom MLP's output and the features' vectors.
         keeps_inputs: whether the activation function's backward needs its input, beside its output.
         bf16: whether layers compute on copies of their parameters of two bytes each.
         cuda_graphs: whether graphs of the passes over a mini-batch keep memory of their own.
@@ -56,7 +57,7 @@ class StepShape:
     samples_multiplied: int = 0
     num_mini_batches: int = 1
     test_batch_size: int = 0
-    dot: bool = True
+    interaction: InteractionKind = DOT
     keeps_inputs: bool = False
     bf16: bool = False
     cuda_graphs: bool = False
@@ -162,6 +163,7 @@ class StepShape:
             pooled += self.batch_size * len(group.table_rows) * layout.dim  # and their gradients, in the same place
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
         kept = outputs * (2 if self.keeps_inputs else 1) + self.mlp_top[0]
+        kept += self._interacting(trains=True)
         # A layer's gradient by its output, and that by its activation's input or by its own.
         layers = self.pass_size * (kept + 2 * self._widest + self._combined(trains=True) + _LOSS_NUMBERS)
         # Gradients of a pass before they are added: of one layer after the other, of all projections at once.
@@ -181,16 +183,32 @@ class StepShape:
             most = min(times * rows, sum(min(r, self.test_batch_size * self.lookups_per_bag) for r in group.table_rows))
             row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
             pooled += bags * group.layout.dim
-        layers = self.test_batch_size * (2 * self._widest + self.mlp_bot[0] + self._combined(trains=False))
+        numbers = 2 * self._widest + self.mlp_bot[0] + self._combined(trains=False) + self._interacting(trains=False)
+        layers = self.test_batch_size * numbers
         return row_bytes, 4 * (pooled + layers + self._multiplied(self.test_batch_size))
 
     def _multiplied(self, samples: int) -> int:
         """Numbers in a part's vectors, their gradient and its two terms, and their products, while it is multiplied."""
-        if not self.dot:
+        if self.interaction.op != "dot":
             return 0
         vectors = self.num_features + 1
         products = vectors**2 + (vectors * (vectors - 1) // 2 if self.deterministic else 0)
         return min(samples, self.samples_multiplied or samples) * (3 * vectors * self.mlp_bot[-1] + products)
+
+    def _interacting(self, trains: bool) -> int:
+        """Numbers a sample has in an interaction with parameters, beside its result and the gradients of two layers."""
+        kind, side_by_side = self.interaction, (self.num_features + 1) * self.mlp_bot[-1]
+        if kind.op == "dcn":
+            if not trains:
+                return 2 * side_by_side + kind.cross_rank  # the first vectors, a layer's factor, and its inner product
+            # Those and the input of each layer, whose last output is the result; on the way back one inner product.
+            return 2 * kind.cross_layers * side_by_side + (kind.cross_layers + 1) * kind.cross_rank
+        if kind.op == "projection":
+            # On the way back beside all outputs the gradients of the last ones, of their products and of the vectors.
+            last, products = sum(sizes[-1] for sizes in kind.branches), self.mlp_top[0] - self.mlp_bot[-1]
+            outputs = sum(map(sum, kind.branches)) * (2 if self.keeps_inputs else 1)
+            return (outputs if trains else 0) + last + products + (2 if trains else 1) * side_by_side
+        return 0
 
     def _combined(self, trains: bool) -> int:
         """Numbers a sample has while pooled vectors are combined and projected, beside these."""
@@ -206,12 +224,13 @@ class StepShape:
     @property
     def _widest(self) -> int:
         """Numbers that a sample has in the widest layer."""
-        return max(*self.mlp_bot, *self.mlp_top)
+        return max(*self.mlp_bot, *self.mlp_top, *(size for branch in self.interaction.branches for size in branch))
 
     @property
     def _layers(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each."""
-        return [*itertools.pairwise(self.mlp_bot), *itertools.pairwise(self.mlp_top)]
+        """Inputs and outputs of each; a matrix of the interaction is one, too."""
+        of_interaction = self.interaction.matrices(self.num_features + 1, self.mlp_bot[-1])
+        return [*itertools.pairwise(self.mlp_bot), *of_interaction, *itertools.pairwise(self.mlp_top)]
 
     @property
     def _projections(self) -> list[int]:
@@ -223,8 +242,9 @@ class StepShape:
     @property
     def _num_parameters(self) -> int:
         """Of layers and projections, as they lie in memory."""
-        layers = [size for inputs, outputs in self._layers for size in (inputs * outputs, outputs)]
-        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in [*layers, *self._projections])
+        biases = *self.mlp_bot[1:], *self.interaction.biases(self.num_features + 1, self.mlp_bot[-1]), *self.mlp_top[1:]
+        sizes = [*(inputs * outputs for inputs, outputs in self._layers), *biases, *self._projections]
+        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
     @property
     def _dense_bytes(self) -> int:

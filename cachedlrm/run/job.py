@@ -103,7 +103,8 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     initial = initial_parameters(options, architecture, device, dataset.vocabulary)
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
-        dlrm.load_state_dict({name: torch.from_numpy(values) for name, values in initial.dense.items()})
+        dense = {name: torch.from_numpy(values) for name, values in initial.dense.items()}
+        dlrm.load_state_dict(dense, strict=False)  # facebookresearch/dlrm draws none for interactions it does not have
     loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
     durability = checkpoint = None
     with ExitStack() as undo:

@@ -1,6 +1,7 @@
 """The dense part's own passes and optimizers beside torch's autograd and torch.optim, bit for bit."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,20 @@ from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
-from cachedlrm.model.interaction import Interaction
+from cachedlrm.model.interaction import DotInteraction, InteractionKind
 from cachedlrm.model.losses import make_loss
 from cachedlrm.model.tables import Embedding, Table
 from support.models import plain_features
 
 CPU = torch.device("cpu")
+KINDS = {
+    "dot": InteractionKind("dot"),
+    "itself": InteractionKind("dot", itself=True),
+    "cat": InteractionKind("cat"),
+    "dcn": InteractionKind("dcn", cross_layers=3, cross_rank=6),
+    "one cross layer": InteractionKind("dcn", cross_layers=1, cross_rank=2),
+    "projection": InteractionKind("projection", branches=((9, 10), (15,))),
+}
 TORCH_OPTIMIZERS = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
@@ -68,18 +77,16 @@ def assert_same_bits(model: Dlrm, groups: list[tuple[int, int]], loss_name: str,
 
 @pytest.mark.parametrize("samples", [1, 33])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh", "sigmoid"])
-@pytest.mark.parametrize(("interaction", "itself"), [("dot", False), ("dot", True), ("cat", False)])
-def test_passes_of_every_activation_and_interaction(interaction, itself, activation, samples):
-    model = Dlrm(
-        plain_features(3, 5), (7, 24, 5), (17, 1), interaction, interaction_itself=itself, activation=activation
-    )
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_of_every_activation_and_interaction(kind, activation, samples):
+    model = Dlrm(plain_features(3, 5), (7, 24, 5), (17, 1), KINDS[kind], activation=activation)
     assert_same_bits(model, [(3, 5)], "bce", samples)
 
 
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize(("features", "dim"), [(3, 5), (26, 16), (4, 64)])
 def test_interaction_in_parts_has_the_bits_of_the_whole(monkeypatch, features, dim, itself):
-    interaction, random = Interaction(features, dim, "dot", itself), torch.Generator().manual_seed(4)
+    interaction, random = DotInteraction(features, dim, itself), torch.Generator().manual_seed(4)
     dense, vectors = torch.randn(50, dim, generator=random), torch.randn(50, features, dim, generator=random)
     results = []
     for samples in (50, 7, 1):
@@ -97,9 +104,10 @@ def test_interaction_in_parts_has_the_bits_of_the_whole(monkeypatch, features, d
         assert all(itertools.starmap(torch.equal, zip(found, expected, strict=True)))
 
 
-@pytest.mark.parametrize("loss_name", ["mse", "bce", "wbce"])
-def test_shares_of_a_mini_batch_add_up(loss_name):
-    model = Dlrm(plain_features(3, 8), (7, 32, 8), (17, 1))
+@pytest.mark.parametrize(("loss_name", "kind"), [("mse", "dot"), ("bce", "dcn"), ("wbce", "projection")])
+def test_shares_of_a_mini_batch_add_up(loss_name, kind):
+    interaction = replace(KINDS[kind], branches=((9, 16), (8,))) if kind == "projection" else KINDS[kind]
+    model = Dlrm(plain_features(3, 8), (7, 32, 8), (17, 1), interaction)
     loss, optimizer = make_loss(loss_name, (0.3, 2.0), CPU), DenseOptimizer("sgd", model)
     dense_pass = DensePass(model, optimizer.grads, loss)
     totals, grads = [], []
@@ -117,8 +125,9 @@ def test_shares_of_a_mini_batch_add_up(loss_name):
     torch.testing.assert_close(grads[1], grads[0])
 
 
-@pytest.mark.parametrize("interaction", ["dot", "cat"])
-def test_passes_in_bfloat16_are_near_and_keep_32_bits_outside(interaction):
+@pytest.mark.parametrize("kind", ["dot", "cat", "dcn", "projection"])
+def test_passes_in_bfloat16_are_near_and_keep_32_bits_outside(kind):
+    interaction = replace(KINDS[kind], branches=((9, 16), (8,))) if kind == "projection" else KINDS[kind]
     model = Dlrm(plain_features(3, 8), (7, 32, 8), (17, 1), interaction)
     loss, optimizer = make_loss("bce", (), CPU), DenseOptimizer("sgd", model)
     results = {}

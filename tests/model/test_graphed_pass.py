@@ -63,7 +63,13 @@ def trained(tmp_path, *arguments: str, graphs: bool = False) -> tuple[list[float
     [
         ["--optimizer=sgd", "--loss-threshold=0.2", "--activation-function=gelu"],
         ["--optimizer=adagrad", "--arch-interaction-op=cat", "--weighted-pooling=learned"],
-        ["--optimizer=rwsadagrad", "--loss-function=wbce", "--loss-weights=0.3-2", "--lr-num-warmup-steps=9"],
+        [
+            "--optimizer=rwsadagrad",
+            "--arch-interaction-op=dcn",
+            "--loss-function=wbce",
+            "--loss-weights=0.3-2",
+            "--lr-num-warmup-steps=9",
+        ],
         ["--optimizer=adam", "--bf16", "--loss-function=mse"],
     ],
     ids=lambda arguments: arguments[0],

@@ -88,6 +88,8 @@ def all_options(draw):
     quantizes = serves and not saves_onnx
     graphs = trick not in ("qr", "md") and not serves and draw(st.booleans())
     pooling = st.sampled_from(["fixed", "learned"]) if trick == "pooling" else st.none()
+    op = draw(st.sampled_from(["dot", "cat", "dcn", "projection"]))
+    of_dcn, branch = (maybe(positive) if op == "dcn" else st.none()), (sizes if op == "projection" else st.none())
     ends_in_dim = sizes.map(lambda layers: (*layers, dim or layers[0]))
     strategy = st.builds(
         Options,
@@ -97,8 +99,12 @@ def all_options(draw):
             arch_embedding_size=maybe(sizes),
             arch_mlp_bot=maybe(ends_in_dim),
             arch_mlp_top=maybe(sizes.map(lambda layers: (*layers, 1))),
-            arch_interaction_op=st.sampled_from(["dot", "cat"]),
-            arch_interaction_itself=st.booleans(),
+            arch_interaction_op=st.just(op),
+            arch_interaction_itself=st.booleans() if op in ("dot", "cat") else st.just(False),
+            dcn_num_layers=of_dcn,
+            dcn_low_rank_dim=of_dcn,
+            interaction_branch1_layer_sizes=branch,
+            interaction_branch2_layer_sizes=branch,
             weighted_pooling=pooling,
             activation_function=st.sampled_from(["relu", "gelu", "silu", "tanh", "sigmoid"]),
             loss_function=st.just(loss),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.plan.device_tier import (
     CacheRequest,
     DeviceSizes,
@@ -68,13 +69,15 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
     sorted_indices = replace(shape, deterministic=True).fixed_bytes((55,))
     assert sorted_indices["working_set"] == fixed["working_set"] + 48 * 55
     assert sorted_indices["activations"] == activations(layers + 7 * 6) + beside
-    gelu = replace(shape, keeps_inputs=True, dot=False).fixed_bytes((55,))
+    gelu = replace(shape, keeps_inputs=True, interaction=InteractionKind("cat")).fixed_bytes((55,))
     assert gelu["activations"] == activations(20 * (2 * 5 + 10 + 20 + 8) + 12) + beside
     # All but pooled vectors is of six samples at a time; of these vectors there are copies and gradients of both where
     # a projection from 4 to 6 columns comes between.
     passes = replace(shape, micro_batch_size=6).fixed_bytes((55,))
     assert passes["activations"] == activations(6 * (4 + 1 + 10 + 20 + 8) + 6 * (3 * 16 + 16) + 12) + beside
-    projected = replace(shape, micro_batch_size=6, mlp_bot=(3, 6), dot=False).fixed_bytes((55,))
+    projected = replace(shape, micro_batch_size=6, mlp_bot=(3, 6), interaction=InteractionKind("cat")).fixed_bytes(
+        (55,)
+    )
     combined = 3 * 4 + 3 * 6 + 2 * 3 * 4
     assert projected["activations"] == activations(6 * (6 + 1 + 10 + 20 + 8 + combined) + 18) + beside
 

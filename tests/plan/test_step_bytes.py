@@ -12,7 +12,7 @@ from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.open import open_dataset
 from cachedlrm.data.zipf import ZipfSource
 from cachedlrm.model.dlrm import Dlrm
-from cachedlrm.model.interaction import num_interactions
+from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.options.command_line import parse_command_line
@@ -28,6 +28,12 @@ WIDE = (
     "--arch-mlp-bot=3-64-64 --arch-mlp-top=32-1 --mini-batch-size=400 --ui=off --test-freq=-1 --prefetch-depth=0"
 )
 ROWS = (3000, 40, 800, 2000)
+KINDS = {
+    "dot": InteractionKind("dot"),
+    "cat": InteractionKind("cat"),
+    "dcn": InteractionKind("dcn", cross_layers=3, cross_rank=24),
+    "projection": InteractionKind("projection", branches=((48, 64), (32, 16))),
+}
 
 
 def peak_bytes(work: Callable[[], None]) -> int:
@@ -48,7 +54,7 @@ def test_accumulated_gradients_take_the_place_of_the_vectors():
         lookups_per_bag=1,
         mini_batch_size=mini_batch,
         mlp_bot=(5, 64),
-        mlp_top=(num_interactions(len(ROWS), 64, "dot", False), 1),
+        mlp_top=(InteractionKind("dot").num_outputs(len(ROWS) + 1, 64), 1),
         prefetch_depth=0,
         most_staging_rows=0,
         num_mini_batches=passes,
@@ -77,6 +83,8 @@ FORMS = (  # without --bf16, for which the CPU's matrix library takes memory of 
     "--activation-function=gelu",
     "--mlperf-grad-accum-iter=2",
     "--loss-threshold=0.1",
+    "--arch-interaction-op=dcn",
+    "--arch-interaction-op=projection",
 )
 
 
@@ -94,7 +102,11 @@ def drawn_job(seed: int) -> list[str]:
         f"--arch-mlp-top={'-'.join(map(str, [*layers[1], 1]))} "
         f"--optimizer={random.choice(['sgd', 'adagrad', 'rwsadagrad', 'adam'])} --ui=off --prefetch-depth=0"
     )
-    return [*words.split(), *FORMS[seed % len(FORMS)].split()]
+    form = FORMS[seed % len(FORMS)].split()
+    if "--arch-interaction-op=projection" in form:
+        sizes = [(random.choice([2, 200]), dim * random.choice([1, 7])) for _ in range(2)]
+        form += [f"--interaction-branch{number}-layer-sizes={a}-{b}" for number, (a, b) in enumerate(sizes, 1)]
+    return [*words.split(), *form]
 
 
 @pytest.mark.parametrize("seed", range(3 * len(FORMS)))
@@ -156,27 +168,34 @@ def test_a_pass_over_fewer_samples_holds_less(tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
 @pytest.mark.parametrize(
     ("dim", "hot", "batch", "activation", "interaction"),
-    [(16, 1, 256, "relu", "dot"), (64, 8, 64, "relu", "dot"), (8, 2, 200, "gelu", "cat"), (32, 1, 300, "tanh", "cat")],
+    [
+        (16, 1, 256, "relu", "dot"),
+        (64, 8, 64, "relu", "dot"),
+        (8, 2, 200, "gelu", "cat"),
+        (32, 1, 300, "tanh", "cat"),
+        (32, 1, 300, "relu", "dcn"),
+        (16, 2, 200, "gelu", "projection"),
+    ],
 )
 def test_a_step_holds_no_more_than_is_accounted(dim, hot, batch, activation, interaction, optimizer):
     layout = RecordLayout(dim, optimizer)
-    bot, top = (5, 96, dim), (64, 32, 1)
+    bot, top, kind = (5, 96, dim), (64, 32, 1), KINDS[interaction]
     shape = StepShape(
         groups=(GroupShape(ROWS, layout),),
         num_features=len(ROWS),
         lookups_per_bag=hot,
         mini_batch_size=batch,
         mlp_bot=bot,
-        mlp_top=(num_interactions(len(ROWS), dim, interaction, False), *top),
+        mlp_top=(kind.num_outputs(len(ROWS) + 1, dim), *top),
         prefetch_depth=0,
         most_staging_rows=0,
         test_batch_size=2 * batch,
-        dot=interaction == "dot",
+        interaction=kind,
         keeps_inputs=activation in ("gelu", "silu"),
     )
     source = ZipfSource(ROWS, 5, 1, 4 * batch, hot)
     cache = one_group(ROWS, layout, sum(ROWS), settings=CacheSettings(prefetch_depth=0))
-    model = Dlrm(plain_features(len(ROWS), dim), bot, top, interaction, activation=activation)
+    model = Dlrm(plain_features(len(ROWS), dim), bot, top, kind, activation=activation)
     trainer = Trainer(cache, model, LearningRate(0.01), make_loss("bce", (), torch.device("cpu")), batch)
     most_rows = []
 

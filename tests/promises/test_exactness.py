@@ -10,6 +10,7 @@ import torch
 
 from cachedlrm.base.rounding import TORCH_DTYPES
 from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.store.records import RecordLayout
 from support.models import POLICIES, one_group, plain_features
 from support.plain_torch import train_plain
@@ -102,5 +103,7 @@ def plain(optimizer: str, lookups_per_bag: int, num_steps: int, interaction: str
     """`train_plain` from the initial parameters of `train`."""
     fresh = one_group(TABLE_ROWS, RecordLayout(DIM, "sgd"), 1, seed=3).groups[0]
     tables = [table.clone() for table in fresh.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
-    dense = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), interaction, seed=3).state_dict()
+    dense = Dlrm(
+        plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), InteractionKind(interaction), seed=3
+    ).state_dict()
     return train_plain(list(batches(lookups_per_bag))[:num_steps], tables, dense, optimizer, LR, interaction, ordered)

@@ -41,6 +41,11 @@ OPTIONS = {
     "loss": [*DOT, "--loss-function=wbce", "--loss-weights=0.4-1.6", "--loss-threshold=0.05"],
     "cat": ["--arch-mlp-bot=4-16-8", "--arch-mlp-top=16-1", "--arch-interaction-op=cat", "--activation-function=gelu"],
     "itself": [*DOT, "--arch-interaction-itself", "--activation-function=tanh", "--loss-function=mse"],
+    "dcn": [*DOT, "--arch-interaction-op=dcn", "--dcn-num-layers=2", "--dcn-low-rank-dim=5"],
+    "projection": [
+        *[*DOT, "--arch-interaction-op=projection", "--interaction-branch1-layer-sizes=12-16"],
+        "--interaction-branch2-layer-sizes=24",
+    ],
     "reference-init": [*DOT, "--init=reference", "--md-flag", "--md-threshold=10"],
 }
 
@@ -128,6 +133,15 @@ class PlainDlrm(nn.Module):
         together = torch.cat([bottom.unsqueeze(1), vectors], dim=1)
         if "--arch-interaction-op=cat" in self.arguments:
             interactions = together.flatten(1)
+        elif "--arch-interaction-op=dcn" in self.arguments:
+            interactions = first = together.flatten(1)
+            for layer in range(2):
+                w, v, b = (self.parameters_by_name[f"crossnet.{n}.{layer}"] for n in ("W_kernels", "V_kernels", "bias"))
+                interactions = first * (interactions @ v.T @ w.T + b) + interactions
+        elif "--arch-interaction-op=projection" in self.arguments:
+            rows, columns = (self._mlp(f"branch{n}_l", together.flatten(1), nn.ReLU()) for n in (1, 2))
+            products = rows.view(len(dense), 2, 8) @ columns.view(len(dense), 8, 3)
+            interactions = torch.cat([bottom, products.flatten(1)], dim=1)
         else:
             offset = 1 if "--arch-interaction-itself" in self.arguments else 0
             count = together.shape[1]
@@ -235,6 +249,16 @@ def test_mixed_dimensions_by_hand():
         (["--loss-weights=1.0-2.0"], ["--loss-weights 1.0-2.0", "wbce"]),
         (["--loss-function=wbce", "--loss-weights=1.0"], ["--loss-weights", "1.0"]),
         (["--data-size=5"], ["--data-size", "--data reference"]),
+        (["--dcn-num-layers=2"], ["--dcn-num-layers", "--arch-interaction-op dcn", "this is dot"]),
+        (["--arch-interaction-op=projection"], ["needs --interaction-branch1-layer-sizes"]),
+        (
+            [
+                *["--arch-interaction-op=projection", "--interaction-branch1-layer-sizes=12-16"],
+                *["--interaction-branch2-layer-sizes=20", *DOT],
+            ],
+            ["--interaction-branch2-layer-sizes ends in 20", "multiple of 8", "--arch-mlp-bot"],
+        ),
+        (["--arch-interaction-op=dcn", "--arch-interaction-itself"], ["--arch-interaction-itself", "this is dcn"]),
         (["--use-gpu"], ["--use-gpu", "--device cuda"]),
         (["--mlperf-logging"], ["--mlperf-logging", "not carried over"]),
         (["--local_rank=0"], ["--local_rank", "not carried over"]),

@@ -46,14 +46,18 @@ RUNS = {
         *["--policy=lookahead", "--prefetch-depth=4", "--gpu-cache-rows=190", "--optimizer=adam", *MIXED],
         *["--store=lmdb", "--host-budget=1MiB", "--checkpoint-every=5"],
     ],
-    "graphs": ["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=160", "--optimizer=adam", "--cuda-graphs"],
+    "graphs, projection": [
+        *["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=160", "--optimizer=adam", "--cuda-graphs"],
+        *["--arch-interaction-op=projection", "--interaction-branch1-layer-sizes=12-16"],
+        "--interaction-branch2-layer-sizes=24",
+    ],
     "remainders, weighted": [
         *["--data=zipf:samples=800,hot=3", "--policy=lrfu", "--prefetch-depth=2", "--gpu-cache-rows=320"],
         *["--optimizer=sgd", "--weighted-pooling=learned"],
     ],
-    "several passes, bf16": [
+    "several passes, bf16, cross layers": [
         *["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=300", "--optimizer=adagrad", "--bf16"],
-        *["--mlperf-grad-accum-iter=2", "--micro-batch-size=20", "--init=reference"],
+        *["--mlperf-grad-accum-iter=2", "--micro-batch-size=20", "--init=reference", "--arch-interaction-op=dcn"],
     ],
     "all resident": [
         *["--arch-embedding-size=20-7-30-5", "--policy=lru", "--prefetch-depth=3", "--gpu-cache-ratio=1.0"],

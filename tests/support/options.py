@@ -10,6 +10,7 @@ from cachedlrm.run.job import Job, build_job
 
 OPTIONS = """
 arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op arch-interaction-itself
+dcn-num-layers dcn-low-rank-dim interaction-branch1-layer-sizes interaction-branch2-layer-sizes
 weighted-pooling activation-function loss-function loss-weights loss-threshold round-targets qr-flag qr-threshold
 qr-operation qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size micro-batch-size
 num-batches nepochs numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data shuffle

@@ -14,6 +14,7 @@ from cachedlrm.cache.working_set import AddressBook
 from cachedlrm.data.batch import Batch
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import Recorder
+from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.run.trainer import Trainer
@@ -106,7 +107,9 @@ def train(
     group = cache.groups[0]
     book = AddressBook(ALL_ROWS)
     inform(group.policy, [book.working_set(index, b.rows, b.offsets) for index, b in enumerate(stream)])
-    model = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), interaction, seed=3).to(device)
+    model = Dlrm(plain_features(NUM_TABLES, DIM), (DENSE, 16, DIM), (16, 1), InteractionKind(interaction), seed=3).to(
+        device
+    )
     loss = make_loss("bce", (), torch.device(device))
     trainer = Trainer(cache, model, LearningRate(LR), loss, BATCH, record=record)
     losses, predictions, counters = [], [], CacheCounters()

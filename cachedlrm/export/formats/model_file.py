@@ -201,6 +201,9 @@ def _advice(name: str) -> str:
         "emb_l.": "--arch-embedding-size, --arch-sparse-feature-size, --qr-flag and --md-flag",
         "v_W_l.": "--weighted-pooling and --arch-embedding-size",
         "bot_l.": "--arch-mlp-bot",
+        "crossnet.": "--arch-interaction-op, --dcn-num-layers and --dcn-low-rank-dim",
+        "branch1_l.": "--arch-interaction-op and --interaction-branch1-layer-sizes",
+        "branch2_l.": "--arch-interaction-op and --interaction-branch2-layer-sizes",
         "top_l.": "--arch-mlp-top and --arch-interaction-op",
     }
     options = next((options for place, options in places.items() if place in name), "the --arch options")

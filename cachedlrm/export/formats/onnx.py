@@ -23,6 +23,8 @@ from cachedlrm.base.files import whole_file
 from cachedlrm.export.formats.piecewise import PiecewiseTensor, piecewise
 from cachedlrm.export.full_tables import FullTable
 from cachedlrm.model.dlrm import Dlrm
+from cachedlrm.model.interaction import DotInteraction
+from cachedlrm.model.learned_interaction import CrossInteraction, ProjectionInteraction
 from cachedlrm.model.tables import Embedding, Table
 from cachedlrm.options.architecture import Architecture, pooling_name
 
@@ -221,11 +223,31 @@ def _pool(graph: _Builder, table: Table, indices: str, bags: str, offsets: str, 
 def _interact(graph: _Builder, architecture: Architecture, model: Dlrm, dense: str, vectors: list[str]) -> str:
     """The top MLP's input from the vectors [B, D]; see `cachedlrm.model.interaction.Interaction`."""
     together = graph.add("Concat", dense, *vectors, axis=1)
-    if architecture.options.arch_interaction_op == "cat":
-        return together
-    num_vectors, dim = len(vectors) + 1, architecture.mlp_bot[-1]
-    matrix = graph.add("Reshape", together, graph.integers(-1, num_vectors, dim))
-    products = graph.add("MatMul", matrix, graph.add("Transpose", matrix, perm=[0, 2, 1]))
-    flat = graph.add("Reshape", products, graph.integers(-1, num_vectors**2))
-    pairs = graph.array("pairs", model.interaction.pairs.cpu().numpy())
-    return graph.add("Concat", dense, graph.add("Gather", flat, pairs, axis=1), axis=1)
+    interaction, dim = model.interaction, architecture.mlp_bot[-1]
+    if isinstance(interaction, CrossInteraction):
+        return _cross(graph, architecture.interaction.cross_layers, together)
+    if isinstance(interaction, ProjectionInteraction):
+        rows, columns = (_mlp(graph, name, layers, together) for name, layers in interaction.branches.items())
+        rows = graph.add("Reshape", rows, graph.integers(0, -1, dim))
+        columns = graph.add("Reshape", columns, graph.integers(0, dim, -1))
+        products = graph.add("MatMul", rows, columns)
+        flat = graph.add("Reshape", products, graph.integers(0, architecture.mlp_top[0] - dim))
+        return graph.add("Concat", dense, flat, axis=1)
+    if isinstance(interaction, DotInteraction):
+        num_vectors = len(vectors) + 1
+        matrix = graph.add("Reshape", together, graph.integers(-1, num_vectors, dim))
+        products = graph.add("MatMul", matrix, graph.add("Transpose", matrix, perm=[0, 2, 1]))
+        flat = graph.add("Reshape", products, graph.integers(-1, num_vectors**2))
+        pairs = graph.array("pairs", interaction.pairs.cpu().numpy())
+        return graph.add("Concat", dense, graph.add("Gather", flat, pairs, axis=1), axis=1)
+    return together
+
+
+def _cross(graph: _Builder, num_layers: int, first: str) -> str:
+    """[B, N] of the last cross layer; see `cachedlrm.model.learned_interaction.CrossNet`."""
+    value = first
+    for layer in range(num_layers):
+        low = graph.add("Gemm", value, f"crossnet.V_kernels.{layer}", transB=1)
+        factor = graph.add("Gemm", low, f"crossnet.W_kernels.{layer}", f"crossnet.bias.{layer}", transB=1)
+        value = graph.add("Add", graph.add("Mul", first, factor), value)
+    return value

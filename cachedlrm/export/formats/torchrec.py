@@ -5,11 +5,12 @@ process reads its part of each table and no other. Names are those of a state di
 
 - ``embedding_bags.emb_l_T.weight`` [rows, dim] of an ``EmbeddingBagCollection``, and with optimizer state
   ``embedding_bags.emb_l_T.momentum1``, as its fused optimizer calls it: [rows] of rwsadagrad, [rows, dim] of adagrad;
-- ``dense_arch.model...`` and ``over_arch.model...`` of ``torchrec.models.dlrm.DLRM``, if it can be that model;
-- ``bot_l.N...`` and ``top_l.N...`` of facebookresearch/dlrm.
+- ``dense_arch.model...``, ``inter_arch...`` and ``over_arch.model...`` of the ``DLRM``, ``DLRM_DCN`` or
+  ``DLRM_Projection`` of ``torchrec.models.dlrm``, if it can be that model;
+- ``bot_l.N...``, ``top_l.N...`` and so on, as in facebookresearch/dlrm and our model files.
 
-``torchrec.json`` has the arguments of the ``EmbeddingBagConfig`` of each table, those of ``DLRM`` (or null), the
-optimizer's name and learning rate, and the fingerprint of the rows' vocabulary where it is known.
+``torchrec.json`` has the arguments of the ``EmbeddingBagConfig`` of each table, the name of the model and its arguments
+(or null), the optimizer's name and learning rate, and the fingerprint of the rows' vocabulary where it is known.
 """
 
 import json
@@ -38,6 +39,7 @@ _OPTIMIZERS = {
     "rwsadagrad": "EXACT_ROWWISE_ADAGRAD",
     "adam": "ADAM",
 }  # fbgemm_gpu's EmbOptimType
+_MODELS = {"dot": "DLRM", "dcn": "DLRM_DCN", "projection": "DLRM_Projection"}  # of torchrec.models.dlrm
 
 Dense = Mapping[str, NDArray[np.generic]]
 
@@ -136,6 +138,7 @@ def _config(options: Resolved, architecture: Architecture, tables: Sequence[Full
             }
             for table in sorted(tables, key=_number)
         ],
+        "model": _MODELS.get(architecture.interaction.op),
         "dlrm": _dlrm_arguments(architecture),
         "optimizer": _OPTIMIZERS[optimizer],
         "learning_rate": options.optimisation.learning_rate,
@@ -143,26 +146,39 @@ def _config(options: Resolved, architecture: Architecture, tables: Sequence[Full
 
 
 def _dlrm_arguments(architecture: Architecture) -> dict[str, Any] | None:
-    """Of torchrec.models.dlrm.DLRM; None if it cannot be this model."""
+    """Of the model of torchrec.models.dlrm; None if none can be this one."""
     options, bot, top = architecture.options, architecture.mlp_bot, architecture.mlp_top[1:]
-    is_dot = options.arch_interaction_op == "dot" and not options.arch_interaction_itself
-    if not is_dot or options.activation_function != "relu" or len(top) < 2:
+    kind = architecture.interaction
+    if kind.op not in _MODELS or kind.itself or options.activation_function != "relu" or len(top) < 2:
         return None
-    return {"dense_in_features": bot[0], "dense_arch_layer_sizes": bot[1:], "over_arch_layer_sizes": top}
+    arguments = {"dense_in_features": bot[0], "dense_arch_layer_sizes": bot[1:], "over_arch_layer_sizes": top}
+    if kind.op == "dcn":
+        arguments |= {"dcn_num_layers": kind.cross_layers, "dcn_low_rank_dim": kind.cross_rank}
+    for number, sizes in enumerate(kind.branches, 1):
+        arguments[f"interaction_branch{number}_layer_sizes"] = sizes
+    return arguments
 
 
 def _dlrm_parameters(architecture: Architecture, dense: Dense) -> dict[str, NDArray[np.generic]]:
     """The dense parameters by TorchRec's names."""
-    num_bot, num_top = len(architecture.mlp_bot) - 1, len(architecture.mlp_top) - 1
-    names = {f"bot_l.{2 * layer}": f"dense_arch.model._mlp.{layer}._linear" for layer in range(num_bot)}
-    names |= {f"top_l.{2 * layer}": f"over_arch.model.0._mlp.{layer}._linear" for layer in range(num_top - 1)}
-    names[f"top_l.{2 * (num_top - 1)}"] = "over_arch.model.1"
-    parameters = {
-        f"{theirs}.{part}": dense[f"{ours}.{part}"] for ours, theirs in names.items() for part in ("weight", "bias")
+    num_top = len(architecture.mlp_top) - 1
+    layers = {
+        f"bot_l.{2 * layer}": f"dense_arch.model._mlp.{layer}._linear" for layer in range(len(architecture.mlp_bot) - 1)
     }
-    first = "over_arch.model.0._mlp.0._linear.weight"
-    columns = _interaction_columns(len(architecture.embeddings), architecture.mlp_bot[-1])
-    return {**parameters, first: np.ascontiguousarray(parameters[first][:, columns])}
+    for number, sizes in enumerate(architecture.interaction.branches, 1):
+        theirs = f"inter_arch.interaction_branch{number}.model._mlp"
+        layers |= {f"branch{number}_l.{2 * layer}": f"{theirs}.{layer}._linear" for layer in range(len(sizes))}
+    layers |= {f"top_l.{2 * layer}": f"over_arch.model.0._mlp.{layer}._linear" for layer in range(num_top - 1)}
+    layers[f"top_l.{2 * (num_top - 1)}"] = "over_arch.model.1"
+    parameters = {
+        f"{theirs}.{part}": dense[f"{ours}.{part}"] for ours, theirs in layers.items() for part in ("weight", "bias")
+    }
+    parameters |= {f"inter_arch.{name}": array for name, array in dense.items() if name.startswith("crossnet.")}
+    if architecture.interaction.op == "dot":
+        first = "over_arch.model.0._mlp.0._linear.weight"
+        columns = _interaction_columns(len(architecture.embeddings), architecture.mlp_bot[-1])
+        parameters[first] = np.ascontiguousarray(parameters[first][:, columns])
+    return parameters
 
 
 def _interaction_columns(num_features: int, dim: int) -> NDArray[np.int64]:

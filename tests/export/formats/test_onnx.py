@@ -31,6 +31,12 @@ KINDS = {
     "dot": [],
     "itself": ["--arch-interaction-itself"],
     "cat": ["--arch-interaction-op=cat"],
+    "dcn": ["--arch-interaction-op=dcn", "--dcn-num-layers=2", "--dcn-low-rank-dim=5"],
+    "projection": [
+        "--arch-interaction-op=projection",
+        "--interaction-branch1-layer-sizes=9-16",
+        "--interaction-branch2-layer-sizes=24",
+    ],
     "qr mult": ["--qr-flag", "--qr-threshold=20"],
     "qr add": ["--qr-flag", "--qr-threshold=5", "--qr-operation=add", "--qr-collisions=3"],
     "qr concat": ["--qr-flag", "--qr-threshold=5", "--qr-operation=concat", "--arch-mlp-bot=5-16-16"],
@@ -43,6 +49,9 @@ KINDS = {
     "sigmoid": ["--activation-function=sigmoid"],
     "threshold": ["--loss-threshold=0.3"],
 }
+
+
+SCALED = ("top", "crossnet", "branch")  # or predictions would all be 0 or 1
 
 
 def options_of(*arguments: str) -> list[str]:
@@ -60,7 +69,7 @@ def random_model(path: Path, *arguments: str) -> None:
     rng = np.random.default_rng(7)
     shapes = parameter_shapes(architecture_of(*arguments))
     parameters = {
-        name: torch.from_numpy((rng.normal(size=shape) * (0.2 if name.startswith("top") else 1.0)).astype(np.float32))
+        name: torch.from_numpy((rng.normal(size=shape) * (0.2 if name.startswith(SCALED) else 1.0)).astype(np.float32))
         for name, shape in shapes.items()
     }
     torch.save({"state_dict": parameters}, path)

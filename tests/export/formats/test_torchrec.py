@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from cachedlrm.export.__main__ import main
 from support.documents import ROOT, blocks
-from support.runs import SMALL, one_line, train
+from support.runs import SMALL, one_line, parameters, train
 
 needs_torchrec = pytest.mark.skipif(
     importlib.util.find_spec("torchrec") is None, reason="torchrec is not installed; see docs/hand_over.md"
@@ -26,6 +26,14 @@ needs_torchrec = pytest.mark.skipif(
 
 CARDINALITIES, BATCH, STEPS, MORE = (400, 30, 900, 5), 100, 12, 8
 OPTIMIZERS = {"sgd": "EXACT_SGD", "adagrad": "EXACT_ADAGRAD", "rwsadagrad": "EXACT_ROWWISE_ADAGRAD"}
+
+INTERACTIONS = {
+    "dcn": ["--arch-interaction-op=dcn", "--dcn-num-layers=2", "--dcn-low-rank-dim=5"],
+    "projection": [
+        *["--arch-interaction-op=projection", "--interaction-branch1-layer-sizes=12-16"],
+        "--interaction-branch2-layer-sizes=24",
+    ],
+}
 
 DRIVER = """
 import json, sys
@@ -131,6 +139,21 @@ def test_torchrec_goes_on_where_the_run_ended(tmp_path, optimizer):
 
 
 @needs_torchrec
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_other_interactions_go_on_there_too(tmp_path, interaction):
+    before, after = write_data(tmp_path / "before", STEPS * BATCH, 1), write_data(tmp_path / "after", MORE * BATCH, 2)
+    test, arguments = write_data(tmp_path / "test", 3 * BATCH, 3), INTERACTIONS[interaction]
+    evaluated = (f"--test-data=npy:{test}", "--save-predictions", "--test-freq=1000")
+    run(tmp_path / "run", before, "sgd", STEPS, *evaluated, *arguments)
+    stays = join_data(tmp_path / "both", before, after)
+    losses = run(tmp_path / "stays", stays, "sgd", STEPS + MORE, *arguments)["losses"][STEPS:]
+    assert export(tmp_path / "run", tmp_path / "out") == 0
+    there = hand_over(tmp_path / "out", str(after), str(test), "SGD")
+    np.testing.assert_allclose(there["losses"].mean(axis=0), losses, rtol=2e-6)
+    np.testing.assert_allclose(there["predictions"], np.load(tmp_path / "run" / "predictions.npy"), rtol=2e-6)
+
+
+@needs_torchrec
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_rows_and_their_sums_arrive_to_the_bit(tmp_path, optimizer):
     data, test = write_data(tmp_path / "data", STEPS * BATCH, 1), write_data(tmp_path / "test", 2 * BATCH, 3)
@@ -188,9 +211,38 @@ def test_the_settings_are_those_of_the_run(finished, tmp_path):
     assert settings["dlrm"] == {
         "dense_in_features": 3, "dense_arch_layer_sizes": [16, 8], "over_arch_layer_sizes": [16, 8, 1]
     }  # fmt: skip
+    assert settings["model"] == "DLRM"
     assert settings["optimizer"] == "EXACT_ROWWISE_ADAGRAD"
     assert settings["learning_rate"] > 0
     assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "momentum" in name]
+
+
+@pytest.mark.parametrize(
+    ("interaction", "model", "added"),
+    [
+        ("dcn", "DLRM_DCN", {"dcn_num_layers": 2, "dcn_low_rank_dim": 5}),
+        (
+            *("projection", "DLRM_Projection"),
+            {"interaction_branch1_layer_sizes": [12, 16], "interaction_branch2_layer_sizes": [24]},
+        ),
+    ],
+)
+def test_parameters_of_an_interaction_have_torchrecs_names(tmp_path, interaction, model, added):
+    assert train(tmp_path / "run", "--steps=1", "--arch-mlp-top=16-8-1", *INTERACTIONS[interaction]) == 0
+    assert export(tmp_path / "run", tmp_path / "out") == 0
+    settings = json.loads((tmp_path / "out" / "torchrec.json").read_text())
+    sizes = {"dense_in_features": 3, "dense_arch_layer_sizes": [16, 8], "over_arch_layer_sizes": [16, 8, 1]}
+    assert (settings["model"], settings["dlrm"]) == (model, sizes | added)
+    ours, theirs = parameters(tmp_path / "run"), load_file(tmp_path / "out" / "model.safetensors")
+    names = {
+        **{f"crossnet.{name}": f"inter_arch.crossnet.{name}" for name in ("W_kernels.1", "V_kernels.0", "bias.1")},
+        "branch1_l.2.weight": "inter_arch.interaction_branch1.model._mlp.1._linear.weight",
+        "branch2_l.0.bias": "inter_arch.interaction_branch2.model._mlp.0._linear.bias",
+        "top_l.0.weight": "over_arch.model.0._mlp.0._linear.weight",
+    }
+    seen = [name for name in names if name in ours]
+    assert len(seen) == (4 if interaction == "dcn" else 3)
+    assert all((ours[name] == theirs[names[name]]).all() for name in seen)
 
 
 @pytest.mark.parametrize(
