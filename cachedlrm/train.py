@@ -194,7 +194,7 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
     for note in (*job.dataset.notes, *filter(None, [job.note])):
         console.message(note)
     samples, source = job.schedule.num_steps * job.options.batches.mini_batch_size, job.dataset.train
-    num_lookups = samples * source.max_lookups_per_bag * len(source.table_rows)
+    num_lookups = samples * sum(source.max_lookups_per_bag)
     final, temporary = most_bytes(job.trainer.cache, job.options, num_lookups)
     files = {run.path(FILE_NAME): final}
     if temporary:

@@ -16,7 +16,7 @@ from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
 from cachedlrm.data.lookups import Lookups
-from cachedlrm.model.bags import pool
+from cachedlrm.model.bags import bag_sizes, pool
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.host import HostStore, RecordsBetween, Store
@@ -38,6 +38,7 @@ class CacheSettings:
         staging_rows: rows moved in one turn.
         report_min: whether to count the rows that Belady's MIN would move.
         seed: of the noise by which numbers of 16 bits are rounded.
+        averages: whether a bag's vector is the mean of its rows, not their sum.
     """
 
     policy: str = "lrfu"
@@ -46,6 +47,7 @@ class CacheSettings:
     staging_rows: int = 16384
     report_min: bool = False
     seed: int = 0
+    averages: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class TableGroup:
         self._packing = Packing(layout, settings.seed, first_row)
         self.init = self._packing.init(init)
         self.transfer = Transfer(self.slab, self.store, self.init, trained, stream, staging_rows=settings.staging_rows)
+        self._averages = settings.averages
         self._stream = stream
         self._at_rest = at_rest
         self._device = device
@@ -169,7 +172,9 @@ class TableGroup:
             self._numbers = torch.empty(count + count // 4, self.layout.columns, device=self._device)
         numbers = self._numbers[:count]
         self._packing.gather(self.slab, lookups.slots, numbers)
-        return RowUpdate(self.layout, numbers, lookups.positions, lookups.offsets, lookups.transposed)
+        return RowUpdate(
+            self.layout, numbers, lookups.positions, lookups.offsets, lookups.transposed, averages=self._averages
+        )
 
     def finish(self, lookups: DeviceLookups, update: RowUpdate) -> None:
         """Puts the rows, as their update left them, back into their slots."""
@@ -186,7 +191,8 @@ class TableGroup:
         # Weighed lookup by lookup as in the reference, since int8 MLPs magnify a difference in the last bit.
         factors = parameters[:, dim][positions] if self.layout.weighted else None
         offsets = torch.from_numpy(lookups.offsets).to(self._device)
-        return pool(parameters[:, :dim].contiguous(), positions, offsets, factors)
+        pooled = pool(parameters[:, :dim].contiguous(), positions, offsets, factors)
+        return pooled.div_(bag_sizes(offsets)) if self._averages else pooled
 
     def read(self, rows: Int64s) -> Tensor:
         """Current parameters of ``rows`` [n] wherever they are: [n, parameter_width] on the device. Changes nothing.

@@ -48,7 +48,7 @@ class Source(Protocol):
     Attributes:
         table_rows: number of rows of each of the T tables.
         num_dense: number of dense features.
-        max_lookups_per_bag: the most lookups one bag can hold (1 for one-hot data).
+        max_lookups_per_bag: the most lookups a bag can hold in each table (1 for one-hot data).
         num_samples: samples in one epoch.
         pieces: first sample of each piece that is read or decoded whole, and the number of all samples; None: any
             samples are read for themselves.
@@ -56,7 +56,7 @@ class Source(Protocol):
 
     table_rows: tuple[int, ...]
     num_dense: int
-    max_lookups_per_bag: int
+    max_lookups_per_bag: tuple[int, ...]
     num_samples: int
     pieces: tuple[int, ...] | None
 

@@ -77,10 +77,9 @@ class BlockSource(ABC):
         num_dense: dense features.
     """
 
-    max_lookups_per_bag = 1
-
     def __init__(self, words: str, first_samples: Sequence[int], table_rows: tuple[int, ...], num_dense: int) -> None:
         self.table_rows = table_rows
+        self.max_lookups_per_bag = (1,) * len(table_rows)
         self.num_dense = num_dense
         self.num_samples = first_samples[-1]
         self.pieces: tuple[int, ...] | None = tuple(first_samples)

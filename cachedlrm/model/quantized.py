@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cachedlrm.model.bags import bag_sizes
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.learned_interaction import CrossNet
 
@@ -105,8 +106,14 @@ class QuantizedTables:
         """Of the tables, their scales and their pooling weights."""
         return self._packed.nbytes + (0 if self._pooling_weights is None else self._pooling_weights.nbytes)
 
-    def pool(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Sums of the bags' rows: [num_bags, dim], from rows [L] over all tables and offsets [num_bags + 1], int64."""
+    def pool(self, rows: Tensor, offsets: Tensor, *, averages: bool = False) -> Tensor:
+        """Sums or means of the bags' rows: [num_bags, dim].
+
+        Args:
+            rows: [L] int64 over all tables.
+            offsets: [num_bags + 1] int64.
+            averages: whether to take means; that of an empty bag is 0.
+        """
         weights = None if self._pooling_weights is None else self._pooling_weights[rows]
         pooled: Tensor = self._bags(self._packed, rows, offsets, per_sample_weights=weights, include_last_offset=True)
-        return pooled
+        return pooled.div_(bag_sizes(offsets)) if averages else pooled

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cachedlrm.model.bags import add_bags, pool, pool_backward, weigh, weigh_backward
+from cachedlrm.model.bags import add_bags, bag_sizes, pool, pool_backward, weigh, weigh_backward
 from cachedlrm.model.row_optimizers import RowStep, decay_rows, move_rows
 from cachedlrm.store.records import RecordLayout
 
@@ -17,11 +17,12 @@ class RowUpdate:
         offsets: [B * T + 1] int32, bag boundaries in ``positions``.
         transposed: the bags [L] int32 of the lookups sorted by position, and the boundaries of positions in them
             [U + 1] int32; needed on CUDA alone.
+        averages: whether a bag's vector is the mean of its rows, 0 of an empty bag.
 
     Attributes:
         records: [U, columns]; `step` changes them in place.
         step_number: of the step that moved them; 0: none did.
-        pooled: [B * T, D], the sums of the bags' rows.
+        pooled: [B * T, D], the sums or means of the bags' rows.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class RowUpdate:
         positions: Tensor,
         offsets: Tensor,
         transposed: tuple[Tensor, Tensor] | None,
+        *,
+        averages: bool = False,
     ) -> None:
         self._layout = layout
         self.records = records
@@ -41,11 +44,16 @@ class RowUpdate:
         parameters = records[:, : layout.parameter_width] if layout.state_width else records
         vectors = weigh(parameters, layout.dim)
         self.pooled = pool(vectors, positions, offsets)
+        self._sizes = bag_sizes(offsets) if averages else None
+        if self._sizes is not None:
+            self.pooled.div_(self._sizes)
 
     def step(self, gradient: Tensor, step: RowStep) -> None:
-        """Moves the rows by the ``gradient`` of `pooled`, [B * T, D]."""
+        """Moves the rows by the ``gradient`` of `pooled`, [B * T, D], which is overwritten where that is of means."""
         layout, records = self._layout, self.records
         self.step_number = step.number
+        if self._sizes is not None:
+            gradient.mul_(self._sizes.reciprocal_())
         # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
         # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
         if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:

@@ -64,6 +64,13 @@ class Architecture:
             branches=tuple(sizes for sizes in branches if sizes is not None),
         )
 
+    def by_table(self, of_features: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """A number of each sparse feature, for the tables of each group."""
+        of_table = {
+            table.name: of_features[embedding.number] for embedding in self.embeddings for table in embedding.tables
+        }
+        return tuple(tuple(of_table[table.name] for table in group) for group in self.groups)
+
     def router(self) -> Router:
         """From batches to the lookups of each group."""
         parts = {

@@ -59,6 +59,10 @@ def _check_tricks(model: ModelOptions) -> None:
     if model.loss_function != "wbce" and model.loss_weights != (1.0, 1.0):
         weights = "-".join(map(str, model.loss_weights))
         raise UserError(f"--loss-weights {weights} are those of --loss-function wbce; add it or drop them")
+    if model.pooling == "mean" and model.weighted_pooling == "learned":
+        raise UserError(
+            "--weighted-pooling learned weighs the rows of a sum, not those of --pooling mean; drop one of them"
+        )
     if model.weighted_pooling is not None:
         chosen.append(f"--weighted-pooling {model.weighted_pooling}")
     if len(chosen) > 1:

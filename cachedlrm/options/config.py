@@ -68,6 +68,8 @@ class ModelOptions:
     its input size is derived."""
     interaction_branch2_layer_sizes: Sizes | None = None
     """Those of the second MLP."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How the rows of a bag become one vector: their sum or their mean; that of an empty bag is 0."""
     weighted_pooling: Literal["fixed", "learned"] | None = None
     """Weight of each row when its bag is summed: fixed (all 1, which changes no number) or learned (from 1 on).
     Default: no weights."""
@@ -138,8 +140,10 @@ class DataOptions:
     """Where samples come from."""
 
     data: str = "zipf"
-    """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H), flights (real records, optional package),
-    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy, memory-mapped; prepared data has its held-out part there),
+    """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H for bags of 0 to H ids, hot=3-2-1 for bags of so many
+    in each table), flights (real records, optional package),
+    npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy, memory-mapped; with bags of several ids *_sparse_values.npy and
+    *_sparse_offsets.npy, or *_sparse_multi_hot.npz; prepared data has its held-out part there),
     criteo:PATH (raw files, for a first look), parquet:PATH or parquet:PATH:label=L:dense=A,B:sparse=C,D (a file or
     folder; ids as they are; the types of columns decide where they are not named), or reference
     (facebookresearch/dlrm's generators: its numbers from its seed, and its defaults)."""

@@ -28,7 +28,7 @@ class StepShape:
     Attributes:
         groups: of tables.
         num_features: T, sparse features.
-        lookups_per_bag: the most lookups a bag can hold.
+        lookups_per_bag: the most lookups a bag can hold in each table of each group.
         mini_batch_size: samples of a loss.
         mlp_bot: layer sizes of the bottom MLP, its input first.
         mlp_top: layer sizes of the top MLP, its (derived) input first.
@@ -43,11 +43,12 @@ class StepShape:
         bf16: whether layers compute on copies of their parameters of two bytes each.
         cuda_graphs: whether graphs of the passes over a mini-batch keep memory of their own.
         deterministic: whether operators by index sort their indices on CUDA.
+        averages: whether the vectors of bags are means, which needs the bags' sizes.
     """
 
     groups: tuple[GroupShape, ...]
     num_features: int
-    lookups_per_bag: int
+    lookups_per_bag: tuple[tuple[int, ...], ...]
     mini_batch_size: int
     mlp_bot: tuple[int, ...]
     mlp_top: tuple[int, ...]
@@ -62,6 +63,7 @@ class StepShape:
     bf16: bool = False
     cuda_graphs: bool = False
     deterministic: bool = False
+    averages: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -80,8 +82,14 @@ class StepShape:
     @property
     def working_set_bounds(self) -> tuple[int, ...]:
         """The most unique rows one batch can have, in each group."""
-        lookups = self.batch_size * self.lookups_per_bag
-        return tuple(sum(min(rows, lookups) for rows in group.table_rows) for group in self.groups)
+        return self._most_rows(self.batch_size)
+
+    def _most_rows(self, samples: int) -> tuple[int, ...]:
+        """The most unique rows that so many samples can have, in each group."""
+        return tuple(
+            sum(min(rows, samples * lookups) for rows, lookups in zip(group.table_rows, most, strict=True))
+            for group, most in zip(self.groups, self.lookups_per_bag, strict=True)
+        )
 
     @property
     def staging_rows(self) -> int:
@@ -92,10 +100,9 @@ class StepShape:
     def batch_host_bytes(self) -> int:
         """The most bytes a batch takes on the host while policy ``lookahead`` waits with it."""
         total = 4 * self.batch_size * (self.mlp_bot[0] + 1)
-        for group, rows in zip(self.groups, self.working_set_bounds, strict=True):
-            bags = self.batch_size * len(group.table_rows)
+        for most, rows in zip(self.lookups_per_bag, self.working_set_bounds, strict=True):
             # rows, addresses, previous (int64), offsets, next uses (int32); positions and their transpose (int32)
-            total += 32 * rows + 4 * bags + 8 * bags * self.lookups_per_bag
+            total += 32 * rows + 4 * self.batch_size * len(most) + 8 * self.batch_size * sum(most)
         return total
 
     @property
@@ -143,10 +150,9 @@ class StepShape:
     def _upload_bytes(self, working_sets: tuple[int, ...]) -> int:
         """Bytes of the uploaded arrays of all batches in preparation."""
         one = 4 * self.batch_size * (self.mlp_bot[0] + 1)
-        for group, rows in zip(self.groups, working_sets, strict=True):
-            bags = self.batch_size * len(group.table_rows)
+        for most, rows in zip(self.lookups_per_bag, working_sets, strict=True):
             # slots, plan's slots and rows (int64), positions and their transpose (int32)
-            one += 32 * rows + 8 * bags * self.lookups_per_bag + 4 * (bags + rows)
+            one += 32 * rows + 8 * self.batch_size * sum(most) + 4 * (self.batch_size * len(most) + rows)
         return (self.prefetch_depth + 2) * one
 
     def _record_bytes(self, working_sets: tuple[int, ...]) -> int:
@@ -160,7 +166,8 @@ class StepShape:
             layout = group.layout
             copies = 1 + OPTIMIZERS[layout.optimizer].temporaries + 2 * layout.weighted
             row_bytes += 4 * rows * layout.parameter_width * copies
-            pooled += self.batch_size * len(group.table_rows) * layout.dim  # and their gradients, in the same place
+            # And their gradients, in the same place. Sizes of bags are counted in int32, then kept in float32.
+            pooled += self.batch_size * len(group.table_rows) * (layout.dim + (2 if self.averages else 0))
         outputs = sum(self.mlp_bot[1:]) + sum(self.mlp_top[1:])
         kept = outputs * (2 if self.keeps_inputs else 1) + self.mlp_top[0]
         kept += self._interacting(trains=True)
@@ -177,12 +184,14 @@ class StepShape:
         """
         row_bytes = pooled = 0
         times = -(-self.test_batch_size // self.batch_size)
-        for group, rows in zip(self.groups, working_sets, strict=True):
+        bounds = self._most_rows(self.test_batch_size)
+        for group, lookups_per_bag, rows, bound in zip(
+            self.groups, self.lookups_per_bag, working_sets, bounds, strict=True
+        ):
             bags = self.test_batch_size * len(group.table_rows)
-            lookups = bags * self.lookups_per_bag
-            most = min(times * rows, sum(min(r, self.test_batch_size * self.lookups_per_bag) for r in group.table_rows))
-            row_bytes += most * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
-            pooled += bags * group.layout.dim
+            lookups = self.test_batch_size * sum(lookups_per_bag)
+            row_bytes += min(times * rows, bound) * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
+            pooled += bags * (group.layout.dim + (3 if self.averages else 0))  # counted in int64
         numbers = 2 * self._widest + self.mlp_bot[0] + self._combined(trains=False) + self._interacting(trains=False)
         layers = self.test_batch_size * numbers
         return row_bytes, 4 * (pooled + layers + self._multiplied(self.test_batch_size))

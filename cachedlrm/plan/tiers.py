@@ -109,7 +109,7 @@ def step_shape(options: Resolved, architecture: Architecture, dataset: Dataset, 
     return StepShape(
         groups=architecture.shapes,
         num_features=len(architecture.embeddings),
-        lookups_per_bag=dataset.train.max_lookups_per_bag,
+        lookups_per_bag=architecture.by_table(_most_lookups(dataset)),
         mini_batch_size=1 if inference else min(batches.mini_batch_size, dataset.train.num_samples),
         mlp_bot=architecture.mlp_bot,
         mlp_top=architecture.mlp_top,
@@ -124,7 +124,14 @@ def step_shape(options: Resolved, architecture: Architecture, dataset: Dataset, 
         bf16=options.optimisation.bf16,
         cuda_graphs=options.optimisation.cuda_graphs,
         deterministic=options.run.deterministic,
+        averages=options.model.pooling == "mean",
     )
+
+
+def _most_lookups(dataset: Dataset) -> tuple[int, ...]:
+    """The most lookups of a bag in each table, of training and held-out samples."""
+    train, test = dataset.train, dataset.test or dataset.train
+    return tuple(map(max, train.max_lookups_per_bag, test.max_lookups_per_bag))
 
 
 def _test_batch_size(options: Resolved, dataset: Dataset) -> int:

@@ -127,10 +127,11 @@ def _quantize(tables: list[FullTable], bits: int) -> QuantizedTables:
 
 
 def _pooling(job: Job, tables: QuantizedTables) -> Pooling:
-    router = job.trainer.cache.router
+    router, averages = job.trainer.cache.router, job.options.model.pooling == "mean"
 
     def pooled(batch: Batch) -> list[Tensor]:
         (lookups,) = router(batch)
-        return [tables.pool(torch.from_numpy(lookups.rows), torch.from_numpy(lookups.offsets))]
+        rows, offsets = torch.from_numpy(lookups.rows), torch.from_numpy(lookups.offsets)
+        return [tables.pool(rows, offsets, averages=averages)]
 
     return pooled

@@ -121,6 +121,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
             options.cache.prefetch_depth,
             step.staging_rows or MOST_STAGING_ROWS,
             counts_min,
+            averages=options.model.pooling == "mean",
         )
         try:
             cache = EmbeddingCache(

@@ -41,7 +41,7 @@ def test_what_is_wrong_is_named(changes, message):
 class Halves:
     """Four samples with labels 0, 0.5, 0.75 and 1."""
 
-    table_rows, num_dense, max_lookups_per_bag, num_samples, pieces = TABLE_ROWS, 0, 1, 4, None
+    table_rows, num_dense, max_lookups_per_bag, num_samples, pieces = TABLE_ROWS, 0, (1, 1), 4, None
 
     def read(self, start: int, stop: int) -> Batch:
         labels = np.array([0, 0.5, 0.75, 1], np.float32)[start:stop]
@@ -50,7 +50,7 @@ class Halves:
 
 def test_targets_are_rounded_halves_to_zero():
     source = RoundedTargets(Halves())
-    assert (source.table_rows, source.num_samples, source.max_lookups_per_bag) == (TABLE_ROWS, 4, 1)
+    assert (source.table_rows, source.num_samples, source.max_lookups_per_bag) == (TABLE_ROWS, 4, (1, 1))
     assert source.read(1, 4).labels.tolist() == [0, 1, 1]
 
 

@@ -17,16 +17,16 @@ def source(**changes: int) -> ZipfSource:
     return ZipfSource(**{"table_rows": TABLE_ROWS, "num_dense": 4, "seed": 7, "num_samples": 20_000} | changes)
 
 
-@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("most", [1, 3, (2, 1, 4)])
 def test_a_sample_is_the_same_wherever_reading_began(most):
-    whole, part = source(max_lookups_per_bag=most).read(0, 50), source(max_lookups_per_bag=most).read(20, 30)
+    whole, part = source(hot=most).read(0, 50), source(hot=most).read(20, 30)
     bags = slice(20 * 3, 30 * 3 + 1)
     first, last = whole.offsets[60], whole.offsets[90]
     assert (part.dense == whole.dense[20:30]).all()
     assert (part.labels == whole.labels[20:30]).all()
     assert (part.offsets == whole.offsets[bags] - first).all()
     assert (part.rows == whole.rows[first:last]).all()
-    assert not np.array_equal(source(seed=8, max_lookups_per_bag=most).read(20, 30).dense, part.dense)
+    assert not np.array_equal(source(seed=8, hot=most).read(20, 30).dense, part.dense)
 
 
 def test_ids_are_in_their_tables_and_few_are_most_of_them():
@@ -42,8 +42,21 @@ def test_ids_are_in_their_tables_and_few_are_most_of_them():
 
 
 def test_bags_have_no_more_lookups_than_asked_for():
-    sizes = np.diff(source(max_lookups_per_bag=3).read(0, 1000).offsets)
+    sizes = np.diff(source(hot=3).read(0, 1000).offsets)
     assert np.unique(sizes).tolist() == [0, 1, 2, 3]
+
+
+def test_sizes_of_bags_by_table():
+    for text in ("hot=3-1-2,samples=50", "samples=50,hot=3,1,2", "hot=3,1,2,samples=50"):
+        train = open_dataset(f"zipf:{text}", None, DataRequest(TABLE_ROWS, None, 1, -1)).train
+        assert (train.num_samples, train.max_lookups_per_bag) == (50, (3, 1, 2))
+        assert (np.diff(train.read(7, 50).offsets).reshape(-1, 3) == [3, 1, 2]).all()
+    mlperf = "3,2,1,2,6,1,1,1,1,7,3,8,1,6,9,5,1,1,1,12,100,27,10,3,1,1"
+    assert len(open_dataset(f"zipf:samples=50,hot={mlperf}", None, ANY).train.read(0, 4).rows) == 4 * 214
+    assert "hot has 3 sizes and there are 26 tables" in refused("zipf:hot=3-1-2")
+    for text in ("hot=3--2", "hot=3-0-2", "samples=3-2", "samples=3,2", "hot=3-b"):
+        assert "is not samples=N, hot=H or hot=H-H-H" in refused(f"zipf:{text}"), text
+    assert "hot can be 10000 at most" in refused("zipf:hot=3-10001")
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
@@ -117,5 +130,5 @@ def test_zipf_takes_sizes_from_the_options():
     dataset = open_dataset("zipf:samples=100,hot=3", None, DataRequest((50, 60), 5, 1, 55))
     assert dataset.train.table_rows == (50, 55)
     assert dataset.train.num_dense == 5
-    assert dataset.train.max_lookups_per_bag == 3
+    assert dataset.train.max_lookups_per_bag == (3, 3)
     assert open_dataset("zipf", None, ANY).train.table_rows == CRITEO_KAGGLE_ROWS

@@ -24,6 +24,8 @@ def test_a_row_is_off_by_at_most_half_a_step(bits):
     assert not empty[0].any()
     assert not empty[2].any()
     assert empty[1] == pytest.approx(pooled[:2].sum(axis=0), abs=1e-6)
+    means = tables.pool(rows[:2], torch.tensor([0, 0, 2, 2]), averages=True).numpy()
+    assert (means == empty / [[1], [2], [1]]).all()
 
 
 @pytest.mark.parametrize(("bits", "near"), [(8, 0.02), (16, 1e-3)])

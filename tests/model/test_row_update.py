@@ -19,6 +19,24 @@ def test_sgd_by_hand():
     assert update.records.tolist() == [[0.5, 1], [1, 0], [2.5, 1]]
 
 
+@pytest.mark.parametrize("sizes", [[2, 2], [0, 3], [3, 1, 0]])
+def test_means_and_their_gradient_have_the_bits_of_embedding_bag(sizes):
+    torch.manual_seed(2)
+    records, positions = torch.randn(3, 5), torch.tensor([2, 2, 0, 2][: sum(sizes)], dtype=torch.int32)
+    offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0)], dtype=torch.int32)
+    table = torch.nn.Parameter(records.clone())
+    pooled = torch.nn.functional.embedding_bag(
+        positions, table, offsets, mode="mean", sparse=True, include_last_offset=True
+    )
+    gradient = torch.randn(len(sizes), 5)
+    pooled.backward(gradient)
+    torch.optim.SGD([table], lr=0.3).step()
+    update = RowUpdate(RecordLayout(5, "sgd"), records, positions, offsets, None, averages=True)
+    assert torch.equal(update.pooled, pooled)
+    update.step(gradient.clone(), RowStep(0.3, 1))
+    assert torch.equal(records, table)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_rows_move_by_the_gradient_that_autograd_has(optimizer, weighted):

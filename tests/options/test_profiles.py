@@ -105,6 +105,7 @@ def all_options(draw):
             dcn_low_rank_dim=of_dcn,
             interaction_branch1_layer_sizes=branch,
             interaction_branch2_layer_sizes=branch,
+            pooling=st.just("sum") if trick == "pooling" else st.sampled_from(["sum", "mean"]),
             weighted_pooling=pooling,
             activation_function=st.sampled_from(["relu", "gelu", "silu", "tanh", "sigmoid"]),
             loss_function=st.just(loss),

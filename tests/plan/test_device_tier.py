@@ -18,7 +18,7 @@ from cachedlrm.plan.device_tier import (
 )
 from cachedlrm.plan.step_bytes import StepShape
 from cachedlrm.store.records import GroupShape, RecordLayout
-from support.shapes import STEP
+from support.shapes import STEP, lookups
 
 SAMPLE_BY_SAMPLE = replace(STEP, micro_batch_size=1)  # no fewer can go through the layers at a time
 
@@ -84,7 +84,9 @@ def test_bytes_by_hand(optimizer, width, temporaries, dense_states):
 
 def test_projections_are_parameters_of_groups_narrower_than_the_vectors():
     groups = tuple(GroupShape((100,) * tables, RecordLayout(dim, "sgd")) for tables, dim in ((1, 2), (2, 8), (3, 1)))
-    shape = replace(STEP, groups=groups, num_features=6, mlp_bot=(3, 8), mlp_top=(44, 1))
+    shape = replace(
+        STEP, groups=groups, lookups_per_bag=lookups(groups), num_features=6, mlp_bot=(3, 8), mlp_top=(44, 1)
+    )
     layers = 64 + 64 + 64 + 64
     assert shape.fixed_bytes((9, 9, 9))["dense"] == 4 * 2 * (layers + 64 + 3 * 64)
 
@@ -92,8 +94,8 @@ def test_projections_are_parameters_of_groups_narrower_than_the_vectors():
 def test_staging_buffers_hold_what_a_batch_moves_in_its_largest_group():
     layout = RecordLayout(4, "adagrad")
     groups = GroupShape((1000,), layout), GroupShape((3000, 4), layout)
-    shape = replace(STEP, groups=groups, most_staging_rows=5000)
-    assert replace(shape, mini_batch_size=1000).staging_rows == 1000 * shape.lookups_per_bag + 4
+    shape = replace(STEP, groups=groups, lookups_per_bag=lookups(groups), most_staging_rows=5000)
+    assert replace(shape, mini_batch_size=1000).staging_rows == 1000 * shape.lookups_per_bag[0][0] + 4
     assert shape.staging_rows == 1024, "a batch moves 44 at most, but a checkpoint saves all that are cached"
     assert replace(shape, most_staging_rows=9).staging_rows == 9
     assert replace(shape, most_staging_rows=0).staging_rows == 0
@@ -110,7 +112,7 @@ def test_an_evaluation_step_counts_where_it_needs_more():
 
 def test_small_groups_stay_and_the_others_share():
     groups = tuple(GroupShape((rows,), RecordLayout(dim, "sgd")) for rows, dim in ((9000, 2), (50, 8), (3000, 4)))
-    shape = replace(STEP, groups=groups)
+    shape = replace(STEP, groups=groups, lookups_per_bag=lookups(groups))
 
     def quotas(request: CacheRequest, limit: int = 10**9) -> list[int]:
         sizes = size_device(shape, request, limit, unmeasured)
@@ -182,7 +184,7 @@ shapes = st.builds(
         st.builds(RecordLayout, st.sampled_from([2, 16, 64]), st.sampled_from(["sgd", "rwsadagrad", "adam"])),
     ).map(lambda group: (group,)),
     num_features=st.just(4),
-    lookups_per_bag=st.integers(1, 3),
+    lookups_per_bag=st.just(()),
     mini_batch_size=st.integers(1, 400),
     mlp_bot=st.just((3, 4)),
     mlp_top=st.just((10, 1)),
@@ -192,6 +194,11 @@ shapes = st.builds(
     samples_multiplied=st.sampled_from([0, 7]),
     test_batch_size=st.sampled_from([0, 7, 1000]),
     cuda_graphs=st.booleans(),
+)
+shapes = st.builds(
+    lambda shape, most: replace(shape, lookups_per_bag=(most[: len(shape.groups[0].table_rows)],)),
+    shapes,
+    st.tuples(st.integers(1, 3), *[st.integers(0, 3)] * 3),
 )
 
 

@@ -51,7 +51,7 @@ def test_accumulated_gradients_take_the_place_of_the_vectors():
     shape = StepShape(
         groups=(GroupShape(ROWS, layout),),
         num_features=len(ROWS),
-        lookups_per_bag=1,
+        lookups_per_bag=((1,) * len(ROWS),),
         mini_batch_size=mini_batch,
         mlp_bot=(5, 64),
         mlp_top=(InteractionKind("dot").num_outputs(len(ROWS) + 1, 64), 1),
@@ -85,6 +85,7 @@ FORMS = (  # without --bf16, for which the CPU's matrix library takes memory of 
     "--loss-threshold=0.1",
     "--arch-interaction-op=dcn",
     "--arch-interaction-op=projection",
+    "--pooling=mean",
 )
 
 
@@ -183,7 +184,7 @@ def test_a_step_holds_no_more_than_is_accounted(dim, hot, batch, activation, int
     shape = StepShape(
         groups=(GroupShape(ROWS, layout),),
         num_features=len(ROWS),
-        lookups_per_bag=hot,
+        lookups_per_bag=((hot,) * len(ROWS),),
         mini_batch_size=batch,
         mlp_bot=bot,
         mlp_top=(kind.num_outputs(len(ROWS) + 1, dim), *top),

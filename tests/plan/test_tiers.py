@@ -40,7 +40,7 @@ def sized(*arguments: str, device: torch.device = CPU) -> Tiers:
 
 def test_the_step_is_that_of_the_options():
     step = shape("--mini-batch-size=50", "--micro-batch-size=10", "--mlperf-grad-accum-iter=2", "--prefetch-depth=3")
-    assert (step.num_features, step.num_rows, step.lookups_per_bag) == (4, 1335, 1)
+    assert (step.num_features, step.num_rows, step.lookups_per_bag) == (4, 1335, ((1, 1, 1, 1),))
     assert (step.mini_batch_size, step.micro_batch_size, step.num_mini_batches) == (50, 10, 2)
     assert (step.prefetch_depth, step.most_staging_rows) == (3, 0)
     assert shape(device=CUDA).most_staging_rows == MOST_STAGING_ROWS

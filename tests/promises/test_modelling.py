@@ -29,6 +29,7 @@ COMMON = [
 DOT = ["--arch-mlp-bot=4-16-8", "--arch-mlp-top=16-1"]
 OPTIONS = {
     "plain": DOT,
+    "mean": [*DOT, "--pooling=mean", "--micro-batch-size=20"],
     "pooling-fixed": [*DOT, "--weighted-pooling=fixed"],
     "pooling-learned": [*DOT, "--weighted-pooling=learned"],
     "qr-mult": [*DOT, "--qr-flag", "--qr-threshold=100"],
@@ -122,7 +123,7 @@ class PlainDlrm(nn.Module):
         rows = p[f"{name}.weight"][index]
         if f"v_W_l.{feature}" in p:
             rows = rows * p[f"v_W_l.{feature}"][index].unsqueeze(1)
-        return rows.sum(0)
+        return rows.sum(0) / (max(1, len(ids)) if "--pooling=mean" in self.arguments else 1)
 
     def forward(self, dense: torch.Tensor, bags: list[list[list[int]]]) -> torch.Tensor:
         """``bags``: ids of each sample and feature."""
@@ -236,6 +237,7 @@ def test_mixed_dimensions_by_hand():
     ("arguments", "words"),
     [
         (["--qr-flag", "--md-flag"], ["--qr-flag", "--md-flag", "exclude"]),
+        (["--pooling=mean", "--weighted-pooling=learned"], ["--pooling mean", "--weighted-pooling learned"]),
         (["--qr-flag", "--weighted-pooling=learned"], ["--qr-flag", "--weighted-pooling learned"]),
         (["--md-flag", "--weighted-pooling=fixed"], ["--md-flag", "--weighted-pooling fixed"]),
         (["--arch-mlp-bot=4-8", "--arch-sparse-feature-size=4"], ["8", "4", "--arch-mlp-bot"]),

@@ -57,6 +57,7 @@ RUNS = {
     ],
     "several passes, bf16, cross layers": [
         *["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=300", "--optimizer=adagrad", "--bf16"],
+        *["--data=zipf:samples=800,hot=3-1-2-1", "--pooling=mean"],
         *["--mlperf-grad-accum-iter=2", "--micro-batch-size=20", "--init=reference", "--arch-interaction-op=dcn"],
     ],
     "all resident": [

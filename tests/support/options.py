@@ -10,12 +10,12 @@ from cachedlrm.run.job import Job, build_job
 
 OPTIONS = """
 arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-interaction-op arch-interaction-itself
-dcn-num-layers dcn-low-rank-dim interaction-branch1-layer-sizes interaction-branch2-layer-sizes
-weighted-pooling activation-function loss-function loss-weights loss-threshold round-targets qr-flag qr-threshold
-qr-operation qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size micro-batch-size
-num-batches nepochs numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data shuffle
-data-generation data-size num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max
-rand-data-mu rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
+dcn-num-layers dcn-low-rank-dim interaction-branch1-layer-sizes interaction-branch2-layer-sizes pooling weighted-pooling
+activation-function loss-function loss-weights loss-threshold round-targets qr-flag qr-threshold qr-operation
+qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size micro-batch-size num-batches nepochs
+numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data shuffle data-generation data-size
+num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
+rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows
 gpu-budget policy lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps
 run-dir checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile

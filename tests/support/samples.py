@@ -39,6 +39,19 @@ def write_npy(folder, name="day_0", count=10, **changes):
         np.save(folder / f"{name}_{part}.npy", array)
 
 
+def write_ids(folder, bags, name="day_0", multi_hot=False, dtype=np.int32):
+    """A triple whose ids are ``bags``, of each sample and table, ragged or of one size in each table."""
+    write_npy(folder, name, len(bags))
+    (folder / f"{name}_sparse.npy").unlink()
+    if multi_hot:
+        members = {str(table): np.array([sample[table] for sample in bags], dtype) for table in range(len(bags[0]))}
+        np.savez(folder / f"{name}_sparse_multi_hot.npz", **members)
+        return
+    flat = [bag for sample in bags for bag in sample]
+    np.save(folder / f"{name}_sparse_values.npy", np.array([id_ for bag in flat for id_ in bag], dtype))
+    np.save(folder / f"{name}_sparse_offsets.npy", np.cumsum([0, *map(len, flat)]))
+
+
 def refused(spec, test_spec=None, **request) -> str:
     """The one line that refuses data."""
     fields = {"table_rows": None, "num_dense": None, "seed": 1, "max_ind_range": -1} | request

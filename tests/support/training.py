@@ -48,7 +48,7 @@ def batches(lookups_per_bag: int, steps: int = STEPS) -> tuple[Batch, ...]:
 class Samples:
     """A source of one fixed batch, for evaluation."""
 
-    table_rows, num_dense, max_lookups_per_bag, pieces = TABLE_ROWS, DENSE, 3, None
+    table_rows, num_dense, max_lookups_per_bag, pieces = TABLE_ROWS, DENSE, (3,) * NUM_TABLES, None
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch

@@ -183,14 +183,18 @@ def _vector(graph: _Builder, architecture: Architecture, model: Dlrm, embedding:
         rows = [graph.add("Div", indices, collisions), graph.add("Mod", indices, collisions)]
     else:
         rows = [indices]
-    weighted = architecture.options.weighted_pooling == "learned"
+    options = architecture.options
+    weighted = options.weighted_pooling == "learned"
     parts = [
         _pool(graph, table, index, bags, offsets, weighted=weighted)
         for table, index in zip(embedding.tables, rows, strict=True)
     ]
+    if options.pooling == "mean":
+        sizes = _sizes(graph, bags, offsets)
+        parts = [graph.add("Div", part, sizes) for part in parts]
     vector = parts[0]
     if len(parts) == 2:
-        operation = architecture.options.qr_operation
+        operation = options.qr_operation
         attributes = {"axis": 1} if operation == "concat" else {}
         vector = graph.add({"mult": "Mul", "add": "Add", "concat": "Concat"}[operation], *parts, **attributes)
     if str(embedding.number) in model.emb_l:
@@ -206,6 +210,13 @@ def _bags(graph: _Builder, offsets: str, indices: str) -> str:
     starts = graph.scatter_sum(graph.filled(places, 0), offsets, ones)
     bags = graph.add("Sub", graph.add("CumSum", starts, graph.integers(0)), graph.integers(1))
     return graph.add("Slice", bags, graph.integers(0), num_lookups)
+
+
+def _sizes(graph: _Builder, bags: str, offsets: str) -> str:
+    """Lookups of each bag, [B, 1] float32; 1 of an empty bag, whose mean is 0."""
+    ones = graph.filled(graph.add("Shape", bags), 1.0)
+    counts = graph.scatter_sum(graph.filled(graph.add("Shape", offsets), 0.0), bags, ones)
+    return graph.add("Unsqueeze", graph.add("Max", counts, graph.number(1.0)), graph.integers(1))
 
 
 def _pool(graph: _Builder, table: Table, indices: str, bags: str, offsets: str, *, weighted: bool) -> str:

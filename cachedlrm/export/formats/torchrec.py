@@ -135,6 +135,7 @@ def _config(options: Resolved, architecture: Architecture, tables: Sequence[Full
                 "num_embeddings": table.num_rows,
                 "embedding_dim": table.layout.dim,
                 "feature_names": [f"feature_{_number(table)}"],
+                **({"pooling": "MEAN"} if options.model.pooling == "mean" else {}),
             }
             for table in sorted(tables, key=_number)
         ],

@@ -48,6 +48,8 @@ KINDS = {
     "tanh": ["--activation-function=tanh"],
     "sigmoid": ["--activation-function=sigmoid"],
     "threshold": ["--loss-threshold=0.3"],
+    "mean": ["--pooling=mean"],
+    "qr mean": ["--pooling=mean", "--qr-flag", "--qr-threshold=20"],
 }
 
 
@@ -107,7 +109,9 @@ def by_torch(architecture: Architecture, path: Path, feeds: dict[str, np.ndarray
                 indices = indices % collisions if table.name.endswith("_r") else indices // collisions
             weight = parameters[table.name]
             vectors.append(
-                torch.nn.functional.embedding_bag(indices, weight, offsets, mode="sum", per_sample_weights=factors)
+                torch.nn.functional.embedding_bag(
+                    indices, weight, offsets, mode=architecture.options.pooling, per_sample_weights=factors
+                )
             )
         pooled.append(torch.stack(vectors, dim=1).flatten(0, 1))
     with torch.no_grad():
