@@ -34,13 +34,13 @@ COUNTED = 6
 DEVICES = ["rtx3050-4gb", "rtx3050-6gb", "rtx3050-8gb", "rtx3060-12gb"]
 WORKLOADS = ["criteo-kaggle", "avazu", "flights", "criteo-1tb"]
 STEPS = {
-    "adagrad": [],
-    "sgd": ["--optimizer=sgd"],
-    "rwsadagrad": ["--optimizer=rwsadagrad"],
-    "adam": ["--optimizer=adam"],
-    "adagrad, CUDA graphs": ["--cuda-graphs"],
+    "adagrad": ["--gpu-cache-ratio=0.01"],
+    "sgd": ["--gpu-cache-ratio=0.01", "--optimizer=sgd"],
+    "rwsadagrad": ["--gpu-cache-ratio=0.01", "--optimizer=rwsadagrad"],
+    "adam": ["--gpu-cache-ratio=0.01", "--optimizer=adam"],
+    "adagrad, CUDA graphs": ["--gpu-cache-ratio=0.01", "--cuda-graphs"],
     "adagrad, all rows resident": ["--gpu-cache-ratio=1.0"],
-    "adagrad, mini-batches of 16,384": ["--mini-batch-size=16384", "--lookahead=4"],
+    "adagrad, mini-batches of 16,384": ["--gpu-cache-ratio=0.01", "--mini-batch-size=16384", "--lookahead=4"],
 }
 MEMORY_HEADER = (
     "| device | workload | account, MB | allocated at most | reserved at most | reserved / account | "
@@ -141,7 +141,7 @@ def main() -> None:
         memory.append(f"| {device} | {workload} | {' | '.join(cells)} |")
         print(memory[-1], flush=True)
     for name, options in STEPS.items():
-        one = cost(["--gpu-cache-ratio=0.01", *options], steps=200)
+        one = cost(options, steps=200)
         step.append(
             f"| {name} | {one.training:.1f} | {one.copies:.1f} | {one.to_device / 1e6:.2f} | {one.to_host / 1e6:.2f} | "
             f"{one.waits} |"

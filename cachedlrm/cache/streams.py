@@ -54,11 +54,6 @@ class CopyStream:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
-    def synchronize(self) -> None:
-        """Blocks the host until all copies are done."""
-        if self._stream is not None:
-            self._stream.synchronize()
-
 
 class AtRest:
     """Keeps apart whoever prepares batches and whoever reads rows: a reader must not meet rows that are on their way.

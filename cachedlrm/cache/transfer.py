@@ -120,7 +120,6 @@ class Transfer:
 
     def flush(self, addresses: Int64s, slots: Int64s) -> None:
         """Writes resident records to the store; they stay resident. Call it when nothing is in flight."""
-        self._stream.synchronize()
         self._finish_all()
         for first, last in self._turns(len(slots)):
             on_device = torch.from_numpy(slots[first:last]).to(self._slab.device)
@@ -133,7 +132,6 @@ class Transfer:
         Raises:
             UserError: the log cannot be written.
         """
-        self._stream.synchronize()
         self._finish_all()
         buffer = self._down[0]
         for first, last in self._turns(len(slots)):

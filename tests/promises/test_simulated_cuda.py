@@ -8,7 +8,8 @@ import importlib
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import FunctionType
 
@@ -17,6 +18,10 @@ import pytest
 import torch
 
 from cachedlrm import CachedEmbeddingBags
+from cachedlrm.cache import streams, transfer
+from cachedlrm.data.open import open_dataset
+from cachedlrm.options.command_line import parse_command_line
+from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.plan import step_bytes, tiers
 from cachedlrm.run import job
 from cachedlrm.train import main
@@ -150,6 +155,8 @@ ORDERS = {
     "transfer, a buffer was saved": (
         "cache.transfer", "            buffer.copied.synchronize()\n            log", RESUMED
     ),
+    "trainer, rows are admitted": ("run.trainer", "batch.admitted.wait()", "lru"),
+    "library, rows are admitted": ("library.current", "self._prepared.admitted.wait()", LIBRARY),
     "upload, a buffer was trained": ("cache.upload", "self._trained.wait(index - len(self._ring))", "all resident"),
     "upload, a buffer was copied": ("cache.upload", "self._copied.synchronize()", "all resident"),
     "upload, a copy is marked": ("cache.upload", "self._copied.record()", "all resident"),
@@ -168,9 +175,9 @@ def without(module_name: str, statement: str) -> Iterator[None]:
     exec(compile(source.replace(statement, statement.replace(ours, "pass")), module.__file__, "exec"), changed)
     before = []
     for name, owner in inspect.getmembers(module, inspect.isclass):
-        for method, function in list(vars(owner).items()) if owner.__module__ == module.__name__ else []:
-            if isinstance(function, FunctionType) and method in vars(changed[name]):
-                other = vars(changed[name])[method]
+        for method, wrapped in list(vars(owner).items()) if owner.__module__ == module.__name__ else []:
+            if isinstance(wrapped, FunctionType) and method in vars(changed[name]):
+                function, other = inspect.unwrap(wrapped), inspect.unwrap(vars(changed[name])[method])
                 if function.__code__ != other.__code__:
                     before.append((function, function.__code__))
                     function.__code__ = other.__code__
@@ -205,3 +212,55 @@ def test_a_run_goes_wrong_without(order, tmp_path, monkeypatch):
             if seen[-2:] != [True, []]:
                 return
     raise AssertionError(f"the statement may go: {seen}")
+
+
+# --- and what is not ordered
+
+
+def waited_for(monkeypatch, tmp_path) -> tuple[list[tuple[int, int]], set[int]]:
+    """What the copies of batches needed, and what they waited for beyond that.
+
+    Training is issued and nothing of it is done but what is waited for here, while copies run as far as they may.
+
+    Returns:
+        Of each batch with victims its number and the batch that used a victim last; and the batches whose copies were
+        not done when the training of that one was.
+    """
+    needed: dict[int, int] = {}
+    execute = transfer.Transfer.execute
+
+    def noting(self, plan, moves):
+        needed[plan.index] = plan.evict_after
+        return execute(self, plan, moves)
+
+    monkeypatch.setattr(transfer.Transfer, "execute", noting)
+    options = [*COMMON, "--policy=lru", "--gpu-cache-rows=2500", "--optimizer=sgd", "--device=cuda"]
+    late = set()
+    with simulated_cuda("copies-first") as machine:
+        chosen = parse_command_line(options)
+        dataset = open_dataset(chosen.data.data, chosen.data.test_data, data_request(chosen))
+        built = job.build_job(resolve(chosen, dataset), dataset, tmp_path)
+        cache, marks = built.trainer.cache, {}
+        batches = iter(cache.prepare(built.schedule.batches(0), 0))
+        for batch in islice(batches, 16):
+            index = batch.tensors.index
+            if needed[index] >= 0:
+                machine.reach(marks[needed[index]])
+                machine._settle(machine.streams[1])
+                if not batch.admitted._event.query():
+                    late.add(index)
+            built.trainer.step(batch)
+            marks[index] = cache.trained._events[index % len(cache.trained._events)]._event.mark
+        assert not marks[index].is_reached, "the last batches are not trained yet"
+    return [(index, after) for index, after in needed.items() if after >= 0], late
+
+
+def test_copies_wait_for_no_more_training_than_they_need(monkeypatch, tmp_path):
+    needed, late = waited_for(monkeypatch, tmp_path)
+    assert sum(after < index - 1 for index, after in needed) > 2, "or there is nothing to see"
+    assert not late
+
+
+def test_copies_on_the_stream_of_training_would_wait(monkeypatch, tmp_path):
+    monkeypatch.setattr(streams.CopyStream, "__call__", lambda self: nullcontext())
+    assert waited_for(monkeypatch, tmp_path)[1]
