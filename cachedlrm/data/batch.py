@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import table_offsets
+from cachedlrm.data.fingerprint import Contents
 from cachedlrm.data.vocabulary import Vocabulary
 
 MOST_ROWS = 2**31 - 1
@@ -127,6 +128,7 @@ class Dataset:
         vocabulary: which value each row stands for; None: not on record.
         table_names: the user's names of the tables, in order; None: they have none.
         notes: what a user should know before training.
+        contents: what was opened; see `cachedlrm.data.fingerprint`.
     """
 
     train: Source
@@ -135,6 +137,7 @@ class Dataset:
     vocabulary: Vocabulary | None = None
     table_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    contents: tuple[Contents, ...] = ()
 
     @property
     def vocabulary_fingerprint(self) -> str | None:

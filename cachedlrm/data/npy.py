@@ -60,6 +60,11 @@ class _Triple:
         """Path of a part, for messages; ``*`` for all three."""
         return shown(f"{self.prefix}{part}.npy")
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (Path(f"{self.prefix}dense.npy"), *self.ids.files, Path(f"{self.prefix}labels.npy"))
+
     def floats(self, part: str, start: int, stop: int) -> NDArray[np.float32]:
         """Dense features or labels, in the shape they have.
 
@@ -167,6 +172,11 @@ class NpySpec(SourceSpec):
         if self.prepared is not None and self.prepared.max_lookups_per_bag is not None:
             return self.prepared.max_lookups_per_bag
         return tuple(map(max, *(triple.ids.max_lookups_per_bag for triple in (*self.triples, *self.triples[:1]))))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `SourceSpec`."""
+        return tuple(path for triple in self.triples for path in triple.files)
 
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> "NpySource":
         """See `SourceSpec`."""

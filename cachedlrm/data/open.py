@@ -6,6 +6,7 @@ from typing import NamedTuple
 from cachedlrm.base.errors import UserError, check_package
 from cachedlrm.base.text import shown
 from cachedlrm.data.batch import MOST_ROWS, Dataset, RoundedTargets
+from cachedlrm.data.fingerprint import Contents
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
 from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
 
@@ -70,6 +71,10 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         step = max(_LEAST_READ_SAMPLES, _READ_LOOKUPS // max(1, sum(test.max_lookups_per_bag)))
         for start in range(0, test.num_samples, step):
             test.read(start, min(start + step, test.num_samples))
+    contents = [Contents(data.words, train.num_samples, data.files)]
+    if test is not None and held_out is not None:
+        words = held_out.words if test_data is not None else f"{data.words}, held-out part"
+        contents.append(Contents(words, test.num_samples, held_out.files))
     if request.round_targets:  # the reference's generators round on their own, after which this changes nothing
         train, test = RoundedTargets(train), None if test is None else RoundedTargets(test)
     return Dataset(
@@ -79,6 +84,7 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         vocabulary,
         data.table_names,
         notes=() if note is None else (note,),
+        contents=tuple(contents),
     )
 
 

@@ -7,6 +7,7 @@ package pyarrow.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -107,6 +108,11 @@ class ParquetSpec(SourceSpec):
             where = f"{self.words}: {shown(name)} has ids up to {max(rows) - 1}"
             raise too_many_rows(where, tuple(rows), self.max_ind_range)
         return tuple(rows)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `SourceSpec`; those with rows."""
+        return tuple(dict.fromkeys(group.path for group in self.groups))
 
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> "ParquetSource":
         """See `SourceSpec`."""

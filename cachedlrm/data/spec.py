@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
@@ -118,6 +119,11 @@ class SourceSpec(ABC):
     @abstractmethod
     def open(self, table_rows: tuple[int, ...], num_dense: int) -> Source:
         """The samples, for tables and dense features of these numbers."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """That hold the samples, in order; none: they are generated."""
+        return ()
 
     @property
     def vocabulary(self) -> Vocabulary | None:

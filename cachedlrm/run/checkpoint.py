@@ -4,6 +4,7 @@ Rows and their optimizer state are in the logs (`cachedlrm.store.record_log`); e
 after them (`cachedlrm.store.checkpoint_value`).
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
+from cachedlrm.data.batch import Dataset
+from cachedlrm.data.fingerprint import difference, take_fingerprint
 from cachedlrm.export.final_state import model_identity
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolved import Resolved
@@ -19,7 +22,7 @@ from cachedlrm.options.run_files import STORE_FOLDER
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.checkpoint_value import Checkpoint, decode_checkpoint
 from cachedlrm.store.database import Database, Meta, open_database
-from cachedlrm.store.environment import CHECKPOINT, VOCABULARY, Shapes
+from cachedlrm.store.environment import CHECKPOINT, DATA, VOCABULARY, Shapes
 
 _MOST_PENDING_BYTES = 256 << 20
 
@@ -86,6 +89,40 @@ def _read_checkpoint(database: Database, num_groups: int) -> Checkpoint | None:
     except ValueError as error:
         raise database.damaged(str(error)) from error
     return checkpoint
+
+
+def check_data(database: Database, dataset: Dataset, resumed: Path | None, has_checkpoint: bool) -> str | None:
+    """Compares the data with those of the run so far, and records what they are.
+
+    Args:
+        database: of the run.
+        dataset: that is to be trained on.
+        resumed: the run that goes on, for messages.
+        has_checkpoint: whether it has trained on data before.
+
+    Returns:
+        What the user should know; else None.
+
+    Raises:
+        UserError: they are not the same; names what differs.
+    """
+    now = take_fingerprint(dataset.contents)
+    encoded, before, note = json.dumps(now).encode(), database.read_meta(DATA), None
+    if has_checkpoint and before is None:
+        note = f"{resumed} does not say what its data were (an earlier release wrote it): they are taken to be the same"
+    elif has_checkpoint and before is not None:
+        try:
+            changed = difference(json.loads(before), now)
+        except ValueError as error:
+            raise database.damaged(str(error)) from error
+        if changed is not None:
+            raise UserError(
+                f"--resume {resumed}: {changed}; put back the data that the run began with, or start another run "
+                "without --resume"
+            )
+    if before != encoded:
+        database.write(Meta(DATA, encoded))
+    return note
 
 
 def restore_trainer(trainer: Trainer, checkpoint: Checkpoint) -> None:

@@ -21,7 +21,7 @@ from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.id_pass import Tell, inform_policies
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
-from cachedlrm.run.checkpoint import keeps_log, open_durability, restore_trainer
+from cachedlrm.run.checkpoint import check_data, keeps_log, open_durability, restore_trainer
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.checkpoint_value import Checkpoint
 
@@ -38,7 +38,7 @@ class Job:
         device: where training happens.
         tiers: sizes of the tiers.
         trainer: cache, model and optimizers.
-        note: what a user should know of a loaded model; else None.
+        note: what a user should know of a loaded model, or of a run that goes on; else None.
         checkpoint: from which ``--resume`` goes on; None: from the beginning.
     """
 
@@ -106,7 +106,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
         dense = {name: torch.from_numpy(values) for name, values in initial.dense.items()}
         dlrm.load_state_dict(dense, strict=False)  # facebookresearch/dlrm draws none for interactions it does not have
     loss = make_loss(options.model.loss_function, options.model.loss_weights, device)
-    durability = checkpoint = None
+    durability = checkpoint = data_note = None
     with ExitStack() as undo:
         if keeps_log(options):
             shapes = [(group.num_rows, group.layout.width) for group in step.groups]
@@ -114,6 +114,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
                 options, run_dir, shapes, tiers.host.records, dataset.vocabulary_fingerprint
             )
             undo.callback(durability.database.close)
+            data_note = check_data(durability.database, dataset, options.run.resume, checkpoint is not None)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(
             options.cache.policy,
@@ -158,7 +159,8 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
         elif initial.dense_state:
             trainer.load_optimizer_state(initial.dense_state)
         undo.pop_all()
-    return Job(options, architecture, dataset, schedule, device, tiers, trainer, initial.note, checkpoint)
+    note = "\n".join(filter(None, (initial.note, data_note))) or None
+    return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, checkpoint)
 
 
 def _compares_with_min(checkpoint: Checkpoint) -> bool:

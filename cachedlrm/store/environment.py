@@ -1,7 +1,7 @@
 """The LMDB environment of a store: its names and keys, what it says of itself, and opening it.
 
 A store has a database of segments for each group of tables, and one of metadata: what the store is of, the shape of its
-groups, and the last checkpoint.
+groups, the last checkpoint, and what the data of the run are (`cachedlrm.data.fingerprint`; not of earlier releases).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ LMDB_LOCK_FILE = "lock.mdb"
 META = b"meta"
 """Name of the database of metadata."""
 _IDENTITY, _SHAPES = b"identity", b"shapes"
-CHECKPOINT = b"checkpoint"
+CHECKPOINT, DATA = b"checkpoint", b"data"
 """Keys of the metadata."""
 
 FIRST_MAP_BYTES = 64 << 20

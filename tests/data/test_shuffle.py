@@ -21,7 +21,7 @@ class Numbered:
 
     def __init__(self, num_samples: int, most: int = 1, pieces: tuple[int, ...] | None = None) -> None:
         self.num_samples = num_samples
-        self.max_lookups_per_bag = most
+        self.most, self.max_lookups_per_bag = most, (most,) * TABLES
         self.pieces = pieces
         self.reads: list[tuple[int, int]] = []
 
@@ -29,7 +29,7 @@ class Numbered:
         self.reads.append((start, stop))
         numbers = np.arange(start, stop)
         bags = np.repeat(numbers, TABLES) * TABLES + np.tile(np.arange(TABLES), stop - start)
-        sizes = np.ones(len(bags), np.int64) if self.max_lookups_per_bag == 1 else bags % (self.max_lookups_per_bag + 1)
+        sizes = np.ones(len(bags), np.int64) if self.most == 1 else bags % (self.most + 1)
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         rows = np.arange(len(numbers) and offsets[-1]) + np.repeat(bags - offsets[:-1], sizes)
         labels = (numbers >= self.num_samples // 2).astype(np.float32)
@@ -92,7 +92,7 @@ def test_a_place_has_the_same_sample_whatever_was_read_before(made):
     whole = {epoch: all_numbers(epoch_of(epochs, epoch, 100, size)) for epoch in (0, 4)}
     backwards = [epochs.read(4, start, min(start + 31, size)) for start in reversed(range(0, size, 31))]
     assert all_numbers(backwards[::-1]) == whole[4]
-    again = ShuffledEpochs(Numbered(size, source.max_lookups_per_bag, source.pieces), 5, epochs._pool_bytes)
+    again = ShuffledEpochs(Numbered(size, source.most, source.pieces), 5, epochs._pool_bytes)
     places = [(int(random.integers(2)) * 4, int(random.integers(size))) for _ in range(20)]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda place: numbers(again.read(*place, min(place[1] + 40, size))), places))

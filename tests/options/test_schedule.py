@@ -15,7 +15,7 @@ from cachedlrm.options.schedule import Schedule
 class Numbers:
     """Samples whose label is their number; of one table and one id."""
 
-    table_rows, num_dense, max_lookups_per_bag, num_samples, pieces = (1,), 0, 1, 10, None
+    table_rows, num_dense, max_lookups_per_bag, num_samples, pieces = (1,), 0, (1,), 10, None
 
     def read(self, start: int, stop: int) -> Batch:
         labels = np.arange(start, stop, dtype=np.float32)
