@@ -31,7 +31,7 @@ from cachedlrm.base.text import aligned
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
-from cachedlrm.export.final_state import FILE_NAME, most_bytes, save_final_state
+from cachedlrm.export.final_state import FILE_NAME, most_bytes
 from cachedlrm.options.architecture import describe
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.profiles import to_toml
@@ -42,12 +42,15 @@ from cachedlrm.plan.prediction import predict
 from cachedlrm.report.console import Console, open_console
 from cachedlrm.report.html import run_page
 from cachedlrm.report.markdown import report_markdown
-from cachedlrm.report.metrics import metrics_row
+from cachedlrm.report.metrics import evaluation_values, metrics_row
 from cachedlrm.report.record import report_json
 from cachedlrm.report.runs import Run
 from cachedlrm.report.tensorboard import Scalars
+from cachedlrm.report.verdict import worse_than_mean
 from cachedlrm.report.words import one_line
+from cachedlrm.run.best import FinalStates
 from cachedlrm.run.directory import RunDirectory
+from cachedlrm.run.evaluation import check_monitor
 from cachedlrm.run.inference import check_inference, run_inference
 from cachedlrm.run.job import Job, build_job
 from cachedlrm.run.preflight import check_outputs, save_models, short_of_space
@@ -77,6 +80,7 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     dataset = open_dataset(options.data.data, options.data.test_data, data_request(options))
     resolved = resolve(options, dataset)
     check_inference(resolved, dataset)
+    check_monitor(resolved, dataset)
     check_outputs(resolved)
     config = to_toml(resolved)
     with open_run(resolved) as run, closing(build_job(resolved, dataset, run.path("."))) as job:
@@ -94,12 +98,13 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
                     _say_first(job, run, console)
                     job.inform_policies(run.path("."), lambda share: console.busy(0, "reading the ids", share))
                     _predict(job, progress, console)
-                    _train_steps(job, recorder, interrupts)
+                    states = FinalStates(job, progress, run)
+                    _train_steps(job, recorder, states, interrupts)
                     if not job.trainer.is_finite():
                         raise progress.not_finite("parameters")
                     if resolved.inference.inference_only:
                         _serve(job, progress, run, console)
-                    summary = _save(arguments, job, recorder, config)
+                    summary = _save(arguments, job, recorder, states, config)
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(str(error) or recorder.interrupted()) from error
             finally:
@@ -145,12 +150,24 @@ class _RunLog:
 
     def record(self) -> None:
         """Takes a snapshot; the host waits for the device."""
+        if not self.progress.has_news:
+            self._complete_last_line()
+            return
         snapshot = self.progress.snapshot()
         self.rows.append(metrics_row(snapshot))
         self.run.append_metrics(self.rows[-1])
         if self.scalars is not None:
             self.scalars.add(self.rows[-1])
         self.console.update(snapshot)
+
+    def _complete_last_line(self) -> None:
+        """Adds an evaluation to the line of its step, which an earlier process wrote."""
+        steps = self.progress.steps
+        is_there = bool(self.rows) and self.rows[-1]["step"] == steps
+        row = (self.rows.pop() if is_there else {"step": steps}) | evaluation_values(self.progress.evaluation)
+        self.rows.append(row)
+        self.run.append_metrics(row, replaces_last=is_there)
+        self.progress.recorded()
 
     def say_where_it_starts(self) -> None:
         """Tells of a resumed run how far it was, and what becomes of what it measured beyond that."""
@@ -179,6 +196,8 @@ class _RunLog:
             kept = f"{report} is written" + ("" if has_final else f", {FILE_NAME} is not")
         elif self.run.has_results:
             kept = f"{self.run.path('metrics.jsonl')} keeps the metrics"
+            if self.run.path(FILE_NAME).exists():
+                kept += f" and {FILE_NAME} the state of the best evaluation"
         return f"interrupted {when}; {kept}"
 
     def close(self) -> None:
@@ -196,7 +215,8 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
     samples, source = job.schedule.num_steps * job.options.batches.mini_batch_size, job.dataset.train
     num_lookups = samples * sum(source.max_lookups_per_bag)
     final, temporary = most_bytes(job.trainer.cache, job.options, num_lookups)
-    files = {run.path(FILE_NAME): final}
+    copies = 2 if job.options.evaluation.keep_best else 1  # one replaces the other
+    files = {run.path(FILE_NAME): copies * final}
     if temporary:
         files[job.trainer.cache.durable_database.path / TEMPORARY_FILE] = temporary
     for warning in short_of_space(files):
@@ -214,7 +234,7 @@ def _predict(job: Job, progress: Progress, console: Console) -> None:
         console.message(prediction.summary())
 
 
-def _train_steps(job: Job, recorder: _RunLog, interrupts: Interrupts) -> None:
+def _train_steps(job: Job, recorder: _RunLog, states: FinalStates, interrupts: Interrupts) -> None:
     """The loop. The host waits for the device only to log, to evaluate and to save."""
     trainer, schedule, test = job.trainer, job.schedule, job.dataset.test
     progress, console = recorder.progress, recorder.console
@@ -231,6 +251,12 @@ def _train_steps(job: Job, recorder: _RunLog, interrupts: Interrupts) -> None:
         if progress.due and not progress.needs_evaluation:
             with interrupts.held():  # no line is lost or written twice
                 recorder.record()  # synchronises
+        if states.owes:
+            console.busy(progress.steps, "keeping the best state")
+            with interrupts.held(), progress.paused():
+                states.keep(checkpoints.save_now if checkpoints.is_kept else None)
+        if progress.is_evaluated and progress.ends_because:
+            batches.finish()
 
     prepared = trainer.cache.prepare(schedule.batches(job.first_batch), job.first_batch)
     depth = job.options.cache.prefetch_depth
@@ -257,12 +283,13 @@ def _evaluate(job: Job, recorder: _RunLog) -> None:
     progress, run = recorder.progress, recorder.run
     test = WatchedSource(job.dataset.test, lambda share: recorder.console.busy(progress.steps, "evaluating", share))
     with progress.paused():  # synchronises
-        evaluation = job.trainer.evaluate(test, job.options.batches.test_mini_batch_size)
+        evaluation = job.trainer.evaluate(test, job.options.batches.test_mini_batch_size, job.group_by)
         if not np.isfinite(evaluation.predictions).all():
             raise progress.not_finite("predictions of held-out samples")
-        if job.options.run.save_predictions:
+        is_kept = not job.options.evaluation.keep_best or progress.is_better(evaluation)
+        if job.options.run.save_predictions and is_kept:
             run.write_array("predictions.npy", evaluation.predictions)
-    progress.evaluated(evaluation.auc, evaluation.accuracy)
+    progress.evaluated(evaluation)
 
 
 def _serve(job: Job, progress: Progress, run: RunDirectory, console: Console) -> None:
@@ -274,7 +301,7 @@ def _serve(job: Job, progress: Progress, run: RunDirectory, console: Console) ->
         run.write_array("predictions.npy", predictions)
 
 
-def _save(arguments: Sequence[str], job: Job, recorder: _RunLog, config: str) -> str:
+def _save(arguments: Sequence[str], job: Job, recorder: _RunLog, states: FinalStates, config: str) -> str:
     """The files of a finished run, small ones first: where a disk is full, what was measured is not lost.
 
     Returns:
@@ -287,12 +314,12 @@ def _save(arguments: Sequence[str], job: Job, recorder: _RunLog, config: str) ->
     run.write_text("report.html", run_page(shown))
     recorder.console.busy(recorder.progress.steps, f"writing {FILE_NAME}")
     try:
-        vocabulary = job.dataset.vocabulary_fingerprint
-        save_final_state(run.path(FILE_NAME), job.trainer.cache, job.trainer.model, job.options, vocabulary)
-        save_models(job, report, run.path("model.onnx"))
+        states.finish()
+        save_models(job, report, run.path("model.onnx"), states.tables)
     except UserError as error:
         raise UserError(f"{error}; {run.path('report.md')} is there") from error
-    return one_line(report)
+    verdict = worse_than_mean(shown)
+    return one_line(report) + (f"\n{verdict}" if verdict else "")
 
 
 if __name__ == "__main__":

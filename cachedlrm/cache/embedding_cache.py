@@ -71,6 +71,7 @@ class PreparedBatch:
         spans: the host's work for it since the batch before: ``read``, ``plan``, ``evict`` (until the victims have
             been trained included) and ``admit``, in order, some of them several times.
         admitted: event on the copy stream.
+        label_sum: of the batch.
     """
 
     tensors: DeviceBatch
@@ -78,6 +79,7 @@ class PreparedBatch:
     table_counts: NDArray[np.int64]
     spans: tuple[Span, ...]
     admitted: Event
+    label_sum: float
 
     @cached_property
     def phase_ms(self) -> dict[str, float]:
@@ -205,8 +207,9 @@ class EmbeddingCache:
                 spans += group.transfer.execute(plan, group_moves)
             admitted = self._admitted[index % self._ring]
             admitted.record()
+        label_sum = float(labels.sum(dtype=np.float64))
         table_counts = np.concatenate([plan.table_counts for plan in plans])
-        return PreparedBatch(tensors, reduce(operator.add, counted), table_counts, tuple(spans), admitted)
+        return PreparedBatch(tensors, reduce(operator.add, counted), table_counts, tuple(spans), admitted, label_sum)
 
     def begin(self, batch: PreparedBatch) -> list[RowUpdate]:
         """The rows of a batch, pooled, of each group; valid until the next call. Wait for ``batch.admitted`` first."""

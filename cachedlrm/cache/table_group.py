@@ -19,7 +19,7 @@ from cachedlrm.data.lookups import Lookups
 from cachedlrm.model.bags import bag_sizes, pool
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
-from cachedlrm.store.host import HostStore, RecordsBetween, Store
+from cachedlrm.store.host import HostStore, Newer, RecordsBetween, Store
 from cachedlrm.store.init import RowInit
 from cachedlrm.store.lmdb_store import LmdbStore
 from cachedlrm.store.packing import Packing, numbers_of
@@ -222,14 +222,18 @@ class TableGroup:
             return self.transfer.read(addresses)
 
     def touched(self) -> tuple[Int64s, RecordsBetween]:
-        """The rows that were touched, [n] in order, and their records by index there; `flush` first.
+        """The rows that were touched, [n] in order, and their current records by index there. Changes nothing.
+
+        Call it, and read the records, while nothing is in flight.
 
         Raises:
             UserError: the disk has no room for bringing them into order.
         """
         with self._at_rest():
             rows, addresses = self.book.in_order()
-            return rows, self.store.arranged(addresses)
+            resident, slots = self.planner.resident()
+            self.transfer.finish_write_backs()
+            return rows, self.store.arranged(addresses, Newer(resident, lambda some: self.transfer.copies(slots[some])))
 
     def is_finite(self) -> bool:
         """Whether the store holds no NaN and no infinity."""

@@ -120,11 +120,11 @@ class Transfer:
 
     def flush(self, addresses: Int64s, slots: Int64s) -> None:
         """Writes resident records to the store; they stay resident. Call it when nothing is in flight."""
-        self._finish_all()
+        self.finish_write_backs()
         for first, last in self._turns(len(slots)):
             on_device = torch.from_numpy(slots[first:last]).to(self._slab.device)
             self._evict(-1, addresses[first:last], on_device)
-        self._finish_all()
+        self.finish_write_backs()
 
     def save(self, addresses: Int64s, slots: Int64s, log: RecordLog) -> None:
         """Appends resident records to the log. Call it when nothing is in flight.
@@ -132,18 +132,30 @@ class Transfer:
         Raises:
             UserError: the log cannot be written.
         """
-        self._finish_all()
-        buffer = self._down[0]
+        self.finish_write_backs()
         for first, last in self._turns(len(slots)):
-            on_device = torch.from_numpy(slots[first:last]).to(self._slab.device)
-            gather(self._slab, on_device, buffer.device[: last - first])
-            buffer.to_host(last - first)
-            buffer.copied.synchronize()
-            log.append(addresses[first:last], buffer.host[: last - first].numpy())
+            log.append(addresses[first:last], self._copy(slots[first:last]))
+
+    def copies(self, slots: Int64s) -> NDArray[np.float32]:
+        """Resident records [n, width]. Call it when nothing is in flight, after `finish_write_backs`."""
+        out = np.empty((len(slots), self._slab.shape[1]), np.float32)
+        for first, last in self._turns(len(slots)):
+            out[first:last] = self._copy(slots[first:last])
+        return out
+
+    def _copy(self, slots: Int64s) -> NDArray[np.float32]:
+        """Resident records, at most a staging buffer full, in that buffer."""
+        buffer = self._down[0]
+        on_device = torch.from_numpy(slots).to(self._slab.device)
+        gather(self._slab, on_device, buffer.device[: len(slots)])
+        buffer.to_host(len(slots))
+        buffer.copied.synchronize()
+        records: NDArray[np.float32] = buffer.host[: len(slots)].numpy()
+        return records
 
     def read(self, addresses: Int64s) -> NDArray[np.float32]:
         """Records of evicted rows: [n, width]. Call it when nothing is in flight."""
-        self._finish_all()
+        self.finish_write_backs()
         out = np.empty((len(addresses), self._slab.shape[1]), np.float32)
         self._store.peek(addresses, out)
         return out
@@ -191,6 +203,7 @@ class Transfer:
             if buffer.write_back is not None and buffer.write_back.plan <= through_plan:
                 self._finish(buffer)
 
-    def _finish_all(self) -> None:
+    def finish_write_backs(self) -> None:
+        """Completes what is on its way to the store. Call it when nothing is in flight."""
         for buffer in self._down:
             self._finish(buffer)

@@ -3,10 +3,12 @@
 Rows that were never touched are not written if their initial records can be computed again; those of a loaded model
 are, so that the file may change. A safetensors file with, for each group of tables G, ``rows.G`` [n] int64 (global over
 the group, in order) and ``records.G`` [n, width] float32 (weight, pooling weight if there is one, optimizer state), or
-``records.G`` alone with all rows in order, and the dense parameters under the reference's names.
+``records.G`` alone with all rows in order, and the dense parameters under the reference's names with their optimizer's
+state, ``optimizer.KEY.NAME``.
 
 The header says which it is (``rows``: ``touched`` or ``all``) and what the tensors belong to: the options that decide
-their shapes and how untouched rows begin, spelled as in ``config.toml``, and the vocabulary of the rows.
+their shapes and how untouched rows begin, spelled as in ``config.toml``, and the vocabulary of the rows. It also says
+after which step of the run the state is, and how often its parameters were moved.
 """
 
 import json
@@ -14,11 +16,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache
@@ -34,12 +38,28 @@ from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"
 _ROW_BYTES = 8  # of a row's number
+_STATE = "optimizer."
+_STEP, _UPDATES = "step", "updates"
+_BESIDE_IDENTITY = (_STEP, _UPDATES, VOCABULARY)
+"""Names in the header that say nothing of what the tensors belong to."""
+
+
+DenseState = Mapping[str, Mapping[str, Tensor]]
+"""State of the dense parameters' optimizer, by parameter name and torch's key."""
 
 
 def save_final_state(
-    path: Path, cache: EmbeddingCache, model: Dlrm, options: Resolved, vocabulary: str | None = None
+    path: Path,
+    cache: EmbeddingCache,
+    model: Dlrm,
+    options: Resolved,
+    vocabulary: str | None = None,
+    *,
+    dense_state: DenseState = MappingProxyType({}),
+    step: int = 0,
+    num_updates: int = 0,
 ) -> None:
-    """Writes all trained state of a run that has no batch in flight.
+    """Writes all trained state of a run that has no batch in flight; it may train on afterwards.
 
     Args:
         path: file to write.
@@ -47,14 +67,18 @@ def save_final_state(
         model: dense part.
         options: of the run, resolved.
         vocabulary: fingerprint of what the rows stand for; None: not on record.
+        dense_state: of the dense parameters' optimizer.
+        step: steps trained.
+        num_updates: how often parameters moved, in the run whose state was loaded too.
 
     Raises:
         UserError: the file could not be written.
     """
     dense = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+    for name, entry in dense_state.items():
+        dense |= {f"{_STATE}{key}.{name}": value.detach().cpu().numpy() for key, value in entry.items()}
     specs: dict[str, TensorSpec] = {}
     all_rows = _keeps_all_rows(options)
-    cache.flush()
     touched = [] if all_rows else [group.touched() for group in cache.groups]
     if all_rows:
         for number, group in enumerate(cache.groups):
@@ -79,7 +103,9 @@ def save_final_state(
                     yield records_between(first, min(first + step, len(rows)))
         yield from dense.values()
 
-    about = model_identity(options) | ({} if vocabulary is None else {VOCABULARY: vocabulary})
+    about = {**model_identity(options), _STEP: str(step), _UPDATES: str(num_updates)}
+    if vocabulary is not None:
+        about[VOCABULARY] = vocabulary
     write_tensors(path, specs, chunks(), about, OTHER_RUN_DIR)
 
 
@@ -146,11 +172,16 @@ class FinalState:
         groups: of tables.
         dense: parameters by name.
         vocabulary: fingerprint of what the rows stand for; None: not on record.
+        dense_state: of the parameters' optimizer, by parameter name and torch's key; empty in files of earlier
+            versions.
+        num_updates: how often parameters moved; 0 in files of earlier versions.
     """
 
     groups: tuple[SavedGroup, ...]
     dense: dict[str, NDArray[np.float32]]
     vocabulary: str | None
+    dense_state: dict[str, dict[str, NDArray[np.float32]]]
+    num_updates: int
 
 
 def load_final_state(run_dir: Path, options: Resolved, architecture: Architecture) -> FinalState:
@@ -169,13 +200,13 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
         raise UserError(f"{run_dir} holds no finished run ({FILE_NAME} is missing); let the run end, then export")
     try:
         file: Any = safe_open(str(path), framework="numpy")  # stays open for the slices
-        about = dict(file.metadata() or {})
-        vocabulary = about.pop(VOCABULARY, None)
+        about = file.metadata() or {}
         _check_header(run_dir, about, model_identity(options))
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
         expected = _expected_tensors(options, architecture, found)
-        for name in sorted(found.keys() | expected.keys()):
+        state_names = [name for name in found if name.startswith(_STATE)]
+        for name in sorted((found.keys() | expected.keys()) - set(state_names)):
             if name not in expected:
                 raise _damaged(path, f"{name} does not belong there")
             if found.get(name) != expected[name]:
@@ -189,9 +220,25 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
             else:
                 groups.append(SavedGroup(None, slices[f"records.{number}"]))
         dense = {name: file.get_tensor(name) for name in _dense_tensors(architecture)}
-    except (SafetensorError, OSError) as error:
+        dense_state: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for full_name in state_names:
+            key, _, name = full_name.removeprefix(_STATE).partition(".")
+            if name not in dense or found[full_name] not in (("F32", dense[name].shape), ("F32", ())):
+                raise _damaged(path, f"{full_name} does not belong there")
+            dense_state.setdefault(name, {})[key] = file.get_tensor(full_name)
+        num_updates = int(about.get(_UPDATES, "0"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    return FinalState(tuple(groups), dense, vocabulary)
+    return FinalState(tuple(groups), dense, about.get(VOCABULARY), dense_state, num_updates)
+
+
+def saved_step(path: Path) -> int | None:
+    """The step after which the state in a file is; None if there is no such file or it does not say."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return int((file.metadata() or {})[_STEP])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
 
 
 def _mapped(path: Path, name: str) -> NDArray[np.float32]:
@@ -213,7 +260,7 @@ def _check_header(run_dir: Path, saved: Mapping[str, str], expected: Mapping[str
     """Whether the file belongs to ``config.toml``."""
     if not saved:
         raise _damaged(run_dir / FILE_NAME, "it does not say which run it is of")
-    for name in sorted(saved.keys() | expected.keys()):
+    for name in sorted((saved.keys() | expected.keys()) - set(_BESIDE_IDENTITY)):
         if saved.get(name) != expected.get(name):
             theirs, ours = (
                 f"--{name} {options[name]}" if name in options else f"no --{name}" for options in (saved, expected)

@@ -59,8 +59,7 @@ class TouchedRecords:
 
 
 def current_records(cache: EmbeddingCache) -> list[Records]:
-    """The records of each group of a cache that has no batch in flight."""
-    cache.flush()
+    """The records of each group of a cache that has no batch in flight, now and until it trains on."""
     return [TouchedRecords(group.init, *group.touched(), group.layout.width) for group in cache.groups]
 
 

@@ -96,6 +96,9 @@ def _check_inference(options: Options) -> None:
         ("--report-min", options.cache.report_min),
         ("--predict", options.cache.predict),
         ("--shuffle", options.data.shuffle),
+        (f"--stop-after {options.evaluation.stop_after}", options.evaluation.stop_after),
+        (f"--stop-at-auc {options.evaluation.stop_at_auc}", options.evaluation.stop_at_auc),
+        ("--keep-best", options.evaluation.keep_best),
     ):
         if inference.inference_only and given:
             no = "" if " " in option else f", or say {option}=False where a profile has it"

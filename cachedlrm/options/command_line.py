@@ -90,7 +90,6 @@ def _with_value(name: str, value: object) -> str:
     return f"no {option}" if value is None else f"{option} {toml_value(value)}"
 
 
-_LOOP = "the loop here evaluates by AUC and ends after --nepochs or --steps"
 _LOADER = "data is read by the prefetch thread; see --prefetch-depth"
 _CRITEO = "run python -m cachedlrm.prepare criteo and use --data npy:DIR, or --data criteo:PATH for a first look"
 _PROCESSES = "one process trains on one device"
@@ -116,8 +115,8 @@ _NOT_CARRIED = {
     "plot-compute-graph": "it only ends the reference with a message",
     "tensor-board-filename": "--tensorboard writes curves for TensorBoard into the run directory",
     "mlperf-logging": "--mlperf-grad-accum-iter works without it",
-    "mlperf-acc-threshold": _LOOP,
-    "mlperf-auc-threshold": _LOOP,
+    "mlperf-acc-threshold": "a run may end by its AUC: --stop-at-auc",
+    "mlperf-auc-threshold": "say --stop-at-auc",
     "mlperf-bin-loader": _CRITEO,
     "mlperf-bin-shuffle": "--shuffle trains each epoch in an order of its own",
 }

@@ -9,6 +9,7 @@ from typing import Literal
 
 from cyclopts import Parameter
 
+from cachedlrm.options.evaluation import EvaluationOptions
 from cachedlrm.options.types import (
     Budget,
     Bytes,
@@ -134,7 +135,7 @@ class BatchOptions:
     """Steps between lines of metrics; 1 also writes every loss to report.json."""
 
 
-@option_group("Data", 3)
+@option_group("Data", 4)
 @dataclass(frozen=True)
 class DataOptions:
     """Where samples come from."""
@@ -154,7 +155,7 @@ class DataOptions:
     Samples that lie together are read together and mixed with others in memory (256 MiB of them)."""
 
 
-@option_group("Reference data", 4)
+@option_group("Reference data", 5)
 @dataclass(frozen=True)
 class ReferenceOptions:
     """Options of facebookresearch/dlrm's generators, for --data reference only."""
@@ -183,7 +184,7 @@ class ReferenceOptions:
     """Draw no new ids once all have been drawn. Default: False."""
 
 
-@option_group("Optimisation", 5)
+@option_group("Optimisation", 6)
 @dataclass(frozen=True)
 class OptimisationOptions:
     """Optimizers of rows and layers, and the numbers they compute in."""
@@ -212,7 +213,7 @@ class OptimisationOptions:
     for the host where steps are small. Activations then keep device memory of their own."""
 
 
-@option_group("Cache", 6)
+@option_group("Cache", 7)
 @dataclass(frozen=True)
 class CacheOptions:
     """Rows on the device, and which leave it."""
@@ -245,7 +246,7 @@ class CacheOptions:
     them beside what was measured."""
 
 
-@option_group("Store", 7)
+@option_group("Store", 8)
 @dataclass(frozen=True)
 class StoreOptions:
     """Rows that the device does not hold."""
@@ -262,7 +263,7 @@ class StoreOptions:
     with whole tables in memory. Default: counter; reference for reference data."""
 
 
-@option_group("Run", 8)
+@option_group("Run", 9)
 @dataclass(frozen=True)
 class RunOptions:
     """How a run goes, and what it writes."""
@@ -301,7 +302,7 @@ class RunOptions:
     (rtx3050-4gb). May be given more than once; a later one overrides an earlier one, the command line all of them."""
 
 
-@option_group("Hardware", 9)
+@option_group("Hardware", 10)
 @dataclass(frozen=True)
 class HardwareOptions:
     """The machine to train on, for --gpu-budget auto and for predictions; device profiles describe it."""
@@ -321,7 +322,7 @@ class HardwareOptions:
     """Bytes a second between host and device, one way (15.75GB)."""
 
 
-@option_group("Inference", 10)
+@option_group("Inference", 11)
 @dataclass(frozen=True)
 class InferenceOptions:
     """Models in files and serving them, in facebookresearch/dlrm's options."""
@@ -349,6 +350,7 @@ class Options:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     batches: BatchOptions = field(default_factory=BatchOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)

@@ -171,8 +171,8 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
     )
     num_steps = Schedule(resolved, dataset.train).num_steps
     test_freq = _resolve_test_freq(options, dataset, num_steps, defaults)
-    if options.run.save_predictions and trains:
-        _check_predictions(options, dataset, num_steps, test_freq)
+    if trains:
+        _check_evaluations(options, dataset, num_steps, test_freq)
     return replace(resolved, batches=replace(batches, test_freq=test_freq))
 
 
@@ -275,21 +275,33 @@ def _resolve_test_freq(options: Options, dataset: Dataset, num_steps: int, defau
     return max(1, num_steps // _EVALUATIONS_PER_RUN) if defaults.evaluates else _NEVER
 
 
-def _check_predictions(options: Options, dataset: Dataset, num_steps: int, test_freq: int) -> None:
-    """Refuses ``--save-predictions`` without an evaluation before the run, not at its end."""
-    if dataset.test is None:
-        raise UserError(
-            f"--save-predictions: --data {options.data.data} holds out no samples; name them by --test-data"
+def _check_evaluations(options: Options, dataset: Dataset, num_steps: int, test_freq: int) -> None:
+    """Refuses what needs an evaluation where there will be none, before the run, not at its end."""
+    evaluation = options.evaluation
+    asked = [
+        name
+        for name, given in (
+            ("--save-predictions", options.run.save_predictions),
+            (f"--stop-after {evaluation.stop_after}", evaluation.stop_after),
+            (f"--stop-at-auc {evaluation.stop_at_auc}", evaluation.stop_at_auc),
+            ("--keep-best", evaluation.keep_best),
+            (f"--gauc-table {evaluation.gauc_table}", evaluation.gauc_table),
         )
+        if given
+    ]
+    if not asked:
+        return
+    if dataset.test is None:
+        raise UserError(f"{asked[0]}: --data {options.data.data} holds out no samples; name them by --test-data")
     if test_freq < 0:
         raise UserError(
-            f"--save-predictions writes those of the last evaluation and --test-freq is {test_freq}: never; "
-            "give --test-freq N, N steps between evaluations"
+            f"{asked[0]} needs evaluations and --test-freq is {test_freq}: never; give --test-freq N, N steps between "
+            "evaluations"
         )
     if not num_steps:
         raise UserError(
-            "--save-predictions writes those of the last evaluation and a run of no steps has none; raise --steps or "
-            "--nepochs, or add --inference-only"
+            f"{asked[0]} needs an evaluation and a run of no steps has none; raise --steps or --nepochs, or add "
+            "--inference-only"
         )
 
 

@@ -98,6 +98,7 @@ Lookups = Annotated[Whole, _must_be("from 1 to 100000", lambda lookups: 1 <= loo
 TracedSteps = Annotated[Whole, _must_be("from 0 to 1000", lambda steps: 0 <= steps <= 1000)]  # 100 KB each
 Depth = Annotated[Whole, _must_be("from 0 to 64", lambda depth: 0 <= depth <= 64)]
 Ratio = Annotated[float, _must_be("above 0 and at most 1", lambda ratio: 0 < ratio <= 1)]
+Area = Annotated[float, _must_be("above 0 and at most 1", lambda area: 0 < area <= 1)]
 Number = Annotated[float, _must_be("a finite number", math.isfinite)]
 Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0 <= threshold < 0.5)]
 # Beyond it, what optimizers make of it does not fit the 32 bits of parameters.

@@ -8,7 +8,7 @@ from cachedlrm.base.text import printable
 from cachedlrm.options.profiles import spell
 from cachedlrm.report.axes import BYTES, RATIO
 from cachedlrm.report.charts import Axis, Series, line_chart
-from cachedlrm.report.curves import Points, changes, curve, per_step
+from cachedlrm.report.curves import Points, curve, evaluations, per_step
 from cachedlrm.report.document import render
 from cachedlrm.report.metrics import MetricsRow
 from cachedlrm.report.runs import Run
@@ -127,13 +127,18 @@ def _curves(runs: Sequence[Run], called: Sequence[str]) -> list[Element]:
     def of_each(points: Callable[[Sequence[MetricsRow]], Points]) -> list[Series]:
         return [Series(name, points(run.rows)) for run, name in zip(runs, called, strict=True)]
 
-    loss, auc = of_each(lambda rows: curve(rows, "loss")), of_each(lambda rows: changes(rows, "auc"))
+    loss = of_each(lambda rows: curve(rows, "loss"))
+    auc, logloss = (
+        [Series(name, evaluations(run.report, run.rows, key)) for run, name in zip(runs, called, strict=True)]
+        for key in ("auc", "logloss")
+    )
     rate, hits = of_each(lambda rows: curve(rows, "samples_per_s")), of_each(lambda rows: curve(rows, "hit_ratio"))
     brought_in = of_each(lambda rows: per_step(rows, "fetched_rows", "first_touch_rows"))
     traffic = of_each(lambda rows: per_step(rows, "fetched_bytes", "written_back_bytes"))
     return [
         line_chart("Training loss", loss, Axis("mean loss of a sample")),
         line_chart("AUC on held-out samples", auc, Axis("AUC"), dots=True),
+        line_chart("Loss on held-out samples", logloss, Axis("logloss"), dots=True),
         line_chart("Training rate", rate, Axis("samples a second", from_zero=True)),
         line_chart("Hit ratio", hits, Axis("share of lookups on the device", RATIO)),
         line_chart("Rows brought in", brought_in, Axis("rows a step", from_zero=True)),

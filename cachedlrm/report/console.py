@@ -103,7 +103,13 @@ class PlainConsole(Console):
     def update(self, snapshot: Snapshot) -> None:
         """Prints one line."""
         self._doing = ""
-        auc = "" if snapshot.auc is None else f"  auc {snapshot.auc:.4f}"
+        evaluation, auc = snapshot.evaluation_here, ""
+        if evaluation is not None:
+            auc = "".join(
+                f"  {name} {value:{form}}"
+                for name, value, form in (("auc", evaluation.auc, ".4f"), ("logloss", evaluation.logloss, ".5f"))
+                if value is not None
+            )
         self._print(
             f"step {snapshot.step}/{snapshot.num_steps}  loss {snapshot.loss:.5f}{auc}  "
             f"{snapshot.samples_per_s:,.0f} samples/s  hit {snapshot.recent.hit_ratio:.2%}  "

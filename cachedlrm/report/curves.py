@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from cachedlrm.report.metrics import MetricsRow
+from cachedlrm.report.record import Report
 
 Points = list[tuple[float, float]]
 """(x, y) in order of x."""
@@ -24,6 +25,13 @@ def changes(rows: Sequence[MetricsRow], key: str) -> Points:
         if value is not None and (not points or points[-1][1] != value):
             points.append((_step(row), value))
     return thin(points)
+
+
+def evaluations(report: Report, rows: Sequence[MetricsRow], key: str) -> Points:
+    """A figure of the evaluations over their steps; of a run of an earlier version from its lines."""
+    if not report.evaluations:
+        return changes(rows, key)
+    return thin([(one.step, value) for one in report.evaluations if (value := getattr(one, key)) is not None])
 
 
 def per_step(rows: Sequence[MetricsRow], *keys: str) -> Points:

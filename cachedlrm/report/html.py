@@ -10,7 +10,7 @@ from cachedlrm.cache.counters import PREPARING_PHASES
 from cachedlrm.report import words
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.charts import Axis, Bar, Series, bar_chart, line_chart, share_bar
-from cachedlrm.report.curves import changes, curve, disk_bytes, per_step
+from cachedlrm.report.curves import curve, disk_bytes, evaluations, per_step
 from cachedlrm.report.document import element, render
 from cachedlrm.report.metrics import waiting_phases
 from cachedlrm.report.record import Report
@@ -56,8 +56,28 @@ def _date(text: object) -> str:
 
 def _learning(run: Run) -> list[Element]:
     loss = line_chart("Training loss", [Series("", curve(run.rows, "loss"))], Axis("mean loss of a sample"))
-    auc = line_chart("AUC on held-out samples", [Series("", changes(run.rows, "auc"))], Axis("AUC"), dots=True)
-    return [loss, auc]
+    report = run.report
+    charts = [loss]
+    for key, title, label in (("auc", "AUC", "AUC"), ("logloss", "Loss", "logloss")):
+        points = evaluations(report, run.rows, key)
+        best = None if report.best is None else getattr(report.best, key)
+        mark = None if best is None or report.best_step is None else (float(report.best_step), best)
+        if points or key == "auc":
+            charts.append(
+                line_chart(f"{title} on held-out samples", [Series("", points)], Axis(label), mark=mark, dots=True)
+            )
+    return charts + _calibration(report)
+
+
+def _calibration(report: Report) -> list[Element]:
+    """Predicted against observed; none without an evaluation."""
+    points = [(one.predicted, one.observed) for one in report.calibration_bins]
+    if not points:
+        return []
+    ends = [points[0][0], points[-1][0]]
+    series = [Series("the model", points), Series("as it should be", [(end, end) for end in ends])]
+    title = "Calibration: groups of as many held-out samples"
+    return [line_chart(title, series, Axis("share of label 1"), x_axis=Axis("mean prediction"), dots=True)]
 
 
 def _cache(run: Run) -> list[Element]:

@@ -182,12 +182,18 @@ class LiveView:
         return [pen.rule("learning", width), *losses, _line("AUC", self._auc(snapshot)), _line("speed", speed)]
 
     def _auc(self, snapshot: Snapshot) -> Text:
-        if snapshot.auc is not None:
-            words = Text.assemble((f"{snapshot.auc:.4f}", "bold"), (" held out", "dim"))
-        elif snapshot.evaluated:
+        evaluation, best = snapshot.evaluation, snapshot.best
+        if evaluation is None:
+            return Text("no evaluation yet" if self.header.evaluates else "-", "dim")
+        if evaluation.auc is None:
             words = Text("- held-out labels are not 0 and 1, both", "dim")
         else:
-            words = Text("no evaluation yet" if self.header.evaluates else "-", "dim")
+            words = Text.assemble((f"{evaluation.auc:.4f}", "bold"), (" held out", "dim"))
+        if evaluation.logloss is not None:
+            words.append(", logloss ", "dim").append(f"{evaluation.logloss:.4f}")
+        if best is not None and best is not evaluation:
+            figure = f"{best.auc:.4f}" if best.auc is not None else f"{best.logloss:.4f}"
+            words.append(f", best {figure} at step {best.step:,}", "dim")
         return words
 
     def _cache(self, snapshot: Snapshot, pen: "_Pen", width: int) -> list[Text]:

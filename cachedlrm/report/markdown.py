@@ -9,7 +9,16 @@ from cachedlrm.report.live_view import sparkline
 from cachedlrm.report.metrics import MetricsRow
 from cachedlrm.report.record import Report
 from cachedlrm.report.runs import Run
-from cachedlrm.report.words import FORESEEN_HEADER, foreseen, most_missed, number, served_table, summary
+from cachedlrm.report.words import (
+    FORESEEN_HEADER,
+    NONE,
+    foreseen,
+    most_missed,
+    number,
+    scores_in_words,
+    served_table,
+    summary,
+)
 
 _COURSE_ROWS = 20
 _CURVE_WIDTH = 80
@@ -27,6 +36,17 @@ _COURSE = {
 """Columns of the course: keys of a line of metrics, their titles and formats."""
 
 
+_EVALUATION = {
+    "auc": ("AUC", ".4f"),
+    "logloss": ("logloss", ".5f"),
+    "normalized_entropy": ("normalized entropy", ".4f"),
+    "calibration": ("calibration", ".4f"),
+    "average_precision": ("average precision", ".4f"),
+    "gauc": ("AUC within ids", ".4f"),
+}
+"""Columns of the evaluations: their titles and formats."""
+
+
 def report_markdown(run: Run) -> str:
     """``report.md`` of a run."""
     report = run.report
@@ -38,6 +58,8 @@ def report_markdown(run: Run) -> str:
             "# Training report",
             summary(run),
             "## Result\n\n" + _result(report),
+            *(["## Evaluations\n\n" + _evaluations(report)] if report.evaluations else []),
+            *(["## Calibration\n\n" + _calibration(report)] if report.calibration_bins else []),
             "## Cache traffic\n\n" + _traffic(report),
             *(["## Prediction and measurement\n\n" + _prediction(report)] if report.prediction is not None else []),
             "## Tables that miss most\n\n" + _tables(report),
@@ -58,13 +80,44 @@ def _result(report: Report) -> str:
         "samples per second, after the first 5 % of the steps": number(report.samples_per_s, ",.0f"),
         "loss, mean over the run": number(report.loss_mean, ".5f"),
         "loss of the last step": number(report.loss_last, ".5f"),
-        "AUC on held-out samples": number(report.auc, ".4f"),
+        "AUC on held-out samples": NONE,
+        **{name: figure for name, figure in scores_in_words(report).items() if figure != NONE},
         "hit ratio over lookups": f"{report.hit_ratio:.2%}",
         "hit ratio over working-set rows": f"{report.unique_hit_ratio:.2%}",
     }
     if (of_min := report.counters.moved_of_min) is not None:
         rows["rows brought in, of the fewest possible (Belady's MIN)"] = f"{of_min:.3f}"
     return _table(("", ""), list(rows.items()))
+
+
+def _evaluations(report: Report) -> str:
+    """At most `_COURSE_ROWS` of them, evenly spaced, the best and the last among them."""
+    picked = {*_spread(len(report.evaluations)), *(i for i, one in enumerate(report.evaluations) if one is report.best)}
+    columns = {name: title for name, title in _EVALUATION.items() if name != "gauc" or report.gauc is not None}
+    rows = []
+    for index in sorted(picked):
+        one = report.evaluations[index]
+        remarks = [
+            word for word, step in (("best", report.best_step), ("kept", report.evaluated_step)) if step == one.step
+        ]
+        if index == len(report.evaluations) - 1:
+            remarks = [*(remark for remark in remarks if remark == "best"), "last"]
+        figures = [number(getattr(one, name), form) for name, (_, form) in columns.items()]
+        rows.append([f"{one.step:,}", *figures, ", ".join(remarks)])
+    note = (
+        f"\n\nOf {len(report.evaluations):,}; all are in report.json." if len(picked) < len(report.evaluations) else ""
+    )
+    return _table(["step", *(title for title, _ in columns.values()), ""], rows) + note
+
+
+def _calibration(report: Report) -> str:
+    rows = [(f"{one.predicted:.5f}", f"{one.observed:.5f}", f"{one.samples:,}") for one in report.calibration_bins]
+    return _table(("mean prediction", "mean label", "samples"), rows)
+
+
+def _spread(count: int) -> list[int]:
+    """At most `_COURSE_ROWS` of so many, evenly spaced, the last among them."""
+    return sorted({round(i * (count - 1) / (_COURSE_ROWS - 1)) for i in range(_COURSE_ROWS)})
 
 
 def _traffic(report: Report) -> str:
@@ -147,7 +200,7 @@ def _course(rows: Sequence[MetricsRow]) -> str:
     """Curves of the whole run, and at most `_COURSE_ROWS` lines of the metrics, evenly spaced, the last among them."""
     if not rows:
         return "No step was trained."
-    picked = sorted({round(i * (len(rows) - 1) / (_COURSE_ROWS - 1)) for i in range(_COURSE_ROWS)})
+    picked = _spread(len(rows))
     table = _table(
         [title for title, _ in _COURSE.values()],
         [[number(rows[index].get(key), form) for key, (_, form) in _COURSE.items()] for index in picked],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cachedlrm.base.units import finite
 from cachedlrm.cache.counters import PHASES, PREPARING_PHASES, CacheCounters
+from cachedlrm.report.scores import SCORES, Evaluated
 
 
 def waiting_phases(prefetch_depth: int | None) -> tuple[str, ...]:
@@ -28,7 +29,8 @@ class Snapshot:
         samples_per_s: recent.
         eta_s: seconds of training left at the recent rate.
         loss: recent mean.
-        auc: of the last evaluation; None before the first, and unless both labels, 0 and 1, are held out and no other.
+        evaluation: the last one; None before the first.
+        best: the best one by ``--monitor``.
         cache: counters of the whole run.
         recent: recent counters.
         recent_steps: steps since the last snapshot.
@@ -43,7 +45,6 @@ class Snapshot:
         host_records: records in the host store; None if they are not counted.
         host_record_bytes: bytes of those records.
         temporary_slots: beyond ``cache_slots``, for a batch that needs more rows.
-        evaluated: whether there has been an evaluation.
         disk_bytes: size of the store's file; None without one.
         disk_limit_bytes: that size and the space still free on its disk.
         prefetch_depth: batches prepared ahead; 0: the training thread prepares each itself.
@@ -57,7 +58,8 @@ class Snapshot:
     samples_per_s: float
     eta_s: float
     loss: float
-    auc: float | None
+    evaluation: Evaluated | None
+    best: Evaluated | None
     cache: CacheCounters
     recent: CacheCounters
     recent_steps: int
@@ -72,10 +74,14 @@ class Snapshot:
     host_records: int | None = None
     host_record_bytes: int = 0
     temporary_slots: int = 0
-    evaluated: bool = False
     disk_bytes: int | None = None
     disk_limit_bytes: int | None = None
     prefetch_depth: int | None = None
+
+    @property
+    def evaluation_here(self) -> Evaluated | None:
+        """The evaluation after the last step of this snapshot, if there was one."""
+        return self.evaluation if self.evaluation is not None and self.evaluation.step == self.step else None
 
     @property
     def own_phases(self) -> tuple[str, ...]:
@@ -91,6 +97,12 @@ class Snapshot:
         return sum(self.phase_ms.get(phase, 0.0) for phase in waiting) / spent if spent > 0 else 0.0
 
 
+def evaluation_values(evaluation: Evaluated | None) -> MetricsRow:
+    """What a line of ``metrics.jsonl`` has of an evaluation after its step; null without one, and no ``gauc``."""
+    values = {name: None if evaluation is None else finite(getattr(evaluation, name)) for name in SCORES}
+    return {name: value for name, value in values.items() if name != "gauc" or value is not None}
+
+
 def metrics_row(snapshot: Snapshot) -> MetricsRow:
     """One line of ``metrics.jsonl``. Counters and milliseconds are recent ones, ``*_total`` those of the run."""
     recent = snapshot.recent
@@ -100,7 +112,7 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "samples": snapshot.samples,
         "elapsed_s": round(snapshot.elapsed_s, 3),
         "loss": snapshot.loss,
-        "auc": snapshot.auc,
+        **evaluation_values(snapshot.evaluation_here),
         "samples_per_s": round(snapshot.samples_per_s, 1),
         **recent.as_json(),
         "hit_ratio_total": snapshot.cache.hit_ratio,

@@ -10,11 +10,12 @@ from cachedlrm.base.text import printable
 from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.options.architecture import Architecture
 from cachedlrm.plan.prediction import PredictedCache, PredictedRun
+from cachedlrm.report.scores import CalibrationBin, Evaluated, Scores
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 on; so reading checks it."""
 
-_UNLESS_ASKED_FOR = ("losses", "inference")  # keys that are left out
+_UNLESS_ASKED_FOR = ("losses", "inference", "gauc")  # keys that are left out
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,17 @@ class TableReport:
         return self.lookups - round((self.hit_ratio or 0.0) * self.lookups)
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    """A model and its predictions of the held-out samples.
+@dataclass(frozen=True, kw_only=True)
+class ServedModel(Scores):
+    """A model and its predictions of the held-out samples, with their `Scores`.
 
     Attributes:
-        accuracy: share of samples whose rounded prediction is their label.
-        auc: None unless both labels, 0 and 1, occur and no other.
-        loss: mean; None if it is not finite.
+        loss: mean, of ``--loss-function``; None if it is not finite.
         samples_per_s: rate of predictions, without reading the data.
         embedding_bytes: of the tables, with pooling weights.
         mlp_bytes: of the dense part.
     """
 
-    accuracy: float | None
-    auc: float | None
     loss: float | None
     samples_per_s: float
     embedding_bytes: Count
@@ -97,8 +94,10 @@ class InferenceReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Scores):
     """A run that ended. The fields are the keys of ``report.json``; those with a default are not in older ones.
+
+    The `Scores` are those of the state that the run left: of its last evaluation, or with ``--keep-best`` of the best.
 
     Attributes:
         steps, samples: trained.
@@ -106,7 +105,14 @@ class Report:
         training_s: seconds of training, without setup and evaluation.
         loss_last: of the last step.
         loss_mean: over all steps.
-        auc, accuracy: of the last evaluation; None without one.
+        loss_recent: mean over the steps of the last line of metrics.
+        loss_of_mean: that of predicting the mean label for every sample trained; None unless losses are
+            cross-entropies.
+        evaluated_step: step of the evaluation that the scores are of; None without one.
+        best_step: of the best evaluation by ``--monitor``.
+        stopped: why the run ended before its last step; None: it did not.
+        evaluations: all of them, by step.
+        calibration_bins: predicted beside observed, of the evaluation that the scores are of.
         table_rows: of all tables.
         cache_slots: rows the device may keep.
         temporary_slots: beyond those, for a batch that needs more rows.
@@ -142,8 +148,13 @@ class Report:
     training_s: float
     loss_last: float | None
     loss_mean: float | None
-    auc: float | None
-    accuracy: float | None = None
+    loss_recent: float | None = None
+    loss_of_mean: float | None = None
+    evaluated_step: Count | None = None
+    best_step: Count | None = None
+    stopped: str | None = None
+    evaluations: tuple[Evaluated, ...] = ()
+    calibration_bins: tuple[CalibrationBin, ...] = ()
     table_rows: Count
     cache_slots: Count
     temporary_slots: Count
@@ -175,6 +186,11 @@ class Report:
     environment: dict[str, str | int | None]
     losses: tuple[float | None, ...] | None = None
     inference: InferenceReport | None = None
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The best evaluation."""
+        return next((one for one in self.evaluations if one.step == self.best_step), None)
 
     @property
     def counters(self) -> CacheCounters:

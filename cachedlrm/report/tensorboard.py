@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cachedlrm.base.files import cannot_write
 from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.report.metrics import MetricsRow
+from cachedlrm.report.scores import SCORES
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SCALARS_FOLDER = "tensorboard"
 
 _GROUPS = {
-    "learning": ("loss", "auc"),
+    "learning": ("loss", *SCORES),
     "progress": ("epoch", "samples", "elapsed_s", "samples_per_s"),
     "memory": ("device_bytes", "host_bytes", "mapped_bytes", "disk_bytes", "resident_slots"),
 }

@@ -7,6 +7,8 @@ from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.metrics import waiting_phases
 from cachedlrm.report.record import InferenceReport, Report, TableReport
 from cachedlrm.report.runs import Run
+from cachedlrm.report.scores import Scores
+from cachedlrm.report.verdict import standing, worse_than_mean
 
 NONE = "-"
 """Stands where there is no value."""
@@ -27,12 +29,13 @@ def one_line(report: Report) -> str:
     if not report.steps:
         return "no step was trained; the model was built and initialised"
     loss = "" if report.loss_mean is None else f", mean loss {report.loss_mean:.5f}"
-    auc = "" if report.auc is None else f", AUC {report.auc:.4f}"
+    scores = standing(report)
     ratio = report.counters.moved_of_min
     of_min = "" if ratio is None else f", {ratio:.3f} of the rows that MIN moves"
     return (
-        f"{report.steps:,} steps, {number(report.samples_per_s, ',.0f')} samples/s{loss}{auc}, "
-        f"{report.hit_ratio:.2%} hits{of_min}"
+        f"{report.steps:,} steps, {number(report.samples_per_s, ',.0f')} samples/s{loss}"
+        f"{', ' if scores else ''}{scores}, {report.hit_ratio:.2%} hits{of_min}"
+        + (f"\nended early: {report.stopped}" if report.stopped else "")
     )
 
 
@@ -41,7 +44,11 @@ def summary(run: Run) -> str:
     report = run.report
     if not report.steps:
         return "No step was trained: the model was built and initialised."
-    learned = "" if report.auc is None else f", and ranks held-out samples with an AUC of {report.auc:.4f}"
+    scores, verdict = standing(report), worse_than_mean(run)
+    learned = f". On held-out samples: {scores}" if scores else ""
+    if report.stopped:
+        learned += f". The run ended early: {report.stopped}"
+    learned += f". {verdict.removesuffix('.')}" if verdict else ""
     temporary = ""
     if report.temporary_slots:
         temporary = f", and up to {report.temporary_slots:,} more while a batch needed them"
@@ -89,6 +96,9 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _learning(report: Report) -> tuple[str, str, str]:
+    if report.normalized_entropy is not None and report.normalized_entropy >= 1:
+        of_mean = f"{report.normalized_entropy:.3f}"
+        return "Loss, of predicting the mean's", of_mean, "on held-out samples: from 1 on nothing was learned"
     if report.auc is not None:
         return "AUC", f"{report.auc:.4f}", "ranking of held-out samples: 0.5 is guessing, 1 is perfect"
     return "Mean loss", number(report.loss_mean, ".5f"), "over the run; no AUC on held-out samples"
@@ -117,8 +127,8 @@ def figures(run: Run) -> dict[str, str]:
         "samples a second": if_trained(report.samples_per_s, ",.0f"),
         "loss, mean over the run": number(report.loss_mean, ".5f"),
         "loss of the last step": number(report.loss_last, ".5f"),
-        "AUC on held-out samples": number(report.auc, ".4f"),
-        "accuracy on held-out samples": number(report.accuracy, ".2%"),
+        **scores_in_words(report),
+        "best evaluation, step": number(report.best_step if trained else None, ","),
         "held-out samples a second": number(served.samples_per_s if served else None, ",.0f"),
         "rows of all tables": f"{report.table_rows:,}",
         "rows kept on the device": kept if served is None else NONE,  # a served model's rows are read where they are
@@ -132,6 +142,19 @@ def figures(run: Run) -> dict[str, str]:
         "waiting for rows, of training": if_trained(_waited_share(run), ".1%"),
         "device memory, peak": format_bytes(report.device_peak_bytes),
         "host memory of the process, peak": format_bytes(report.host_peak_bytes),
+    }
+
+
+def scores_in_words(scores: Scores) -> dict[str, str]:
+    """The figures of an evaluation by name, `NONE` where there is none."""
+    return {
+        "AUC on held-out samples": number(scores.auc, ".4f"),
+        "logloss on held-out samples": number(scores.logloss, ".5f"),
+        "normalized entropy (1: no better than the mean)": number(scores.normalized_entropy, ".4f"),
+        "calibration (mean prediction / mean label)": number(scores.calibration, ".4f"),
+        "average precision": number(scores.average_precision, ".4f"),
+        "AUC within ids of --gauc-table": number(scores.gauc, ".4f"),
+        "accuracy on held-out samples": number(scores.accuracy, ".2%"),
     }
 
 
@@ -194,11 +217,27 @@ def served_table(inference: InferenceReport) -> list[tuple[str, ...]]:
             number(model.accuracy, ".3%"),
             number(model.auc, ".5f"),
             number(model.loss, ".5f"),
+            number(model.normalized_entropy, ".4f"),
+            number(model.calibration, ".4f"),
+            number(model.average_precision, ".5f"),
+            number(model.gauc, ".5f"),
             f"{model.samples_per_s:,.0f}",
             format_bytes(model.embedding_bytes),
             format_bytes(model.mlp_bytes),
         )
         for name, model in models.items()
     ]
-    titles = (f"{inference.samples:,} samples", "accuracy", "AUC", "loss", "samples/s", "embeddings", "MLPs")
+    titles = (
+        f"{inference.samples:,} samples",
+        "accuracy",
+        "AUC",
+        "loss",
+        "normalized entropy",
+        "calibration",
+        "average precision",
+        "AUC within ids",
+        "samples/s",
+        "embeddings",
+        "MLPs",
+    )
     return list(zip(titles, *columns, strict=True))

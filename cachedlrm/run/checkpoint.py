@@ -140,7 +140,7 @@ def restore_trainer(trainer: Trainer, checkpoint: Checkpoint) -> None:
         raise UserError(
             f"the checkpoint does not fit the model: {str(error).splitlines()[0]}; start the run again"
         ) from error
-    trainer.steps_before = checkpoint.steps_before
+    trainer.steps_before, trainer.num_batches = checkpoint.steps_before, checkpoint.batches
 
 
 def save_checkpoint(trainer: Trainer, batches: int, since: int, progress: Mapping[str, Any]) -> None:

@@ -87,12 +87,20 @@ class RunDirectory:
         with whole_file(self.path(name), OTHER_RUN_DIR) as file:
             np.save(file, array, allow_pickle=False)
 
-    def append_metrics(self, row: Mapping[str, object]) -> None:
-        """Appends one line to ``metrics.jsonl``; a line that cannot be written whole is taken back."""
+    def append_metrics(self, row: Mapping[str, object], replaces_last: bool = False) -> None:
+        """Appends one line to ``metrics.jsonl``; a line that cannot be written whole is taken back.
+
+        Args:
+            row: the line.
+            replaces_last: whether it takes the place of the last one.
+        """
         path = self.path("metrics.jsonl")
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with writing(path, OTHER_RUN_DIR), path.open("ab", buffering=0) as file:
             end = file.tell()
+            if replaces_last:
+                end = path.read_bytes().rfind(b"\n", 0, end - 1) + 1
+                file.truncate(end)
             try:
                 rest = memoryview(line)
                 while rest:  # a disk that fills up takes a part first; the next write says why

@@ -1,7 +1,7 @@
 """``--inference-only``: a model, quantised or not, on the held-out samples."""
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -83,12 +83,11 @@ def _serve(job: Job, model: Model, pooling: Pooling) -> tuple[ServedModel, Evalu
     batch_size = options.batches.mini_batch_size if is_reference else options.batches.test_mini_batch_size
     timed = _TimedSource(source)
     started = time.perf_counter()
-    evaluation = evaluate(model, pooling, timed, batch_size, job.device)
+    evaluation = evaluate(model, pooling, timed, batch_size, job.device, group_by=job.group_by)
     seconds = time.perf_counter() - started - timed.seconds
     loss = make_loss(options.model.loss_function, options.model.loss_weights, torch.device("cpu"))
     served = ServedModel(
-        accuracy=evaluation.accuracy,
-        auc=evaluation.auc,
+        **asdict(evaluation.scores),
         loss=finite(float(loss(torch.from_numpy(evaluation.predictions), torch.from_numpy(evaluation.labels)))),
         samples_per_s=len(evaluation.labels) / max(seconds, 1e-9),
         embedding_bytes=0,

@@ -22,6 +22,7 @@ from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.id_pass import Tell, inform_policies
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.run.checkpoint import check_data, keeps_log, open_durability, restore_trainer
+from cachedlrm.run.evaluation import table_number
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.checkpoint_value import Checkpoint
 
@@ -39,6 +40,7 @@ class Job:
         tiers: sizes of the tiers.
         trainer: cache, model and optimizers.
         note: what a user should know of a loaded model, or of a run that goes on; else None.
+        group_by: number of the table of ``--gauc-table``.
         checkpoint: from which ``--resume`` goes on; None: from the beginning.
     """
 
@@ -50,6 +52,7 @@ class Job:
     tiers: Tiers
     trainer: Trainer
     note: str | None
+    group_by: int | None = None
     checkpoint: Checkpoint | None = None
 
     @property
@@ -97,6 +100,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
         torch.use_deterministic_algorithms(True)
     torch.backends.cuda.matmul.allow_tf32 = optimisation.tf32
     schedule = Schedule(options, dataset.train)
+    group_by = table_number(options.evaluation.gauc_table, dataset)
     architecture = build_architecture(options.model, optimisation.optimizer)
     tiers = size_tiers(options, architecture, dataset, device)
     step = tiers.step
@@ -160,7 +164,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
             trainer.load_optimizer_state(initial.dense_state)
         undo.pop_all()
     note = "\n".join(filter(None, (initial.note, data_note))) or None
-    return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, checkpoint)
+    return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, group_by, checkpoint)
 
 
 def _compares_with_min(checkpoint: Checkpoint) -> bool:

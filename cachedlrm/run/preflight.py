@@ -3,13 +3,13 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cachedlrm.base.errors import UserError, check_package
 from cachedlrm.base.units import format_bytes
 from cachedlrm.export.formats.model_file import Training, save_model
-from cachedlrm.export.full_tables import current_records, full_tables
+from cachedlrm.export.full_tables import FullTable
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.report.record import Report
 from cachedlrm.run.job import Job
@@ -56,13 +56,14 @@ def short_of_space(files: Mapping[Path, int]) -> Iterator[str]:
             )
 
 
-def save_models(job: Job, report: Report, onnx_path: Path) -> None:
+def save_models(job: Job, report: Report, onnx_path: Path, final_tables: Callable[[], list[FullTable]]) -> None:
     """Writes what the options ask for, of a run that has no batch in flight.
 
     Args:
         job: the run.
         report: its record.
         onnx_path: for ``--save-onnx``.
+        final_tables: gives the tables to write, and brings the layers to the same state.
 
     Raises:
         UserError: a file could not be written.
@@ -70,7 +71,7 @@ def save_models(job: Job, report: Report, onnx_path: Path) -> None:
     inference, trainer = job.options.inference, job.trainer
     if inference.save_model is None and not inference.save_onnx:
         return
-    tables = full_tables(job.architecture, current_records(trainer.cache))
+    tables = final_tables()
     if inference.save_model is not None:
         rate = trainer.learning_rate
         save_model(

@@ -1,10 +1,10 @@
 """Everything a run measures: clocks, counters, losses and memory, from the first step to the report."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from dataclasses import asdict, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,57 +14,19 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import host_memory
-from cachedlrm.base.units import finite, format_bytes
-from cachedlrm.cache.counters import PHASES, TABLE_COUNTS, CacheCounters
+from cachedlrm.cache.counters import PHASES
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.plan.prediction import Prediction
-from cachedlrm.report.environment import environment
 from cachedlrm.report.live_view import RunHeader
 from cachedlrm.report.metrics import Snapshot
-from cachedlrm.report.record import Count, InferenceReport, Report, table_reports
+from cachedlrm.report.record import InferenceReport, Report
+from cachedlrm.report.scores import SCORES, Evaluated, best_of, num_without_improvement
+from cachedlrm.run.evaluation import Evaluation
 from cachedlrm.run.job import Job
+from cachedlrm.run.outcome import Measured, run_header, run_report
+from cachedlrm.run.tally import read_tally
 
 _WARM_UP_SHARE = 0.05  # of the steps; left out of the rate
-
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-
-
-@dataclass(kw_only=True)
-class Tally:
-    """What a run has counted so far, as a checkpoint keeps it: a resumed run reports the whole run.
-
-    Attributes:
-        steps, samples: trained.
-        counters: of the cache.
-        table_counts: [tables, 4], the `TABLE_COUNTS` of each table, group after group.
-        losses: of every step; kept with ``--print-freq 1`` only.
-        loss_sum, last_loss: up to the last snapshot.
-        pending_losses: since then.
-        auc, accuracy: of the last evaluation.
-        evaluated_at: steps trained by then; None before the first.
-        phase_totals: milliseconds by phase, up to the last snapshot.
-        seconds: of training, without evaluation.
-        warm: samples and seconds when the warm-up ended; None before.
-        counters_at_snapshot, samples_at_snapshot, seconds_at_snapshot: what they were at the last snapshot.
-    """
-
-    steps: Count
-    samples: Count
-    counters: CacheCounters
-    table_counts: list[list[Count]]
-    losses: list[float] = field(default_factory=list)
-    loss_sum: float = 0.0
-    last_loss: float | None = None
-    pending_losses: list[float] = field(default_factory=list)
-    auc: float | None = None
-    accuracy: float | None = None
-    evaluated_at: Count | None = None
-    phase_totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    seconds: Seconds = 0.0
-    warm: tuple[Count, Seconds] | None = None
-    counters_at_snapshot: CacheCounters = field(default_factory=CacheCounters)
-    samples_at_snapshot: Count = 0
-    seconds_at_snapshot: Seconds = 0.0
 
 
 class Progress:
@@ -81,7 +43,8 @@ class Progress:
         self._job = job
         self._print_freq = job.options.batches.print_freq
         self._num_steps = job.schedule.num_steps
-        self._tally = self._read_tally(job.checkpoint.progress if job.checkpoint is not None else {})
+        num_tables = sum(map(len, job.architecture.groups))
+        self._tally = read_tally(job.checkpoint.progress if job.checkpoint is not None else {}, num_tables)
         self._table_counts: NDArray[np.int64] = np.array(self._tally.table_counts, np.int64)
         pending = self._tally.pending_losses
         # A place for each step between two snapshots, so that no step waits for its loss.
@@ -96,28 +59,13 @@ class Progress:
             ) from error
         self._pending[: len(pending)] = torch.tensor(pending)
         self._num_pending = len(pending)
+        self._has_unrecorded = False  # an evaluation that is in no line of metrics
         self._inference: InferenceReport | None = None
         self._prediction: Prediction | None = None
         self._resumed_at = self._waiting_since = 0.0
         self._host_peak = self._mapped_peak = 0
         self._last_batch = job.first_batch - 1
         self._sample_memory()
-
-    def _read_tally(self, saved: Mapping[str, Any]) -> Tally:
-        """What `state` gave; a new one where that is empty."""
-        num_tables = sum(map(len, self._job.architecture.groups))
-        if not saved:
-            nothing = [[0] * len(TABLE_COUNTS) for _ in range(num_tables)]
-            return Tally(steps=0, samples=0, counters=CacheCounters(), table_counts=nothing)
-        try:
-            tally = msgspec.convert(saved, Tally)
-            if [len(counts) for counts in tally.table_counts] != [len(TABLE_COUNTS)] * num_tables:
-                raise ValueError(f"table_counts are not those of {num_tables} tables")
-        except ValueError as error:
-            raise UserError(f"the checkpoint's progress does not read: {error}; start the run again") from error
-        if tally.warm is not None:  # the rate of this process alone: another may have had another machine
-            tally.warm = (tally.samples, tally.seconds)
-        return tally
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs to report the whole run, as JSON has it. Waits for the device."""
@@ -136,36 +84,11 @@ class Progress:
     def needs_evaluation(self) -> bool:
         """Whether an evaluation is due after the last batch trained, by this process or one before."""
         due = self._last_batch >= 0 and self._job.dataset.test is not None
-        return (
-            due
-            and self._job.schedule.evaluates_after(self._last_batch)
-            and self._tally.evaluated_at != self._tally.steps
-        )
+        return due and self._job.schedule.evaluates_after(self._last_batch) and not self.is_evaluated
 
     def header(self) -> RunHeader:
         """The part of the display that does not change."""
-        job, options = self._job, self._job.options
-        rows, slots = job.tiers.device.table_rows, job.tiers.device.quota_slots
-        lookahead = f" {options.cache.lookahead}" if options.cache.policy == "lookahead" else ""
-        extra = job.tiers.device.num_slots - slots
-        cache = (
-            f"{slots:,} slots ({slots / rows:.2%})"
-            + (f" and {extra:,} temporary ones" if extra else "")
-            + f", {options.cache.policy}{lookahead}, {format_bytes(job.tiers.device.total_bytes)} on the device"
-        )
-        return RunHeader(
-            data=options.data.data,
-            model=f"{rows:,} rows in {len(job.dataset.train.table_rows)} tables, "
-            f"dim {options.model.arch_sparse_feature_size}, {options.optimisation.optimizer}",
-            cache="cache not used: rows are read where they are" if options.inference.inference_only else cache,
-            machine=f"{self._device_name()}, {torch.get_num_threads()} threads, "
-            f"prefetch depth {options.cache.prefetch_depth}",
-            trains=self._num_steps > 0,
-            evaluates=job.dataset.test is not None and (options.batches.test_freq or 0) > 0,
-        )
-
-    def _device_name(self) -> str:
-        return torch.cuda.get_device_name(self._job.device) if self._job.device.type == "cuda" else "cpu"
+        return run_header(self._job)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -221,16 +144,62 @@ class Progress:
         tally.steps += steps
         self._last_batch = batch.tensors.index
         tally.samples += batch.tensors.num_samples
+        if tally.label_sum is not None:  # else an earlier version trained a part of the run
+            tally.label_sum += batch.label_sum
         tally.counters += batch.counters
         self._table_counts += batch.table_counts
         if tally.warm is None and tally.steps >= max(1, int(self._num_steps * _WARM_UP_SHARE)):
             self._stop_clock()
             tally.warm = (tally.samples, tally.seconds)
 
-    def evaluated(self, auc: float | None, accuracy: float | None = None) -> None:
+    def evaluated(self, evaluation: Evaluation) -> None:
         """The model has been evaluated."""
         tally = self._tally
-        tally.auc, tally.accuracy, tally.evaluated_at = auc, accuracy, tally.steps
+        if self.is_better(evaluation):
+            tally.best_calibration_bins = list(evaluation.bins)
+        tally.evaluations.append(self._entry(evaluation))
+        tally.calibration_bins = list(evaluation.bins)
+        self._has_unrecorded = True
+
+    def is_better(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation of the present state is better than all before."""
+        entry = self._entry(evaluation)
+        return best_of([*self._tally.evaluations, entry], self._job.options.evaluation.monitor) is entry
+
+    def _entry(self, evaluation: Evaluation) -> Evaluated:
+        return Evaluated(step=self._tally.steps, **asdict(evaluation.scores))
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the present state is evaluated."""
+        return self.evaluation is not None and self.evaluation.step == self._tally.steps
+
+    @property
+    def evaluation(self) -> Evaluated | None:
+        """The last one."""
+        return self._tally.evaluation
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The best evaluation by ``--monitor``."""
+        return best_of(self._tally.evaluations, self._job.options.evaluation.monitor)
+
+    @property
+    def ends_because(self) -> str | None:
+        """Why evaluations end the run; None: they do not."""
+        options, evaluations = self._job.options.evaluation, self._tally.evaluations
+        if options.stop_at_auc is not None:
+            for one in evaluations:
+                if one.auc is not None and one.auc >= options.stop_at_auc:
+                    return f"AUC {one.auc:.4f} at step {one.step:,} reached --stop-at-auc {options.stop_at_auc}"
+        waited = num_without_improvement(evaluations, options.monitor)
+        if options.stop_after is not None and waited >= options.stop_after:
+            assert self.best is not None
+            return (
+                f"--stop-after {options.stop_after}: no evaluation since step {self.best.step:,} has a better "
+                f"{options.monitor}"
+            )
+        return None
 
     def predicted(self, prediction: Prediction) -> None:
         """Takes what is expected of the run, before it trains."""
@@ -239,7 +208,7 @@ class Progress:
     def served(self, report: InferenceReport) -> None:
         """The model has been evaluated instead of trained."""
         self._inference = report
-        self.evaluated(report.served.auc, report.served.accuracy)
+        self._tally.evaluations = [Evaluated(step=0, **{name: getattr(report.served, name) for name in SCORES})]
 
     @property
     def has_news(self) -> bool:
@@ -248,8 +217,10 @@ class Progress:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a snapshot."""
-        return self._num_pending > 0 and (self._num_pending >= self._print_freq or self._tally.steps == self._num_steps)
+        """Whether it is time for a line of metrics: after ``--print-freq`` steps, an evaluation, or the last step."""
+        steps, frequency = self._tally.steps, self._print_freq
+        is_time = steps // frequency > self._tally.steps_at_snapshot // frequency or steps == self._num_steps
+        return self._has_unrecorded or (self._num_pending > 0 and is_time)
 
     def snapshot(self) -> Snapshot:
         """The run at this moment; waits for the device.
@@ -277,7 +248,8 @@ class Progress:
             samples_per_s=samples / seconds,
             eta_s=(self._num_steps - tally.steps) * seconds / steps,
             loss=sum(losses) / len(losses),
-            auc=tally.auc,
+            evaluation=tally.evaluation,
+            best=self.best,
             cache=tally.counters,
             recent=recent,
             recent_steps=steps,
@@ -292,13 +264,14 @@ class Progress:
             host_records=job.trainer.cache.store_records,
             host_record_bytes=job.trainer.cache.store_bytes,
             temporary_slots=job.tiers.device.num_slots - job.tiers.device.quota_slots,
-            evaluated=tally.evaluated_at is not None,
             disk_bytes=disk,
             disk_limit_bytes=disk_limit,
             prefetch_depth=job.options.cache.prefetch_depth,
         )
         tally.counters_at_snapshot = tally.counters
         tally.seconds_at_snapshot, tally.samples_at_snapshot = tally.seconds, tally.samples
+        tally.steps_at_snapshot = tally.steps
+        self._has_unrecorded = False
         self._resumed_at = time.perf_counter()
         return snapshot
 
@@ -320,10 +293,14 @@ class Progress:
                 )
         self._num_pending = 0
         self._tally.loss_sum += sum(losses)
-        self._tally.last_loss = losses[-1]
+        self._tally.last_loss, self._tally.recent_loss = losses[-1], sum(losses) / len(losses)
         if self._print_freq == 1:
             self._tally.losses += losses
         return losses
+
+    def recorded(self) -> None:
+        """The last evaluation is in a line of metrics that an earlier process wrote."""
+        self._has_unrecorded = False
 
     def _device_peak(self) -> int:
         """Measured on CUDA; on the CPU what the step's tensors add up to."""
@@ -342,52 +319,16 @@ class Progress:
         Args:
             arguments: its command line.
         """
-        job, tally, counters, device = self._job, self._tally, self._tally.counters, self._job.tiers.device
         self._sample_memory()
-        warm_samples, warm_seconds = tally.warm or (0, 0.0)
-        if warm_samples == tally.samples:  # too short a run to leave anything out
-            warm_samples, warm_seconds = 0, 0.0
-        seconds = tally.seconds - warm_seconds
-        # A run may be resumed with --report-min, and then MIN was not counted from the beginning on.
-        min_was_counted = job.options.cache.report_min and (counters.moved_rows_min or not counters.moved_rows)
-        return Report(
-            steps=tally.steps,
-            samples=tally.samples,
-            samples_per_s=(tally.samples - warm_samples) / seconds if seconds > 0 else 0.0,
-            training_s=tally.seconds,
-            loss_last=tally.last_loss,
-            loss_mean=tally.loss_sum / tally.steps if tally.steps else None,
-            auc=tally.auc,
-            accuracy=finite(tally.accuracy),
-            table_rows=device.table_rows,
-            cache_slots=device.quota_slots,
-            temporary_slots=device.num_slots - device.quota_slots,
-            record_bytes=max(layout.record_bytes for layout in job.architecture.layouts),
-            table_bytes=job.tiers.table_bytes,
-            lookups=counters.lookups,
-            hit_ratio=counters.hit_ratio,
-            working_set_rows=counters.working_set_rows,
-            unique_hit_ratio=counters.unique_hit_ratio,
-            first_touch_rows=counters.first_touch_rows,
-            fetched_rows=counters.fetched_rows,
-            evicted_rows=counters.evicted_rows,
-            written_back_rows=counters.written_back_rows,
-            fetched_bytes=counters.fetched_bytes,
-            written_back_bytes=counters.written_back_bytes,
-            moved_rows_min=counters.moved_rows_min if min_was_counted else None,
-            device_peak_bytes=self._device_peak(),
-            device_limit_bytes=job.tiers.device_limit,
-            device_bytes_breakdown=device.breakdown,
-            host_peak_bytes=self._host_peak,
-            host_limit_bytes=job.tiers.host.records,
-            host_store_bytes=job.trainer.cache.store_bytes,
-            mapped_peak_bytes=self._mapped_peak,
-            phase_ms={phase: total / max(1, tally.steps) for phase, total in tally.phase_totals.items()},
-            prediction=self._prediction.of_run if self._prediction else None,
-            miss_ratio_curve=self._prediction.by_size if self._prediction else None,
-            tables=table_reports(job.architecture, self._table_counts.tolist(), job.dataset.table_names),
-            vocabulary=job.dataset.vocabulary_fingerprint,
-            environment=environment(self._device_name(), arguments),
-            losses=tuple(tally.losses) if self._print_freq == 1 else None,
+        measured = Measured(
+            tally=self._tally,
+            table_counts=self._table_counts.tolist(),
+            best=self.best,
+            ends_because=self.ends_because,
+            device_peak=self._device_peak(),
+            host_peak=self._host_peak,
+            mapped_peak=self._mapped_peak,
+            prediction=self._prediction,
             inference=self._inference,
         )
+        return run_report(self._job, measured, arguments)

@@ -8,6 +8,7 @@ from pathlib import Path
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.program import Interrupts
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.export.final_state import FILE_NAME
 from cachedlrm.options.profiles import load_options
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import OTHER_RUN_DIR
@@ -83,6 +84,21 @@ class Checkpoints:
         if self.due_after(batch):
             self._save()
 
+    def save_now(self) -> None:
+        """Saves the state after the last batch trained; returns when it is on the disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self._trained = self._job.trainer.num_batches
+        self._save()
+        self._job.trainer.cache.durable_database.wait()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the run keeps checkpoints."""
+        return self._is_kept
+
     def _save(self) -> None:
         save_checkpoint(self._job.trainer, self._trained, self._saved, self._progress.state())
         self._saved, self._has_saved = self._trained, True
@@ -119,8 +135,10 @@ def _fork(options: Resolved, run_dir: Path, store: Path, resumed: Path) -> RunDi
     try:
         copy_store(store, target)
         metrics = resumed / "metrics.jsonl"
-        if metrics.exists():
-            shutil.copyfile(metrics, run.path("metrics.jsonl"))
+        kept = [*resumed.glob("best-*.safetensors"), resumed / FILE_NAME] if options.evaluation.keep_best else []
+        for path in (metrics, *kept):
+            if path.exists():
+                shutil.copyfile(path, run.path(path.name))
     except OSError as error:
         run.abandon()
         raise UserError(f"cannot copy {resumed}: {error.strerror or error}; {OTHER_RUN_DIR}") from error

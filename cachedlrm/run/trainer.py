@@ -56,6 +56,7 @@ class Trainer:
         self._dense_pass = DensePass(model, self._optimizer.grads, loss, dtype)
         self._graphed_pass = None if record is None else GraphedPass(self._dense_pass, record)
         self.steps_before = 0  # of the run whose state was loaded
+        self.num_batches = 0  # trained, by earlier processes of the run too
         self.clock = PhaseClock(cache.device)
 
     @torch.inference_mode()
@@ -79,6 +80,7 @@ class Trainer:
         for update, gradient in zip(updates, gradients, strict=True):
             update.step(gradient, step)
         self.cache.finish(batch, updates)
+        self.num_batches = tensors.index + 1
         self.clock.enter(None)
         return losses
 
@@ -121,6 +123,11 @@ class Trainer:
             for first in mini_batch[:: self._micro_batch_size]:
                 yield first, min(first + self._micro_batch_size, mini_batch.stop), mini_batch
 
+    @property
+    def num_updates(self) -> int:
+        """How often parameters moved, in the run whose state was loaded too."""
+        return self.steps_before + self.num_batches
+
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """State of the dense parameters' optimizer, by parameter name and torch's key."""
         return self._optimizer.state()
@@ -139,6 +146,6 @@ class Trainer:
         dense = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
         return dense and all(group.is_finite() for group in self.cache.groups)
 
-    def evaluate(self, source: Source, batch_size: int) -> Evaluation:
-        """Predicts a whole source. Changes nothing that training depends on."""
-        return evaluate(self.model, self.cache.pooled, source, batch_size, self.cache.device)
+    def evaluate(self, source: Source, batch_size: int, group_by: int | None = None) -> Evaluation:
+        """Predicts a whole source; see `cachedlrm.run.evaluation.evaluate`. Changes nothing that training needs."""
+        return evaluate(self.model, self.cache.pooled, source, batch_size, self.cache.device, group_by=group_by)

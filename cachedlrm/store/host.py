@@ -5,7 +5,7 @@ rows only, and rows that became popular early are neighbours.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,18 @@ _TURN_ROWS = 1 << 13
 
 RecordsBetween = Callable[[int, int], NDArray[np.float32]]
 """Records of indices ``first`` to ``last - 1``, [last - first, width]."""
+
+
+class Newer(NamedTuple):
+    """Records that the device has, newer than those in a store, which may lack them.
+
+    Attributes:
+        addresses: [n] int64.
+        read: records [m, width] of some of them, by their indices [m] there.
+    """
+
+    addresses: NDArray[np.int64]
+    read: Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 class Store(Protocol):
@@ -47,10 +59,14 @@ class Store(Protocol):
         Nothing may be written meanwhile."""
         ...
 
-    def arranged(self, addresses: NDArray[np.int32]) -> RecordsBetween:
-        """The records at ``addresses`` [n], all of them in any order, to be read by their index there.
+    def arranged(self, addresses: NDArray[np.int32], newer: Newer) -> RecordsBetween:
+        """The newest records at ``addresses`` [n], all of them in any order, to be read by their index there.
 
         Cheapest from the first to the last. Nothing may be written meanwhile.
+
+        Args:
+            addresses: of the records here and of those that are newer.
+            newer: takes the place of records here.
 
         Raises:
             UserError: the disk has no room for them.
@@ -123,9 +139,18 @@ class HostStore:
             last = min(first + _TURN_ROWS, self._used_rows)
             yield np.arange(first, last), self._records[first:last]
 
-    def arranged(self, addresses: NDArray[np.int32]) -> RecordsBetween:
+    def arranged(self, addresses: NDArray[np.int32], newer: Newer) -> RecordsBetween:
         """See `Store`."""
-        return lambda first, last: self._records[addresses[first:last]]
+        places = places_of(newer, len(addresses))
+
+        def between(first: int, last: int) -> NDArray[np.float32]:
+            part = addresses[first:last]
+            records, place = self._records[part], places[part]
+            if (here := np.flatnonzero(place >= 0)).size:
+                records[here] = newer.read(place[here])
+            return records
+
+        return between
 
     def write(self, addresses: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """See `Store`."""
@@ -155,3 +180,10 @@ class HostStore:
             gather_rows(self._records, addresses, records)
             self._log.append(addresses, records)
         self._changed[changed] = False
+
+
+def places_of(newer: Newer, num_addresses: int) -> NDArray[np.int64]:
+    """Of each address its index among those that are newer, or -1."""
+    places = np.full(num_addresses, -1, np.int64)
+    places[newer.addresses] = np.arange(len(newer.addresses))
+    return places

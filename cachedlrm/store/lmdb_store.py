@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.store.host import RecordsBetween
+from cachedlrm.store.host import Newer, RecordsBetween, places_of
 from cachedlrm.store.record_log import RecordLog
 from cachedlrm.store.spool import Spool
 
@@ -84,12 +84,22 @@ class LmdbStore:
             below = self._frame_of[addresses] == _NOTHING
             yield addresses[below], records[below]
 
-    def arranged(self, addresses: Int32s) -> RecordsBetween:
+    def arranged(self, addresses: Int32s, newer: Newer) -> RecordsBetween:
         """See `cachedlrm.store.host.Store`. Takes as much disk space beside the log, as long as the result lives."""
         places = np.empty(len(addresses), np.int32)  # by address
         places[addresses] = np.arange(len(addresses), dtype=np.int32)
-        pieces = ((places[found], records) for found, records in self.scan())
+        pieces = ((places[found], records) for found, records in self._newest(newer, len(addresses)))
         return Spool(self._log.folder, len(addresses), self._records.shape[1], pieces).read
+
+    def _newest(self, newer: Newer, num_addresses: int) -> Iterator[tuple[Int64s, Float32s]]:
+        """As `scan`, with what is newer."""
+        is_old = places_of(newer, num_addresses) >= 0
+        for found, records in self.scan():
+            kept = ~is_old[found]
+            yield found[kept], records[kept]
+        for first in range(0, len(newer.addresses), _TURN_ROWS):
+            indices = np.arange(first, min(first + _TURN_ROWS, len(newer.addresses)))
+            yield newer.addresses[indices], newer.read(indices)
 
     def write(self, addresses: Int64s, values: Float32s) -> None:
         """See `cachedlrm.store.host.Store`.

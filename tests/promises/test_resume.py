@@ -152,9 +152,9 @@ def test_a_signal_during_an_evaluation_saves_and_evaluates_later(tmp_path, monke
     run = tmp_path / "run"
     evaluate = train_module.build_job.__globals__["Trainer"].evaluate
 
-    def interrupted(self, source, batch_size):
+    def interrupted(self, *arguments):
         signal.raise_signal(signal.SIGINT)
-        return evaluate(self, source, batch_size)
+        return evaluate(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr("cachedlrm.run.job.Trainer.evaluate", interrupted)
@@ -173,14 +173,14 @@ def test_an_evaluation_that_is_owed_comes_before_rows_move(tmp_path, monkeypatch
     run, evaluate = tmp_path / "run", train_module.build_job.__globals__["Trainer"].evaluate
     prefetching, often = [], ["--test-freq=5" if option.startswith("--test-freq") else option for option in WHOLE]
 
-    def interrupted(self, source, batch_size):
+    def interrupted(self, *arguments):
         signal.raise_signal(signal.SIGINT)
-        return evaluate(self, source, batch_size)
+        return evaluate(self, *arguments)
 
-    def patient(self, source, batch_size):
+    def patient(self, *arguments):
         time.sleep(0.3)
         prefetching.append(any(thread.name == "prefetch" for thread in threading.enumerate()))
-        return evaluate(self, source, batch_size)
+        return evaluate(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr("cachedlrm.run.job.Trainer.evaluate", interrupted)

@@ -153,7 +153,7 @@ ORDERS = {
         "cache.transfer", "            buffer.copied.synchronize()\n            addresses", "lru"
     ),
     "transfer, a buffer was saved": (
-        "cache.transfer", "            buffer.copied.synchronize()\n            log", RESUMED
+        "cache.transfer", "        buffer.copied.synchronize()\n        records:", RESUMED
     ),
     "trainer, rows are admitted": ("run.trainer", "batch.admitted.wait()", "lru"),
     "library, rows are admitted": ("library.current", "self._prepared.admitted.wait()", LIBRARY),

@@ -11,8 +11,8 @@ from cachedlrm.plan.prediction import PredictedCache, PredictedRun
 from cachedlrm.report.environment import environment
 from cachedlrm.report.html import run_page
 from cachedlrm.report.metrics import metrics_row
-from cachedlrm.report.record import InferenceReport, Report, ServedModel, TableReport
-from support.reports import NO_STEP, TABLES, checked, lines, report, run_of, snapshot
+from cachedlrm.report.record import InferenceReport, Report, TableReport
+from support.reports import NO_STEP, TABLES, checked, lines, report, run_of, served_model, snapshot
 
 HOSTILE = "</title><script src=\"http://x\">alert('1')</script>&amp;\x1b[2J"
 RICH = {
@@ -44,7 +44,7 @@ def test_a_page_needs_nothing_else():
     assert "http" not in text.replace("http-equiv", "")
     assert "<script" not in text
     assert headings(content) == ALWAYS
-    assert "".join(content.itertext()).count("AUC of 0.7500") == 1
+    assert "".join(content.itertext()).count("On held-out samples: AUC 0.7500. Its tables") == 1
     assert len(list(content.iter("figure"))) == 11
 
 
@@ -114,7 +114,7 @@ def test_a_run_without_a_step_and_one_without_values():
 
 
 def test_a_run_that_served_a_model():
-    before = ServedModel(0.8, None, 0.5, 1000.0, 4096, 512)
+    before = served_model(0.8, None, 0.5, 1000.0, 4096, 512)
     made = report(steps=0, inference=InferenceReport(77, 8, 4, before, replace(before, loss=None, auc=0.75)))
     content = checked(page(made, 0))
     assert headings(content) == ["Held-out samples", "Does memory hold?", "To repeat it"]

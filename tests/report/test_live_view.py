@@ -15,6 +15,7 @@ from cachedlrm.cache.counters import PHASES, CacheCounters
 from cachedlrm.report.console import Console, LiveConsole, PlainConsole, open_console
 from cachedlrm.report.live_view import LiveView, RunHeader
 from cachedlrm.report.metrics import Snapshot, metrics_row
+from cachedlrm.report.scores import Evaluated
 
 HEADER = RunHeader(
     "zipf", "33,762,577 rows in 26 tables, dim 16, adagrad", "1,688,128 slots (5.00%), lrfu, 313.6 MiB on the device",
@@ -24,7 +25,7 @@ TOTAL = CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960)
 RECENT = CacheCounters(100, 95, 40, 36, 2, 2, 10, 10, 256, 1280)
 SNAPSHOT = Snapshot(
     step=610, num_steps=1000, epoch=0, samples=1_249_280, elapsed_s=27.5, samples_per_s=45_312.0, eta_s=17.2,
-    loss=0.46351, auc=0.7886, cache=TOTAL, recent=RECENT, recent_steps=2,
+    loss=0.46351, evaluation=Evaluated(step=610, auc=0.7886), best=None, cache=TOTAL, recent=RECENT, recent_steps=2,
     phase_ms=dict(zip(PHASES, (3.1, 0.24, 0.4, 0.7, 14.2, 25.4, 1.8, 1.1), strict=True)),
     device_bytes=300 << 20, device_limit_bytes=4 << 30, host_bytes=900 << 20, host_limit_bytes=16 << 30,
     host_record_bytes=600 << 20, mapped_bytes=0, cache_slots=1_688_128, resident_slots=844_064,
@@ -73,7 +74,7 @@ def test_any_width_draws(width):
 
 def test_before_the_first_snapshot_and_without_evaluation():
     assert "preparing" in "\n".join(draw(LiveView(HEADER, None), 80, 24))
-    fresh = Snapshot(**{**vars(SNAPSHOT), "auc": None, "num_steps": 0, "step": 0, "recent_steps": 0})
+    fresh = Snapshot(**{**vars(SNAPSHOT), "evaluation": None, "num_steps": 0, "step": 0, "recent_steps": 0})
     assert "no evaluation yet" in "\n".join(draw(LiveView(HEADER, fresh), 80, 24))
 
 
@@ -84,12 +85,15 @@ def line_of(label: str, view: LiveView) -> str:
 
 
 def test_the_auc_says_what_there_is_to_expect():
-    never, fresh = replace(HEADER, evaluates=False), replace(SNAPSHOT, auc=None)
+    never, fresh = replace(HEADER, evaluates=False), replace(SNAPSHOT, evaluation=None)
     assert line_of("AUC", LiveView(HEADER, fresh)) == "no evaluation yet"
     assert line_of("AUC", LiveView(never, fresh)) == "-"
-    odd = replace(fresh, evaluated=True)
+    odd = replace(fresh, evaluation=Evaluated(step=600, accuracy=0.5))
     assert line_of("AUC", LiveView(HEADER, odd)) == "- held-out labels are not 0 and 1, both"
     assert line_of("AUC", LiveView(HEADER, SNAPSHOT)) == "0.7886 held out"
+    best, last = Evaluated(step=500, auc=0.8), Evaluated(step=600, auc=0.7886, logloss=0.4567)
+    later = replace(SNAPSHOT, evaluation=last, best=best)
+    assert line_of("AUC", LiveView(HEADER, later)) == "0.7886 held out, logloss 0.4567, best 0.8000 at step 500"
 
 
 def test_before_the_first_snapshot_the_screen_says_what_happens():

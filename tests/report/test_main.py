@@ -66,7 +66,7 @@ def test_the_page_lays_the_curves_over_each_other(runs, capsys, tmp_path):
         assert len(list(figure.iter("li"))) == 2, figure[0].text
         curves = [path for path in figure.findall("svg/path") if "curve" in path.get("class")]
         assert len(curves) == 2
-        assert {path.get("d").count("L") for path in curves} == {1 if "AUC" in figure[0].text else 3}
+        assert {path.get("d").count("L") for path in curves} == {1 if "held-out" in figure[0].text else 3}
 
 
 def test_one_run_alone(runs, capsys, tmp_path):

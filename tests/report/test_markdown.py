@@ -31,7 +31,7 @@ def test_the_text_for_people():
         "Result", "Cache traffic", "Tables that miss most", "Memory", "Where a step's time goes", "Course of the run",
         "To repeat it",
     ]  # fmt: skip
-    for words in ("trained on 1,000 samples in 10 steps at 500 samples/s", "AUC of 0.7500",
+    for words in ("trained on 1,000 samples in 10 steps at 500 samples/s", "On held-out samples: AUC 0.7500.",
                   "| loss, mean over the run | 0.50000 |", "| hit ratio over working-set rows | 75.00% |",
                   "| device: slab | 600 B |", "| forward | 20.000 | 10.0% | ████ |", "A step took 200.000 ms.",
                   "```toml\n[run]\nsteps = 10\n```"):  # fmt: skip

@@ -7,36 +7,37 @@ from dataclasses import replace
 import pytest
 
 from cachedlrm.plan.prediction import PredictedCache, PredictedRun
-from cachedlrm.report.record import InferenceReport, ServedModel, TableReport, read_report, report_json, report_values
+from cachedlrm.report.record import InferenceReport, TableReport, read_report, report_json, report_values
+from cachedlrm.report.scores import SCORES, CalibrationBin, Evaluated
 from support.documents import TESTS
-from support.reports import COUNTERS, TABLES, report
+from support.reports import COUNTERS, TABLES, report, served_model
 
 # As the README lists them; a key that leaves breaks somebody's script.
 CONTRACT_KEYS = {
     "steps", "samples", "samples_per_s", "loss_last", "loss_mean", "auc", "table_rows", "cache_slots", "record_bytes",
     "lookups", "hit_ratio", "working_set_rows", "unique_hit_ratio", "first_touch_rows", "fetched_rows", "evicted_rows",
     "written_back_rows", "moved_rows_min", "device_peak_bytes", "device_bytes_breakdown", "host_peak_bytes",
-    "mapped_peak_bytes", "phase_ms", "tables",
+    "mapped_peak_bytes", "phase_ms", "tables", "logloss", "normalized_entropy", "calibration", "average_precision",
 }  # fmt: skip
 FULL = report(
     miss_ratio_curve=(PredictedCache(10, 0.5, 4096.0),),
     prediction=PredictedRun(0.9, 5.0, 6.0, 1408.0, None, 2, 10),
-    inference=InferenceReport(77, 8, 4, ServedModel(0.8, None, 0.5, 1000.0, 4096, 512), None),
+    inference=InferenceReport(77, 8, 4, served_model(0.8, None, 0.5, 1000.0, 4096, 512), None),
     losses=(0.5, 0.25),
     moved_rows_min=80,
     accuracy=0.5,
     vocabulary="3f2a91c0d4e5b678",
+    evaluations=(Evaluated(step=5, auc=0.5), Evaluated(step=10, auc=0.75, logloss=0.5, gauc=0.5)),
+    evaluated_step=10,
+    best_step=10,
+    calibration_bins=(CalibrationBin(0.25, 0.5, 100),),
+    logloss=0.5,
+    gauc=0.5,
 )
 OLDER = (
-    "accuracy",
-    "host_limit_bytes",
-    "prediction",
-    "miss_ratio_curve",
-    "tables",
-    "losses",
-    "inference",
-    "vocabulary",
-)
+    *SCORES, "loss_recent", "loss_of_mean", "evaluated_step", "best_step", "stopped", "evaluations", "vocabulary",
+    "calibration_bins", "host_limit_bytes", "prediction", "miss_ratio_curve", "tables", "losses", "inference",
+)  # fmt: skip
 """Keys that reports of earlier versions may lack."""
 
 

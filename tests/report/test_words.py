@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from cachedlrm.options.config import Options
 from cachedlrm.plan.prediction import PredictedRun
-from cachedlrm.report.record import InferenceReport, ServedModel
+from cachedlrm.report.record import InferenceReport
 from cachedlrm.report.words import figures, foreseen, key_figures, most_missed, one_line, served_table, summary
-from support.reports import NO_STEP, TABLES, report, run_of
+from support.reports import NO_STEP, TABLES, report, run_of, served_model
 
 SERVED = InferenceReport(
-    77, 8, 4, ServedModel(0.8, None, 0.5, 1000.0, 4096, 512), ServedModel(0.75, 0.7, None, 2000.0, 1024, 128)
+    77, 8, 4, served_model(0.8, None, 0.5, 1000.0, 4096, 512), served_model(0.75, 0.7, None, 2000.0, 1024, 128)
 )
 
 
@@ -26,7 +26,7 @@ def test_the_last_line_on_the_terminal():
 
 def test_a_paragraph():
     words = summary(run_of(report()))
-    assert "trained on 1,000 samples in 10 steps at 500 samples/s, and ranks held-out samples" in words
+    assert "trained on 1,000 samples in 10 steps at 500 samples/s. On held-out samples: AUC 0.7500. Its" in words
     assert "13.8 KiB of rows moved between device and store, 1.4 KiB a step, and training waited 0.50 ms" in words
 
 

@@ -13,7 +13,8 @@ arch-sparse-feature-size arch-embedding-size arch-mlp-bot arch-mlp-top arch-inte
 dcn-num-layers dcn-low-rank-dim interaction-branch1-layer-sizes interaction-branch2-layer-sizes pooling weighted-pooling
 activation-function loss-function loss-weights loss-threshold round-targets qr-flag qr-threshold qr-operation
 qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size micro-batch-size num-batches nepochs
-numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq data test-data shuffle data-generation data-size
+numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq monitor stop-after stop-at-auc keep-best
+gauc-table data test-data shuffle data-generation data-size
 num-indices-per-lookup num-indices-per-lookup-fixed rand-data-dist rand-data-min rand-data-max rand-data-mu
 rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rate lr-num-warmup-steps
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows

@@ -10,16 +10,21 @@ from cachedlrm.cache.counters import PHASES, CacheCounters
 from cachedlrm.options.config import Options
 from cachedlrm.report.environment import environment
 from cachedlrm.report.metrics import MetricsRow, Snapshot, metrics_row
-from cachedlrm.report.record import Report, TableReport, read_report, report_json
+from cachedlrm.report.record import Report, ServedModel, TableReport, read_report, report_json
 from cachedlrm.report.runs import Run
+from cachedlrm.report.scores import Evaluated
 
 
 def snapshot(**changes: object) -> Snapshot:
-    """A run at step 610 of 1,000."""
+    """A run at step 610 of 1,000, where it was evaluated; ``auc`` is that of the evaluation."""
+    if "evaluation" not in changes:
+        auc = changes.pop("auc", 0.7886)
+        changes["evaluation"] = None if auc is None else Evaluated(step=changes.get("step", 610), auc=auc)
     return replace(
         Snapshot(
             step=610, num_steps=1000, epoch=0, samples=1_249_280, elapsed_s=27.5, samples_per_s=45_312.0, eta_s=17.2,
-            loss=0.46351, auc=0.7886, cache=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960),
+            loss=0.46351, evaluation=None, best=None,
+            cache=CacheCounters(1000, 900, 400, 300, 60, 40, 70, 70, 5120, 8960),
             recent=CacheCounters(100, 95, 40, 36, 2, 2, 10, 10, 256, 1280), recent_steps=2,
             phase_ms=dict(zip(PHASES, (3.1, 0.5, 0.4, 0.7, 20.0, 25.0, 3.5, 1.0), strict=True)),
             device_bytes=300 << 20, device_limit_bytes=4 << 30, host_bytes=900 << 20, host_limit_bytes=16 << 30,
@@ -27,6 +32,20 @@ def snapshot(**changes: object) -> Snapshot:
         ),
         **changes,
     )  # fmt: skip
+
+
+def served_model(
+    accuracy: float, auc: float | None, loss: float | None, rate: float, embedding_bytes: int, mlp_bytes: int
+) -> ServedModel:
+    """A model that was served."""
+    return ServedModel(
+        accuracy=accuracy,
+        auc=auc,
+        loss=loss,
+        samples_per_s=rate,
+        embedding_bytes=embedding_bytes,
+        mlp_bytes=mlp_bytes,
+    )
 
 
 TABLES = (

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from cachedlrm.store.host import Store
+from cachedlrm.store.host import Newer, Store
 from support.logs import WIDTH, records, scanned
 
 NUM_ADDRESSES = 200
@@ -64,9 +64,12 @@ class Checked:
         assert scanned(self.store) == self._here
         assert self.store.used_rows == min(num_used, self._most_in_memory)
         order = np.random.default_rng(num_used).permutation(num_used).astype(np.int32)
-        between, middle = self.store.arranged(order), num_used // 3
+        newer = np.arange(0, num_used, 3)[::-1]  # the device has another record of every third
+        versions = {address: -1.0 if address % 3 == 0 else version for address, version in self._here.items()}
+        read = Newer(newer, lambda indices: records(newer[indices], -1))
+        between, middle = self.store.arranged(order, read), num_used // 3
         for first, last in ((0, middle), (middle, num_used), (middle, middle + 1), (0, 0)):  # and back
-            expected = [[address, self._here[address], self._here[address]] for address in order[first:last].tolist()]
+            expected = [[address, versions[address], versions[address]] for address in order[first:last].tolist()]
             assert between(first, min(last, num_used)).tolist() == expected
 
 

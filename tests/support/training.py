@@ -121,7 +121,7 @@ def train(
             losses.append(trainer.step(batch).item())
             counters += batch.counters
             if evaluate and batch.tensors.index in EVALUATE_AFTER:
-                predictions.append(trainer.evaluate(Samples(stream[-2]), batch_size=7)[1])
+                predictions.append(trainer.evaluate(Samples(stream[-2]), batch_size=7).predictions)
     finally:
         prefetcher.close()
     tables = [t.cpu() for t in group.read(np.arange(ALL_ROWS)).split(TABLE_ROWS)]
