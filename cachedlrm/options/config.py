@@ -17,7 +17,6 @@ from cachedlrm.options.types import (
     Depth,
     EmbeddingBits,
     Flag,
-    Flops,
     LearningRate,
     Lookups,
     MayChange,
@@ -26,6 +25,7 @@ from cachedlrm.options.types import (
     MlpTop,
     Names,
     Number,
+    PerSecond,
     Positive,
     PositiveOrOff,
     Rate,
@@ -316,10 +316,12 @@ class HardwareOptions:
     """Bytes of --device-memory that driver, display and libraries keep. Default: none."""
     device_bandwidth: MayChange[Bytes | None] = None
     """Bytes a second between the device and its memory (192GB)."""
-    device_flops: MayChange[Flops | None] = None
+    device_flops: MayChange[PerSecond | None] = None
     """Floating-point operations a second of the device, in 32 bits (7e12)."""
     link_bandwidth: MayChange[Bytes | None] = None
     """Bytes a second between host and device, one way (15.75GB)."""
+    host_lookup_rate: MayChange[PerSecond | None] = None
+    """Lookups a second that one thread of the host prepares: finds, plans and has moved (4e7)."""
 
 
 @option_group("Inference", 11)

@@ -103,7 +103,7 @@ Number = Annotated[float, _must_be("a finite number", math.isfinite)]
 Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0 <= threshold < 0.5)]
 # Beyond it, what optimizers make of it does not fit the 32 bits of parameters.
 LearningRate = Annotated[float, _must_be("a finite number from 0 to 1e30", lambda rate: 0 <= rate <= 1e30)]
-Flops = Annotated[float, _must_be("from 1 to 1e18", lambda flops: 1 <= flops <= 1e18)]
+PerSecond = Annotated[float, _must_be("from 1 to 1e18", lambda rate: 1 <= rate <= 1e18)]
 Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
 
 Given = TypeVar("Given")

@@ -1,8 +1,9 @@
 """The least time a training step can take on described hardware, part by part.
 
 The roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009): a step is no faster than its arithmetic at the
-device's peak rate, than the bytes it must move at the bandwidth of the device's memory, and than those that must cross
-the link. Only unavoidable work is counted, so a measured run lies below the bound.
+device's peak rate, than the bytes it must move at the bandwidth of the device's memory, than those that must cross the
+link, and than the one thread of the host that prepares batches. Only unavoidable work is counted, so a measured run
+lies below the bound.
 """
 
 import itertools
@@ -30,7 +31,7 @@ class Traffic(Protocol):
 
 
 def step_ms(options: Resolved, step: StepShape, traffic: Traffic) -> dict[str, float]:
-    """Milliseconds of a step by its bound, ``arithmetic``, ``device memory`` or ``link``, if that is described.
+    """Milliseconds of a step by its bound: ``arithmetic``, ``device memory``, ``link`` or ``host``, if described.
 
     Args:
         options: ``hardware`` says rates in operations or bytes a second.
@@ -42,6 +43,7 @@ def step_ms(options: Resolved, step: StepShape, traffic: Traffic) -> dict[str, f
         ("arithmetic", operations(step), hardware.device_flops),
         ("device memory", device_bytes(step), hardware.device_bandwidth),
         ("link", link_bytes(step, traffic), hardware.link_bandwidth),
+        ("host", traffic.lookups / max(1, traffic.num_steps), hardware.host_lookup_rate),
     )
     return {name: amount / rate * 1e3 for name, amount, rate in needs if rate is not None}
 

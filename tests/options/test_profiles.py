@@ -205,6 +205,7 @@ def all_options(draw):
             device_bandwidth=maybe(positive),
             device_flops=maybe(st.floats(1, 1e18)),
             link_bandwidth=maybe(positive),
+            host_lookup_rate=maybe(st.floats(1, 1e18)),
         ),
         inference=every_field(
             InferenceOptions,

@@ -34,9 +34,10 @@ def test_bytes_on_the_device_and_over_the_link():
 
 
 def test_only_what_is_described_is_bounded():
-    hardware = SimpleNamespace(device_flops=1e6, device_bandwidth=None, link_bandwidth=1e3)
+    hardware = SimpleNamespace(device_flops=1e6, device_bandwidth=None, link_bandwidth=1e3, host_lookup_rate=20.0)
     bounds = step_ms(SimpleNamespace(hardware=hardware), STEP, TRAFFIC)
     assert bounds == {
         "arithmetic": pytest.approx(operations(STEP) / 1e3),
         "link": pytest.approx(link_bytes(STEP, TRAFFIC)),
+        "host": pytest.approx(40 / 10 / 20 * 1e3),  # 40 lookups in 10 steps
     }

@@ -20,8 +20,8 @@ rand-data-sigma data-trace-file data-trace-enable-padding optimizer learning-rat
 lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows
 gpu-budget policy lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps
 run-dir checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
-device-type device-memory device-reserved device-bandwidth device-flops link-bandwidth load-model save-model
-inference-only quantize-mlp-with-bit quantize-emb-with-bit save-onnx
+device-type device-memory device-reserved device-bandwidth device-flops link-bandwidth host-lookup-rate load-model
+save-model inference-only quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
 
