@@ -16,7 +16,7 @@ __all__ = ["CachedEmbeddingBags", "UserError"]
 
 
 def __getattr__(name: str) -> Any:
-    """What a library user imports, loaded at first use: torch takes seconds, and the commands set it up before."""
+    """The public names of the library, loaded at first use: torch takes seconds, and the commands set it up before."""
     if name == "CachedEmbeddingBags":
         from cachedlrm.library.embedding_bags import CachedEmbeddingBags  # noqa: PLC0415
 

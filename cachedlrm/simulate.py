@@ -67,7 +67,7 @@ class Simulation:
 
     @property
     def device_limit(self) -> int | None:
-        """What the described device leaves for a run; None unless its memory is given."""
+        """Bytes that the described device leaves for a run; None unless its memory is given."""
         return None if self.device_memory is None else max(0, self.device_memory - (self.device_reserved or 0))
 
 
@@ -183,7 +183,7 @@ def link_ms(point: CurvePoint, num_steps: int, link_bandwidth: int) -> float:
 
 
 def _advice(curve: Curve, limit: int | None) -> list[str]:
-    """What share of the rows the ids touch, and the size of cache that they recommend."""
+    """The share of the rows that the ids touch, and the size of cache to recommend."""
     touched, enough = curve.touched_rows, curve.recommended(limit)
     advice = "recommended: none of these, as none fits"
     if enough is not None:

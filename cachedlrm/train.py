@@ -207,7 +207,7 @@ class _RunLog:
 
 
 def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
-    """What the user should know before the first step."""
+    """Tells the user what matters before the first step."""
     if job.options.run.debug_mode:
         console.message(aligned(describe(job.architecture, job.dataset.table_names)))
     for note in (*job.dataset.notes, *filter(None, [job.note])):
@@ -224,7 +224,7 @@ def _say_first(job: Job, run: RunDirectory, console: Console) -> None:
 
 
 def _predict(job: Job, progress: Progress, console: Console) -> None:
-    """What the run will do, for the report to set beside what it did."""
+    """Predicts the run, for the report to compare."""
     if job.options.cache.predict and job.schedule.num_steps:
         doing = "planning the first batches"
         console.busy(progress.steps, doing)

@@ -23,7 +23,7 @@ _ADVICE = {
 
 
 def cannot_write(path: Path, error: OSError, otherwise: str = _OTHERWISE) -> UserError:
-    """What the operating system refuses, as the user's one line.
+    """Turns a refusal by the operating system into the user's one line.
 
     Args:
         path: what was written.

@@ -19,7 +19,7 @@ def host_memory() -> tuple[int, int]:
 
 
 def free_host_bytes() -> int:
-    """What this process may still take: the machine's free memory, or less in a container."""
+    """Bytes that this process may still take: the machine's free memory, or less in a container."""
     return min([int(psutil.virtual_memory().available), *_free_in_cgroups()])
 
 
@@ -31,7 +31,7 @@ def free_device_bytes(device: torch.device) -> int:
 
 
 def _free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What the memory limits of Linux control groups leave, that of every group this process is in."""
+    """Bytes left by the memory limit of each Linux control group that this process is in."""
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:

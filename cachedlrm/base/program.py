@@ -1,4 +1,4 @@
-"""What the commands share: signals, the one line for a mistake, and exit statuses.
+"""Shared by all commands: signals, the one line for a mistake, and exit statuses.
 
 Imports nothing heavy, so that signals are in hand before torch is loaded.
 """
@@ -60,7 +60,7 @@ class Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """What is inside, though inside `held`, is interrupted."""
+        """Lets signals interrupt the block, even inside `held`."""
         before, self._held = self._held, False
         try:
             if self._came:

@@ -15,7 +15,7 @@ def shown(text: object) -> str:
 
 
 def as_utf8(argument: str) -> str:
-    """What an argument or a path says. Where the locale is not UTF-8, Python holds other bytes as half surrogates.
+    """The text of an argument or a path. Where the locale is not UTF-8, Python holds other bytes as half surrogates.
 
     Raises:
         UnicodeError: its bytes are not UTF-8.

@@ -1,4 +1,4 @@
-"""What reading a store finds, and how people are told."""
+"""The findings of a check of a store, and their text."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ _MOST_PROBLEMS = 20
 
 @dataclass
 class GroupCounts:
-    """What the segments of a group hold.
+    """The contents of a group's segments.
 
     Attributes:
         num_rows: of its tables.
@@ -34,7 +34,7 @@ class GroupCounts:
 
 @dataclass
 class Findings:
-    """What a store holds, and what is wrong with it.
+    """The contents of a store, and its faults.
 
     Attributes:
         identity: what it says it is of; None: nothing was ever committed to it, or it is damaged.
@@ -64,7 +64,7 @@ class Findings:
 
 
 def describe(path: Path, findings: Findings) -> str:
-    """What was found, for people."""
+    """The findings as text."""
     checkpoint = findings.checkpoint
     lines = [("store", str(path))]
     if findings.identity is not None:

@@ -1,4 +1,4 @@
-"""What a finished run leaves for `python -m cachedlrm.export`: rows and the dense parameters.
+"""The final state of a run, for `python -m cachedlrm.export`: rows and dense parameters.
 
 Rows that were never touched are not written if their initial records can be computed again; those of a loaded model
 are, so that the file may change. A safetensors file with, for each group of tables G, ``rows.G`` [n] int64 (global over
@@ -133,7 +133,7 @@ def _keeps_all_rows(options: Resolved) -> bool:
 
 
 def model_identity(options: Resolved) -> dict[str, str]:
-    """What decides the shapes of all parameters and how untouched rows begin, spelled as in ``config.toml``."""
+    """The options that decide the parameters' shapes and how untouched rows begin, spelled as in ``config.toml``."""
     spelled = spell(options)
     decisive = {
         **spelled["model"],

@@ -37,7 +37,7 @@ class InitialParameters:
 def initial_parameters(
     options: Resolved, architecture: Architecture, device: torch.device, vocabulary: Vocabulary | None = None
 ) -> InitialParameters:
-    """What ``--load-model`` or else ``--init`` says.
+    """The parameters of ``--load-model``, or else those of ``--init``.
 
     Args:
         options: resolved.

@@ -70,7 +70,7 @@ def _check_tricks(model: ModelOptions) -> None:
 
 
 def _check_graphs(options: Options) -> None:
-    """What a step may not have to be captured as CUDA graphs of one mini-batch."""
+    """Refuses options that keep a step from being captured as CUDA graphs of one mini-batch."""
     accumulated = options.optimisation.mlperf_grad_accum_iter
     for given, why in (
         (options.model.qr_flag, "takes plain tables, not those of --qr-flag"),
@@ -84,7 +84,7 @@ def _check_graphs(options: Options) -> None:
 
 
 def _check_inference(options: Options) -> None:
-    """What --inference-only excludes, and what needs it, as in facebookresearch/dlrm."""
+    """Refuses options that --inference-only excludes, and those that need it, as facebookresearch/dlrm does."""
     inference, run = options.inference, options.run
     mlp = f"--quantize-mlp-with-bit {inference.quantize_mlp_with_bit}"
     embeddings = f"--quantize-emb-with-bit {inference.quantize_emb_with_bit}"

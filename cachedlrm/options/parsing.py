@@ -64,7 +64,7 @@ def parse(
 
 
 def _reason(error: cyclopts.CycloptsError, refused: Mapping[str, str]) -> str:
-    """What is wrong, and what would be right."""
+    """The mistake, and its remedy."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"unexpected argument {(error.unused_tokens or ['?'])[0]!r}; options start with two dashes"
     if isinstance(error, cyclopts.UnknownOptionError):

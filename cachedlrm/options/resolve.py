@@ -38,7 +38,7 @@ _SHARE_OF_FREE = 0.9  # of the GPU's memory, for --gpu-budget auto without a dev
 
 @dataclass(frozen=True)
 class _SourceDefaults:
-    """What open options become, by source of data: a step of 2,048 samples suits no small data set."""
+    """Defaults of open options, by source of data: a step of 2,048 samples suits no small data set."""
 
     mini_batch_size: int = 2048
     optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] = "adagrad"
@@ -67,7 +67,7 @@ _DEFAULTS = {
 
 
 def data_request(options: Options) -> DataRequest:
-    """What the options ask of the data.
+    """The request that options make of the data.
 
     Raises:
         UserError: an option of the reference's generators without ``--data reference``.
@@ -228,7 +228,7 @@ def _resolve_cache(options: Options, device: torch.device, multiplications: int,
 
 
 def _automatic_budget(hardware: HardwareOptions, device: torch.device, is_here: bool) -> int:
-    """What a device profile leaves for a run, or most of the free memory; the allocator's fragments need the rest."""
+    """Bytes that a device profile leaves for a run, or most of the free memory; fragments need the rest."""
     memory, reserved = hardware.device_memory, hardware.device_reserved or 0
     if memory is not None and memory <= reserved:
         raise UserError(

@@ -82,7 +82,7 @@ def parse_plan(arguments: Sequence[str]) -> tuple[Options, Planning]:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will take and do.
+    """The memory and the work of a run to come.
 
     Attributes:
         options: resolved.
@@ -320,7 +320,7 @@ def _curve(plan: RunPlan) -> str:
 
 
 def _marks(cache: Expectation, prediction: Prediction) -> list[str]:
-    """What is to be said of a cache beside its numbers."""
+    """Remarks on a cache beside its numbers."""
     marks = {
         "<- this run": cache is prediction.chosen,
         "recommended": cache is prediction.recommended,

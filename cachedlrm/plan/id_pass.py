@@ -1,4 +1,4 @@
-"""What policies learn before training: counts for ``static`` and ``lookahead``, next uses for ``oracle``."""
+"""Passes over the ids before training: counts for ``static`` and ``lookahead``, next uses for ``oracle``."""
 
 import shutil
 from collections.abc import Callable, Sequence

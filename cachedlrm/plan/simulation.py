@@ -33,7 +33,7 @@ HIT_MARGIN = 0.01
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a cache of one size does: the counters of a training run with it.
+    """The work of a cache of one size: the counters of a training run with it.
 
     Attributes:
         ratio: ``--gpu-cache-ratio``.
@@ -109,7 +109,7 @@ def smallest_enough(caches: Sequence[_Cache], slots_and_hits: Callable[[_Cache],
 
 
 def sizes_at(step: StepShape, ratios: Sequence[float]) -> list[DeviceSizes]:
-    """What caches of several sizes take, as shares of all rows; whether they fit is not asked."""
+    """Sizes of caches given as shares of all rows, whether they fit or not."""
     return [
         size_device(step, CacheRequest(ratio, None, None), _NO_LIMIT, lambda: step.working_set_bounds)
         for ratio in ratios
@@ -119,7 +119,7 @@ def sizes_at(step: StepShape, ratios: Sequence[float]) -> list[DeviceSizes]:
 def planned_batches(
     options: Resolved, dataset: Dataset, caches: Sequence[Sequence[GroupSlots]]
 ) -> Iterator[list[CacheCounters]]:
-    """What caches do on the ids of a run, batch by batch: the counters of each cache.
+    """Simulates caches on the ids of a run: the counters of each cache, batch by batch.
 
     Args:
         options: resolved.

@@ -1,4 +1,4 @@
-"""What each tier holds, worked out from options and data before anything is allocated."""
+"""The contents of each tier, worked out from options and data before anything is allocated."""
 
 from dataclasses import dataclass, replace
 
@@ -166,7 +166,7 @@ def _free_bytes(device: torch.device) -> int:
 def _size_host(
     options: Resolved, step: StepShape, device_bytes: int, *, window: int, maps: int, shuffled: int
 ) -> HostSizes:
-    """What the host tier takes, and what it leaves for records.
+    """Bytes that the host tier takes, and those it leaves for records.
 
     Args:
         options: resolved.

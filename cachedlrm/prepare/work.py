@@ -172,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What differs between two commands; ``inputs`` alone: the same files have changed."""
+    """The differences between two commands; ``inputs`` alone: the same files have changed."""
     changes = [name for name, value in other.items() if one.get(name) != value]
     if "inputs" in changes and _paths(one) != _paths(other):
         changes[changes.index("inputs")] = "files"

@@ -9,7 +9,7 @@ from cachedlrm.base.units import format_bytes
 
 @dataclass(frozen=True)
 class Unit:
-    """What an axis counts.
+    """The unit of an axis.
 
     Attributes:
         scales: (least, size, word), the smallest first; an axis whose greatest value is ``least`` or more counts in

@@ -1,4 +1,4 @@
-"""What a run prints: a live screen, plain lines, or nothing. A display that fails never ends a run."""
+"""The display of a run: a live screen, plain lines, or nothing. A display that fails never ends a run."""
 
 import dataclasses
 import sys
@@ -125,7 +125,7 @@ class PlainConsole(Console):
             self._print(f"{where}{what}" + (f" {share:.0%}" if share and not begins else ""))
 
     def advance(self, step: int) -> None:
-        """What went on has ended."""
+        """The activity has ended."""
         self._doing = ""
 
     def message(self, text: str) -> None:

@@ -42,7 +42,7 @@ def _clean(text: str) -> str:
 
 
 def _finalize(value: object) -> object:
-    """What a template shows of a value."""
+    """A value as templates show it."""
     if isinstance(value, Element):
         return Markup(tostring(value, encoding="unicode", short_empty_elements=False))  # its text is escaped
     return value if isinstance(value, Markup) else _clean(str(value))

@@ -258,7 +258,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], left_width: int) 
 
 
 def _slowest(snapshot: Snapshot) -> Text:
-    """What the training thread spends its time on, the most first, in one line."""
+    """The training thread's time by phase, the longest first, in one line."""
     spent = {phase: snapshot.phase_ms.get(phase, 0.0) for phase in snapshot.own_phases}
     total = sum(spent.values())
     order = sorted(spent, key=spent.__getitem__, reverse=True)

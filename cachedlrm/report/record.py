@@ -71,7 +71,7 @@ class ServedModel(Scores):
 
 @dataclass(frozen=True)
 class InferenceReport:
-    """What ``--inference-only`` measured.
+    """The figures of ``--inference-only``.
 
     Attributes:
         samples: held out, evaluated.

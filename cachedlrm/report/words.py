@@ -23,7 +23,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def one_line(report: Report) -> str:
-    """What the terminal says at the end of a run."""
+    """The line on the terminal at the end of a run."""
     if report.inference is not None:
         return served_summary(report.inference)
     if not report.steps:
@@ -162,7 +162,7 @@ FORESEEN_HEADER = ("", "predicted", "measured", "difference")
 
 
 def foreseen(report: Report) -> tuple[list[tuple[str, str, str, str]], str]:
-    """What was predicted of a run beside what it did: rows of a table under `FORESEEN_HEADER`, and a note below it."""
+    """Predictions of a run beside its figures: rows of a table under `FORESEEN_HEADER`, and a note below it."""
     prediction, steps = report.prediction, max(1, report.steps)
     assert prediction is not None
     rows = []

@@ -67,7 +67,7 @@ def open_durability(
 
 
 def store_identity(options: Resolved, vocabulary: str | None = None) -> dict[str, str]:
-    """What a store belongs to; that of a loaded model includes the file, whose rows begin untouched ones."""
+    """The run that a store belongs to; that of a loaded model includes the file, whose rows begin untouched ones."""
     identity = model_identity(options)
     if vocabulary is not None:
         identity[VOCABULARY] = vocabulary

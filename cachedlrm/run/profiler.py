@@ -68,7 +68,7 @@ class Trace:
         self._profile.stop()
 
     def add(self, spans: tuple[Span, ...]) -> None:
-        """What a thread did, as far as it lies within the trace."""
+        """The spans of a thread, as far as they lie within the trace."""
         self._spans += [span for span in spans if span.end > self._began and span.start < self._ended]
 
     def drop(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run has counted and measured so far, as a checkpoint keeps it."""
+"""The counts and measurements of a run so far, as a checkpoint keeps them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a run has counted so far: a resumed run reports the whole run.
+    """The counts of a run so far: a resumed run reports the whole run.
 
     Attributes:
         steps, samples: trained.
@@ -65,7 +65,7 @@ class Tally:
 
 
 def read_tally(saved: Mapping[str, Any], num_tables: int) -> Tally:
-    """What a checkpoint keeps of a `Tally`; a new one where that is empty.
+    """The `Tally` that a checkpoint keeps; a new one if it keeps none.
 
     Args:
         saved: as JSON has it.
@@ -89,7 +89,7 @@ def read_tally(saved: Mapping[str, Any], num_tables: int) -> Tally:
 
 
 def _of_before(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What replaces values of the version that kept the last evaluation alone."""
+    """Present values for those of the version that kept the last evaluation alone."""
     if "evaluations" in saved:
         return {}
     recorded = saved["steps"] - len(saved["pending_losses"])

@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides the rows, as one value of the store.
+"""A checkpoint but for its rows, as one value of the store.
 
 It is a safetensors file: dense parameters, their optimizer's state and, in its header, where each log ends, the number
 of batches trained and what the run has counted. No random generator has a state to keep: samples and initial rows are

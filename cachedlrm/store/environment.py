@@ -160,12 +160,12 @@ def claim(path: Path, environment: Any, identity: Mapping[str, str], shapes: Sha
 
 
 def own_identity() -> dict[str, str]:
-    """What every store says of itself that this release writes on this machine."""
+    """The format, as every store that this release writes on this machine names it."""
     return {"format": str(FORMAT), "byte-order": sys.byteorder}
 
 
 def parse_identity(path: Path, value: bytes) -> dict[str, str]:
-    """What a store says it is of, name by name.
+    """The run that a store belongs to, name by name.
 
     Raises:
         UserError: it is damaged.
@@ -180,7 +180,7 @@ def parse_identity(path: Path, value: bytes) -> dict[str, str]:
 
 
 def read_identity(environment: Any, transaction: Any) -> bytes | None:
-    """What `parse_identity` reads; None in an environment without it."""
+    """The text for `parse_identity`; None in an environment without it."""
     try:
         value = transaction.get(_IDENTITY, db=environment.open_db(META, transaction, create=False))
     except lmdb.NotFoundError:
@@ -232,13 +232,13 @@ def check_length(path: Path, environment: Any) -> None:
 
 
 def cannot_open(path: Path, error: Exception) -> UserError:
-    """What LMDB or the operating system refuses when a store is opened, as the user's one line."""
+    """Turns a refusal by LMDB or the operating system, when a store is opened, into the user's one line."""
     reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
     return UserError(f"cannot open the store in {path}: {reason}; {OTHERWISE}")
 
 
 def cannot_write_store(path: Path, error: Exception) -> UserError:
-    """What LMDB or the operating system refuses when a store is written, as the user's one line."""
+    """Turns a refusal by LMDB or the operating system, when a store is written, into the user's one line."""
     if isinstance(error, OSError) and error.errno:
         return cannot_write(path, error, OTHERWISE)
     reason = str(error).removeprefix("mdb_txn_commit: ") or "out of memory"

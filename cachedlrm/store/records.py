@@ -8,7 +8,7 @@ ADAM_BETAS = (0.9, 0.999)  # torch.optim's defaults, as are those of eps below
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What an optimizer keeps, of rows and of dense parameters.
+    """The state that an optimizer keeps of rows and of dense parameters.
 
     Attributes:
         state_keys: torch.optim's names of the state of a dense parameter, one tensor of its size each.
@@ -44,7 +44,7 @@ STATE_DTYPES = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """What a record holds: ``[weight (dim) | pooling weight (0 or 1) | optimizer state]``.
+    """The columns of a record: ``[weight (dim) | pooling weight (0 or 1) | optimizer state]``.
 
     As numbers, each is a float32 in a column of its own. As it is kept, the record is words of four bytes, which hold
     parameters of 16 bits by twos, and likewise state (`cachedlrm.store.packing`); each begins at a word.

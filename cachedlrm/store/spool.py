@@ -18,7 +18,7 @@ from cachedlrm.base.files import cannot_write
 
 _LEAST_BUCKET_BYTES, _MOST_BUCKET_BYTES = 1 << 20, 64 << 20
 TEMPORARY_FILE = "a temporary file"
-"""What messages call it; it has no name."""
+"""Its name in messages; on disk it has none."""
 PLACE_BYTES = 4
 """Of a record in the file, beside it."""
 _BUCKETS = 512  # small ones take less memory, few of them longer runs

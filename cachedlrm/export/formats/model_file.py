@@ -45,7 +45,7 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def record_parts(layout: RecordLayout, weight: str, pooling: str) -> Iterator[tuple[str, str | None, slice | int]]:
-    """What a record's columns hold, in order: parameter, key of its state (None: the parameter), columns.
+    """The columns of a record, in order: parameter, key of its state (None: the parameter), columns.
 
     Args:
         layout: of the records.
@@ -121,7 +121,7 @@ def load_model(
 
 
 def _load(path: Path) -> Any:
-    """What the file holds: tensors and numbers only, whatever it was made to hold."""
+    """The contents of the file, of which only tensors and numbers are read, whatever else it holds."""
     scalar = np.float32(0).__reduce__()[0]
     allowed: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and 2
     allowed += [np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType, np.dtypes.Int64DType]

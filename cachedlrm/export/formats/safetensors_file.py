@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cachedlrm.base.files import whole_file
 
 DTYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
-"""What the format calls them."""
+"""The format's names of types."""
 
 TensorSpec = tuple[np.dtype, tuple[int, ...]]
 

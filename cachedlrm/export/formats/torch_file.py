@@ -56,7 +56,7 @@ def _write_data(file: BinaryIO, archive: zipfile.ZipFile, name: str, tensor: Pie
 
 @dataclass(frozen=True)
 class _Storage:
-    """What the pickle says of a tensor's data."""
+    """A tensor's data as the pickle describes it."""
 
     number: int
     num_elements: int
