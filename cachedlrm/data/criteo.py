@@ -17,7 +17,7 @@ from cachedlrm.data.batch import MOST_ROWS
 from cachedlrm.data.files import BlockSource, DecodedBlock, numbered
 from cachedlrm.data.raw.criteo import NUM_DENSE, NUM_TABLES, Criteo
 from cachedlrm.data.raw.inputs import find_inputs
-from cachedlrm.data.raw.lines import TextFile, read_blocks, reading
+from cachedlrm.data.raw.lines import TextFile, reading
 from cachedlrm.data.raw.samples import Block, Position
 from cachedlrm.data.spec import DataRequest, SourceSpec
 
@@ -47,7 +47,9 @@ class CriteoSpec(SourceSpec):
             files = find_inputs([Path(argument)])
         except UserError as error:
             raise UserError(f"{words}: {error}") from error
-        blocks = [block.with_content(None) for file in files for block in read_blocks(file, Position(), _BLOCK_BYTES)]
+        format_ = Criteo(_BLOCK_BYTES)
+        holding = [file for file in files if format_.check(file)]
+        blocks = [block.with_content(None) for file in holding for block in format_.blocks(file, Position())]
         if not blocks:
             raise UserError(f"{words}: no lines in it; name another file")
         return cls(words, tuple(blocks), request.max_ind_range)
@@ -116,7 +118,7 @@ class CriteoSource(BlockSource):
         """A block with its content; going on in the open file where it is the next one."""
         block = self._blocks[number]
         with reading(block.path):
-            if number != self._next_block or block.start.offset == 0:
+            if number != self._next_block or block.path != self._blocks[number - 1].path:
                 if self._text is not None:
                     self._text.close()
                 self._text = TextFile(block.path)

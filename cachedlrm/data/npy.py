@@ -303,8 +303,6 @@ def _open_triple(folder: Path, prefix: str, names: Sequence[str], found: str) ->
         if array.dtype.kind not in kinds or array.ndim not in dimensions or wide:
             held = shown(f"{path} is {array.dtype} {list(array.shape)}")
             raise UserError(f"{held} where {wanted} is needed; convert it")
-    if not dense.shape[1]:
-        raise UserError(f"{shown(paths[0])} has no columns where float32 [N, features] is needed; write it anew")
     if len(labels) != len(dense):
         raise UserError(
             f"{shown(paths[1])} has {len(labels):,} samples but {shown(paths[0])} has {len(dense):,}; "

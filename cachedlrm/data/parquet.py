@@ -55,8 +55,6 @@ class ParquetSpec(SourceSpec):
             paths = find_inputs([path])
         except UserError as error:
             raise UserError(f"{words}: {error}") from error
-        if path.is_dir():
-            paths = [file for file in paths if not file.name.startswith("_")]  # the writer's notes: _SUCCESS, _metadata
         names = train.names if isinstance(train, ParquetSpec) and named == NamedColumns() else None
         groups: list[RowGroup] = []
         for file_path in paths:

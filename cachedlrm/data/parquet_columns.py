@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.raw.parquet import is_floating, is_integer, split_columns
+from cachedlrm.data.raw.columns import is_floating, is_integer, split_columns
 
 _KEY = re.compile(r":(label|dense|sparse)=")
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 from cachedlrm.data.files import BadIdError, fold_ids
-from cachedlrm.data.raw.parquet import plain, reading_parquet
+from cachedlrm.data.raw.columns import plain
+from cachedlrm.data.raw.parquet import READ_BYTES, reading_parquet
 
 PREPARE = "python -m cachedlrm.prepare parquet"
 """The command for files that ``--data`` does not take."""
@@ -52,7 +53,11 @@ class RowGroup:
             reading_parquet(self.path),
             # Column by column: the group as the file has it would be in memory beside the group decoded.
             pyarrow.parquet.ParquetFile(
-                self.path, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+                self.path,
+                metadata=self.metadata,
+                pre_buffer=False,
+                buffer_size=READ_BYTES,
+                page_checksum_verification=True,
             ) as file,
         ):
             column = file.read_row_group(self.number, columns=[name], use_threads=False).column(name)

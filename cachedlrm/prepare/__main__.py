@@ -1,4 +1,4 @@
-"""``python -m cachedlrm.prepare criteo|avazu|parquet PATH... --out DIR``: raw click logs to training files."""
+"""``python -m cachedlrm.prepare criteo|avazu|parquet|csv PATH... --out DIR``: raw click logs to training files."""
 
 import sys
 

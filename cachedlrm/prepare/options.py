@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.options.parsing import parse
@@ -32,6 +32,17 @@ def _check_fraction(_: type, value: float | None) -> None:
         raise ValueError("Must be from 0 to below 1.")
 
 
+def _delimiter(_: object, tokens: Sequence[Token]) -> str:
+    text = tokens[0].value
+    return "\t" if text in ("tab", "\\t") else text
+
+
+def _check_delimiter(_: type, value: str) -> None:
+    if len(value) != 1 or not value.isascii() or value in '"\r\n':
+        raise ValueError("Must be one character, no quote and no line end, or tab.")
+
+
+Delimiter = Annotated[str, Parameter(converter=_delimiter, validator=_check_delimiter)]
 FoldedRows = Annotated[Whole, Parameter(validator=_check_range)]
 Fraction = Annotated[float, Parameter(validator=_check_fraction)]
 
@@ -71,16 +82,29 @@ class PrepareOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ColumnOptions:
-    """Columns of Parquet files."""
+    """Columns of Parquet and CSV files."""
 
     label: str
     """Column of the label, 0 or 1."""
-    dense: str
-    """Columns of the dense features, joined by commas."""
     sparse: str
-    """Columns of the categories (integers, booleans or text), joined by commas; each makes a table."""
+    """Columns of the categories (whole numbers, booleans, text or dates), joined by commas; each makes a table."""
+    dense: str = ""
+    """Columns of the dense features, joined by commas. Default: none."""
     log_dense: Flag = False
     """Take dense features as Criteo's integers are taken: log(x + 1), and 0 for negative values."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DialectOptions:
+    """How CSV files are written."""
+
+    delimiter: Delimiter = ","
+    """Character between fields, or tab."""
+    columns: str = ""
+    """Names of all columns, joined by commas, of files without a header. Default: the first line of each file."""
+    nulls: str = ""
+    """Texts that stand for a missing value, joined by commas, beside an empty field: NULL,\\N."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +112,18 @@ class Command:
     """A command line.
 
     Attributes:
-        source: ``criteo``, ``avazu`` or ``parquet``.
+        source: ``criteo``, ``avazu``, ``parquet`` or ``csv``.
         paths: files and folders, as given.
         options: of every source.
-        columns: of ``parquet``.
+        columns: of ``parquet`` and ``csv``.
+        dialect: of ``csv``.
     """
 
     source: str
     paths: tuple[Path, ...]
     options: PrepareOptions
     columns: ColumnOptions | None = None
+    dialect: DialectOptions | None = None
 
 
 def parse_command_line(arguments: Sequence[str]) -> Command:
@@ -107,7 +133,7 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
         UserError: an option or value is wrong; names it.
         SystemExit: after ``--help`` or ``--version``.
     """
-    command = parse(arguments, "python -m cachedlrm.prepare", _HELP, criteo, avazu, parquet)
+    command = parse(arguments, "python -m cachedlrm.prepare", _HELP, criteo, avazu, parquet, csv)
     return _check(command)
 
 
@@ -124,6 +150,13 @@ def avazu(*path: GivenPath, options: PrepareOptions) -> Command:
 def parquet(*path: GivenPath, options: PrepareOptions, columns: ColumnOptions) -> Command:
     """Parquet files of one schema, files or folders of them."""
     return Command("parquet", path, options, columns)
+
+
+def csv(
+    *path: GivenPath, options: PrepareOptions, columns: ColumnOptions, dialect: DialectOptions | None = None
+) -> Command:
+    """CSV and other text with delimiters; plain, gzip or zstd, files or folders of them. Fields may be in quotes."""
+    return Command("csv", path, options, columns, dialect or DialectOptions())
 
 
 def _check(command: Command) -> Command:

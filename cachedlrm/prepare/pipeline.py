@@ -13,6 +13,7 @@ import psutil
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 from cachedlrm.data.raw.inputs import find_inputs
+from cachedlrm.data.raw.keys import RULES
 from cachedlrm.data.raw.samples import Format
 from cachedlrm.data.vocabulary import PREPARED_FILE, make_fingerprint
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
@@ -48,6 +49,7 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
             f"--test-files {options.test_files} leaves none of {len(inputs)} to train on; name more files, or hold out "
             "a share of the samples with --test-fraction"
         )
+    _check(format_, options, inputs)
     with open_work(options.out, _command(format_, options, inputs)) as work:
         if work is None:
             progress.say(f"{shown(options.out)} is complete")
@@ -80,6 +82,32 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
         progress.say(f"{shown(options.out)}: {num_train:,} samples to train on, {held_out:,} held out{without}")
 
 
+def _check(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -> None:
+    """Looks at every file, so that one that cannot be read shows before hours are spent on the others.
+
+    Raises:
+        UserError: one of them cannot be read, or there is nothing to train on or to hold out.
+    """
+    holds = [format_.check(path) for path in inputs]
+    if not any(holds):
+        raise UserError(f"{shown(inputs[0])}: no samples to train on; name other files")
+    num_test = _num_test_files(options, len(inputs))
+    if num_test and not any(holds[-num_test:]):
+        raise UserError(
+            f"{shown(inputs[-1])}, which is to be held out, holds no samples; leave it out, or say what to hold out "
+            "with --test-files or --test-fraction (0: none)"
+        )
+    if num_test and not any(holds[:-num_test]):
+        raise UserError(f"{shown(inputs[0])}: no samples to train on before those held out; name other files")
+
+
+def _num_test_files(options: PrepareOptions, num_files: int) -> int:
+    """Files to hold out, from the end; 0: a share of the samples, or none."""
+    if options.test_fraction is not None or (options.test_files is None and num_files == 1):
+        return 0
+    return 1 if options.test_files is None else options.test_files
+
+
 def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -> dict[str, Any]:
     """Everything that the output depends on: not memory and threads.
 
@@ -91,6 +119,7 @@ def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -
         "inputs": [{"path": shown(path), "bytes": s.st_size, "modified_ns": s.st_mtime_ns} for path, s in files],
         "dense": list(format_.dense_names),
         "sparse": list(format_.table_names),
+        "rules": RULES,
         "min_count": options.min_count,
         "max_ind_range": options.max_ind_range,
         "test_fraction": options.test_fraction,
@@ -102,10 +131,10 @@ def _num_test(options: PrepareOptions, file_samples: Sequence[int]) -> int:
     """Samples to hold out, from the end."""
     if options.test_fraction is not None:
         return int(Fraction(repr(options.test_fraction)) * sum(file_samples))
-    if options.test_files is None and len(file_samples) == 1:
+    num_files = _num_test_files(options, len(file_samples))
+    if not num_files:
         return file_samples[0] // 7  # facebookresearch/dlrm takes Kaggle's file for seven days
-    num_files = 1 if options.test_files is None else options.test_files
-    return sum(file_samples[len(file_samples) - num_files :])
+    return sum(file_samples[-num_files:])
 
 
 def _number(

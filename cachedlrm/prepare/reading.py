@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow
 
+from cachedlrm.data.raw.keys import fold_keys
 from cachedlrm.data.raw.samples import BadLine, Block, Format, Position, Samples, bad_line_words
 from cachedlrm.prepare.options import PrepareOptions
 from cachedlrm.prepare.progress import Display
@@ -49,7 +50,7 @@ def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Seq
             path, start = inputs[read.file], Position(read.offset, read.lines)
             for block, samples, bad in _parsed(pool, options, format_, path, start):
                 if options.max_ind_range > 0:
-                    samples.keys[:] %= samples.keys.dtype.type(options.max_ind_range)
+                    fold_keys(samples.keys, options.max_ind_range)
                 spool.append(samples)
                 _report(progress, format_, path, bad, sum(read.skipped))
                 read = read.after(block.end, len(samples), len(bad))

@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import cannot_write, lock, whole_file
+from cachedlrm.base.files import cannot_write, lock, make_folders, remove_folders, whole_file
 from cachedlrm.base.text import shown
 from cachedlrm.data.raw.samples import Position
 from cachedlrm.data.vocabulary import PREPARED_FILE
@@ -83,6 +83,11 @@ class Work:
         self.read = ReadSoFar()
         self.resumed = self.restarted = False
 
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether nothing is on record, so that nothing is lost when the working folder goes."""
+        return self.read == ReadSoFar()
+
     def record(self, read: ReadSoFar) -> None:
         """Records what the spool holds; the record is never half-written."""
         self.read = read
@@ -109,6 +114,9 @@ class Work:
             self.resumed = not changes
             if self.resumed:
                 return True
+            if self.holds_nothing:
+                shutil.rmtree(self.folder)
+                return self._open()
             if changes != ["inputs"] or self.read.written:
                 what = " and ".join(_words(name, state["command"]) for name in changes)
                 raise UserError(
@@ -146,13 +154,22 @@ def open_work(out: Path, command: Mapping[str, Any]) -> Iterator[Work | None]:
         UserError: another process prepares into it, it holds something else, or it cannot be written.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        made = make_folders(out, OTHER_OUT)
+        is_lock_new = not (out / LOCK_FILE).exists()
         held = lock(out / LOCK_FILE, shown(out), f"wait for it, or {OTHER_OUT}")
+        work = Work(out, command)
         try:
-            work = Work(out, command)
             yield work if work._open() else None
+        except UserError:
+            if work.holds_nothing:
+                shutil.rmtree(work.folder, ignore_errors=True)
+                if is_lock_new:
+                    with suppress(PermissionError):  # Windows, where its release removes it
+                        (out / LOCK_FILE).unlink()
+            raise
         finally:
             held.release()
+            remove_folders(made)  # those that hold nothing
     except OSError as error:
         raise cannot_write(Path(shown(error.filename or out)), error, _OTHERWISE) from error
 

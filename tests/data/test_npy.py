@@ -120,7 +120,6 @@ def test_npy_without_prefix_and_with_flat_labels(tmp_path):
         ),
         (lambda folder: write_npy(folder, sparse=np.zeros((10, 3), bool)), ["day_0_sparse.npy is bool", "int64"]),
         (lambda folder: write_npy(folder, sparse=np.zeros((10, 0), np.int32)), ["day_0_sparse.npy has no columns"]),
-        (lambda folder: write_npy(folder, dense=np.zeros((10, 0), np.float32)), ["day_0_dense.npy has no columns"]),
         (lambda folder: write_npy(folder, dense=np.zeros((10, 2), int)), ["day_0_dense.npy is int64", "float32"]),
         (lambda folder: write_npy(folder, labels=np.zeros((10, 2), np.int32)), ["day_0_labels.npy is", "[10, 2]"]),
         (lambda folder: write_npy(folder, labels=np.array(["0"] * 10)), ["day_0_labels.npy is <U1", "int32 [N, 1]"]),

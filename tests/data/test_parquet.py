@@ -211,7 +211,7 @@ def test_columns_that_do_not_fit_are_refused(tmp_path, capsys, data, named, word
         ("parquet:{}/none", "--data parquet:.*/none: .*/none: no such file or folder"),
         ("parquet:{}/npy", "dense.npy is not a Parquet file, or damaged: .*magic bytes not found.*; write it again"),
         ("parquet:{}/empty", "empty/part is not a Parquet file, or damaged: .*size is 0 bytes"),
-        ("parquet:{}/notes", "--data parquet:.*/notes: no rows in it"),
+        ("parquet:{}/notes", "--data parquet:.*/notes: no files in this folder"),
         ("parquet:{}/mixed", "mixed/b has no column age; there are label, price: name others"),
     ],
 )

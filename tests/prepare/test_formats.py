@@ -12,7 +12,7 @@ from cachedlrm.prepare.formats import make_format
 from cachedlrm.prepare.options import ColumnOptions, Command, PrepareOptions
 
 COMMAND = Command("criteo", (Path("a"),), PrepareOptions(Path("out"), threads=3))
-COLUMNS = ColumnOptions("y", "a, b", "c,d", log_dense=True)
+COLUMNS = ColumnOptions(label="y", dense="a, b", sparse="c,d", log_dense=True)
 
 
 @pytest.mark.parametrize(("memory", "block_bytes"), [(96 * 4 * 100_000, 100_000), (1, 1 << 16), (1 << 40, 8 << 20)])

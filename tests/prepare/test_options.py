@@ -30,7 +30,10 @@ def test_defaults():
 
 def test_parquet_has_columns():
     arguments = ["parquet", "a", "--out=o", "--label=click", "--dense=x,y", "--sparse=z", "--log-dense"]
-    assert parse_command_line(arguments).columns == ColumnOptions("click", "x,y", "z", log_dense=True)
+    assert parse_command_line(arguments).columns == ColumnOptions(
+        label="click", dense="x,y", sparse="z", log_dense=True
+    )
+    assert parse_command_line([one for one in arguments if "--dense" not in one]).columns.dense == ""
     with pytest.raises(UserError, match="--sparse requires an argument"):
         parse_command_line(arguments[:-2])
 

@@ -81,13 +81,13 @@ def test_a_bad_line_ends_the_command(tmp_path, capsys):
 def test_bad_lines_are_left_out_and_counted(tmp_path):
     content = [line for pair in zip(BAD, LINES, strict=False) for line in pair] + LINES[len(BAD) :] + list(BAD)
     write(tmp_path / "days" / "day_0", content)
-    write(tmp_path / "days" / "day_1", ["nonsense"] * 200)
+    write(tmp_path / "days" / "day_1", [LINES[0], *["nonsense"] * 200])
     write(tmp_path / "days" / "day_2", LINES[:30])
     arguments = ["criteo", tmp_path / "days", "--out", tmp_path / "out", "--skip-bad-lines"]
     assert prepare(*arguments) == 0
-    assert_equal(tmp_path / "out", expected(LINES + LINES[:30], 30), 30)
+    assert_equal(tmp_path / "out", expected([*LINES, LINES[0], *LINES[:30]], 30), 30)
     files = json.loads((tmp_path / "out" / "prepared.json").read_text())["files"]
-    assert [(file["samples"], file["skipped"]) for file in files] == [(900, 2 * len(BAD)), (0, 200), (30, 0)]
+    assert [(file["samples"], file["skipped"]) for file in files] == [(900, 2 * len(BAD)), (1, 200), (30, 0)]
 
 
 # --- into training

@@ -38,9 +38,21 @@ def mix(key: int) -> int:
     return key ^ key >> 31
 
 
+MISSING = int.from_bytes(b"missing!", "big")
+"""The key of a missing value."""
+
+
 def missing(key: int | None) -> int:
     """The key of an integer that may be missing."""
-    return 1 << 63 if key is None else key % 2**64
+    return MISSING if key is None else key % 2**64
+
+
+def hashed(text: str) -> int:
+    """The key of a text that spells no whole number."""
+    value = 0xCBF29CE484222325
+    for byte in text.encode():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return mix(value)
 
 
 def bad_lines(line: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ The number of an advertisement's showing, ``id``, is left out. ``hour`` (YYMMDDH
 later sample shares; it becomes the hour of the day and the day of the week, and a clock's hand as two dense features.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 from cachedlrm.data.raw.keys import hex_keys, integer_keys
-from cachedlrm.data.raw.lines import LineTable, TextFile, TextFormat, labels_of, reading
-from cachedlrm.data.raw.samples import Block, Position, Samples, UnparsableError
+from cachedlrm.data.raw.lines import LineTable, TextFormat, labels_of
+from cachedlrm.data.raw.samples import Position, Samples, UnparsableError
+from cachedlrm.data.raw.text_kinds import UTF8_MARK
 
 _HEX = (
     "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
@@ -40,22 +40,18 @@ class Avazu(TextFormat):
         types = dict.fromkeys(_HEADER, pa.int64()) | {"id": pa.binary(), "click": pa.int32()}
         self._table = LineTable(types | dict.fromkeys(_HEX, pa.binary()), ",", quoted=True)
 
-    def blocks(self, path: Path, start: Position) -> Iterator[Block]:
-        """The file's blocks from the beginning of a line on; the header is in none."""
-        if start.lines == 0:
-            start = Position(self._header_bytes(path), 1)
-        return super().blocks(path, start)
-
-    def _header_bytes(self, path: Path) -> int:
-        with reading(path), TextFile(path) as file:
-            line, newline, _ = file.read(1 << 12).partition(b"\n")
-        if line.rstrip(b"\r") != ",".join(_HEADER).encode():
+    def _begin(self, path: Path, text: bytes) -> Position:
+        """After the header, whose names may be in quotes."""
+        line, newline, _ = text.partition(b"\n")
+        names = line.removeprefix(UTF8_MARK).rstrip(b"\r").replace(b'"', b"").decode("ascii", "replace")
+        if text and tuple(names.split(",")) != _HEADER:
             raise UserError(
-                f"{shown(path)}: line 1 is not the header of Avazu's train file, {','.join(_HEADER)}; name that file"
+                f"{shown(path)}: line 1 is not the header of Avazu's train file, {','.join(_HEADER)}; name that file, "
+                "or read others with python -m cachedlrm.prepare csv"
             )
-        return len(line + newline)
+        return Position(len(line + newline), 1)
 
-    def _parse(self, text: bytes, num_lines: int) -> Samples:
+    def _parse(self, text: bytes, num_lines: int, path: Path) -> Samples:
         table = self._table.read(text, num_lines)
         labels = labels_of(table.column("click").combine_chunks())
         hours, weekdays = _clock(table.column("hour").fill_null(0).to_numpy())

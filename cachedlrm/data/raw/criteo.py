@@ -3,6 +3,8 @@
 Kaggle's ``train.txt`` and the Terabyte set's ``day_0`` to ``day_23`` have this form.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 
@@ -28,7 +30,7 @@ class Criteo(TextFormat):
         types = {"label": pa.int32()} | dict.fromkeys(self.dense_names, pa.int32())
         self._table = LineTable(types | dict.fromkeys(self.table_names, pa.binary()), "\t", quoted=False)
 
-    def _parse(self, text: bytes, num_lines: int) -> Samples:
+    def _parse(self, text: bytes, num_lines: int, path: Path) -> Samples:
         try:
             table = self._table.read(text, num_lines)
             labels = labels_of(table.column("label").combine_chunks())
@@ -47,7 +49,10 @@ def _what_is_wrong(line: bytes) -> str:
     """Why the parser refused a line."""
     fields = line.rstrip(b"\r\n").split(b"\t")
     if len(fields) != _NUM_FIELDS:
-        return f"{len(fields)} fields between tabs where a label, 13 integers and 26 categories make {_NUM_FIELDS}"
+        without_label = "; a file without labels, such as Kaggle's test.txt, holds no samples to train on"
+        return f"{len(fields)} fields between tabs where a label, 13 integers and 26 categories make {_NUM_FIELDS}" + (
+            without_label if len(fields) == _NUM_FIELDS - 1 else ""
+        )
     if fields[0] not in (b"0", b"1"):
         return f"label {_quoted(fields[0])} is neither 0 nor 1"
     for number, field in enumerate(fields[1:], 2):

@@ -2,8 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,19 +16,32 @@ from numpy.typing import NDArray
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, UnparsableError, bad_line
+from cachedlrm.data.raw.text_kinds import UTF8_MARK, check_beginning, check_packing
+
+Ends = NDArray[np.int64]
 
 _SKIP_BYTES = 1 << 20
 _LONGEST_LINE = 1 << 20
+_LOOKED_AT = 1 << 16  # bytes of a file, before it is read
+_NEWLINE = ord("\n")
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def read_blocks(path: Path, start: Position, block_bytes: int) -> Iterator[Block]:
+def last_line_end(text: bytes) -> int:
+    """Where the last whole line of a text ends."""
+    return text.rfind(b"\n") + 1
+
+
+def read_blocks(
+    path: Path, start: Position, block_bytes: int, last_end: Callable[[bytes], int] = last_line_end
+) -> Iterator[Block]:
     """Blocks of whole lines. A compressed file is decompressed from its beginning, whatever ``start`` is.
 
     Args:
         path: the file.
         start: the beginning of a line.
         block_bytes: of each block, about.
+        last_end: of a text that begins with a line, where its last whole line ends, or record of several lines.
 
     Raises:
         UserError: the file cannot be read, is cut off or garbled, or has a line of more than 1 MiB.
@@ -38,7 +51,7 @@ def read_blocks(path: Path, start: Position, block_bytes: int) -> Iterator[Block
         rest, place = b"", start
         while read := file.read(block_bytes):
             text = rest + read
-            cut = text.rfind(b"\n") + 1
+            cut = last_end(text)
             text, rest = text[:cut], text[cut:]
             if len(rest) > _LONGEST_LINE:
                 number = place.lines + text.count(b"\n") + 1
@@ -138,19 +151,37 @@ class LineTable:
         types: of the columns, by name; an empty field is an empty byte string, or null in any other type.
         delimiter: between fields.
         quoted: whether fields may be in double quotes.
+        kept: names of the columns to convert; None: all.
+        nulls: texts that stand for a missing value; with an empty tuple, texts are never missing.
     """
 
-    def __init__(self, types: dict[str, pa.DataType], delimiter: str, quoted: bool) -> None:
+    def __init__(
+        self,
+        types: dict[str, pa.DataType],
+        delimiter: str,
+        *,
+        quoted: bool,
+        kept: Sequence[str] | None = None,
+        nulls: tuple[str, ...] = (),
+    ) -> None:
         self._names = list(types)
         self._parse = pyarrow.csv.ParseOptions(
-            delimiter=delimiter, quote_char='"' if quoted else False, ignore_empty_lines=False
+            delimiter=delimiter,
+            quote_char='"' if quoted else False,
+            ignore_empty_lines=False,
+            newlines_in_values=quoted,
         )
         self._convert = pyarrow.csv.ConvertOptions(
-            check_utf8=False, column_types=types, null_values=[""], strings_can_be_null=False
+            check_utf8=False,
+            column_types=types,
+            include_columns=kept,
+            null_values=["", *nulls],
+            strings_can_be_null=bool(nulls),
+            quoted_strings_can_be_null=False,
         )
 
     def read(self, text: bytes, num_lines: int) -> pa.Table:
-        """The lines of a text as a table of one chunk.
+        """The lines of a text, or its records where they have several, as a table of one chunk.
 
         Raises:
             UnparsableError: a line has more or fewer fields, or one of another type.
@@ -184,16 +215,55 @@ class TextFormat(ABC):
         self._block_bytes = block_bytes
 
     @abstractmethod
-    def _parse(self, text: bytes, num_lines: int) -> Samples:
-        """Some lines.
+    def _parse(self, text: bytes, num_lines: int, path: Path) -> Samples:
+        """Some lines of a file.
 
         Raises:
             UnparsableError: one of them is bad.
         """
 
+    def _begin(self, path: Path, text: bytes) -> Position:
+        """Where the first sample begins, of a file whose text begins with ``text``.
+
+        Raises:
+            UserError: the file is of another kind.
+        """
+        return Position(len(UTF8_MARK)) if text.startswith(UTF8_MARK) else Position()
+
+    def _line_ends(self, text: bytes) -> Ends:
+        """Where the lines of a text end, that begins with one."""
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE) + 1
+        return ends if text.endswith(b"\n") else np.append(ends, len(text))
+
+    def _last_end(self, text: bytes) -> int:
+        return last_line_end(text)
+
+    def check(self, path: Path) -> bool:
+        """See `Format`; a file is of another kind if none of its first lines is a sample."""
+        with reading(path):
+            check_packing(path)
+        block = next(self._blocks(path, Position(), _LOOKED_AT), None)
+        if block is None:
+            return False
+        samples, bad = self.parse(block, skip_bad=True)
+        if not len(samples):
+            number, reason = bad[0]
+            raise UserError(
+                f"{shown(path)} holds no samples of {self.name}: line {number}: {reason}; leave the file out, or name "
+                "another one"
+            )
+        return True
+
     def blocks(self, path: Path, start: Position) -> Iterator[Block]:
         """See `Format`; blocks begin with a line."""
-        return read_blocks(path, start, self._block_bytes)
+        return self._blocks(path, start, self._block_bytes)
+
+    def _blocks(self, path: Path, start: Position, block_bytes: int) -> Iterator[Block]:
+        with reading(path), TextFile(path) as file:
+            text = file.read(_LONGEST_LINE)
+        check_beginning(path, text)
+        begin = self._begin(path, text)
+        return read_blocks(path, begin if start == Position() else start, block_bytes, self._last_end)
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
         """See `Format`. If a block does not parse, its halves are tried, down to the bad lines.
@@ -202,7 +272,7 @@ class TextFormat(ABC):
         """
         good: list[Samples] = []
         bad: list[BadLine] = []
-        for part in _parse_part(block.content, block.start.lines + 1, self._parse):
+        for part in self._parts(block):
             if isinstance(part, Samples):
                 good.append(part)
             elif skip_bad:
@@ -211,19 +281,28 @@ class TextFormat(ABC):
                 raise bad_line(self, block.path, part)
         return Samples.joined(good) if good else Samples.none(self), bad
 
+    def _parts(self, block: Block) -> Iterator[Samples | BadLine]:
+        text: bytes = block.content
+        if b'"' not in text:  # every line end ends a line
+            num_lines = text.count(b"\n") + (not text.endswith(b"\n"))
+            with suppress(UnparsableError):
+                yield self._parse(text, num_lines, block.path)
+                return
+        yield from self._halves(block, self._line_ends(text), 0)
 
-def _parse_part(text: bytes, first: int, parse: Callable[[bytes, int], Samples]) -> Iterator[Samples | BadLine]:
-    num_lines = text.count(b"\n") + (not text.endswith(b"\n"))
-    try:
-        yield parse(text, num_lines)
-        return
-    except UnparsableError as error:
-        if num_lines == 1:
-            yield BadLine(first, str(error))
+    def _halves(self, block: Block, ends: Ends, begin: int) -> Iterator[Samples | BadLine]:
+        """Of the lines that end at ``ends``, the first of which begins at ``begin``."""
+        text: bytes = block.content[begin : ends[-1]]
+        try:
+            yield self._parse(text, len(ends), block.path)
             return
-    middle = text.find(b"\n", len(text) // 2, len(text) - 1) + 1 or text.rfind(b"\n", 0, len(text) // 2) + 1
-    yield from _parse_part(text[:middle], first, parse)
-    yield from _parse_part(text[middle:], first + text.count(b"\n", 0, middle), parse)
+        except UnparsableError as error:
+            if len(ends) == 1:
+                yield BadLine(block.start.lines + block.content.count(b"\n", 0, begin) + 1, str(error))
+                return
+        middle = len(ends) // 2
+        yield from self._halves(block, ends[:middle], begin)
+        yield from self._halves(block, ends[middle:], int(ends[middle - 1]))
 
 
 def labels_of(column: pa.Array) -> NDArray[np.int32]:

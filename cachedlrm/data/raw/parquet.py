@@ -1,21 +1,26 @@
 """Parquet files whose columns the user names: one label, dense features, and categories."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.raw.keys import integer_keys, text_keys
+from cachedlrm.data.raw.columns import KEY_DTYPE, Schema, check_type, missing_column, plain_type
+from cachedlrm.data.raw.keys import is_text
 from cachedlrm.data.raw.lines import reading
-from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, bad_line, log_transform
+from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, bad_line
 
 _BLOCK_ROWS = 1 << 15
+_LEAST_ROWS = 1 << 6
+_PROBED_ROWS = 1 << 8
+READ_BYTES = 1 << 16
+"""Read of a column at a time. Without it, pyarrow reads the columns of a row group whole, however large it is."""
 
 
 @contextmanager
@@ -35,28 +40,32 @@ class Parquet:
     """A `Format`.
 
     Args:
-        label: column of 0 and 1, in integers, floats or booleans.
-        dense: columns of numbers; a missing one is 0.
-        sparse: columns of integers, booleans or texts, of one value each.
-        log_dense: whether dense features are transformed as Criteo's are.
+        schema: which columns are what.
+        block_bytes: of a block's columns in memory, about.
     """
 
     name, line = "parquet", "row"
-    key_dtype = np.dtype(np.uint64)
+    key_dtype = KEY_DTYPE
 
-    def __init__(self, label: str, dense: Sequence[str], sparse: Sequence[str], log_dense: bool = False) -> None:
-        self.dense_names, self.table_names = tuple(dense), tuple(sparse)
-        self.settings = {"label": label, "log_dense": log_dense}
-        self._label, self._log_dense = label, log_dense
+    def __init__(self, schema: Schema, block_bytes: int = 16 << 20) -> None:
+        self.dense_names, self.table_names = schema.dense, schema.sparse
+        self.settings: dict[str, Any] = {"label": schema.label, "log_dense": schema.log_dense}
+        self._schema, self._block_bytes = schema, block_bytes
+
+    def check(self, path: Path) -> bool:
+        """See `Format`."""
+        with reading_parquet(path), _open(path) as file:
+            self._check_schema(path, file.schema_arrow)
+            return bool(file.metadata.num_rows)
 
     def blocks(self, path: Path, start: Position) -> Iterator[Block]:
         """Rows of the file, row group by row group, from a row on."""
-        with reading_parquet(path), pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+        with reading_parquet(path), _open(path) as file:
             self._check_schema(path, file.schema_arrow)
             yield from self._blocks(path, file, start.offset)
 
     def _blocks(self, path: Path, file: pyarrow.parquet.ParquetFile, start: int) -> Iterator[Block]:
-        columns = list({self._label: None} | dict.fromkeys([*self.dense_names, *self.table_names]))
+        columns = list(self._schema.names)
         total = file.metadata.num_rows
         first = 0  # row of the row group
         for group in range(file.num_row_groups):
@@ -64,7 +73,8 @@ class Parquet:
             first += file.metadata.row_group(group).num_rows
             if first <= start:
                 continue
-            for rows in file.iter_batches(_BLOCK_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            count = self._rows_of_a_block(file, group, columns)
+            for rows in file.iter_batches(count, row_groups=[group], columns=columns, use_threads=False):
                 end = place + len(rows)
                 if end > start:
                     skipped = max(0, start - place)
@@ -72,87 +82,35 @@ class Parquet:
                     yield Block(path, Position(begin, begin), Position(end, end), rows.slice(skipped), end / total)
                 place = end
 
+    def _rows_of_a_block(self, file: pyarrow.parquet.ParquetFile, group: int, columns: list[str]) -> int:
+        """As many as take about the bytes of a block, by the first rows: of texts the footer does not tell."""
+        if not any(is_text(plain_type(file.schema_arrow.field(name).type)) for name in columns):
+            return _BLOCK_ROWS
+        probe = next(file.iter_batches(_PROBED_ROWS, row_groups=[group], columns=columns, use_threads=False), None)
+        if probe is None or not len(probe):
+            return _BLOCK_ROWS
+        count = self._block_bytes * len(probe) // max(1, int(probe.nbytes))
+        return max(_LEAST_ROWS, min(_BLOCK_ROWS, count))
+
     def _check_schema(self, path: Path, schema: pa.Schema) -> None:
-        options = [("--label", (self._label,)), ("--dense", self.dense_names), ("--sparse", self.table_names)]
-        for option, names in options:
-            for name in names:
-                if name not in schema.names:
-                    known = shown(", ".join(schema.names[:40]))
-                    raise UserError(f"{option} {shown(name)}: {shown(path)} has no such column; there are {known}")
-                kind = schema.field(name).type
-                if not _is_usable(kind, option == "--sparse"):
-                    wanted = "integers, booleans or texts" if option == "--sparse" else "numbers"
-                    raise UserError(
-                        f"{option} {shown(name)}: {shown(path)} has {shown(kind)} there where {wanted} are needed, one "
-                        "a row; name another column or convert it"
-                    )
+        for option, name in self._schema.roles:
+            if schema.names.count(name) != 1:
+                raise missing_column(option, name, shown(path), schema.names)
+            check_type(option, name, shown(path), schema.field(name).type)
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
         """The samples of a block, and its bad rows."""
         rows: pa.RecordBatch = block.content
-        labels = _floats(rows.column(self._label), np.nan)
-        wrong = (labels != 0) & (labels != 1)
-        reasons = dict.fromkeys(np.flatnonzero(wrong).tolist(), f"the label, {self._label}, is neither 0 nor 1")
-        dense = np.empty((len(rows), len(self.dense_names)), np.float32)
-        for column, name in enumerate(self.dense_names):
-            with np.errstate(over="ignore"):
-                dense[:, column] = _floats(rows.column(name), 0.0)
-            for index in np.flatnonzero(~np.isfinite(dense[:, column])).tolist():
-                reasons.setdefault(index, f"{name} is NaN, infinite, or more than a float32 holds")
+        samples, reasons = self._schema.samples({name: rows.column(name) for name in self._schema.names}, len(rows))
         bad = [BadLine(block.start.lines + index + 1, shown(reasons[index])) for index in sorted(reasons)]
-        if bad and not skip_bad:
+        if not bad:
+            return samples, bad
+        if not skip_bad:
             raise bad_line(self, block.path, bad[0])
-        keys = np.empty((len(self.table_names), len(rows)), self.key_dtype)
-        for number, name in enumerate(self.table_names):
-            column = plain(rows.column(name))
-            (text_keys if _is_text(column.type) else integer_keys)(column, keys[number])
         good = np.ones(len(rows), bool)
         good[list(reasons)] = False
-        dense = log_transform(dense[good]) if self._log_dense else dense[good]
-        return Samples(dense, labels[good].astype(np.int32), np.ascontiguousarray(keys[:, good])), bad
+        return samples.where(good), bad
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
-
-
-def _is_usable(kind: pa.DataType, sparse: bool) -> bool:
-    if is_integer(kind):
-        return True
-    return _is_text(_values(kind)) if sparse else is_floating(kind)
-
-
-def is_integer(kind: pa.DataType) -> bool:
-    """Whether a column holds integers, or booleans."""
-    return bool(pa.types.is_integer(_values(kind)) or pa.types.is_boolean(_values(kind)))
-
-
-def is_floating(kind: pa.DataType) -> bool:
-    """Whether a column holds floats."""
-    return bool(pa.types.is_floating(_values(kind)))
-
-
-def _values(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def plain(column: pa.Array) -> pa.Array:
-    """Values instead of a dictionary and indices into it."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
-def _floats(column: pa.Array, missing: float) -> NDArray[np.float64]:
-    floats: NDArray[np.float64] = plain(column).cast(pa.float64(), safe=False).fill_null(missing).to_numpy()
-    return floats
-
-
-def split_columns(option: str, text: str) -> tuple[str, ...]:
-    """Names between commas.
-
-    Raises:
-        UserError: an empty one, or one that is there twice.
-    """
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{option} {text}: names of different columns, joined by commas, are needed")
-    return names
+def _open(path: Path) -> pyarrow.parquet.ParquetFile:
+    return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)

@@ -31,6 +31,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def where(self, chosen: NDArray[np.bool_]) -> "Samples":
+        """Some of them, by a mask [n]."""
+        return Samples(self.dense[chosen], self.labels[chosen], np.ascontiguousarray(self.keys[:, chosen]))
+
     @classmethod
     def joined(cls, parts: "list[Samples]") -> "Samples":
         """One after the other; at least one part."""
@@ -114,6 +118,14 @@ class Format(Protocol):
     table_names: tuple[str, ...]
     key_dtype: np.dtype[Any]
     settings: dict[str, Any]
+
+    def check(self, path: Path) -> bool:
+        """Whether a file holds any samples; looks at its beginning, before anything is read.
+
+        Raises:
+            UserError: the file cannot be read, or is of another kind; says what it is and what to do.
+        """
+        ...
 
     def blocks(self, path: Path, start: Position) -> Iterator[Block]:
         """The file's blocks from a place on where a block may begin.

@@ -72,3 +72,14 @@ def test_a_file_that_is_not_avazus_is_refused(tmp_path, capsys):
     assert "line 1 is not the header of Avazu's train file" in one_line(
         capsys, prepare("avazu", path, "--out", tmp_path / "out")
     )
+
+
+def test_a_byte_order_mark_and_a_quoted_header(tmp_path):
+    records = impressions(20)
+    header, *rest = csv_lines(records)
+    quoted = ",".join(f'"{name}"' for name in header.split(","))
+    write(tmp_path / "plain", [header, *rest])
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([quoted, *rest]).encode())
+    for name in ("plain", "marked"):
+        assert prepare("avazu", tmp_path / name, "--out", tmp_path / f"{name}.out", "--test-fraction=0") == 0
+        assert_equal(tmp_path / f"{name}.out", expected_avazu(records, 0), 0)

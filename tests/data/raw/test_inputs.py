@@ -37,3 +37,21 @@ def test_paths_to_no_file_are_refused(tmp_path):
         with pytest.raises(UserError) as caught:
             find_inputs([tmp_path / name for name in names])
         assert str(caught.value).endswith(message)
+
+
+def test_partition_folders_are_read_and_notes_passed_over(tmp_path):
+    for name in (
+        "day=10/a",
+        "day=2/hour=1/b",
+        "day=2/hour=0/c",
+        "day=2/_SUCCESS",
+        "_SUCCESS",
+        "_temporary/d",
+        "other/e",
+    ):
+        write(tmp_path / "logs" / name, ["x"])
+    found = [str(path.relative_to(tmp_path / "logs")) for path in find_inputs([tmp_path / "logs"])]
+    assert found == ["day=2/hour=0/c", "day=2/hour=1/b", "day=10/a"]
+    write(tmp_path / "days" / "monday" / "a", ["x"])
+    with pytest.raises(UserError, match="days: no files in this folder; name the folders in it"):
+        find_inputs([tmp_path / "days"])

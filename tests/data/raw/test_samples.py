@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cachedlrm.data.raw.columns import Schema
 from cachedlrm.data.raw.criteo import Criteo
 from cachedlrm.data.raw.parquet import Parquet
 from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, bad_line, log_transform
@@ -27,7 +28,7 @@ def test_joined_samples_follow_each_other():
 
 
 def test_no_samples_have_the_columns_of_a_format():
-    none = Samples.none(Parquet("y", ["a"], ["b", "c"]))
+    none = Samples.none(Parquet(Schema("y", ("a",), ("b", "c"))))
     assert (len(none), none.dense.shape, none.keys.shape, none.keys.dtype) == (0, (0, 1), (2, 0), np.uint64)
 
 
@@ -40,7 +41,7 @@ def test_a_block_without_its_content_keeps_its_place():
 
 def test_a_bad_line_in_the_words_of_its_format():
     line = BadLine(7, "it is wrong")
-    for format_, word in ((Criteo(1), "line"), (Parquet("y", ["a"], ["b"]), "row")):
+    for format_, word in ((Criteo(1), "line"), (Parquet(Schema("y", ("a",), ("b",))), "row")):
         assert str(bad_line(format_, Path("a\nb"), line)) == (
             f"a\\nb: {word} 7: it is wrong; correct it, or leave out such {word}s with --skip-bad-lines"
         )
