@@ -7,9 +7,9 @@ PY := .venv/bin/python
 train: .venv/installed
 	$(PY) -m cachedlrm.train --gpu-cache-ratio 0.05
 
-# Lint, types and all tests.
+# Lint, types and all tests, in two processes: a file's tests stay together, as they share runs.
 test check: lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 # Kills training 200 times at random instants, resumes, and compares bits; then runs on a simulated CUDA device under
 # every schedule.

@@ -69,7 +69,11 @@ def run_suite(python: Path, version: str) -> Outcome:
     ).stdout.strip()
     started = time.monotonic()
     done = subprocess.run(
-        [python, "-m", "pytest", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True, check=False
+        [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     minutes = (time.monotonic() - started) / 60
     lines = done.stdout.splitlines()
