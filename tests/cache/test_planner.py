@@ -100,6 +100,10 @@ def test_residents_are_what_the_plans_left(policy_name):
     addresses, slots = planner.resident()
     assert dict(zip(addresses.tolist(), slots.tolist(), strict=True)) == model.slot_of
     assert planner.resident_rows == len(model.slot_of) == 12
+    latest, slots = planner.resident(since=79)
+    assert sorted(latest.tolist()) == sorted(working_set.addresses.tolist()), "the last batch's rows, and no others"
+    assert [model.slot_of[address] for address in latest] == slots.tolist()
+    assert planner.resident(since=80)[0].size == 0
 
 
 @pytest.mark.parametrize("policy_name", POLICIES)
