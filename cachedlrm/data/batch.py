@@ -51,6 +51,7 @@ class Source(Protocol):
         num_dense: number of dense features.
         max_lookups_per_bag: the most lookups a bag can hold in each table (1 for one-hot data).
         num_samples: samples in one epoch.
+        has_labels: whether samples have labels; else they are 0.
         pieces: first sample of each piece that is read or decoded whole, and the number of all samples; None: any
             samples are read for themselves.
     """
@@ -59,6 +60,7 @@ class Source(Protocol):
     num_dense: int
     max_lookups_per_bag: tuple[int, ...]
     num_samples: int
+    has_labels: bool
     pieces: tuple[int, ...] | None
 
     def read(self, start: int, stop: int) -> Batch:
@@ -82,6 +84,7 @@ class SourceWrapper:
         self.num_dense = source.num_dense
         self.max_lookups_per_bag = source.max_lookups_per_bag
         self.num_samples = source.num_samples
+        self.has_labels = source.has_labels
         self.pieces = source.pieces
         self._source = source
 

@@ -59,12 +59,14 @@ class DecodedBlock:
     Attributes:
         dense: [n, num_dense] float32.
         ids: [n, T] of any integers, local to their tables.
-        labels: [n] of any numbers.
+        labels: [n] of any numbers; None: the data have none.
+        missing: [n, T], whether an id is missing; None: none is.
     """
 
     dense: NDArray[np.float32]
     ids: NDArray[Any]
-    labels: NDArray[Any]
+    labels: NDArray[Any] | None
+    missing: NDArray[np.bool_] | None = None
 
 
 class BlockSource(ABC):
@@ -75,13 +77,22 @@ class BlockSource(ABC):
         first_samples: number of each block's first sample, and of all samples.
         table_rows: rows of each table.
         num_dense: dense features.
+        has_labels: whether the data have labels.
     """
 
-    def __init__(self, words: str, first_samples: Sequence[int], table_rows: tuple[int, ...], num_dense: int) -> None:
+    def __init__(
+        self,
+        words: str,
+        first_samples: Sequence[int],
+        table_rows: tuple[int, ...],
+        num_dense: int,
+        has_labels: bool = True,
+    ) -> None:
         self.table_rows = table_rows
         self.max_lookups_per_bag = (1,) * len(table_rows)
         self.num_dense = num_dense
         self.num_samples = first_samples[-1]
+        self.has_labels = has_labels
         self.pieces: tuple[int, ...] | None = tuple(first_samples)
         self._words = words
         self._first_samples = first_samples
@@ -98,14 +109,20 @@ class BlockSource(ABC):
 
     def read(self, start: int, stop: int) -> Batch:
         """See `Source`."""
-        dense, labels = np.empty((stop - start, self.num_dense), np.float32), np.empty(stop - start, np.float32)
-        ids = np.empty((stop - start, len(self.table_rows)), np.int64)
+        dense, labels = np.empty((stop - start, self.num_dense), np.float32), np.zeros(stop - start, np.float32)
+        ids, missing = np.empty((stop - start, len(self.table_rows)), np.int64), None
         with self._lock:
             for number, part, out in spans(self._first_samples, start, stop):
                 block = self._block(number)
-                dense[out], labels[out], ids[out] = block.dense[part], block.labels[part], block.ids[part]
-        rows = ids.ravel()
-        offsets = np.arange(len(rows) + 1)
+                dense[out], ids[out] = block.dense[part], block.ids[part]
+                if block.labels is not None:
+                    labels[out] = block.labels[part]
+                if block.missing is not None:
+                    missing = np.zeros(ids.shape, np.bool_) if missing is None else missing
+                    missing[out] = block.missing[part]
+        rows, offsets = ids.ravel(), np.arange(ids.size + 1)
+        if missing is not None:  # its bag is empty
+            rows, offsets = ids[~missing], np.concatenate([[0], np.cumsum(~missing.ravel())])
         return make_batch(dense, rows, offsets, labels, self.table_rows, where=self._words, first_sample=start)
 
     def _block(self, number: int) -> DecodedBlock:

@@ -110,6 +110,7 @@ class FlightSource:
         table_rows: rows of each table.
     """
 
+    has_labels = True
     pieces: tuple[int, ...] | None = None
 
     def __init__(self, spec: FlightsSpec, table_rows: tuple[int, ...]) -> None:

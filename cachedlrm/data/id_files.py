@@ -107,7 +107,7 @@ class IdFile(ABC):
         return f"{self.name}: sample {sample}, table {table}"
 
 
-def open_id_file(folder: Path, prefix: str, names: Sequence[str], found: str, num_samples: int) -> IdFile:
+def open_id_file(folder: Path, prefix: str, names: Sequence[str], found: str, num_samples: int | None) -> IdFile:
     """The ids of a prefix, in the form that is there.
 
     Args:
@@ -115,7 +115,7 @@ def open_id_file(folder: Path, prefix: str, names: Sequence[str], found: str, nu
         prefix: of their names.
         names: of all files in the folder.
         found: name of one of that prefix.
-        num_samples: that the files beside it hold.
+        num_samples: that the files beside it hold; None: there are none, neither dense features nor labels.
 
     Raises:
         UserError: ids are missing, in two forms, damaged, of a wrong type, or of another number of samples.
@@ -129,6 +129,11 @@ def open_id_file(folder: Path, prefix: str, names: Sequence[str], found: str, nu
         first, second = (shown(folder / f"{prefix}{forms[form][0]}") for form in present[:2])
         raise UserError(f"{first} and {second} are the same samples' ids in two forms; remove one of them")
     form = present[0] if present else OneHotFile
+    if form is RaggedFile and num_samples is None:
+        raise UserError(
+            f"{shown(folder / f'{prefix}{OFFSETS}')} does not say how many samples and tables its bags are of; write "
+            f"{shown(f'{prefix}dense.npy')} beside it, float32 [samples, 0] where there are no dense features"
+        )
     return form.open(folder, prefix, found, num_samples)
 
 
@@ -145,7 +150,7 @@ class OneHotFile(IdFile):
         self._ids = ids
 
     @classmethod
-    def open(cls, folder: Path, prefix: str, found: str, num_samples: int) -> "OneHotFile":
+    def open(cls, folder: Path, prefix: str, found: str, num_samples: int | None) -> "OneHotFile":
         """See `open_id_file`."""
         path = folder / f"{prefix}{ONE_HOT}"
         ids = map_npy(path, found, "*_dense.npy, *_sparse.npy and *_labels.npy")
@@ -185,7 +190,7 @@ class MultiHotFile(IdFile):
         self._starts, self._lookups = bags[:-1], int(bags[-1])  # in the lookups of a sample
 
     @classmethod
-    def open(cls, folder: Path, prefix: str, found: str, num_samples: int) -> "MultiHotFile":
+    def open(cls, folder: Path, prefix: str, found: str, num_samples: int | None) -> "MultiHotFile":
         """See `open_id_file`."""
         path = folder / f"{prefix}{MULTI_HOT}"
         members = map_npz(path, found, "*_dense.npy, *_sparse_multi_hot.npz and *_labels.npy")
@@ -235,8 +240,9 @@ class RaggedFile(IdFile):
         self._values_name = shown(values_path)
 
     @classmethod
-    def open(cls, folder: Path, prefix: str, found: str, num_samples: int) -> "RaggedFile":
+    def open(cls, folder: Path, prefix: str, found: str, num_samples: int | None) -> "RaggedFile":
         """See `open_id_file`."""
+        assert num_samples is not None, "refused before"
         values_path, path = folder / f"{prefix}{VALUES}", folder / f"{prefix}{OFFSETS}"
         together = "*_dense.npy, *_sparse_values.npy, *_sparse_offsets.npy and *_labels.npy"
         values, offsets = map_npy(values_path, found, together), map_npy(path, found, together)
@@ -306,8 +312,10 @@ def _check(path: Path, array: Array, wanted: str, dimensions: int) -> None:
         raise UserError(f"{held} where {wanted} is needed; convert it")
 
 
-def _check_samples(path: Path, count: int, num_samples: int) -> None:
-    if count != num_samples:
+def _check_samples(path: Path, count: int, num_samples: int | None) -> None:
+    if not count and num_samples is None:
+        raise UserError(f"{shown(path)} holds no samples; remove it")
+    if num_samples is not None and count != num_samples:
         raise UserError(
             f"{shown(path)} has {count:,} samples but the dense features beside it {num_samples:,}; write them from "
             "the same samples"

@@ -43,18 +43,23 @@ class _Triple:
 
     Attributes:
         prefix: of their paths, as in ``folder/day_0_``.
-        dense: [N, num_dense].
+        dense: [N, num_dense]; None: there is no such file, and no dense features.
         ids: in T tables.
-        labels: [N, 1] or [N].
+        labels: [N, 1] or [N]; None: there is no such file.
     """
 
     prefix: str
-    dense: NDArray[np.generic]
+    dense: NDArray[np.generic] | None
     ids: IdFile
-    labels: NDArray[np.generic]
+    labels: NDArray[np.generic] | None
 
     def __len__(self) -> int:
-        return len(self.dense)
+        return self.ids.num_samples
+
+    @property
+    def num_dense(self) -> int:
+        """Dense features."""
+        return 0 if self.dense is None else int(self.dense.shape[1])
 
     def file(self, part: str) -> str:
         """Path of a part, for messages; ``*`` for all three."""
@@ -63,15 +68,22 @@ class _Triple:
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
-        return (Path(f"{self.prefix}dense.npy"), *self.ids.files, Path(f"{self.prefix}labels.npy"))
+        others = {"dense": self.dense, "labels": self.labels}
+        return (
+            *self.ids.files,
+            *(Path(f"{self.prefix}{part}.npy") for part, held in others.items() if held is not None),
+        )
 
     def floats(self, part: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Dense features or labels, in the shape they have.
+        """Dense features [n, num_dense], or labels [n] or [n, 1]: zeros where there is no such file.
 
         Raises:
             UserError: a finite value that is infinite as float32.
         """
-        values = np.asarray(self.dense[start:stop] if part == "dense" else self.labels[start:stop])
+        held = self.dense if part == "dense" else self.labels
+        if held is None:
+            return np.zeros((stop - start, 0) if part == "dense" else stop - start, np.float32)
+        values = np.asarray(held[start:stop])
         with np.errstate(over="ignore", invalid="ignore"):
             floats = values.astype(np.float32)
         if np.isinf(floats).any():
@@ -135,12 +147,13 @@ class NpySpec(SourceSpec):
             raise UserError(f"{words}: no {_TRIPLE} in it; name the folder that holds them")
         folder = Path(argument)
         triples = tuple(
-            _open_triple(folder, prefix, names, found[prefix]) for prefix in sorted(found, key=natural_order)
+            _open_triple(folder, prefix, names, found[prefix], request.needs_labels)
+            for prefix in sorted(found, key=natural_order)
         )
         first = triples[0]
         for triple in triples[1:]:
             for name, columns, first_name, expected in (
-                (triple.file("dense"), triple.dense.shape[1], first.file("dense"), first.dense.shape[1]),
+                (triple.file("dense"), triple.num_dense, first.file("dense"), first.num_dense),
                 (triple.ids.name, triple.ids.num_tables, first.ids.name, first.ids.num_tables),
             ):
                 if columns != expected:
@@ -152,7 +165,7 @@ class NpySpec(SourceSpec):
     @property
     def columns(self) -> tuple[int, int]:
         """See `SourceSpec`."""
-        return self.triples[0].ids.num_tables, self.triples[0].dense.shape[1]
+        return self.triples[0].ids.num_tables, self.triples[0].num_dense
 
     def table_rows(self) -> tuple[int, ...]:
         """One more than each column's largest id, in one pass; of prepared files those they state."""
@@ -224,6 +237,7 @@ class NpySource:
         self._triples = spec.triples
         self._first_samples = numbered(map(len, spec.triples))
         self.num_samples = self._first_samples[-1]
+        self.has_labels = all(triple.labels is not None for triple in spec.triples)
         self._max_ind_range = spec.request.max_ind_range
         self._advice = IdAdvice()
         if self._max_ind_range > 0:
@@ -291,24 +305,32 @@ def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
     return Prepared(rows, test_folder, counts.astype(np.int64, copy=False), most)
 
 
-def _open_triple(folder: Path, prefix: str, names: Sequence[str], found: str) -> _Triple:
+def _open_triple(folder: Path, prefix: str, names: Sequence[str], found: str, needs_labels: bool) -> _Triple:
     """The files of a prefix, of which the one called ``found`` is there, among ``names``."""
-    paths = [folder / f"{prefix}{part}.npy" for part in ("dense", "labels")]
-    dense, labels = (map_npy(path, found, _TRIPLE) for path in paths)
-    for path, array, kinds, dimensions, wanted in (
-        (paths[0], dense, "f", (2,), "float32 [N, features]"),
-        (paths[1], labels, "iufb", (1, 2), "int32 [N, 1]"),
+    held: dict[str, NDArray[np.generic] | None] = {}
+    for part, kinds, dimensions, wanted in (
+        ("dense", "f", (2,), "float32 [N, features]"),
+        ("labels", "iufb", (1, 2), "int32 [N, 1]"),
     ):
-        wide = path == paths[1] and array.ndim == 2 and array.shape[1] != 1
+        path = folder / f"{prefix}{part}.npy"
+        if path.name not in names and not (part == "labels" and needs_labels):
+            held[part] = None
+            continue
+        array = held[part] = map_npy(path, found, _TRIPLE)
+        wide = part == "labels" and array.ndim == 2 and array.shape[1] != 1
         if array.dtype.kind not in kinds or array.ndim not in dimensions or wide:
-            held = shown(f"{path} is {array.dtype} {list(array.shape)}")
-            raise UserError(f"{held} where {wanted} is needed; convert it")
-    if len(labels) != len(dense):
+            words = shown(f"{path} is {array.dtype} {list(array.shape)}")
+            raise UserError(f"{words} where {wanted} is needed; convert it")
+    dense, labels = held["dense"], held["labels"]
+    paths = [folder / f"{prefix}{part}.npy" for part in held]
+    if dense is not None and labels is not None and len(labels) != len(dense):
         raise UserError(
             f"{shown(paths[1])} has {len(labels):,} samples but {shown(paths[0])} has {len(dense):,}; "
             "write them from the same samples"
         )
-    if not len(dense):
-        raise UserError(f"{shown(paths[0])} and the files beside it hold no samples; remove them")
-    ids = open_id_file(folder, prefix, names, found, len(dense))
+    counted = [(path, array) for path, array in zip(paths, held.values(), strict=True) if array is not None]
+    for path, array in counted[:1]:
+        if not len(array):
+            raise UserError(f"{shown(path)} and the files beside it hold no samples; remove them")
+    ids = open_id_file(folder, prefix, names, found, len(counted[0][1]) if counted else None)
     return _Triple(str(folder / prefix) if prefix else f"{folder}{os.sep}", dense, ids, labels)

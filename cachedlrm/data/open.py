@@ -52,7 +52,8 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
     held_out = test_data or data.held_out_part()
     num_tables, num_dense = data.columns
     if data.is_generated:
-        num_tables, num_dense = len(rows or data.table_rows()), request.num_dense or num_dense
+        num_tables = len(rows or data.table_rows())
+        num_dense = num_dense if request.num_dense is None else request.num_dense
     _check_options(data, (num_tables, num_dense), request)
     if held_out is not None:
         _check_held_out(held_out, data, (num_tables, num_dense))
@@ -83,7 +84,7 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         data.row_counts(rows),
         vocabulary,
         data.table_names,
-        notes=() if note is None else (note,),
+        notes=tuple(filter(None, (note, None if num_dense else f"{data.words} has no dense features"))),
         contents=tuple(contents),
     )
 

@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import free_host_bytes
@@ -62,15 +63,16 @@ class ParquetSpec(SourceSpec):
                 reading_parquet(file_path),
                 pyarrow.parquet.ParquetFile(file_path, pre_buffer=False, buffer_size=_PROBE_BYTES) as file,
             ):
-                names = names or choose_columns(words, file.schema_arrow, named)
+                names = names or choose_columns(words, file.schema_arrow, named, request.needs_labels)
                 check_columns(file_path, file.schema_arrow, names)
                 inside = list(row_groups(file_path, file.metadata))
                 for group in inside:
                     # Asked for a damaged footer's statistics, Arrow ends the process; reading a row fails as it should.
                     rows = file.iter_batches(1, row_groups=[group.number], columns=list(names.all), use_threads=False)
                     next(rows, None)
-            for group in inside:
-                group.check_missing(names.all)
+            if names.label is not None:
+                for group in inside:
+                    group.check_label(names.label)
             groups += inside
         if names is None or not groups:
             raise UserError(f"{words}: no rows in it; name another file")
@@ -100,7 +102,7 @@ class ParquetSpec(SourceSpec):
             for group in self.groups:
                 if largest + 1 != self.max_ind_range:  # there is no larger one
                     largest = max(largest, group.largest_id(name, self.max_ind_range))
-            rows.append(largest + 1)
+            rows.append(max(1, largest + 1))  # all ids may be missing
         if sum(rows) > MOST_ROWS:
             name = self.names.sparse[max(range(len(rows)), key=rows.__getitem__)]
             where = f"{self.words}: {shown(name)} has ids up to {max(rows) - 1}"
@@ -136,26 +138,26 @@ class ParquetSource(BlockSource):
     """
 
     def __init__(self, spec: ParquetSpec, table_rows: tuple[int, ...]) -> None:
-        super().__init__(spec.words, numbered(map(len, spec.groups)), table_rows, spec.columns[1])
+        has_labels = spec.names.label is not None
+        super().__init__(spec.words, numbered(map(len, spec.groups)), table_rows, spec.columns[1], has_labels)
         self._groups, self._names, self._max_ind_range = spec.groups, spec.names, spec.max_ind_range
 
     def _decode(self, number: int) -> DecodedBlock:
         group, names = self._groups[number], self._names
         all_ids = np.empty((len(names.sparse), len(group)), np.int32)  # column after column, as they are decoded
         dense = np.empty((len(names.dense), len(group)), np.float32)
+        all_missing: NDArray[np.bool_] | None = None
         for table, (name, num_rows) in enumerate(zip(names.sparse, self.table_rows, strict=True)):
-            ids = group.ids(name, self._max_ind_range)
+            ids, missing = group.ids(name, self._max_ind_range)
             if ids.max() >= num_rows:
                 index = int(ids.argmax())
                 where = group.place(index, name)
                 raise UserError(f"{where}: id {ids[index]} is outside 0..{num_rows - 1}; {FILE_ADVICE.beyond}")
             all_ids[table] = ids
+            if missing is not None:
+                all_missing = np.zeros(all_ids.shape, np.bool_) if all_missing is None else all_missing
+                all_missing[table] = missing
         for column, name in enumerate(names.dense):
             dense[column] = group.floats(name)
-        labels = group.floats(names.label)
-        wrong = (labels < 0) | (labels > 1)
-        if wrong.any():
-            index = int(wrong.argmax())
-            where = group.place(index, names.label)
-            raise UserError(f"{where} is {labels[index]}; labels are 0 to 1, name another column or correct it")
-        return DecodedBlock(dense.T, all_ids.T, labels)
+        labels = None if names.label is None else group.labels(names.label)
+        return DecodedBlock(dense.T, all_ids.T, labels, None if all_missing is None else all_missing.T)

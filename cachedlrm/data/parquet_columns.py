@@ -24,19 +24,19 @@ class Columns:
     """Names of columns.
 
     Attributes:
-        label: from 0 to 1.
-        dense: numbers, one feature each.
+        label: from 0 to 1; None: there is none.
+        dense: numbers, one feature each; perhaps none.
         sparse: ids, one table each.
     """
 
-    label: str
+    label: str | None
     dense: tuple[str, ...]
     sparse: tuple[str, ...]
 
     @property
     def all(self) -> tuple[str, ...]:
         """All of them."""
-        return (self.label, *self.dense, *self.sparse)
+        return (*(() if self.label is None else (self.label,)), *self.dense, *self.sparse)
 
 
 @dataclass(frozen=True)
@@ -70,26 +70,29 @@ def read_columns(words: str, text: str) -> tuple[Path, NamedColumns]:
     return Path(path), NamedColumns(label[0] if label else None, **named)
 
 
-def choose_columns(words: str, schema: pa.Schema, named: NamedColumns) -> Columns:
+def choose_columns(words: str, schema: pa.Schema, named: NamedColumns, needs_label: bool = True) -> Columns:
     """The columns to read.
 
     Args:
         words: option and value, for messages.
         schema: of the first file.
         named: by the user.
+        needs_label: whether files without a column ``label`` are refused.
 
     Raises:
-        UserError: there is no label, no dense feature or no id, or a column's type says neither dense feature nor id.
+        UserError: there is no label or no id, or a column's type says neither dense feature nor id.
     """
-    label = named.label or "label"
-    if label not in schema.names:
+    label: str | None = named.label or "label"
+    if label not in schema.names and named.label is None and not needs_label:
+        label = None
+    elif label not in schema.names:
         known = shown(", ".join(schema.names[:_MOST_SHOWN]))
         what = "no such label" if named.label else "no column label"
         raise UserError(
             f"{words}: {what} in it; there are {known}: name one, as in parquet:PATH:label={known.split(',')[0]}"
         )
-    taken = {label, *(named.dense or ()), *(named.sparse or ())}
-    if len(taken) < 1 + len(named.dense or ()) + len(named.sparse or ()):
+    taken = {*(() if label is None else (label,)), *(named.dense or ()), *(named.sparse or ())}
+    if len(taken) < (label is not None) + len(named.dense or ()) + len(named.sparse or ()):
         raise UserError(f"{words}: a column is named twice among label, dense and sparse; name each once")
     others = [field for field in schema if field.name not in taken and not _PANDAS_INDEX.fullmatch(field.name)]
     dense, sparse = named.dense, named.sparse
@@ -103,10 +106,8 @@ def choose_columns(words: str, schema: pa.Schema, named: NamedColumns) -> Column
                 f"{words}: {shown(odd[0].name)} holds {shown(odd[0].type)}, not numbers; convert it, leave it out "
                 "by naming the ids, parquet:PATH:sparse=NAME,NAME, or let cachedlrm.prepare parquet number texts"
             )
-    for what, names in (("dense features (floats)", dense), ("ids (integers)", sparse)):
-        if not names:
-            key = what.split()[0].replace("ids", "sparse")
-            raise UserError(f"{words}: no column of {what} in it; name some, as in parquet:PATH:{key}=NAME,NAME")
+    if not sparse:
+        raise UserError(f"{words}: no column of ids (integers) in it; name some, as in parquet:PATH:sparse=NAME,NAME")
     return Columns(label, dense, sparse)
 
 

@@ -254,6 +254,7 @@ class ReferenceSource:
         UserError: options or a trace file that give no samples.
     """
 
+    has_labels = True
     pieces: tuple[int, ...] | None = None
 
     def __init__(self, table_rows: tuple[int, ...], num_dense: int, stream: ReferenceStream) -> None:

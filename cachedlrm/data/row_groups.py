@@ -3,12 +3,13 @@
 Needs the optional package pyarrow.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
@@ -43,11 +44,11 @@ class RowGroup:
     def __len__(self) -> int:
         return int(self.metadata.row_group(self.number).num_rows)
 
-    def column(self, name: str) -> NDArray[Any]:
-        """A column's values [n], in the type they have there.
+    def column(self, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """A column's values [n], in the type they have there, and which of them are missing (0 then), if any are.
 
         Raises:
-            UserError: the file cannot be read, or a value is missing.
+            UserError: the file cannot be read.
         """
         with (
             reading_parquet(self.path),
@@ -62,36 +63,38 @@ class RowGroup:
         ):
             column = file.read_row_group(self.number, columns=[name], use_threads=False).column(name)
             missing = column.is_null().to_numpy() if column.null_count else None
-            parts = [plain(chunk).to_numpy(zero_copy_only=False) for chunk in column.chunks if len(chunk)]
-        if missing is not None:
-            where = self.place(int(missing.argmax()), name)
-            raise UserError(f"{where} is missing (null); fill in a value, or let {PREPARE} do that")
+            chunks = [plain(chunk) for chunk in column.chunks if len(chunk)]
+            if missing is not None:
+                chunks = [chunk.fill_null(pa.scalar(0).cast(chunk.type)) for chunk in chunks]
+            parts = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
         if len(column) != len(self):
             raise UserError(f"{shown(self.path)} is damaged: {shown(name)} is cut off; write it again")
-        return np.concatenate(parts)
+        return np.concatenate(parts), missing
 
-    def ids(self, name: str, max_ind_range: int) -> NDArray[np.int64]:
-        """A column's ids [n], folded modulo ``max_ind_range`` if that is positive.
+    def ids(self, name: str, max_ind_range: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+        """A column's ids [n], folded modulo ``max_ind_range`` if that is positive, and which of them are missing.
 
         Raises:
             UserError: as `column`, or an id is below 0 or above int64.
         """
-        values = self.column(name)
+        values, missing = self.column(name)
         if values.dtype == np.bool_:
             values = values.view(np.uint8)
         try:
-            return fold_ids(values, max_ind_range)
+            return fold_ids(values, max_ind_range), missing
         except BadIdError as error:
             (index,) = error.place
             raise UserError(f"{self.place(index, name)}: id {values[index]} {error.what}") from error
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """A column's numbers [n].
+        """A column's numbers [n]; 0 for a missing one, as `cachedlrm.prepare` has it.
 
         Raises:
             UserError: as `column`, or a value is not finite as float32.
         """
-        values = self.column(name)
+        return self._as_floats(name, self.column(name)[0])
+
+    def _as_floats(self, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             floats = values.astype(np.float32)
         if not np.isfinite(floats).all():
@@ -100,8 +103,28 @@ class RowGroup:
             raise UserError(f"{where} is {values[index]}, which is not a finite float32; correct or scale the data")
         return floats
 
+    def labels(self, name: str) -> NDArray[np.float32]:
+        """A column's labels [n].
+
+        Raises:
+            UserError: as `floats`, or a value is missing or not from 0 to 1.
+        """
+        values, missing = self.column(name)
+        if missing is not None:
+            where = self.place(int(missing.argmax()), name)
+            raise UserError(f"{where} is missing (null) and a label is needed; leave such rows out")
+        labels = self._as_floats(name, values)
+        wrong = (labels < 0) | (labels > 1)
+        if wrong.any():
+            index = int(wrong.argmax())
+            where = self.place(index, name)
+            raise UserError(f"{where} is {labels[index]}; labels are 0 to 1, name another column or correct it")
+        return labels
+
     def largest_id(self, name: str, max_ind_range: int) -> int:
         """The largest id of a column, once folded; from the file's statistics if they hold it, else from the ids.
+
+        -1 if all are missing.
 
         Raises:
             UserError: an id that `ids` refuses.
@@ -111,18 +134,18 @@ class RowGroup:
             largest = int(statistics.max)
             if max_ind_range <= 0 or largest < max_ind_range:
                 return largest
-        return int(self.ids(name, max_ind_range).max())
+        ids, missing = self.ids(name, max_ind_range)
+        return int(ids.max()) if missing is None else int(ids[~missing].max(initial=-1))
 
-    def check_missing(self, names: Sequence[str]) -> None:
-        """Looks for missing values, if the file's statistics count them.
+    def check_label(self, name: str) -> None:
+        """Looks for missing labels, if the file's statistics count them.
 
         Raises:
-            UserError: a value of one of the columns is missing.
+            UserError: a label is missing.
         """
-        for name in names:
-            statistics = self._statistics(name)
-            if statistics is not None and statistics.has_null_count and statistics.null_count:
-                self.column(name)  # raises, with the row
+        statistics = self._statistics(name)
+        if statistics is not None and statistics.has_null_count and statistics.null_count:
+            self.labels(name)  # raises, with the row
 
     def _statistics(self, name: str) -> pyarrow.parquet.Statistics | None:
         return self.metadata.row_group(self.number).column(self.leaves[name]).statistics

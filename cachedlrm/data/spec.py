@@ -63,6 +63,7 @@ class DataRequest:
         max_ind_range: ids are folded modulo this if positive.
         reference: options of the reference's generators; None without them.
         round_targets: whether labels are rounded to 0 or 1.
+        needs_labels: whether samples without labels are refused.
     """
 
     table_rows: tuple[int, ...] | None
@@ -71,6 +72,7 @@ class DataRequest:
     max_ind_range: int
     reference: ReferenceStream | None = None
     round_targets: bool = False
+    needs_labels: bool = True
 
 
 class SourceSpec(ABC):

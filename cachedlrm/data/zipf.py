@@ -125,7 +125,7 @@ def _draw_labels(
     labels: NDArray[np.float32],
 ) -> None:
     """The teacher. Pairs are neighbouring tables (0, 1), (4, 5), ...; a bag's factor is its first row's."""
-    dense_scale = _DENSE_EFFECT / math.sqrt(dense.shape[1])
+    dense_scale = _DENSE_EFFECT / math.sqrt(max(1, dense.shape[1]))
     for sample in range(len(labels)):
         logit = _BIAS
         for column in range(dense.shape[1]):
@@ -218,6 +218,7 @@ class ZipfSource:
         clock_start: moment of the first sample on the clock of drift, in samples.
     """
 
+    has_labels = True
     pieces: tuple[int, ...] | None = None
 
     def __init__(

@@ -32,7 +32,9 @@ def _mlp(
     """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        linear = nn.Linear(inputs, outputs)
+        linear = nn.Linear(max(1, inputs), outputs)
+        if not inputs:  # data without dense features; torch would warn that there is nothing to draw
+            linear.in_features, linear.weight = 0, nn.Parameter(torch.empty(outputs, 0))
         weight = rng.normal(0.0, np.sqrt(2.0 / (inputs + outputs)), (outputs, inputs))
         bias = rng.normal(0.0, np.sqrt(1.0 / outputs), outputs)
         with torch.no_grad():

@@ -51,7 +51,8 @@ class ModelOptions:
     """Rows of each table, joined by dashes. Default: the data's; for zipf those of Criteo-Kaggle's 26 tables."""
     arch_mlp_bot: MlpBot | None = None
     """Layer sizes of the bottom MLP, from the number of dense features to the embedding dimension. Default:
-    N-512-256-64-16 for N dense features; N-3-2 for reference data."""
+    N-512-256-64-16 for N dense features, 0-16 for none (one learned vector for all samples); N-3-2 for reference
+    data."""
     arch_mlp_top: MlpTop | None = None
     """Layer sizes of the top MLP after the interaction, down to 1; its input size is derived. Default: 512-256-1;
     4-2-1 for reference data."""

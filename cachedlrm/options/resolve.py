@@ -185,7 +185,8 @@ def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefault
     """Layer sizes from each other, from the data and from the defaults."""
     mlp_bot, width = model.arch_mlp_bot, model.vectors_per_feature
     dim = model.arch_sparse_feature_size or (mlp_bot[-1] // width if mlp_bot else defaults.dim)
-    mlp_bot = mlp_bot or (source.num_dense, *defaults.mlp_bot, dim * width)
+    hidden = defaults.mlp_bot if source.num_dense else ()  # nothing to learn from: one vector for all samples
+    mlp_bot = mlp_bot or (source.num_dense, *hidden, dim * width)
     if model.arch_interaction_op == "dcn":
         rank = min(_MOST_CROSS_RANK, max(1, (len(source.table_rows) + 1) * mlp_bot[-1] // 4))
         model = replace(

@@ -31,7 +31,9 @@ def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts
 
 
 def _mlp_bot(text: str) -> tuple[int, ...]:
-    if len(sizes := parse_sizes(text)) < 2:
+    no_dense = text.startswith("0-")  # of data without dense features
+    sizes = (0, *parse_sizes(text[2:])) if no_dense else parse_sizes(text)
+    if len(sizes) < 2:
         raise ValueError(f'"{text}" needs at least two sizes: the dense features and the embedding dimension')
     return sizes
 

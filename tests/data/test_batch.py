@@ -42,6 +42,7 @@ class Halves:
     """Four samples with labels 0, 0.5, 0.75 and 1."""
 
     table_rows, num_dense, max_lookups_per_bag, num_samples, pieces = TABLE_ROWS, 0, (1, 1), 4, None
+    has_labels = True
 
     def read(self, start: int, stop: int) -> Batch:
         labels = np.array([0, 0.5, 0.75, 1], np.float32)[start:stop]

@@ -11,6 +11,8 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.data.npy import NpySource
 from cachedlrm.data.open import open_dataset
 from cachedlrm.data.spec import DataRequest
+from cachedlrm.train import main
+from support.runs import parameters, report
 from support.samples import ANY, joined, refused, same, write_npy
 
 
@@ -94,7 +96,7 @@ def test_npy_without_prefix_and_with_flat_labels(tmp_path):
         (lambda folder: (folder / "day_0_labels.npy").unlink(), ["day_0_labels.npy is missing", "*_labels.npy"]),
         (
             lambda folder: (folder / "day_0_labels.npy").rename(folder / "day_labels.npy"),
-            ["day_dense.npy is missing but day_labels.npy is"],
+            ["day_sparse.npy is missing but day_labels.npy is"],
         ),
         (lambda folder: _replace(folder, lambda path: path.symlink_to("gone")), ["day_0_labels.npy is a link to noth"]),
         (lambda folder: _replace(folder, lambda path: path.symlink_to(path.name)), ["day_0_labels.npy cannot be read"]),
@@ -120,6 +122,8 @@ def test_npy_without_prefix_and_with_flat_labels(tmp_path):
         ),
         (lambda folder: write_npy(folder, sparse=np.zeros((10, 3), bool)), ["day_0_sparse.npy is bool", "int64"]),
         (lambda folder: write_npy(folder, sparse=np.zeros((10, 0), np.int32)), ["day_0_sparse.npy has no columns"]),
+        (lambda folder: (folder / "day_0_labels.npy").unlink(), ["day_0_labels.npy is missing but day_0_sparse.npy"]),
+        (lambda folder: write_npy(folder, "day_1", dense=np.zeros((10, 0), np.float32)), ["day_1_dense.npy has 0 col"]),
         (lambda folder: write_npy(folder, dense=np.zeros((10, 2), int)), ["day_0_dense.npy is int64", "float32"]),
         (lambda folder: write_npy(folder, labels=np.zeros((10, 2), np.int32)), ["day_0_labels.npy is", "[10, 2]"]),
         (lambda folder: write_npy(folder, labels=np.array(["0"] * 10)), ["day_0_labels.npy is <U1", "int32 [N, 1]"]),
@@ -144,6 +148,62 @@ def test_damaged_npy_files_are_named(tmp_path, damage, words):
     assert all(word in message for word in words), message
     assert "pickle" not in message
     assert str(folder) in message
+
+
+FORMS = {
+    "sparse.npy": np.save,
+    "sparse_multi_hot.npz": lambda path, ids: np.savez(path, **{str(t): ids[:, [t, t]] for t in range(3)}),
+    "sparse_values.npy": lambda path, ids: (
+        np.save(path, ids.ravel()), np.save(path.with_name("d_sparse_offsets.npy"), np.arange(ids.size + 1))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("parts", [("dense",), ("labels",), ()], ids=["dense", "labels", "neither"])
+def test_labels_and_dense_features_may_be_missing(tmp_path, form, parts):
+    ids = np.arange(30, dtype=np.int32).reshape(10, 3) % 7
+    FORMS[form](tmp_path / f"d_{form}", ids)
+    values = {"dense": np.ones((10, 2), np.float32), "labels": np.ones((10, 1), np.int32)}
+    for part in parts:
+        np.save(tmp_path / f"d_{part}.npy", values[part])
+    request = DataRequest(None, None, 1, -1, needs_labels=False)
+    if form == "sparse_values.npy" and not parts:
+        with pytest.raises(UserError, match=r"d_sparse_offsets.npy does not say how many samples .* write d_dense.npy"):
+            open_dataset(f"npy:{tmp_path}", None, request)
+        return
+    dataset = open_dataset(f"npy:{tmp_path}", None, request)
+    source = dataset.train
+    assert (source.num_samples, source.num_dense, source.has_labels) == (10, 2 * ("dense" in parts), "labels" in parts)
+    batch = source.read(3, 10)
+    assert batch.dense.tolist() == [[1.0] * source.num_dense] * 7
+    assert batch.labels.tolist() == [float(source.has_labels)] * 7
+    assert batch.rows.reshape(7, 3, -1)[:, :, 0].tolist() == (ids[3:] + np.array([0, 7, 14])).tolist()
+    assert dataset.notes == (() if "dense" in parts else (f"--data npy:{tmp_path} has no dense features",))
+    if "labels" not in parts:
+        with pytest.raises(UserError, match=r"d_labels.npy is missing but d_.* is there"):
+            open_dataset(f"npy:{tmp_path}", None, DataRequest(None, None, 1, -1))
+
+
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+def test_data_without_dense_features_train(tmp_path, capsys, interaction):
+    write_npy(tmp_path / "data", count=600, sparse=np.random.default_rng(1).integers(0, 90, (600, 3)).astype(np.int32))
+    (tmp_path / "data" / "day_0_dense.npy").unlink()
+    options = [
+        f"--data=npy:{tmp_path / 'data'}",
+        "--arch-sparse-feature-size=8",
+        f"--arch-interaction-op={interaction}",
+    ]
+    model = ["--arch-mlp-top=4-1", "--mini-batch-size=50", "--nepochs=2", "--print-freq=1", "--ui=plain"]
+    found = []
+    for name, cached in (("resident", []), ("cached", ["--gpu-cache-rows=160", "--checkpoint-every=6"])):
+        assert main([*options, *model, *cached, f"--run-dir={tmp_path / name}"]) == 0
+        found.append((parameters(tmp_path / name), report(tmp_path / name)))
+    (resident, _), (rows, counted) = found
+    assert all(np.array_equal(rows[name], values) for name, values in resident.items())
+    assert (resident["bot_l.0.weight"].shape, resident["bot_l.0.bias"].shape) == ((8, 0), (8,))
+    assert counted["evicted_rows"] > 0
+    assert f"npy:{tmp_path / 'data'} has no dense features" in capsys.readouterr().out
 
 
 def _replace(folder, make):

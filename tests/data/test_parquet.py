@@ -168,8 +168,6 @@ def put(column: str, row: int, value: object) -> pa.Table:
     ("data", "words"),
     [
         (put("user", 200, -1), "a.parquet: row 201: user: id -1 is negative; correct the data"),
-        (put("user", 200, None), "a.parquet: row 201: user is missing (null); fill in a value, or let python -m"),
-        (put("age", 1099, None), "a.parquet: row 1100: age is missing (null)"),
         (put("age", 0, float("nan")), "a.parquet: row 1: age is nan, which is not a finite float32"),
         (put("age", 131, 1e300), "a.parquet: row 132: age is 1e+300, which is not a finite float32"),
         (put("label", 500, None), "a.parquet: row 501: label is missing (null)"),
@@ -183,7 +181,55 @@ def test_values_that_are_none_are_named(tmp_path, data, words, statistics):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("column", "value"), [("user", -1), ("user", None), ("age", None), ("label", None)])
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("max_ind_range", [-1, 9])
+def test_a_missing_id_is_an_empty_bag_and_a_missing_number_zero(tmp_path, statistics, max_ind_range):
+    missing = RANDOM.random((COUNT, 4)) < [0.3, 0, 1, 0.01]
+    columns = {}
+    for name, table_, kind in (("user", 0, pa.int64()), ("item", 2, pa.uint64()), ("mobile", 3, pa.bool_())):
+        columns[name] = pa.array(IDS[:, table_], mask=missing[:, table_]).cast(kind)
+    columns["price"] = pa.array(DENSE[:, 0], mask=missing[:, 0])
+    path = write(tmp_path / "a.parquet", table(**columns), write_statistics=statistics)
+    source = open_source(f"parquet:{path}", max_ind_range)
+    order = [0, 1, 2, 3]  # user, ad.id, item, mobile
+    folded = IDS % max_ind_range if max_ind_range > 0 else IDS
+    largest = np.where(missing, -1, folded).max(axis=0)
+    assert source.table_rows == tuple(max(1, count + 1) for count in largest[order])
+    first_rows = np.cumsum([0, *source.table_rows[:-1]])
+    for start, stop in ((0, COUNT), (120, 140), (5, 5)):
+        batch = source.read(start, stop)
+        there = ~missing[start:stop]
+        assert batch.rows.tolist() == (folded + first_rows)[start:stop][there].tolist()
+        assert np.diff(batch.offsets).tolist() == there.ravel().tolist()
+        assert batch.dense[:, 0].tolist() == np.where(missing[start:stop, 0], 0, DENSE[start:stop, 0]).tolist()
+
+
+def test_missing_ids_train_with_the_bits_of_a_resident_run(tmp_path):
+    mask = RANDOM.random(COUNT) < 0.3
+    path = write(tmp_path / "a.parquet", table(user=pa.array(IDS[:, 0], mask=mask), label=pa.array(LABELS)))
+    losses = []
+    for name, options in (("resident", []), ("cached", ["--gpu-cache-ratio=0.3"])):
+        assert train(tmp_path / name, f"--data=parquet:{path}", "--print-freq=1", "--nepochs=2", *options) == 0
+        losses.append(json.loads((tmp_path / name / "report.json").read_text()))
+    assert losses[0]["losses"] == losses[1]["losses"]
+    assert losses[1]["evicted_rows"] > 0
+
+
+def test_labels_and_dense_features_may_be_missing(tmp_path):
+    data = table(label=None, price=None, age=None, rate=None)
+    path = write(tmp_path / "a.parquet", data)
+    dataset = open_dataset(f"parquet:{path}", None, DataRequest(None, None, 1, -1, needs_labels=False))
+    assert (dataset.train.num_dense, dataset.train.has_labels) == (0, False)
+    batch = dataset.train.read(100, 300)
+    assert batch.dense.shape == (200, 0)
+    assert not batch.labels.any()
+    with pytest.raises(UserError, match="no column label in it"):
+        open_source(f"parquet:{path}")
+    with pytest.raises(UserError, match="no such label in it"):
+        open_dataset(f"parquet:{path}:label=click", None, DataRequest(None, None, 1, -1, needs_labels=False))
+
+
+@pytest.mark.parametrize(("column", "value"), [("user", -1), ("label", None)])
 def test_what_the_statistics_tell_shows_at_once(tmp_path, column, value):
     path = write(tmp_path / "a.parquet", put(column, 700, value))
     with pytest.raises(UserError, match=f"row 701: {column}"):

@@ -59,7 +59,6 @@ def test_columns_that_are_not_named_follow_from_their_types(named, dense, sparse
         (SCHEMA, ":dense=user:sparse=user", "x: a column is named twice among label, dense and sparse"),
         (SCHEMA, ":dense=label", "x: a column is named twice among label, dense and sparse"),
         (schema(site=pa.string()), "", "x: site holds string, not numbers; convert it, leave it out by naming the ids"),
-        (schema(price=None, age=None), "", "x: no column of dense features (floats) in it; name some"),
         (pa.schema({"label": pa.int8(), "age": pa.float64()}), "", "x: no column of ids (integers) in it; name some"),
     ],
 )  # fmt: skip

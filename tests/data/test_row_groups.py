@@ -39,9 +39,9 @@ def test_rows_are_counted_over_the_file(groups, tmp_path):
 
 
 def test_values_of_a_column(groups):
-    assert np.concatenate([group.ids("user", -1) for group in groups]).tolist() == COLUMNS["user"].to_pylist()
-    assert groups[1].ids("site", 10).tolist() == [7, 2**40 % 10, 7]
-    assert groups[0].ids("mobile", -1).tolist() == [1, 0, 1]
+    assert np.concatenate([group.ids("user", -1)[0] for group in groups]).tolist() == COLUMNS["user"].to_pylist()
+    assert groups[1].ids("site", 10)[0].tolist() == [7, 2**40 % 10, 7]
+    assert groups[0].ids("mobile", -1)[0].tolist() == [1, 0, 1]
     floats = groups[1].floats("price")
     assert (floats.dtype, floats.tolist()) == (np.float32, [0.25, 8.0, 0.0])
     assert groups[2].floats("user").tolist() == [5.0]
@@ -58,7 +58,6 @@ def test_the_largest_id_with_statistics_and_without(tmp_path, statistics):
     ("column", "values", "words"),
     [
         ("user", [0, 1, 2, 3, -4, 5, 6], "row 5: user: id -4 is negative"),
-        ("user", [0, 1, 2, 3, None, 5, 6], "row 5: user is missing (null); fill in a value"),
         ("price", [0.0, 1.0, 2.0, 3.0, float("nan"), 5.0, 6.0], "row 5: price is nan, which is not a finite float32"),
         ("price", [0.0, 1.0, 2.0, 3.0, 1e300, 5.0, 6.0], "row 5: price is 1e+300, which is not a finite float32"),
     ],
@@ -66,19 +65,31 @@ def test_the_largest_id_with_statistics_and_without(tmp_path, statistics):
 def test_values_that_are_none_are_named(tmp_path, column, values, words):
     groups = groups_of(tmp_path / "a.parquet", {column: values})
     for group in (groups[0], groups[2]):
-        assert len(group.ids(column, -1) if column == "user" else group.floats(column)) == len(group)
+        assert len(group.ids(column, -1)[0] if column == "user" else group.floats(column)) == len(group)
     with pytest.raises(UserError) as caught:
         groups[1].ids(column, -1) if column == "user" else groups[1].floats(column)
     assert words in str(caught.value)
 
 
-def test_missing_values_are_looked_for_where_statistics_count_them(tmp_path):
-    missing = {"user": [0, 1, 2, 3, None, 5, 6]}
+def test_missing_values(tmp_path):
+    missing = {"user": [0, 1, 2, 3, None, 5, None], "mobile": [True, None, None, None, None, False, False]}
     for statistics in (True, False):
         groups = groups_of(tmp_path / "a.parquet", missing, write_statistics=statistics)
-        groups[0].check_missing(["user", "price"])
-        groups[1].check_missing(["price"])
+        assert [group.largest_id("user", -1) for group in groups] == [2, 5, -1]
+        ids, which = groups[1].ids("mobile", -1)
+        assert (ids.tolist(), which.tolist()) == ([0, 0, 0], [True, True, False])
+        assert groups[0].ids("user", -1)[1] is None
+        assert groups[1].floats("user").tolist() == [3.0, 0.0, 5.0]
+
+
+def test_missing_labels_are_looked_for_where_statistics_count_them(tmp_path):
+    missing = {"user": [0, 1, 0, 1, None, 1, 1]}
+    for statistics in (True, False):
+        groups = groups_of(tmp_path / "a.parquet", missing, write_statistics=statistics)
+        groups[0].check_label("user")
         if not statistics:
-            groups[1].check_missing(["user"])
+            groups[1].check_label("user")
+        with pytest.raises(UserError, match="row 5: user is missing \\(null\\) and a label is needed"):
+            groups[1].labels("user")
     with pytest.raises(UserError, match="row 5: user is missing"):
-        groups_of(tmp_path / "a.parquet", missing)[1].check_missing(["price", "user"])
+        groups_of(tmp_path / "a.parquet", missing)[1].check_label("user")

@@ -17,7 +17,7 @@ ONE_HOT_BYTES = 4 * (1 + 2 + 2 * TABLES)  # of a sample in the pool
 class Numbered:
     """Samples whose dense feature is their number; bags of it and the numbers after it, none to ``most``."""
 
-    table_rows, num_dense = (10**6,) * TABLES, 1
+    table_rows, num_dense, has_labels = (10**6,) * TABLES, 1, True
 
     def __init__(self, num_samples: int, most: int = 1, pieces: tuple[int, ...] | None = None) -> None:
         self.num_samples = num_samples

@@ -28,6 +28,7 @@ def test_sizes(text, size):
     ("argument", "group", "value"),
     [
         ("--arch-mlp-bot=13-512-16", "model", (13, 512, 16)),
+        ("--arch-mlp-bot=0-16", "model", (0, 16)),
         ("--arch-mlp-top=16-1", "model", (16, 1)),
         ("--gpu-budget=auto", "cache", "auto"),
         ("--test-freq=-1", "batches", -1),

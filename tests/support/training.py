@@ -49,6 +49,7 @@ class Samples:
     """A source of one fixed batch, for evaluation."""
 
     table_rows, num_dense, max_lookups_per_bag, pieces = TABLE_ROWS, DENSE, (3,) * NUM_TABLES, None
+    has_labels = True
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
