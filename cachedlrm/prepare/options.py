@@ -58,6 +58,10 @@ class PrepareOptions:
     """Values seen less often than this in the training samples share row 0 of their table."""
     max_ind_range: FoldedRows = -1
     """Fold values: take each, as a number, modulo this; -1: as they are."""
+    vocabulary: Path | None = None
+    """Give values the rows that they have in this prepared folder, and others row 0: data for a model trained on it."""
+    extend: Path | None = None
+    """The same, with rows after those of the folder for values that it lacks: data to go on with such a model."""
     test_fraction: Fraction | None = None
     """Hold out this share of the samples, from the end; 0: none. Default: the last of several files, the last 1/7 of a
     single one."""
@@ -168,6 +172,10 @@ def _check(command: Command) -> Command:
         )
     if options.test_fraction is not None and options.test_files is not None:
         raise UserError("--test-fraction and --test-files exclude each other; give one of them")
+    if options.vocabulary is not None and options.extend is not None:
+        raise UserError("--vocabulary and --extend exclude each other; give one of them")
+    if options.vocabulary is not None and options.min_count > 1:
+        raise UserError("--min-count is for new values, which get no rows with --vocabulary; drop it, or use --extend")
     if options.memory < _LEAST_MEMORY:
         raise UserError(f"--memory {options.memory} is less than the libraries alone take; give 768MiB or more")
     return command

@@ -15,8 +15,9 @@ from cachedlrm.base.text import shown
 from cachedlrm.data.raw.inputs import find_inputs
 from cachedlrm.data.raw.keys import RULES
 from cachedlrm.data.raw.samples import Format
-from cachedlrm.data.vocabulary import PREPARED_FILE, make_fingerprint
+from cachedlrm.data.vocabulary import PREPARED_FILE, Vocabulary, make_fingerprint
 from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
+from cachedlrm.prepare.base import Base, read_base
 from cachedlrm.prepare.options import MOST_ROWS, PrepareOptions
 from cachedlrm.prepare.progress import Display, Stage
 from cachedlrm.prepare.reading import read_files, thread_pool
@@ -43,14 +44,16 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
         UserError: a file or line is not as it should be, or the output cannot be written.
         KeyboardInterrupt: interrupted; recorded work is kept.
     """
-    inputs = find_inputs(paths)
+    inputs, base = find_inputs(paths), read_base(options, format_)
+    if base is not None:
+        options = replace(options, max_ind_range=base.max_ind_range)
     if options.test_files is not None and options.test_files >= len(inputs):
         raise UserError(
             f"--test-files {options.test_files} leaves none of {len(inputs)} to train on; name more files, or hold out "
             "a share of the samples with --test-fraction"
         )
     _check(format_, options, inputs)
-    with open_work(options.out, _command(format_, options, inputs)) as work:
+    with open_work(options.out, _command(format_, options, inputs, base)) as work:
         if work is None:
             progress.say(f"{shown(options.out)} is complete")
             return
@@ -70,10 +73,13 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
         if not num_train:
             raise UserError(f"{shown(paths[0])}: no samples to train on; name other files")
         if not work.read.written:
-            tables = _number(work, format_, options, num_train, progress)
+            tables = _number(work, format_, options, num_train, progress, base=base)
             _write(work, format_, tables, num_train, progress)
             summary = _summary(work, format_, inputs, tables, num_train)
-            summary["vocabulary"] = {"fingerprint": _fingerprint(format_, options, tables), "bases": []}
+            vocabulary = Vocabulary(_fingerprint(format_, options, tables))
+            if base is not None:
+                vocabulary = base.vocabulary_with(vocabulary.fingerprint)
+            summary["vocabulary"] = {"fingerprint": vocabulary.fingerprint, "bases": list(vocabulary.bases)}
             write_json(work.folder / "out" / PREPARED_FILE, summary)
             work.record(replace(work.read, written=True))
         work.publish(output_names(num_train < num_samples))
@@ -108,7 +114,7 @@ def _num_test_files(options: PrepareOptions, num_files: int) -> int:
     return 1 if options.test_files is None else options.test_files
 
 
-def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -> dict[str, Any]:
+def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path], base: Base | None) -> dict[str, Any]:
     """Everything that the output depends on: not memory and threads.
 
     Nor --skip-bad-lines, so that it may be added after a bad line has ended the command.
@@ -120,6 +126,8 @@ def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path]) -
         "dense": list(format_.dense_names),
         "sparse": list(format_.table_names),
         "rules": RULES,
+        "base": None if base is None else base.vocabulary.fingerprint,
+        "extends": base is not None and base.extends,
         "min_count": options.min_count,
         "max_ind_range": options.max_ind_range,
         "test_fraction": options.test_fraction,
@@ -138,7 +146,7 @@ def _num_test(options: PrepareOptions, file_samples: Sequence[int]) -> int:
 
 
 def _number(
-    work: Work, format_: Format, options: PrepareOptions, num_train: int, progress: Display
+    work: Work, format_: Format, options: PrepareOptions, num_train: int, progress: Display, *, base: Base | None
 ) -> list[FinishedTable]:
     """Vocabularies, and the rows of all lookups; tables side by side, with equal shares of the memory."""
     num_samples, stop = work.read.num_samples, threading.Event()
@@ -154,6 +162,7 @@ def _number(
         min_count=options.min_count,
         max_slots=1 << slots.bit_length() - 1,
         stop=stop,
+        base=base,
     )
     with (
         progress.stage("numbering", num_samples * len(format_.table_names), "lookups") as stage,

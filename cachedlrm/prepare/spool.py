@@ -68,6 +68,6 @@ class SampleSpool:
         self._stack.close()
 
 
-def read_numbers(path: Path, dtype: np.dtype[Any], start: int, stop: int) -> NDArray[Any]:
+def read_numbers(path: Path, dtype: np.dtype[Any], start: int, stop: int, header_bytes: int = 0) -> NDArray[Any]:
     """Numbers ``start`` to ``stop - 1`` of a file of plain numbers; a copy, so that no page stays mapped."""
-    return np.fromfile(path, dtype, stop - start, offset=start * dtype.itemsize)
+    return np.fromfile(path, dtype, stop - start, offset=header_bytes + start * dtype.itemsize)

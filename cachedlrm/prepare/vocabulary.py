@@ -165,9 +165,10 @@ class Ranking:
     Args:
         part_counts: counts of each part's keys.
         min_count: keys seen less often get no row.
+        first_row: of the most frequent key; those before it are taken.
     """
 
-    def __init__(self, part_counts: Iterable[Int64s], min_count: int) -> None:
+    def __init__(self, part_counts: Iterable[Int64s], min_count: int, first_row: int = 1) -> None:
         numbers: dict[int, int] = {}
         self.dropped_lookups = 0
         for counts in part_counts:
@@ -177,12 +178,13 @@ class Ranking:
         self.levels = np.array(sorted(numbers, reverse=True), np.int64)  # distinct counts, descending
         self.numbers = np.array([numbers[level] for level in self.levels.tolist()], np.int64)
         ends = np.cumsum(self.numbers, dtype=np.int64)
-        self._next_rows = 1 + ends - self.numbers
+        self._first_row = first_row
+        self._next_rows = first_row + ends - self.numbers
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table: the keys with a row, and row 0 for all others."""
-        return 1 + int(self.numbers.sum())
+        """Rows of the table: the keys with a row, those taken before, and row 0 for all others."""
+        return self._first_row + int(self.numbers.sum())
 
     def rows(self, counts: Int64s) -> NDArray[np.int32]:
         """Rows [n] of the keys of the next part; 0 for keys without one."""
@@ -242,11 +244,11 @@ def map_keys(
     table_rows: NDArray[np.int32],
     out: NDArray[np.int32],
 ) -> None:
-    """Writes the rows of those keys that lie in a range; of keys without one, 0."""
+    """Writes the rows of those keys that lie in a range and have none yet; of keys without one, 0."""
     mask = np.uint64(len(table_keys) - 1)
     for index in range(len(keys)):
         mixed = mix(np.uint64(keys[index]))
-        if mixed < low or mixed > high:
+        if mixed < low or mixed > high or out[index]:
             continue
         slot = mixed & mask
         while table_rows[slot] and table_keys[slot] != mixed:

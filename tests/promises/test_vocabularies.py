@@ -77,6 +77,20 @@ def test_held_out_samples_of_another_day_are_refused(days, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_another_day_under_the_vocabulary_of_the_first_is_predicted(days, tmp_path):
+    """Prepared on its own it gave an AUC of 0.4, status 0."""
+    raw = days / "b.parquet"
+    for option in ("--vocabulary", "--extend"):
+        out = tmp_path / option
+        command = ["parquet", raw, "--out", out, *COLUMNS, "--test-fraction=0", option, days / "a"]
+        assert prepare(*command) == 0
+        run = [f"--data=npy:{days / 'a'}", f"--test-data=npy:{out}", "--nepochs=4"]
+        assert train(tmp_path / f"run{option}", *run) == 0
+        assert json.loads((tmp_path / f"run{option}" / "report.json").read_text())["auc"] > 0.85
+    loaded = [f"--load-model={days / 'model.pt'}", f"--test-data=npy:{tmp_path / '--vocabulary'}", "--inference-only"]
+    assert train(tmp_path / "served", f"--data=npy:{days / 'a'}", *loaded) == 0
+
+
 @pytest.mark.parametrize("options", [[], ["--inference-only"]])
 def test_a_model_of_another_day_is_refused(days, tmp_path, capsys, options):
     loaded = [f"--load-model={days / 'model.pt'}", f"--test-data=npy:{days / 'b'}", *options]

@@ -255,3 +255,12 @@ def unmix_all(mixed: NDArray[np.uint64]) -> NDArray[np.uint64]:
     for index in range(len(mixed)):
         keys[index] = unmix(mixed[index])
     return keys
+
+
+@numba.njit(cache=True, nogil=True)
+def mix_all(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`mix` of each."""
+    mixed = np.empty_like(keys)
+    for index in range(len(keys)):
+        mixed[index] = mix(keys[index])
+    return mixed
