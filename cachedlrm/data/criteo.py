@@ -15,9 +15,9 @@ import numpy as np
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import MOST_ROWS
 from cachedlrm.data.files import BlockSource, DecodedBlock, numbered
-from cachedlrm.data.raw.criteo import NUM_DENSE, NUM_TABLES, Criteo
+from cachedlrm.data.raw.criteo import NUM_DENSE, NUM_TABLES, Criteo, lacks_label
 from cachedlrm.data.raw.inputs import find_inputs
-from cachedlrm.data.raw.lines import TextFile, reading
+from cachedlrm.data.raw.lines import TextFile, first_line, reading
 from cachedlrm.data.raw.samples import Block, Position
 from cachedlrm.data.spec import DataRequest, SourceSpec
 
@@ -32,11 +32,13 @@ class CriteoSpec(SourceSpec):
     Attributes:
         blocks: pieces of whole lines, in order, without their content.
         max_ind_range: rows of each table if positive, unless the options say.
+        has_labels: whether lines begin with a label.
     """
 
     words: str
     blocks: tuple[Block, ...]
     max_ind_range: int
+    has_labels: bool
     columns = NUM_TABLES, NUM_DENSE
     hashes_ids = True
 
@@ -47,12 +49,13 @@ class CriteoSpec(SourceSpec):
             files = find_inputs([Path(argument)])
         except UserError as error:
             raise UserError(f"{words}: {error}") from error
-        format_ = Criteo(_BLOCK_BYTES)
+        has_labels = request.needs_labels or not lacks_label(first_line(files[0]))
+        format_ = Criteo(_BLOCK_BYTES, has_labels)
         holding = [file for file in files if format_.check(file)]
         blocks = [block.with_content(None) for file in holding for block in format_.blocks(file, Position())]
         if not blocks:
             raise UserError(f"{words}: no lines in it; name another file")
-        return cls(words, tuple(blocks), request.max_ind_range)
+        return cls(words, tuple(blocks), request.max_ind_range, has_labels)
 
     @property
     def table_names(self) -> tuple[str, ...]:
@@ -102,10 +105,10 @@ class CriteoSource(BlockSource):
 
     def __init__(self, spec: CriteoSpec, table_rows: tuple[int, ...]) -> None:
         first_samples = numbered(block.end.lines - block.start.lines for block in spec.blocks)
-        super().__init__(spec.words, first_samples, table_rows, NUM_DENSE)
+        super().__init__(spec.words, first_samples, table_rows, NUM_DENSE, spec.has_labels)
         self.pieces = (*_pieces(spec.blocks, first_samples), first_samples[-1])
         self._blocks = spec.blocks
-        self._format = Criteo(_BLOCK_BYTES)
+        self._format = Criteo(_BLOCK_BYTES, spec.has_labels)
         self._text: TextFile | None = None
         self._next_block = -1  # that `_text` is at
 

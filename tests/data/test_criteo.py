@@ -59,6 +59,21 @@ def test_a_compressed_file_is_one_piece(raw):
         ShuffledEpochs(source, 1, 150_000).read(0, 0, 1)
 
 
+def test_lines_without_labels_are_read_where_none_are_needed(raw, tmp_path):
+    write(tmp_path / "test.txt", [line.partition("\t")[2] for line in LINES])
+    labelled = open_dataset(f"criteo:{raw}", None, request(needs_labels=False)).train
+    source = open_dataset(f"criteo:{tmp_path / 'test.txt'}", None, request(needs_labels=False)).train
+    assert (labelled.has_labels, source.has_labels) == (True, False)
+    one, other = labelled.read(0, 700), source.read(0, 700)
+    assert (one.rows.tobytes(), one.dense.tobytes()) == (other.rows.tobytes(), other.dense.tobytes())
+    assert not other.labels.any()
+    with pytest.raises(UserError, match="a file without labels"):
+        open_dataset(f"criteo:{tmp_path / 'test.txt'}", None, request())
+    write(tmp_path / "bad.txt", [*(line.partition("\t")[2] for line in LINES[:9]), "x" + "\t" * 38])
+    with pytest.raises(UserError, match=r"line 10: field 1, 'x', is not an integer of 32 bits"):
+        open_dataset(f"criteo:{tmp_path / 'bad.txt'}", None, request(needs_labels=False)).train.read(0, 10)
+
+
 def test_raw_files_train_and_evaluate(raw, tmp_path):
     options = ["--arch-mlp-bot=13-16-8", "--max-ind-range=50", "--arch-embedding-size=" + "-".join(["50"] * 26)]
     data = [f"--data=criteo:{raw}", f"--test-data=criteo:{raw / 'day_2'}"]

@@ -144,6 +144,16 @@ def _block(path: Path, start: Position, text: bytes, share: float) -> Block:
     return Block(path, start, Position(start.offset + len(text), start.lines + num_lines), text, share)
 
 
+def first_line(path: Path) -> bytes:
+    """The first line of a file, or its first mebibyte.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with reading(path), TextFile(path) as file:
+        return file.read(_LONGEST_LINE).partition(b"\n")[0]
+
+
 class LineTable:
     """Arrow's CSV reader for lines of fixed columns.
 
