@@ -40,7 +40,7 @@ def rows(sample: int, policies: Sequence[str]) -> Iterator[str]:
             dataset = dataset or open_dataset(given.data.data, None, data_request(given))
             options = resolve(given, dataset)
             assert options.optimisation.optimizer is not None
-            architecture = build_architecture(options.model, options.optimisation.optimizer)
+            architecture = build_architecture(options.model, options.optimisation)
             tiers = size_tiers(options, architecture, dataset, torch.device("cpu"))
             expected = predict(options, dataset, tiers, sample).chosen
             batches = planned_batches(options, dataset, [tiers.device.groups])

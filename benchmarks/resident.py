@@ -70,7 +70,7 @@ def train_resident(arguments: Sequence[str]) -> ResidentRun:
     torch.set_num_threads(options.run.threads or usable_processors())
     torch.backends.cuda.matmul.allow_tf32 = options.optimisation.tf32
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch.optim builds valid ones; without a choice it warns
-    architecture, schedule = build_architecture(options.model, optimizer), Schedule(options, dataset.train)
+    architecture, schedule = build_architecture(options.model, options.optimisation), Schedule(options, dataset.train)
     weight = nn.Parameter(_initial_weight(options, architecture, device))  # [rows of all tables, D]
     model = architecture.dlrm(options.batches.numpy_rand_seed).to(device)
     moves = [

@@ -39,6 +39,7 @@ from cachedlrm.data.lookups import Lookups
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
+from cachedlrm.store.packing import packings
 from cachedlrm.store.records import GroupShape
 
 
@@ -128,7 +129,7 @@ class EmbeddingCache:
         self.trained = TrainedBatches(device, history=self._ring)
         self._stream = CopyStream(device)
         self._at_rest = AtRest()
-        first_rows = np.concatenate([[0], np.cumsum([group.num_rows for group in groups])])
+        packing = packings(groups, settings.seed)
         self.groups = tuple(
             TableGroup(
                 shape=groups[number],
@@ -142,7 +143,7 @@ class EmbeddingCache:
                 device=device,
                 durability=durability,
                 number=number,
-                first_row=int(first_rows[number]),
+                packing=packing[number],
             )
             for number in range(len(groups))
         )

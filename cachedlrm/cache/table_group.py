@@ -94,7 +94,7 @@ class TableGroup:
         device: where the slab is.
         durability: the tier on disk, if there is one.
         number: of the group there.
-        first_row: of the group, counted over all groups.
+        packing: of its records.
 
     Raises:
         UserError: the data on disk is damaged, or does not fit.
@@ -114,7 +114,7 @@ class TableGroup:
         device: torch.device,
         durability: Durability | None = None,
         number: int = 0,
-        first_row: int = 0,
+        packing: Packing,
     ) -> None:
         num_rows, layout = shape.num_rows, shape.layout
         self.shape = shape
@@ -135,7 +135,7 @@ class TableGroup:
         else:
             self.store = HostStore(store_rows, layout.width, self.log, self.book.num_addresses)
         self.slab = make_slab(slots.total, layout.width, device)
-        self._packing = Packing(layout, settings.seed, first_row)
+        self._packing = packing
         self.init = self._packing.init(init)
         self.transfer = Transfer(self.slab, self.store, self.init, trained, stream, staging_rows=settings.staging_rows)
         self._averages = settings.averages

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cachedlrm.base.text import aligned, printable
 from cachedlrm.store.checkpoint_value import Checkpoint
+from cachedlrm.store.records import DTYPES_BEFORE
 
 _MOST_PROBLEMS = 20
 
@@ -69,6 +70,8 @@ def describe(path: Path, findings: Findings) -> str:
     lines = [("store", str(path))]
     if findings.identity is not None:
         lines.append(("format", f"{findings.identity.get('format')}, {findings.identity.get('byte-order')}-endian"))
+        kept = {**DTYPES_BEFORE, **findings.identity}
+        lines.append(("rows", f"{kept['row-dtype']}, their optimizer state {kept['row-state-dtype']}"))
     if checkpoint is not None:
         tensors = len(checkpoint.dense) + sum(map(len, checkpoint.dense_state.values()))
         lines.append(("checkpoint", f"after batch {checkpoint.batches:,}, with {tensors} dense tensors"))

@@ -33,7 +33,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write, writable_file
 from cachedlrm.export.final_state import FinalState, load_final_state
 from cachedlrm.export.formats.piecewise import PiecewiseTensor
-from cachedlrm.export.formats.safetensors_file import TensorSpec, write_tensors
+from cachedlrm.export.formats.safetensors_file import BFLOAT16, TensorSpec, write_tensors
 from cachedlrm.export.formats.torchrec import check_torchrec, write_torchrec
 from cachedlrm.export.full_tables import FullTable, TouchedRecords, full_tables
 from cachedlrm.export.initial import initial_parameters
@@ -44,6 +44,9 @@ from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import LOCK_FILE, RUN_FILES
 from cachedlrm.options.types import Flag, GivenPath
 from cachedlrm.store.environment import VOCABULARY
+from cachedlrm.store.packing import packings
+
+_KEPT = {"fp32": np.dtype(np.float32), "bf16": BFLOAT16, "fp16": np.dtype(np.float16)}
 
 _HELP = """Write all parameters of a run, for others to go on with.
 
@@ -51,7 +54,9 @@ Example: python -m cachedlrm.export runs/A model.safetensors
 """
 
 
-def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torchrec: bool = False) -> None:
+def export(
+    run_dir: Path, out: Path, *, with_optimizer_state: bool = False, to_torchrec: bool = False, as_kept: bool = False
+) -> None:
     """Writes all parameters of a finished run.
 
     Args:
@@ -59,6 +64,7 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torc
         out: safetensors file to write; for TorchRec a folder to make.
         with_optimizer_state: also write the rows' optimizer state.
         to_torchrec: write what TorchRec loads.
+        as_kept: write rows in the floats that the run kept them in, not in 32 bits.
 
     Raises:
         UserError: the run did not end, its files are damaged, or ``out`` cannot be written.
@@ -67,6 +73,8 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torc
     options = load_resolved(run_dir / "config.toml")
     architecture = _architecture(options, run_dir / "config.toml")
     if to_torchrec:
+        if as_kept:
+            raise UserError("--as-kept is for --format safetensors; for TorchRec rows are written in 32 bits: drop it")
         check_torchrec(architecture, with_optimizer_state)
     state = load_final_state(run_dir, options, architecture)
     tables = _exported_tables(options, architecture, state)
@@ -81,21 +89,25 @@ def export(run_dir: Path, out: Path, with_optimizer_state: bool = False, to_torc
             vocabulary=state.vocabulary,
         )
     else:
-        _write_reference(target, tables, state, with_optimizer_state=with_optimizer_state)
+        _write_reference(target, tables, state, with_optimizer_state=with_optimizer_state, as_kept=as_kept)
 
 
 def _write_reference(
-    target: Path, tables: Sequence[FullTable], state: FinalState, *, with_optimizer_state: bool
+    target: Path, tables: Sequence[FullTable], state: FinalState, *, with_optimizer_state: bool, as_kept: bool
 ) -> None:
     """One file, under the reference's names."""
     tensors: dict[str, PiecewiseTensor] = {}
+    specs: dict[str, TensorSpec] = {}
     for table in tables:
-        tensors |= table.parameters()
         layout = table.layout
+        of_table = table.parameters(as_kept)
+        dtypes = dict.fromkeys(of_table, layout.row_dtype)
         if with_optimizer_state and layout.state_width:
-            state_columns = slice(layout.parameter_width, layout.width)
-            tensors[table.name.replace("weight", "state")] = table.tensor(state_columns)
-    specs: dict[str, TensorSpec] = {name: (np.dtype(np.float32), tensor.shape) for name, tensor in tensors.items()}
+            name = table.name.replace("weight", "state")
+            of_table[name] = table.tensor(slice(layout.parameter_width, layout.columns), as_kept)
+            dtypes[name] = layout.state_dtype
+        tensors |= of_table
+        specs |= {name: (_KEPT[dtypes[name] if as_kept else "fp32"], one.shape) for name, one in of_table.items()}
     specs |= {name: (array.dtype, array.shape) for name, array in state.dense.items()}
 
     def chunks() -> Iterator[NDArray[np.generic]]:
@@ -122,7 +134,7 @@ def _folder(out: Path) -> Path:
 
 def _architecture(options: Resolved, config: Path) -> Architecture:
     try:
-        return build_architecture(options.model, options.optimisation.optimizer)
+        return build_architecture(options.model, options.optimisation)
     except UserError as error:
         raise UserError(f"{config}: {error}") from error
 
@@ -132,11 +144,13 @@ def _exported_tables(options: Resolved, architecture: Architecture, state: Final
     if all(group.rows is None for group in state.groups):
         return full_tables(architecture, state.groups)
     initial = initial_parameters(options, architecture, torch.device("cpu"))
+    packing = packings(architecture.shapes, options.batches.numpy_rand_seed)
+    groups = zip(packing, initial.rows, state.groups, architecture.layouts, strict=True)
     return full_tables(
         architecture,
         [
-            group if group.rows is None else TouchedRecords(init, group.rows, group.between, layout.width)
-            for init, group, layout in zip(initial.rows, state.groups, architecture.layouts, strict=True)
+            group if group.rows is None else TouchedRecords(one.init(init), group.rows, group.between, layout.width)
+            for one, init, group, layout in groups
         ],
     )
 
@@ -161,8 +175,18 @@ def _command(
         ),
     ] = "safetensors",
     with_optimizer_state: Annotated[Flag, Parameter(help="Write the optimizer state of the rows, too.")] = False,
+    as_kept: Annotated[
+        Flag, Parameter(help="Write rows in the floats of the run's --row-dtype and --row-state-dtype, not in 32 bits.")
+    ] = False,
 ) -> Callable[[], None]:
-    return partial(export, run_dir, out, with_optimizer_state, to_torchrec=format == "torchrec")
+    return partial(
+        export,
+        run_dir,
+        out,
+        with_optimizer_state=with_optimizer_state,
+        to_torchrec=format == "torchrec",
+        as_kept=as_kept,
+    )
 
 
 if __name__ == "__main__":

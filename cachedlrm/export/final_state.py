@@ -4,7 +4,7 @@ Rows that were never touched are not written if their initial records can be com
 are, so that the file may change. A safetensors file with, for each group of tables G, ``rows.G`` [n] int64 (global over
 the group, in order) and ``records.G`` [n, width] float32 (weight, pooling weight if there is one, optimizer state), or
 ``records.G`` alone with all rows in order, and the dense parameters under the reference's names with their optimizer's
-state, ``optimizer.KEY.NAME``.
+state, ``optimizer.KEY.NAME``. Records that hold numbers of 16 bits are int32, the words of `cachedlrm.store.packing`.
 
 The header says which it is (``rows``: ``touched`` or ``all``) and what the tensors belong to: the options that decide
 their shapes and how untouched rows begin, spelled as in ``config.toml``, and the vocabulary of the rows. It also says
@@ -34,6 +34,7 @@ from cachedlrm.options.profiles import spell
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.store.environment import VOCABULARY
+from cachedlrm.store.records import DTYPES_BEFORE, RecordLayout
 from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"
@@ -82,11 +83,11 @@ def save_final_state(
     touched = [] if all_rows else [group.touched() for group in cache.groups]
     if all_rows:
         for number, group in enumerate(cache.groups):
-            specs[f"records.{number}"] = (np.dtype(np.float32), (group.shape.num_rows, group.layout.width))
+            specs[f"records.{number}"] = (_dtype(group.layout), (group.shape.num_rows, group.layout.width))
     else:
         for number, (group, (rows, _)) in enumerate(zip(cache.groups, touched, strict=True)):
             specs[f"rows.{number}"] = (rows.dtype, rows.shape)
-            specs[f"records.{number}"] = (np.dtype(np.float32), (len(rows), group.layout.width))
+            specs[f"records.{number}"] = (_dtype(group.layout), (len(rows), group.layout.width))
     specs |= {name: (tensor.dtype, tensor.shape) for name, tensor in dense.items()}
 
     def chunks() -> Iterator[NDArray[np.generic]]:
@@ -139,6 +140,8 @@ def model_identity(options: Resolved) -> dict[str, str]:
         **spelled["model"],
         "numpy-rand-seed": spelled["batches"]["numpy-rand-seed"],
         "optimizer": spelled["optimisation"].get("optimizer"),
+        "row-dtype": options.optimisation.row_dtype,
+        "row-state-dtype": options.optimisation.row_state_dtype,
         "init": spelled["store"].get("init"),
         "load-model": spelled["inference"].get("load-model"),
         "rows": "all" if _keeps_all_rows(options) else "touched",
@@ -152,7 +155,7 @@ class SavedGroup:
 
     Attributes:
         rows: [n] int64, those that were touched, in order; None: all.
-        records: [n, width] float32, or what gives such arrays for slices of rows, read from the file when asked.
+        records: [n, width] words, or what gives such arrays for slices of rows, read from the file when asked.
     """
 
     rows: NDArray[np.int64] | None
@@ -160,7 +163,7 @@ class SavedGroup:
 
     def between(self, first: int, last: int) -> NDArray[np.float32]:
         """Records of ``rows[first]`` to ``rows[last - 1]``, [last - first, width]."""
-        records: NDArray[np.float32] = self.records[first:last]
+        records: NDArray[np.float32] = self.records[first:last].view(np.float32)
         return records
 
 
@@ -242,7 +245,7 @@ def saved_step(path: Path) -> int | None:
 
 
 def _mapped(path: Path, name: str) -> NDArray[np.float32]:
-    """A float32 tensor of a checked file, in its place: the library would read all of it into memory."""
+    """The words of a tensor of a checked file, in their place: the library would read all of them into memory."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
@@ -250,6 +253,11 @@ def _mapped(path: Path, name: str) -> NDArray[np.float32]:
         return np.empty(entry["shape"], np.float32)
     start = 8 + length + entry["data_offsets"][0]
     return np.memmap(path, "<f4", "r", start, tuple(entry["shape"]))
+
+
+def _dtype(layout: RecordLayout) -> np.dtype:
+    """Of records in the file: numbers, or words that hold them by twos."""
+    return np.dtype(np.int32 if layout.is_packed else np.float32)
 
 
 def _damaged(path: Path, why: str) -> UserError:
@@ -260,6 +268,7 @@ def _check_header(run_dir: Path, saved: Mapping[str, str], expected: Mapping[str
     """Whether the file belongs to ``config.toml``."""
     if not saved:
         raise _damaged(run_dir / FILE_NAME, "it does not say which run it is of")
+    saved = {**DTYPES_BEFORE, **saved}
     for name in sorted((saved.keys() | expected.keys()) - set(_BESIDE_IDENTITY)):
         if saved.get(name) != expected.get(name):
             theirs, ours = (
@@ -288,7 +297,7 @@ def _expected_tensors(
             rows, records = found.get(f"rows.{number}"), found.get(f"records.{number}")
             num_rows = math.prod(rows[1] if rows else records[1][:1] if records else (0,))
             expected[f"rows.{number}"] = ("I64", (num_rows,))
-        expected[f"records.{number}"] = ("F32", (num_rows, layout.width))
+        expected[f"records.{number}"] = (DTYPES[_dtype(layout)], (num_rows, layout.width))
     return expected
 
 

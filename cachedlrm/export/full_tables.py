@@ -5,7 +5,7 @@ So a table may be larger than memory wherever a model leaves the cache: export, 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from cachedlrm.export.formats.piecewise import PiecewiseTensor
 from cachedlrm.options.architecture import Architecture, pooling_name
 from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.init import RowInit
+from cachedlrm.store.packing import as_kept, numbers_of
 from cachedlrm.store.records import RecordLayout
 
 _CHUNK_BYTES = 16 << 20
@@ -29,7 +30,7 @@ class Records(Protocol):
     """The records of all rows of a group of tables."""
 
     def between(self, first: int, last: int) -> NDArray[np.float32]:
-        """Records of rows ``first`` to ``last - 1``, [last - first, width]."""
+        """Records of rows ``first`` to ``last - 1`` as they are kept, [last - first, width]."""
         ...
 
 
@@ -83,22 +84,28 @@ class FullTable:
     layout: RecordLayout
     group: Records
 
-    def tensor(self, columns: slice | int) -> PiecewiseTensor:
-        """Some columns of all records, [num_rows, columns]; a single one makes a vector."""
+    def tensor(self, columns: slice | int, kept: bool = False) -> PiecewiseTensor:
+        """Some columns of all records' numbers, [num_rows, columns]; a single one makes a vector.
+
+        Args:
+            columns: of the parameters or of the state.
+            kept: in the floats that the records have, not in 32 bits.
+        """
         width = () if isinstance(columns, int) else (columns.stop - columns.start,)
-        return PiecewiseTensor((self.num_rows, *width), lambda: self._pieces(columns))
+        return PiecewiseTensor((self.num_rows, *width), lambda: self._pieces(columns, kept))
 
-    def _pieces(self, columns: slice | int) -> Iterator[NDArray[np.float32]]:
+    def _pieces(self, columns: slice | int, kept: bool) -> Iterator[NDArray[Any]]:
         end = self.first_row + self.num_rows
-        step = chunk_rows(self.layout.width)
+        step = chunk_rows(self.layout.columns)
         for first in range(self.first_row, end, step):
-            yield self.group.between(first, min(first + step, end))[:, columns]
+            records = self.group.between(first, min(first + step, end))
+            yield as_kept(self.layout, records, columns) if kept else numbers_of(self.layout, records)[:, columns]
 
-    def parameters(self) -> dict[str, PiecewiseTensor]:
-        """The weight [num_rows, dim] and, if there are, the pooling weights [num_rows] by name."""
-        parameters = {self.name: self.tensor(slice(0, self.layout.dim))}
+    def parameters(self, kept: bool = False) -> dict[str, PiecewiseTensor]:
+        """The weight [num_rows, dim] and, if there are, the pooling weights [num_rows] by name; see `tensor`."""
+        parameters = {self.name: self.tensor(slice(0, self.layout.dim), kept)}
         if self.layout.weighted:
-            parameters[self.pooling_name] = self.tensor(self.layout.dim)
+            parameters[self.pooling_name] = self.tensor(self.layout.dim, kept)
         return parameters
 
 

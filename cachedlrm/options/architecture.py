@@ -14,7 +14,7 @@ from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
-from cachedlrm.options.resolved import ResolvedModel
+from cachedlrm.options.resolved import ResolvedModel, ResolvedOptimisation
 from cachedlrm.store.records import GroupShape, RecordLayout
 
 
@@ -95,8 +95,12 @@ class Architecture:
         )
 
 
-def build_architecture(options: ResolvedModel, optimizer: str) -> Architecture:
-    """The model that options and optimizer of the rows describe.
+def build_architecture(options: ResolvedModel, optimisation: ResolvedOptimisation) -> Architecture:
+    """The model that options describe.
+
+    Args:
+        options: of the model.
+        optimisation: names the optimizer of rows and how these are kept.
 
     Raises:
         UserError: sizes that do not fit each other.
@@ -131,7 +135,12 @@ def build_architecture(options: ResolvedModel, optimizer: str) -> Architecture:
         options,
         tuple(embeddings),
         tuple(map(tuple, by_dim.values())),
-        tuple(RecordLayout(group_dim, optimizer, weighted) for group_dim in by_dim),
+        tuple(
+            RecordLayout(
+                group_dim, optimisation.optimizer, weighted, optimisation.row_dtype, optimisation.row_state_dtype
+            )
+            for group_dim in by_dim
+        ),
     )
 
 

@@ -203,6 +203,12 @@ class OptimisationOptions:
     """Steps of quadratic decay, after which the rate stays as it is; 0: none."""
     mlperf_grad_accum_iter: Positive = 1
     """Mini-batches whose gradients are added up before parameters move."""
+    row_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How the weights of rows are kept on the device, in memory and on disk. bf16 and fp16 take half the bytes. A step
+    is computed in 32 bits and then rounded at random, by seed, row, column and step, so that a cached run still has the
+    bits of one without a cache."""
+    row_state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """How the optimizer's state of rows is kept; bf16 is rounded likewise."""
     bf16: Flag = False
     """Train layers and interaction in bfloat16. Embeddings, parameters, losses, optimizers and evaluations stay in
     32 bits."""

@@ -12,7 +12,7 @@ from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.spec import DataRequest, ReferenceStream
 from cachedlrm.options.architecture import Architecture, build_architecture
-from cachedlrm.options.config import BatchOptions, HardwareOptions, ModelOptions, Options
+from cachedlrm.options.config import BatchOptions, HardwareOptions, ModelOptions, OptimisationOptions, Options
 from cachedlrm.options.resolved import (
     Resolved,
     ResolvedBatches,
@@ -23,6 +23,7 @@ from cachedlrm.options.resolved import (
     ResolvedStore,
 )
 from cachedlrm.options.schedule import Schedule
+from cachedlrm.store.records import OPTIMIZERS
 
 _EVALUATIONS_PER_RUN = 10  # with --test-freq left open
 _NEVER = -1  # of --test-freq
@@ -150,17 +151,13 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
             f"--cuda-graphs takes steps of one pass and --micro-batch-size {batches.micro_batch_size} divides them; "
             f"raise it to --mini-batch-size {batches.mini_batch_size}, or drop --cuda-graphs"
         )
-    optimizer, learning_rate = options.optimisation.optimizer or defaults.optimizer, options.optimisation.learning_rate
-    multiplications = batches.mini_batch_size * _multiplications_per_sample(build_architecture(model, optimizer))
+    optimisation = _resolve_optimisation(options.optimisation, defaults)
+    multiplications = batches.mini_batch_size * _multiplications_per_sample(build_architecture(model, optimisation))
     resolved = Resolved(
         **_kept(options, Resolved),
         model=model,
         batches=batches,
-        optimisation=ResolvedOptimisation(
-            **_kept(options.optimisation, ResolvedOptimisation),
-            optimizer=optimizer,
-            learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
-        ),
+        optimisation=optimisation,
         cache=_resolve_cache(options, device, multiplications, is_here),
         store=_resolve_store(options, defaults),
         run=ResolvedRun(
@@ -201,6 +198,19 @@ def _resolve_model(model: ModelOptions, source: Source, defaults: _SourceDefault
         arch_mlp_bot=mlp_bot,
         arch_mlp_top=model.arch_mlp_top or defaults.mlp_top,
         loss_function=model.loss_function or defaults.loss,
+    )
+
+
+def _resolve_optimisation(optimisation: OptimisationOptions, defaults: _SourceDefaults) -> ResolvedOptimisation:
+    optimizer, learning_rate = optimisation.optimizer or defaults.optimizer, optimisation.learning_rate
+    if optimisation.row_state_dtype != "fp32" and not OPTIMIZERS[optimizer].state_keys:
+        raise UserError(
+            f"--row-state-dtype {optimisation.row_state_dtype}: --optimizer {optimizer} keeps no state of rows; drop it"
+        )
+    return ResolvedOptimisation(
+        **_kept(optimisation, ResolvedOptimisation),
+        optimizer=optimizer,
+        learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
     )
 
 

@@ -126,6 +126,8 @@ class RunPlan:
         return {
             "table_rows": device.table_rows,
             "table_bytes": tiers.table_bytes,
+            "row_dtype": options.optimisation.row_dtype,
+            "row_state_dtype": options.optimisation.row_state_dtype,
             "cache_slots": device.quota_slots,
             "temporary_slots": device.num_slots - device.quota_slots,
             "policy": options.cache.policy,
@@ -179,7 +181,7 @@ def make_plan(options: Options, sampled_batches: int) -> RunPlan:
     name = described or options.run.device
     device = torch.device("cuda") if name == "cuda" else choose_device(name)
     resolved = resolve(options, dataset, device, is_here=described is None)
-    architecture = build_architecture(resolved.model, resolved.optimisation.optimizer)
+    architecture = build_architecture(resolved.model, resolved.optimisation)
     tiers = size_tiers(resolved, architecture, dataset, device)
     plan = RunPlan(resolved, tiers, predict(resolved, dataset, tiers, sampled_batches))
     if plan.needs_disk:  # what it will advise must fit, too
@@ -208,6 +210,8 @@ def _device(plan: RunPlan) -> str:
     temporary = device.num_slots - device.quota_slots
     share = device.quota_slots / device.table_rows
     slots = f"{device.quota_slots:,} of {device.table_rows:,} rows ({share:.2%})"
+    if plan.options.optimisation.row_dtype != "fp32":
+        slots += f" in {plan.options.optimisation.row_dtype}"
     purposes = {
         "slab": slots + (f" and {temporary:,} temporary slots" if temporary else ""),
         "staging": "pinned copies on their way" if device.breakdown["staging"] else "none on the CPU",

@@ -87,7 +87,7 @@ def miss_ratio_curve(options: Resolved, dataset: Dataset, ratios: Sequence[float
     Raises:
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
-    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    architecture = build_architecture(options.model, options.optimisation)
     step = step_shape(options, architecture, dataset, torch.device(options.run.device))
     sizes = sizes_at(step, ratios)
     totals = [CacheCounters()] * len(sizes)
@@ -130,7 +130,7 @@ def planned_batches(
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
     schedule = Schedule(options, dataset.train)
-    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    architecture = build_architecture(options.model, options.optimisation)
     router = architecture.router()
     groups = architecture.shapes
     num_rows = [group.num_rows for group in groups]

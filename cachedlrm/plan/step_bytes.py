@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from cachedlrm.model.dense_optimizer import ALIGNMENT
 from cachedlrm.model.interaction import DOT, InteractionKind
 from cachedlrm.store.init import DEVICE_TURN_ROWS
-from cachedlrm.store.records import OPTIMIZERS, GroupShape, Optimizer
+from cachedlrm.store.packing import turn_rows
+from cachedlrm.store.records import OPTIMIZERS, GroupShape, Optimizer, RecordLayout
 
 _LEAST_STAGING_ROWS = 1024
 _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
@@ -18,6 +19,8 @@ _IDLE_SEGMENT_BYTES = 24 << 20
 # A row's indices while index_copy_ sorts them, as it does with deterministic algorithms: linear, sorted, their order,
 # and the sort's own copies, of int64 (aten/src/ATen/native/cuda/Indexing.cu).
 _SORTED_INDEX_BYTES = 6 * 8
+# Of a number while operators of the device round it: its bits, its noise, and their like; each in 32 bits.
+_ROUNDED_NUMBER_BYTES = 64
 _LOSS_NUMBERS = 8  # of a sample: prediction, loss and their gradients
 
 
@@ -120,8 +123,9 @@ class StepShape:
 
         Buffers stay; beside them lies the memory of a training step, or of an evaluation step if that is more.
         """
-        buffers = int(_SPARE * (self._upload_bytes(working_sets) + self._record_bytes(working_sets)))
+        buffers = int(_SPARE * (self._upload_bytes(working_sets) + self._number_bytes(working_sets)))
         vectors, layers, rows = self._step_bytes(working_sets)
+        rows = max(rows, self._packing_bytes(working_sets))
         # Parameters, and after them rows, move when the layers have given their memory back.
         step = rows, vectors + max(layers, self._dense_temporaries, rows) - rows
         rows, activations = max(step, self._evaluation_bytes(working_sets), key=sum)
@@ -129,6 +133,7 @@ class StepShape:
         workspace = 0
         if staging:  # on CUDA; initial rows are computed there in turns, with a few int64 temporaries
             staging += max(6 * 8 * DEVICE_TURN_ROWS * group.layout.dim for group in self.groups)
+            staging += max(_rounding_bytes(group.layout, DEVICE_TURN_ROWS) for group in self.groups)
             workspace = _CUBLAS_WORKSPACE_BYTES + _IDLE_SEGMENT_BYTES
             if self.deterministic:
                 rows += max(_SORTED_INDEX_BYTES * number for number in working_sets)
@@ -150,14 +155,27 @@ class StepShape:
     def _upload_bytes(self, working_sets: tuple[int, ...]) -> int:
         """Bytes of the uploaded arrays of all batches in preparation."""
         one = 4 * self.batch_size * (self.mlp_bot[0] + 1)
-        for most, rows in zip(self.lookups_per_bag, working_sets, strict=True):
+        for group, most, rows in zip(self.groups, self.lookups_per_bag, working_sets, strict=True):
             # slots, plan's slots and rows (int64), positions and their transpose (int32)
             one += 32 * rows + 8 * self.batch_size * sum(most) + 4 * (self.batch_size * len(most) + rows)
+            one += 8 * rows if group.layout.is_packed else 0  # rows, once more, for the noise
         return (self.prefetch_depth + 2) * one
 
-    def _record_bytes(self, working_sets: tuple[int, ...]) -> int:
+    def _number_bytes(self, working_sets: tuple[int, ...]) -> int:
+        """Bytes of the buffers of records' numbers."""
         pairs = zip(self.groups, working_sets, strict=True)
-        return sum(rows * group.layout.record_bytes for group, rows in pairs)
+        return sum(4 * rows * group.layout.columns for group, rows in pairs)
+
+    def _packing_bytes(self, working_sets: tuple[int, ...]) -> int:
+        """Bytes on CUDA while records of a group become numbers, or numbers records; the CPU needs none."""
+        if not self.staging_rows:
+            return 0
+        return max(
+            max(rows * group.layout.record_bytes, _rounding_bytes(group.layout, min(rows, turn_rows(group.layout))))
+            if group.layout.is_packed
+            else 0
+            for group, rows in zip(self.groups, working_sets, strict=True)
+        )
 
     def _step_bytes(self, working_sets: tuple[int, ...]) -> tuple[int, int, int]:
         """Bytes of a training step: pooled vectors, activations and gradients of layers, those of rows after that."""
@@ -190,7 +208,9 @@ class StepShape:
         ):
             bags = self.test_batch_size * len(group.table_rows)
             lookups = self.test_batch_size * sum(lookups_per_bag)
-            row_bytes += min(times * rows, bound) * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
+            num_rows = min(times * rows, bound)
+            row_bytes += num_rows * (group.layout.record_bytes + 8) + 8 * (lookups + bags)
+            row_bytes += num_rows * (4 * group.layout.columns + 8) if group.layout.is_packed else 0
             pooled += bags * (group.layout.dim + (3 if self.averages else 0))  # counted in int64
         numbers = 2 * self._widest + self.mlp_bot[0] + self._combined(trains=False) + self._interacting(trains=False)
         layers = self.test_batch_size * numbers
@@ -275,3 +295,10 @@ class StepShape:
 def _power_of_two(num_bytes: int) -> int:
     """The smallest one that is no less; torch pins memory in these (c10/core/CachingHostAllocator.h)."""
     return 1 << (num_bytes - 1).bit_length()
+
+
+def _rounding_bytes(layout: RecordLayout, rows: int) -> int:
+    """Bytes of temporaries while so many rows are rounded on the device; their records and numbers among them."""
+    if not layout.is_packed:
+        return 0
+    return rows * (layout.record_bytes + (4 + _ROUNDED_NUMBER_BYTES) * layout.columns)

@@ -117,6 +117,7 @@ class Report(Scores):
         cache_slots: rows the device may keep.
         temporary_slots: beyond those, for a batch that needs more rows.
         record_bytes: of one row's record, of the widest table.
+        row_dtype: how weights of rows are kept, ``fp32``, ``bf16`` or ``fp16``.
         table_bytes: of all rows with their optimizer state.
         lookups, working_set_rows: see `CacheCounters`.
         first_touch_rows, fetched_rows, evicted_rows, written_back_rows: the same.
@@ -159,6 +160,7 @@ class Report(Scores):
     cache_slots: Count
     temporary_slots: Count
     record_bytes: Count
+    row_dtype: str = "fp32"
     table_bytes: Count
     lookups: Count
     hit_ratio: float

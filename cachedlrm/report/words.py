@@ -52,10 +52,11 @@ def summary(run: Run) -> str:
     temporary = ""
     if report.temporary_slots:
         temporary = f", and up to {report.temporary_slots:,} more while a batch needed them"
+    kept = "" if report.row_dtype == "fp32" else f" of {report.record_bytes} bytes, their weights in {report.row_dtype}"
     rate = "" if report.samples_per_s is None else f" at {report.samples_per_s:,.0f} samples/s"
     return (
         f"The model was trained on {report.samples:,} samples in {report.steps:,} steps{rate}{learned}. "
-        f"Its tables have {report.table_rows:,} rows; the device kept at most "
+        f"Its tables have {report.table_rows:,} rows{kept}; the device kept at most "
         f"{report.cache_slots:,} of them ({report.cache_slots / max(1, report.table_rows):.2%}){temporary}, and "
         f"{report.hit_ratio:.1%} of lookups found their row there. {format_bytes(report.moved_bytes)} of rows moved "
         f"between device and store, {format_bytes(report.moved_bytes // report.steps)} a step, and training waited "
@@ -131,6 +132,7 @@ def figures(run: Run) -> dict[str, str]:
         "best evaluation, step": number(report.best_step if trained else None, ","),
         "held-out samples a second": number(served.samples_per_s if served else None, ",.0f"),
         "rows of all tables": f"{report.table_rows:,}",
+        "bytes of a row": f"{report.record_bytes:,}, weights in {report.row_dtype}",
         "rows kept on the device": kept if served is None else NONE,  # a served model's rows are read where they are
         "hit ratio over lookups": if_trained(report.hit_ratio, ".2%"),
         "hit ratio over unique rows": if_trained(report.unique_hit_ratio, ".2%"),

@@ -101,7 +101,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     torch.backends.cuda.matmul.allow_tf32 = optimisation.tf32
     schedule = Schedule(options, dataset.train)
     group_by = table_number(options.evaluation.gauc_table, dataset)
-    architecture = build_architecture(options.model, optimisation.optimizer)
+    architecture = build_architecture(options.model, optimisation)
     tiers = size_tiers(options, architecture, dataset, device)
     step = tiers.step
     initial = initial_parameters(options, architecture, device, dataset.vocabulary)
@@ -121,11 +121,12 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
             data_note = check_data(durability.database, dataset, options.run.resume, checkpoint is not None)
         counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
         settings = CacheSettings(
-            options.cache.policy,
-            tiers.window,
-            options.cache.prefetch_depth,
-            step.staging_rows or MOST_STAGING_ROWS,
-            counts_min,
+            policy=options.cache.policy,
+            window=tiers.window,
+            prefetch_depth=options.cache.prefetch_depth,
+            staging_rows=step.staging_rows or MOST_STAGING_ROWS,
+            report_min=counts_min,
+            seed=batches.numpy_rand_seed,
             averages=options.model.pooling == "mean",
         )
         try:

@@ -49,6 +49,7 @@ def run_header(job: Job) -> RunHeader:
     rows, slots = job.tiers.device.table_rows, job.tiers.device.quota_slots
     lookahead = f" {options.cache.lookahead}" if options.cache.policy == "lookahead" else ""
     extra = job.tiers.device.num_slots - slots
+    kept = "" if options.optimisation.row_dtype == "fp32" else f" in {options.optimisation.row_dtype}"
     cache = (
         f"{slots:,} slots ({slots / rows:.2%})"
         + (f" and {extra:,} temporary ones" if extra else "")
@@ -57,7 +58,7 @@ def run_header(job: Job) -> RunHeader:
     return RunHeader(
         data=options.data.data,
         model=f"{rows:,} rows in {len(job.dataset.train.table_rows)} tables, "
-        f"dim {options.model.arch_sparse_feature_size}, {options.optimisation.optimizer}",
+        f"dim {options.model.arch_sparse_feature_size}{kept}, {options.optimisation.optimizer}",
         cache="cache not used: rows are read where they are" if options.inference.inference_only else cache,
         machine=f"{_device_name(job)}, {torch.get_num_threads()} threads, "
         f"prefetch depth {options.cache.prefetch_depth}",
@@ -107,6 +108,7 @@ def run_report(job: Job, measured: Measured, arguments: Sequence[str]) -> Report
         cache_slots=device.quota_slots,
         temporary_slots=device.num_slots - device.quota_slots,
         record_bytes=max(layout.record_bytes for layout in job.architecture.layouts),
+        row_dtype=job.options.optimisation.row_dtype,
         table_bytes=job.tiers.table_bytes,
         lookups=counters.lookups,
         hit_ratio=counters.hit_ratio,

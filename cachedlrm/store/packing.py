@@ -7,6 +7,8 @@ part of the step that changed them: that of a batch, from 1 on, or 0 when a row 
 when a record moves from tier to tier.
 """
 
+import itertools
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -28,7 +30,7 @@ from cachedlrm.base.rounding import (
     widen,
 )
 from cachedlrm.store.init import DeviceFill, RowInit, in_turns
-from cachedlrm.store.records import RecordLayout
+from cachedlrm.store.records import GroupShape, RecordLayout
 
 _LINE = LINE_BYTES // 4  # words
 TURN_NUMBERS = 1 << 18
@@ -144,6 +146,12 @@ class Packing:
         return noise_state(self._seed, step, self._first_row)
 
 
+def packings(shapes: Sequence[GroupShape], seed: int) -> list[Packing]:
+    """Of all groups of tables of a run, with its seed."""
+    first_rows = itertools.accumulate((shape.num_rows for shape in shapes), initial=0)
+    return [Packing(shape.layout, seed, first_row) for shape, first_row in zip(shapes, first_rows, strict=False)]
+
+
 class _PackedInit:
     """Initial records of a layout with floats of 16 bits."""
 
@@ -179,6 +187,25 @@ def numbers_of(layout: RecordLayout, records: NDArray[np.float32]) -> NDArray[np
     out = np.empty((len(records), layout.columns), np.float32)
     _unpack(layout, np.ascontiguousarray(records), np.arange(len(records)), out)
     return out
+
+
+def as_kept(
+    layout: RecordLayout, records: NDArray[np.float32], columns: slice | int
+) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """Some columns of ``records`` [n, width] as they are kept: float32, or the bits of 16.
+
+    Args:
+        layout: of a record.
+        records: [n, width].
+        columns: of the parameters, or of the state.
+    """
+    start = columns if isinstance(columns, int) else columns.start
+    for dtype, part, words in _parts(layout):
+        if part.start <= start < part.stop:
+            kept = records[:, words] if dtype == "fp32" else np.ascontiguousarray(records[:, words]).view(np.uint16)
+            begin = start - part.start
+            return kept[:, begin] if isinstance(columns, int) else kept[:, begin : begin + columns.stop - start]
+    raise AssertionError("a record has no such columns")
 
 
 def turn_rows(layout: RecordLayout) -> int:

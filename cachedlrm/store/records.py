@@ -40,6 +40,8 @@ ROW_DTYPES = ("fp32", "bf16", "fp16")
 """How parameters may be kept."""
 STATE_DTYPES = ("fp32", "bf16")
 """How optimizer state may be kept; squares of gradients are below the least number of fp16."""
+DTYPES_BEFORE = {"row-dtype": "fp32", "row-state-dtype": "fp32"}
+"""Of what an earlier release wrote, which says nothing of them; by option."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ STORE = Path("run/store")
 def test_a_healthy_store_in_full():
     weight = np.zeros(2, np.float32)
     findings = Findings(
-        {"format": "2", "byte-order": "little"},
+        {"format": "2", "byte-order": "little", "row-dtype": "bf16"},
         Checkpoint(1234, ((7, 0),), {"a": weight, "b": weight}, {"a": {"sum": weight}}),
         [GroupCounts(1000, 64, 3, 1500, 900, 2, 40), GroupCounts(5, 32)],
         num_pages=10,
@@ -24,6 +24,7 @@ def test_a_healthy_store_in_full():
     assert lines == [
         "store run/store",
         "format 2, little-endian",
+        "rows bf16, their optimizer state fp32",
         "checkpoint after batch 1,234, with 3 dense tensors",
         "file 40,960 bytes, 12,288 of them free to be used again",
         "",

@@ -15,6 +15,7 @@ from cachedlrm.export.final_state import load_final_state, most_bytes
 from cachedlrm.export.formats.safetensors_file import write_tensors
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.profiles import load_resolved
+from cachedlrm.store.records import DTYPES_BEFORE
 from support.runs import one_line, train
 
 F4 = np.float32
@@ -53,6 +54,15 @@ def test_the_header_says_what_the_state_belongs_to(finished):
     assert metadata["arch-embedding-size"] == "400-30-900-5"
     assert metadata["rows"] == "touched"
     assert {"optimizer", "init", "qr-flag", "md-flag", "arch-mlp-top"} <= metadata.keys()
+
+
+def test_a_state_of_an_earlier_release_has_rows_of_32_bits(run, tmp_path):
+    path = run / "final.safetensors"
+    with safe_open(str(path), "numpy") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert {metadata.pop(name) for name in DTYPES_BEFORE} == {"fp32"}
+    write_tensors(path, {name: (a.dtype, a.shape) for name, a in tensors.items()}, tensors.values(), metadata)
+    assert main([str(run), str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +157,7 @@ def test_damage_is_one_line(run, tmp_path, capsys):
 def test_rows_and_records_are_those_of_the_file(run):
     path = run / "final.safetensors"
     options = load_resolved(run / "config.toml")
-    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    architecture = build_architecture(options.model, options.optimisation)
     state, tensors = load_final_state(run, options, architecture), load_file(path)
     (group,) = state.groups
     assert group.rows.tolist() == tensors["rows.0"].tolist() == sorted(set(tensors["rows.0"].tolist()))

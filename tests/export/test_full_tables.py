@@ -69,7 +69,7 @@ def test_tables_follow_each_other_in_their_group():
         "--data=zipf:samples=100", "--arch-embedding-size=400-30-900", "--arch-mlp-bot=3-8", "--arch-mlp-top=4-1",
         "--md-flag", "--md-threshold=100",
     )  # fmt: skip
-    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    architecture = build_architecture(options.model, options.optimisation)
     sources = [object() for _ in architecture.groups]
     found = full_tables(architecture, sources)
     for layout, group, source in zip(architecture.layouts, architecture.groups, sources, strict=True):

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def initial(*arguments: str) -> tuple[InitialParameters, Architecture]:
     options = resolved("--data=zipf:samples=200", *MODEL, *arguments)
-    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    architecture = build_architecture(options.model, options.optimisation)
     return initial_parameters(options, architecture, CPU), architecture
 
 

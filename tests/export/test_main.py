@@ -7,7 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 
 from cachedlrm.export.__main__ import main
 from support.runs import one_line, train
@@ -98,6 +100,37 @@ def test_an_interrupt_leaves_the_old_file(run, tmp_path, monkeypatch, capsys, nu
     assert capsys.readouterr().err == "interrupted; OUT is as it was before\n"
     assert (tmp_path / "out").read_text() == "old"
     assert [path.name for path in tmp_path.glob("*out*")] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "dtypes"),
+    [
+        (["--row-dtype=bf16"], (torch.bfloat16, torch.float32)),
+        (["--row-dtype=fp16", "--row-state-dtype=bf16", "--weighted-pooling=learned"], (torch.float16, torch.bfloat16)),
+        ([], (torch.float32, torch.float32)),
+    ],
+)
+def test_rows_are_written_in_32_bits_or_as_they_are_kept(tmp_path, options, dtypes):
+    run, wide, kept = tmp_path / "run", tmp_path / "wide", tmp_path / "kept"
+    assert train(run, "--steps=3", "--optimizer=rwsadagrad", *options) == 0
+    assert main([str(run), str(wide), "--with-optimizer-state"]) == 0
+    assert main([str(run), str(kept), "--with-optimizer-state", "--as-kept"]) == 0
+    ours, theirs = load_torch(wide), load_torch(kept)
+    assert ours.keys() == theirs.keys()
+    found = {name: theirs[name].dtype for name in theirs if name.startswith(("emb_l", "v_W_l"))}
+    of_parameter, of_state = dtypes
+    assert found == {name: of_state if name.endswith("state") else of_parameter for name in found}
+    assert ("v_W_l.3" in found) == ("--weighted-pooling=learned" in options)
+    for name, values in ours.items():
+        assert values.dtype == torch.float32
+        assert torch.equal(values, theirs[name].float()), name
+        assert not name.endswith("state") or values.any()
+
+
+def test_torchrec_takes_no_rows_as_kept(finished, tmp_path, capsys):
+    arguments = [str(finished), str(tmp_path / "out"), "--format=torchrec", "--as-kept"]
+    assert "--as-kept is for --format safetensors" in one_line(capsys, main(arguments))
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_and_mistakes_in_the_call(tmp_path, capsys):

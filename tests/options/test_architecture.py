@@ -12,7 +12,7 @@ SIZES = ["--data=zipf:samples=200", "--arch-embedding-size=400-30-900-5", "--arc
 
 def architecture(*arguments: str) -> Architecture:
     options = resolved(*SIZES, *arguments)
-    return build_architecture(options.model, options.optimisation.optimizer)
+    return build_architecture(options.model, options.optimisation)
 
 
 def names(model: Architecture) -> list[list[str]]:
@@ -37,9 +37,7 @@ def test_mixed_dimensions_make_a_group_each():
     dims = [layout.dim for layout in model.layouts]
     assert len(set(dims)) == len(dims) > 1
     with pytest.raises(UserError, match="--md-round-dims rounds --arch-sparse-feature-size 6 to"):
-        build_architecture(
-            resolved(*SIZES[:2], "--arch-mlp-bot=3-6", "--md-flag", "--md-threshold=10", "--md-round-dims").model, "sgd"
-        )
+        resolved(*SIZES[:2], "--arch-mlp-bot=3-6", "--md-flag", "--md-threshold=10", "--md-round-dims")
 
 
 def test_concat_needs_every_table_split():

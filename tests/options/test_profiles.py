@@ -158,6 +158,8 @@ def all_options(draw):
             lr_decay_start_step=st.integers(warmup, 2**41),
             lr_num_decay_steps=count,
             mlperf_grad_accum_iter=st.just(1) if graphs else positive,
+            row_dtype=st.sampled_from(["fp32", "bf16", "fp16"]),
+            row_state_dtype=st.sampled_from(["fp32", "bf16"]),
             bf16=st.booleans(),
             tf32=st.booleans(),
             cuda_graphs=st.booleans() if graphs else st.just(False),

@@ -40,6 +40,14 @@ def test_a_size_given_in_bytes_or_rows_is_the_only_one():
     assert resolved(*SMALL, "--gpu-budget=1GiB").cache.gpu_cache_ratio is None
 
 
+def test_rows_have_32_bits_unless_asked_and_state_is_of_optimizers_that_keep_some():
+    optimisation = resolved(*SMALL).optimisation
+    assert (optimisation.row_dtype, optimisation.row_state_dtype) == ("fp32", "fp32")
+    assert resolved(*SMALL, "--row-state-dtype=bf16").optimisation.row_state_dtype == "bf16"
+    with pytest.raises(UserError, match="--row-state-dtype bf16: --optimizer sgd keeps no state of rows; drop it"):
+        resolved(*SMALL, "--row-state-dtype=bf16", "--optimizer=sgd")
+
+
 def test_an_automatic_budget_is_what_a_device_profile_leaves():
     options = resolved(*SMALL, "--gpu-budget=auto", "--device-memory=4GiB", "--device-reserved=1GiB", "--device=cpu")
     assert (options.cache.gpu_budget, options.cache.predict) == (3 << 30, True)

@@ -73,7 +73,8 @@ def test_counts_are_lookups_of_the_whole_run(policy, order):
     options, _ = parse_plan([*arguments, *order, f"--policy={policy}"])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
-    schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
+    schedule = Schedule(options, dataset.train)
+    router = build_architecture(options.model, options.optimisation).router()
     counts = np.zeros(10, np.int64)
     for batch in schedule.batches():
         (lookups,) = router(batch)
@@ -102,7 +103,8 @@ def test_a_run_that_goes_on_ranks_by_the_lookups_behind_it(known, first_batch, s
     options, _ = parse_plan([*arguments, *order, f"--steps={steps}", "--policy=lookahead"])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
-    schedule, router = Schedule(options, dataset.train), build_architecture(options.model, "sgd").router()
+    schedule = Schedule(options, dataset.train)
+    router = build_architecture(options.model, options.optimisation).router()
 
     def lookups(batches) -> np.ndarray:
         return sum((np.bincount(batch.rows, minlength=10) for batch in batches), np.zeros(10, np.int64))
@@ -154,7 +156,7 @@ def test_counts_of_ids_are_not_taken_for_those_of_quotients():
     options, _ = parse_plan(arguments)
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
-    architecture, given = build_architecture(options.model, "sgd"), []
+    architecture, given = build_architecture(options.model, options.optimisation), []
     num_rows = sum(table.num_rows for table in architecture.groups[0])
     assert num_rows == 150 + 4
 

@@ -349,7 +349,7 @@ def test_hits_are_predicted_within_two_points_from_a_part_of_the_batches(argumen
     options, _ = parse_plan(arguments)
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
-    architecture = build_architecture(options.model, options.optimisation.optimizer)
+    architecture = build_architecture(options.model, options.optimisation)
     tiers = size_tiers(options, architecture, dataset, torch.device("cpu"))
     prediction = predict(options, dataset, tiers, sampled)
     predicted = prediction.chosen

@@ -168,18 +168,18 @@ def test_a_pass_over_fewer_samples_holds_less(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad", "adam"])
 @pytest.mark.parametrize(
-    ("dim", "hot", "batch", "activation", "interaction"),
+    ("dim", "hot", "batch", "activation", "interaction", "row_dtype"),
     [
-        (16, 1, 256, "relu", "dot"),
-        (64, 8, 64, "relu", "dot"),
-        (8, 2, 200, "gelu", "cat"),
-        (32, 1, 300, "tanh", "cat"),
-        (32, 1, 300, "relu", "dcn"),
-        (16, 2, 200, "gelu", "projection"),
+        (16, 1, 256, "relu", "dot", "fp32"),
+        (64, 8, 64, "relu", "dot", "fp32"),
+        (8, 2, 200, "gelu", "cat", "fp32"),
+        (32, 1, 300, "tanh", "cat", "bf16"),
+        (32, 1, 300, "relu", "dcn", "fp32"),
+        (16, 2, 200, "gelu", "projection", "fp16"),
     ],
 )
-def test_a_step_holds_no_more_than_is_accounted(dim, hot, batch, activation, interaction, optimizer):
-    layout = RecordLayout(dim, optimizer)
+def test_a_step_holds_no_more_than_is_accounted(dim, hot, batch, activation, interaction, row_dtype, optimizer):
+    layout = RecordLayout(dim, optimizer, row_dtype=row_dtype)
     bot, top, kind = (5, 96, dim), (64, 32, 1), KINDS[interaction]
     shape = StepShape(
         groups=(GroupShape(ROWS, layout),),

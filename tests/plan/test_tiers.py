@@ -24,7 +24,7 @@ def built(function: Callable[..., Any], *arguments: str, device: torch.device = 
     options = parse_command_line([*(a for a in SMALL if a.split("=")[0] not in given), *arguments])
     dataset = open_dataset(options.data.data, None, data_request(options))
     options = resolve(options, dataset)
-    return function(options, build_architecture(options.model, options.optimisation.optimizer), dataset, device)
+    return function(options, build_architecture(options.model, options.optimisation), dataset, device)
 
 
 def shape(*arguments: str, device: torch.device = CPU) -> StepShape:

@@ -114,6 +114,30 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path, monkeypatch, capsys, who
     assert report["fetched_rows"] > 0
 
 
+def test_rows_of_16_bits_go_on_with_the_noise_of_their_steps(tmp_path, monkeypatch, capsys):
+    kept = ["--row-dtype=fp16", "--row-state-dtype=bf16"]
+    assert train(tmp_path / "whole", *WHOLE, *kept) == 0
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted_at(7, patch)
+        assert train(run, *WHOLE, *kept, *LMDB, "--checkpoint-every=4") == 130
+    assert resume(run) == 0
+    (records, losses, report), whole = result(run), result(tmp_path / "whole")
+    assert (records, losses, report["auc"]) == (*whole[:2], whole[2]["auc"])
+    assert report["evicted_rows"] > 0
+    assert report["fetched_rows"] > 0
+    assert (report["record_bytes"], report["row_dtype"]) == (48, "fp16")  # of 96
+    assert report["written_back_bytes"] == 48 * report["written_back_rows"]
+    capsys.readouterr()
+    # Neither the run nor its store is taken for one of other rows, both of which are named.
+    error = one_line(capsys, resume(run, "--row-dtype=fp32"))
+    assert "--row-dtype fp32: the run in" in error
+    assert "--row-dtype fp16" in error
+    (tmp_path / "other").mkdir()
+    error = one_line(capsys, train(tmp_path / "other", *WHOLE, *LMDB, f"--store-path={run / 'store'}"))
+    assert "of a run with --row-dtype fp16, and this run has --row-dtype fp32; choose another --store-path" in error
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -49,7 +49,7 @@ RUNS = {
     ],
     "mixed dimensions, lookahead, lmdb": [
         *["--policy=lookahead", "--prefetch-depth=4", "--gpu-cache-rows=190", "--optimizer=adam", *MIXED],
-        *["--store=lmdb", "--host-budget=1MiB", "--checkpoint-every=5"],
+        *["--store=lmdb", "--host-budget=1MiB", "--checkpoint-every=5", "--row-dtype=fp16", "--row-state-dtype=bf16"],
     ],
     "graphs, projection": [
         *["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=160", "--optimizer=adam", "--cuda-graphs"],
@@ -58,7 +58,7 @@ RUNS = {
     ],
     "remainders, weighted": [
         *["--data=zipf:samples=800,hot=3", "--policy=lrfu", "--prefetch-depth=2", "--gpu-cache-rows=320"],
-        *["--optimizer=sgd", "--weighted-pooling=learned"],
+        *["--optimizer=sgd", "--weighted-pooling=learned", "--row-dtype=bf16"],
     ],
     "several passes, bf16, cross layers": [
         *["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=300", "--optimizer=adagrad", "--bf16"],

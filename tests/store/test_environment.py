@@ -12,6 +12,7 @@ import pytest
 from cachedlrm.base.errors import UserError
 from cachedlrm.store.database import Meta, Put, open_database
 from cachedlrm.store.environment import CHECKPOINT, META, own_identity, parse_key, segment_key
+from cachedlrm.store.records import DTYPES_BEFORE
 from support.logs import SHAPES, opened
 from support.stores import IDENTITY, changing, make_store
 
@@ -41,6 +42,7 @@ def test_another_file_under_the_same_name_is_another_model(tmp_path):
     ("identity", "words"),
     [
         ({"model": "b"}, "is of a run with --model a, and this run has --model b; choose another --store-path"),
+        ({"model": "a", "row-dtype": "bf16"}, "is of a run with --row-dtype fp32, and this run has --row-dtype bf16;"),
         ({"model": "a", "more": "x"}, "is of a run without --more, and this run has --more x; choose"),
         ({"other": "a"}, "is of a run with --model a, and this run has no --model; choose"),
         ({"model": "a"}, "holds a run; go on with --resume RUN_DIR, or choose another --store-path"),
@@ -51,6 +53,8 @@ def test_a_store_with_a_checkpoint_is_not_overwritten(tmp_path, identity, words)
     with pytest.raises(UserError, match=re.escape(f"the store in {tmp_path} {words}")):
         opened(tmp_path, **identity)
     opened(tmp_path, resumes=True).close()
+    # An earlier release said nothing of dtypes, and kept 32 bits.
+    opened(tmp_path, resumes=True, model="a", **DTYPES_BEFORE).close()
 
 
 def test_a_store_without_a_checkpoint_is_nobodys(tmp_path):

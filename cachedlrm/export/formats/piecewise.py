@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PiecewiseTensor:
-    """A float32 tensor to be written.
+    """A tensor to be written, of float32 unless whoever made it says otherwise.
 
     Attributes:
         shape: of the tensor.
@@ -19,7 +20,7 @@ class PiecewiseTensor:
     """
 
     shape: tuple[int, ...]
-    pieces: Callable[[], Iterable[NDArray[np.float32]]]
+    pieces: Callable[[], Iterable[NDArray[Any]]]
 
     @property
     def num_elements(self) -> int:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.files import whole_file
 
-DTYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+"""Numpy has none; what is written is its bits."""
+DTYPES = {
+    np.dtype("<f4"): "F32",
+    np.dtype("<f2"): "F16",
+    BFLOAT16: "BF16",
+    np.dtype("<i8"): "I64",
+    np.dtype("<i4"): "I32",
+}
 """The format's names of types."""
 
 TensorSpec = tuple[np.dtype, tuple[int, ...]]

@@ -62,8 +62,9 @@ def options_of(*arguments: str) -> list[str]:
 
 
 def architecture_of(*arguments: str) -> Architecture:
-    model: ModelOptions = parse_command_line(options_of(*arguments)).model
-    return build_architecture(model, "sgd")
+    options = parse_command_line(options_of(*arguments, "--optimizer=sgd"))
+    model: ModelOptions = options.model
+    return build_architecture(model, options.optimisation)
 
 
 def random_model(path: Path, *arguments: str) -> None:
