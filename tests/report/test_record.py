@@ -37,7 +37,8 @@ FULL = report(
 )
 OLDER = (
     *SCORES, "loss_recent", "loss_of_mean", "evaluated_step", "best_step", "stopped", "evaluations", "vocabulary",
-    "row_dtype",     "calibration_bins", "host_limit_bytes", "prediction", "miss_ratio_curve", "tables", "losses", "inference",
+    "calibration_bins", "host_limit_bytes", "prediction", "miss_ratio_curve", "tables", "losses", "inference",
+    "row_dtype",
 )  # fmt: skip
 """Keys that reports of earlier versions may lack."""
 
