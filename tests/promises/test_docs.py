@@ -26,7 +26,8 @@ from support.runs import train
 
 COMMAND = re.compile(r"(python|make|torchrun) ")
 PROGRAMS = [
-    "train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "report"
+    "train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "prepare csv",
+    "report",
 ]  # fmt: skip
 OTHERS_OPTIONS = {"--data-sub-sample-rate"}  # of facebookresearch/dlrm, where the text says what is not here
 
