@@ -151,7 +151,7 @@ def of_fbgemm(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
     offsets = torch.arange(len(ROWS) * SAMPLES + 1)
 
     def step(batch: Batch) -> dict[str, float]:
-        ids = table_major(batch, first_rows)  # made before the clock starts
+        ids, _ = table_major(batch, first_rows)  # made before the clock starts
         started = clock()
         operator(ids, offsets).backward(grads)
         return {"FBGEMM table-batched, resident": (clock() - started) * 1e3}

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from peers import fbgemm_operator, table_major
+from peers import fbgemm_operator, table_major, torchrec_model
 from torch import Tensor
 
 from cachedlrm.base.kernels import table_offsets
@@ -18,6 +18,7 @@ from cachedlrm.model.losses import make_loss
 from cachedlrm.run.job import Job
 
 FBGEMM, FBGEMM_AND_OURS, TORCH = "FBGEMM, torch.nn layers", "FBGEMM, our dense pass", "torch.nn"
+TORCHREC = "TorchRec over FBGEMM"
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,35 @@ class Training(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch of B samples as others take it: [B, num_dense], [B], and ids in the order of their bags."""
+    """A batch of B samples as others take it: [B, num_dense], [B], and lookups in a form of theirs."""
 
     dense: Tensor
     labels: Tensor
-    ids: Tensor
+    lookups: Any
 
 
-Pool = Callable[[Tensor], Tensor]
-"""From ids to the pooled vectors of all bags, [B * T, dim]."""
+Lookups = tuple[Tensor, Tensor]
+"""Ids in the order of their bags [L], and boundaries of the bags [B * T + 1]."""
+Pool = Callable[[Lookups], Tensor]
+"""From lookups to the pooled vectors of all bags, [B * T, dim]."""
 
 
 class Resident:
     """A model with all rows resident, in a loop.
 
     Args:
-        as_ids: from a batch to ids.
+        as_lookups: from a batch to what ``step`` finds in its inputs.
         step: trains a batch; its loss.
     """
 
-    def __init__(self, as_ids: Callable[[Batch], Tensor], step: Callable[[Inputs], Tensor]) -> None:
-        self._as_ids = as_ids
+    def __init__(self, as_lookups: Callable[[Batch], Any], step: Callable[[Inputs], Tensor]) -> None:
+        self._as_lookups = as_lookups
         self._step = step
 
     def train(self, batches: list[Batch]) -> Block:
         """Trains a block; the loss is read at its end."""
         inputs = [
-            Inputs(torch.from_numpy(batch.dense).clone(), torch.from_numpy(batch.labels), self._as_ids(batch))
+            Inputs(torch.from_numpy(batch.dense).clone(), torch.from_numpy(batch.labels), self._as_lookups(batch))
             for batch in batches
         ]
         started = time.perf_counter()
@@ -87,12 +90,32 @@ def with_autograd(job: Job, pool: Pool, sparse: Iterable[torch.nn.Parameter]) ->
     """The step of a model of torch.nn modules; ``sparse`` are embeddings that torch.optim moves too."""
     model = job.architecture.dlrm(job.options.batches.numpy_rand_seed)
     loss_function = torch.nn.BCELoss()
-    kind = torch.optim.SGD if job.options.optimisation.optimizer == "sgd" else torch.optim.Adagrad
-    optimizer = kind([*model.parameters(), *sparse], lr=job.options.optimisation.learning_rate)
+    optimizer = _optimizer(job, [*model.parameters(), *sparse])
 
     def step(inputs: Inputs) -> Tensor:
         optimizer.zero_grad()
-        loss = loss_function(model(inputs.dense, [pool(inputs.ids)]), inputs.labels)
+        loss = loss_function(model(inputs.dense, [pool(inputs.lookups)]), inputs.labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _optimizer(job: Job, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's, of the layers of ``job``."""
+    kind = torch.optim.SGD if job.options.optimisation.optimizer == "sgd" else torch.optim.Adagrad
+    return kind(parameters, lr=job.options.optimisation.learning_rate)
+
+
+def with_torchrec(job: Job, model: torch.nn.Module) -> Callable[[Inputs], Tensor]:
+    """The step of a model of TorchRec, whose embeddings move in their backward pass."""
+    loss_function = torch.nn.BCEWithLogitsLoss()
+    optimizer = _optimizer(job, [parameter for name, parameter in model.named_parameters() if "sparse" not in name])
+
+    def step(inputs: Inputs) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_function(model(inputs.dense, inputs.lookups).squeeze(1), inputs.labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -108,7 +131,7 @@ def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
     dense_pass = DensePass(model, optimizer.grads, make_loss("bce", (), job.device))
 
     def step(inputs: Inputs) -> Tensor:
-        pooled = pool(inputs.ids)
+        pooled = pool(inputs.lookups)
         grad = pooled.detach()  # takes the vectors' place
         with torch.inference_mode():
             prediction = dense_pass.forward(inputs.dense, [grad])
@@ -121,35 +144,46 @@ def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
     return step
 
 
-def others(job: Job) -> dict[str, Training]:
-    """Those that can be loaded, by name, with ``job``'s initial parameters and options.
+def _pool(operator: torch.nn.Module, dim: int) -> Pool:
+    return lambda lookups: operator(*lookups).view(-1, dim)
+
+
+def others(job: Job, names: Iterable[str]) -> dict[str, Training]:
+    """Those of ``names`` that can be loaded, with ``job``'s initial parameters and options.
 
     Args:
-        job: of one-hot data, with sgd, adagrad or (not for torch.nn, which has no such optimizer) rwsadagrad.
+        job: with sgd, adagrad or (not for torch.nn, which has no such optimizer) rwsadagrad.
+        names: of the constants above.
     """
     rows, dim = job.dataset.train.table_rows, job.options.model.arch_sparse_feature_size
     name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
     first_rows = table_offsets(rows)
-    offsets = torch.arange(len(rows) * job.options.batches.mini_batch_size + 1)
     init = job.trainer.cache.groups[0].init
 
-    def pool_of_fbgemm() -> Pool | None:
+    def operator_of_fbgemm() -> torch.nn.Module | None:
         operator = fbgemm_operator(rows, dim, name, rate)
-        if operator is None:
-            return None
-        for first, weights in zip(first_rows, operator.split_embedding_weights(), strict=False):
-            init.fill(np.arange(first, first + len(weights)), weights.detach().numpy())
-        return lambda ids: operator(ids, offsets).view(-1, dim)
+        if operator is not None:
+            for first, weights in zip(first_rows, operator.split_embedding_weights(), strict=False):
+                init.fill(np.arange(first, first + len(weights)), weights.detach().numpy())
+        return operator
+
+    def as_table_major(batch: Batch) -> Lookups:
+        return table_major(batch, first_rows[:-1])
 
     found: dict[str, Training] = {}
-    if (pool := pool_of_fbgemm()) is not None:
-        step = with_autograd(job, pool, ())
-        found[FBGEMM] = Resident(lambda batch: table_major(batch, first_rows[:-1]), step)
-    if (pool := pool_of_fbgemm()) is not None:
-        found[FBGEMM_AND_OURS] = Resident(lambda batch: table_major(batch, first_rows[:-1]), with_dense_pass(job, pool))
-    if name != "rwsadagrad":
+    if FBGEMM in names and (operator := operator_of_fbgemm()) is not None:
+        found[FBGEMM] = Resident(as_table_major, with_autograd(job, _pool(operator, dim), ()))
+    if FBGEMM_AND_OURS in names and (operator := operator_of_fbgemm()) is not None:
+        found[FBGEMM_AND_OURS] = Resident(as_table_major, with_dense_pass(job, _pool(operator, dim)))
+    if TORCHREC in names and (operator := operator_of_fbgemm()) is not None:
+        dense = job.architecture.dlrm(job.options.batches.numpy_rand_seed).state_dict()
+        made = torchrec_model(job.architecture, operator, {key: value.numpy() for key, value in dense.items()})
+        if made is not None:
+            model, features = made
+            found[TORCHREC] = Resident(lambda batch: features(*as_table_major(batch)), with_torchrec(job, model))
+    if TORCH in names and name != "rwsadagrad":
         bags = torch.nn.EmbeddingBag(sum(rows), dim, mode="sum", sparse=True, include_last_offset=True)
         init.fill(np.arange(sum(rows)), bags.weight.detach().numpy())
-        step = with_autograd(job, lambda ids: bags(ids, offsets), bags.parameters())
-        found[TORCH] = Resident(lambda batch: torch.from_numpy(batch.rows), step)
+        step = with_autograd(job, lambda lookups: bags(*lookups), bags.parameters())
+        found[TORCH] = Resident(lambda batch: (torch.from_numpy(batch.rows), torch.from_numpy(batch.offsets)), step)
     return found

@@ -1,16 +1,21 @@
-"""The whole training step of a DLRM, ours and others': python benchmarks/whole_step.py [ROUNDS] [WARM_UP_BLOCKS]
+"""The whole training step of a DLRM, ours and others'.
 
-Criteo-Kaggle's tables (33.8 M rows), dim 16, 13-512-256-64-16 and 512-256-1, 2,048 samples of one id a table. Ours as a
-user runs it (options, job, prefetch thread, threads and bookkeeping of `cachedlrm.train`) with slots for 1 % and 5 % of
-the rows and for all. With every row resident: FBGEMM's table-batched operator (see peers.py) before layers of torch.nn
-with autograd and torch.optim, and before our dense pass and optimizer, so that only the embeddings differ; and
-torch.nn.EmbeddingBag. All begin with the same parameters and train the same batches in turn, in blocks of 20 steps.
-Batches are read before the clock starts, and for others made into tensors. Nothing is prepared ahead of a block, so in
-its first step ours waits.
+python benchmarks/whole_step.py [ROUNDS] [WARM_UP_BLOCKS] [kaggle|dcnv2]
+
+kaggle (the default): Criteo-Kaggle's tables (33.8 M rows), dim 16, 13-512-256-64-16 and 512-256-1, 2,048 samples of one
+id a table. dcnv2: MLPerf's DLRM-DCNv2 scaled to this machine, a sixteenth of its rows, a quarter of its widths: dim 32,
+13-128-64-32, 3 cross layers of rank 128, 256-256-128-64-1, and its bags, 214 ids a sample.
+
+Ours as a user runs it (options, job, prefetch thread, threads and bookkeeping of `cachedlrm.train`) with slots for 1 %
+and 5 % of the rows and for all. With every row resident: FBGEMM's table-batched operator (see peers.py) before layers
+of torch.nn with autograd and torch.optim, and before our dense pass and optimizer, so that only the embeddings differ;
+torch.nn.EmbeddingBag; and TorchRec's DLRM_DCN over FBGEMM's operator. All begin with the same parameters and train the
+same batches in turn, in blocks of 20 steps (dcnv2: 5). Batches are read before the clock starts, and for others made
+into tensors. Nothing is prepared ahead of a block, so in its first step ours waits.
 
 Caches are filled first, until those of 1 % and 5 % evict, by batches whose rows come and go untrained; the first round
-does not count. Writes profiles/whole-step-<OMP_WAIT_POLICY>_<date>.md: medians and p10-p90 over ROUNDS (default 30)
-blocks. Takes 8 GiB.
+does not count. Writes profiles/whole-step-<workload>-<OMP_WAIT_POLICY>_<date>.md: medians and p10-p90 over ROUNDS
+(default 30) blocks. Takes 8 GiB.
 """
 
 import gc
@@ -22,6 +27,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 # As cachedlrm.train has them, for all. Waiting threads that spin make steps faster on a quiet machine: measure with
@@ -32,7 +38,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import numpy as np
 import torch
 from measuring import Neighbours, described, made_by, write_profile
-from other_trainers import FBGEMM, FBGEMM_AND_OURS, Block, Training, others
+from other_trainers import FBGEMM, FBGEMM_AND_OURS, TORCH, TORCHREC, Block, Training, others
 
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
@@ -43,21 +49,69 @@ from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.run.job import build_job
 from cachedlrm.run.progress import Progress
 
-BLOCK = 20  # steps
 SAMPLES = 2048
 OPTIMIZERS = ("sgd", "rwsadagrad")
-RATIOS = {"ours, 1 %": 0.01, "ours, 5 %": 0.05, "ours, all resident": 1.0}
-BASES = (FBGEMM, FBGEMM_AND_OURS, "ours, all resident")
+BASES = (FBGEMM, FBGEMM_AND_OURS, TORCHREC, "ours, all resident")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained.
+
+    Attributes:
+        shape: for the reader of the figures.
+        options: of the model.
+        data: samples without their number.
+        block: steps.
+        ratios: of slots to rows, by name.
+        others: who stands beside ours.
+    """
+
+    shape: str
+    options: tuple[str, ...]
+    data: str
+    block: int
+    ratios: dict[str, float]
+    others: tuple[str, ...]
+
+
+MLPERF = parse_command_line(["--profile=dlrm-dcnv2"])
+assert MLPERF.model.arch_embedding_size is not None
+SIXTEENTHS = "-".join(str(max(3, rows // 16)) for rows in MLPERF.model.arch_embedding_size)
+WORKLOADS = {
+    "kaggle": Workload(
+        "Criteo-Kaggle's 26 tables, dim 16, 13-512-256-64-16 and 512-256-1, 2,048 samples of one id a table",
+        options=(),
+        data="zipf:hot=1",
+        block=20,
+        ratios={"ours, 1 %": 0.01, "ours, 5 %": 0.05, "ours, all resident": 1.0},
+        others=(FBGEMM, FBGEMM_AND_OURS, TORCH),
+    ),
+    "dcnv2": Workload(
+        "MLPerf's DLRM-DCNv2 scaled down: its 26 tables with a sixteenth of the rows, dim 32, 13-128-64-32, 3 cross "
+        "layers of rank 128, 256-256-128-64-1, 2,048 samples of 214 ids",
+        options=(
+            f"--arch-embedding-size={SIXTEENTHS}", "--arch-sparse-feature-size=32",
+            "--arch-mlp-bot=13-128-64-32", "--arch-mlp-top=256-256-128-64-1", "--arch-interaction-op=dcn",
+            "--dcn-num-layers=3", "--dcn-low-rank-dim=128", "--learning-rate=0.005",
+        ),
+        data=MLPERF.data.data,
+        block=5,
+        ratios={"ours, 5 %": 0.05, "ours, all resident": 1.0},
+        others=(FBGEMM_AND_OURS, TORCHREC),
+    ),
+}  # fmt: skip
 
 
 class Ours:
     """A run of the program, block by block."""
 
-    def __init__(self, optimizer: str, ratio: float, steps: int) -> None:
+    def __init__(self, workload: Workload, optimizer: str, ratio: float, steps: int) -> None:
         options = parse_command_line(
             [
-                f"--data=zipf:samples={steps * SAMPLES}", f"--optimizer={optimizer}", f"--gpu-cache-ratio={ratio}",
-                f"--mini-batch-size={SAMPLES}", f"--steps={steps}", f"--print-freq={BLOCK}", "--test-freq=-1",
+                f"--data={workload.data},samples={steps * SAMPLES}", f"--optimizer={optimizer}",
+                f"--gpu-cache-ratio={ratio}", f"--mini-batch-size={SAMPLES}", f"--steps={steps}",
+                f"--print-freq={workload.block}", "--test-freq=-1", *workload.options,
             ]
         )  # fmt: skip
         dataset = open_dataset(options.data.data, None, data_request(options))
@@ -68,7 +122,7 @@ class Ours:
         assert depth is not None
         self._waiting: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         prepared = cache.prepare(iter(self._waiting.get, None))
-        self._prefetcher = Prefetcher(prepared, depth, cache.trained, lambda index: (index + 1) % BLOCK == 0)
+        self._prefetcher = Prefetcher(prepared, depth, cache.trained, lambda index: (index + 1) % workload.block == 0)
         self._batches = iter(self._prefetcher)
 
     def _next(self, batches: list[Batch]) -> Iterator[PreparedBatch]:
@@ -112,20 +166,24 @@ class Ours:
         self.job.close()
 
 
-def measure(optimizer: str, rounds: int, warm_up: int) -> tuple[dict[str, list[Block]], str]:
+def measure(workload: Workload, optimizer: str, rounds: int, warm_up: int) -> tuple[dict[str, list[Block]], str]:
     """Measured blocks, by name, round by round; and what else was seen of them."""
-    steps = (warm_up + 1 + rounds) * BLOCK
+    steps = (warm_up + 1 + rounds) * workload.block
     with ExitStack() as closes:
-        ours = {name: closes.enter_context(closing(Ours(optimizer, ratio, steps))) for name, ratio in RATIOS.items()}
+        ours = {
+            name: closes.enter_context(closing(Ours(workload, optimizer, ratio, steps)))
+            for name, ratio in workload.ratios.items()
+        }
         job = ours["ours, all resident"].job
-        trainings: dict[str, Training] = {**ours, **others(job)}
+        trainings: dict[str, Training] = {**ours, **others(job, workload.others)}
         source = job.dataset.train
         blocks: dict[str, list[Block]] = {name: [] for name in trainings}
         gc.collect()
         gc.freeze()  # as cachedlrm.train does
         order = list(trainings)
-        for block in range(steps // BLOCK):
-            starts = range(block * BLOCK * SAMPLES, (block + 1) * BLOCK * SAMPLES, SAMPLES)
+        for block in range(steps // workload.block):
+            first, length = block * workload.block * SAMPLES, workload.block * SAMPLES
+            starts = range(first, first + length, SAMPLES)
             batches = [source.read(start, start + SAMPLES) for start in starts]
             if block < warm_up:
                 for each in ours.values():
@@ -139,22 +197,23 @@ def measure(optimizer: str, rounds: int, warm_up: int) -> tuple[dict[str, list[B
             shown = ", ".join(f"{name} {each[-1].step_ms:.1f}" for name, each in blocks.items())
             print(f"{optimizer}, round {block - warm_up} of {rounds}, ms a step: {shown}", flush=True)
         busy = neighbours.processors()
-    difference = loss_difference(blocks)
+    difference = loss_difference(blocks, workload)
     assert optimizer != "sgd" or difference < 1e-5, "others train another model"
     seen = (
         f"Losses of blocks differ from ours by at most {difference:.1e} of them. Other processes used "
         f"{busy:.2f} processors meanwhile."
     )
-    if FBGEMM not in blocks:
-        seen += " FBGEMM could not be loaded."
+    for name in workload.others:
+        if name not in blocks and not (name == TORCH and optimizer == "rwsadagrad"):
+            seen += f" {name} could not be loaded."
     return {name: each[1:] for name, each in blocks.items()}, seen
 
 
-def loss_difference(blocks: dict[str, list[Block]]) -> float:
+def loss_difference(blocks: dict[str, list[Block]], workload: Workload) -> float:
     """The largest relative difference of a block's loss from ours; ours are the same bits in all caches."""
     losses = {name: np.array([block.loss for block in each]) for name, each in blocks.items()}
     resident = losses["ours, all resident"]
-    for name in RATIOS:
+    for name in workload.ratios:
         assert (losses[name] == resident).all(), f"{name} lost a bit"
     return max(float(np.abs(each / resident - 1).max()) for each in losses.values())
 
@@ -172,7 +231,7 @@ def table(blocks: dict[str, list[Block]]) -> str:
         for base in bases:
             ratios = [one.step_ms / other.step_ms for one, other in zip(each, blocks[base], strict=True)]
             cells.append("1" if name == base else described(ratios, 3))
-        if name in RATIOS:
+        if name.startswith("ours"):
             cells += [described([getattr(block, wait) for block in each]) for wait in ("wait_ms", "steady_wait_ms")]
             share = statistics.median(block.steady_wait_ms / block.step_ms for block in each)
             cells += [f"{share:.2%}", f"{statistics.mean(block.evicted_rows for block in each):,.0f}"]
@@ -186,25 +245,25 @@ def main() -> None:
     """Measures, prints and writes the tables."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     warm_up = int(sys.argv[2]) if len(sys.argv) > 2 else 45
+    name = sys.argv[3] if len(sys.argv) > 3 else "kaggle"
+    workload = WORKLOADS[name]
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch.nn's optimizer builds valid ones; else it warns
     made, parts = made_by(__file__), []
     for optimizer in OPTIMIZERS:
-        blocks, seen = measure(optimizer, rounds, warm_up)
+        blocks, seen = measure(workload, optimizer, rounds, warm_up)
         gc.unfreeze()
         gc.collect()  # gigabytes of tables
         parts += [f"## {optimizer}", table(blocks), seen]
     policy = os.environ["OMP_WAIT_POLICY"]
     write_profile(
-        f"whole-step-{policy.lower()}",
+        f"whole-step-{name}-{policy.lower()}",
         "# The whole training step",
-        f"{made}, {torch.get_num_threads()} threads, OMP_WAIT_POLICY={policy}. "
-        "Criteo-Kaggle's 26 tables, dim 16, 13-512-256-64-16 and "
-        f"512-256-1, {SAMPLES:,} samples of one id a table, policy lrfu, prefetch depth 2. Wall time, median (p10-p90) "
-        f"of {rounds} blocks of {BLOCK} steps after {warm_up * BLOCK:,} batches that filled the caches and {BLOCK} "
-        "steps that do not count; all in turn in one process, ratios round by round. Losses of ours were equal to the "
-        "last bit. Nothing is prepared ahead of a block, so ours waits in its first step: waiting is given with that "
-        "step, then without it and as a share of the step's time. Others have their ids as tensors before the clock "
-        "starts.",
+        f"{made}, {torch.get_num_threads()} threads, OMP_WAIT_POLICY={policy}. {workload.shape}, policy lrfu, prefetch "
+        f"depth 2. Wall time, median (p10-p90) of {rounds} blocks of {workload.block} steps after "
+        f"{warm_up * workload.block:,} batches that filled the caches and {workload.block} steps that do not count; "
+        "all in turn in one process, ratios round by round. Losses of ours were equal to the last bit. Nothing is "
+        "prepared ahead of a block, so ours waits in its first step: waiting is given with that step, then without it "
+        "and as a share of the step's time. Others have their ids as tensors before the clock starts.",
         *parts,
     )
 

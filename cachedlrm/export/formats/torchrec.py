@@ -99,7 +99,7 @@ def write_torchrec(
         if with_optimizer_state and layout.state_width:
             by_row = OPTIMIZERS[layout.optimizer].by_row
             tensors[f"{name}.momentum1"] = table.tensor(layout.dim if by_row else slice(layout.dim, 2 * layout.dim))
-    all_dense = {**dense, **(_dlrm_parameters(architecture, dense) if _dlrm_arguments(architecture) else {})}
+    all_dense = {**dense, **(dlrm_parameters(architecture, dense) if dlrm_arguments(architecture) else {})}
     specs: dict[str, TensorSpec] = {name: (np.dtype(np.float32), tensor.shape) for name, tensor in tensors.items()}
     specs |= {name: (array.dtype, array.shape) for name, array in all_dense.items()}
 
@@ -139,14 +139,19 @@ def _config(options: Resolved, architecture: Architecture, tables: Sequence[Full
             }
             for table in sorted(tables, key=_number)
         ],
-        "model": _MODELS.get(architecture.interaction.op),
-        "dlrm": _dlrm_arguments(architecture),
+        "model": model_name(architecture),
+        "dlrm": dlrm_arguments(architecture),
         "optimizer": _OPTIMIZERS[optimizer],
         "learning_rate": options.optimisation.learning_rate,
     }
 
 
-def _dlrm_arguments(architecture: Architecture) -> dict[str, Any] | None:
+def model_name(architecture: Architecture) -> str | None:
+    """The class in torchrec.models.dlrm with this interaction."""
+    return _MODELS.get(architecture.interaction.op)
+
+
+def dlrm_arguments(architecture: Architecture) -> dict[str, Any] | None:
     """Of the model of torchrec.models.dlrm; None if none can be this one."""
     options, bot, top = architecture.options, architecture.mlp_bot, architecture.mlp_top[1:]
     kind = architecture.interaction
@@ -160,7 +165,7 @@ def _dlrm_arguments(architecture: Architecture) -> dict[str, Any] | None:
     return arguments
 
 
-def _dlrm_parameters(architecture: Architecture, dense: Dense) -> dict[str, NDArray[np.generic]]:
+def dlrm_parameters(architecture: Architecture, dense: Dense) -> dict[str, NDArray[np.generic]]:
     """The dense parameters by TorchRec's names."""
     num_top = len(architecture.mlp_top) - 1
     layers = {
