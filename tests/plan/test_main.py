@@ -1,6 +1,7 @@
 """A plan is what the run allocates; a prediction comes true."""
 
 import importlib.util
+import itertools
 import json
 import shlex
 import tomllib
@@ -177,7 +178,10 @@ def test_more_touched_rows_than_the_host_holds_go_to_disk(capsys):
 
 @pytest.mark.parametrize(
     ("device", "workload"),
-    [*((device, "criteo-kaggle") for device in DEVICES), *(("rtx3050-4gb", workload) for workload in WORKLOADS)],
+    [
+        *itertools.product(DEVICES, ["criteo-kaggle", "dlrm-dcnv2"]),
+        *(("rtx3050-4gb", workload) for workload in WORKLOADS if workload not in ("criteo-kaggle", "dlrm-dcnv2")),
+    ],
 )
 def test_every_device_and_every_workload(device, workload):
     if workload == "flights":

@@ -21,6 +21,7 @@ TOLERANCES = {
     "dot_onehot_sgd": SGD,
     "dcn_onehot_sgd": SGD,
     "projection_onehot_sgd": SGD,
+    "dot_ragged_mean_sgd": SGD,
 }
 
 
