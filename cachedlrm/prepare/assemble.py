@@ -19,14 +19,14 @@ _COPY_BYTES = 1 << 20
 _FLOAT32 = np.dtype(np.float32)
 
 
-def output_names(has_test: bool) -> list[str]:
-    """Files and folders of an output, in the order in which they are to appear.
+def output_names(has_test: bool, has_labels: bool = True) -> list[str]:
+    """Files and folders of an output, in the order in which they are to appear; the others that are written are not.
 
     Labels come last: without them readers refuse the triple, and find everything else beside it once they are there.
     """
     names = [TEST] if has_test else []
     names += ["counts.npy", "vocabulary.npy", PREPARED_FILE]
-    return [*names, *(f"{TRAIN}_{part}.npy" for part in ("dense", "sparse", "labels"))]
+    return [*names, *(f"{TRAIN}_{part}.npy" for part in ("dense", "sparse", *(["labels"] if has_labels else [])))]
 
 
 def write_triple(

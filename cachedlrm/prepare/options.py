@@ -88,10 +88,10 @@ class PrepareOptions:
 class ColumnOptions:
     """Columns of Parquet and CSV files."""
 
-    label: str
-    """Column of the label, 0 or 1."""
     sparse: str
     """Columns of the categories (whole numbers, booleans, text or dates), joined by commas; each makes a table."""
+    label: str = ""
+    """Column of the label, 0 or 1. Left out: data without labels, to predict with --vocabulary."""
     dense: str = ""
     """Columns of the dense features, joined by commas. Default: none."""
     log_dense: Flag = False
@@ -176,6 +176,11 @@ def _check(command: Command) -> Command:
         raise UserError("--vocabulary and --extend exclude each other; give one of them")
     if options.vocabulary is not None and options.min_count > 1:
         raise UserError("--min-count is for new values, which get no rows with --vocabulary; drop it, or use --extend")
+    if command.columns is not None and not command.columns.label:
+        if options.vocabulary is None:
+            raise UserError("without --label there is nothing to learn from; give it, or for predictions --vocabulary")
+        if options.test_files or options.test_fraction:
+            raise UserError("without --label no samples are held out; drop --test-files and --test-fraction")
     if options.memory < _LEAST_MEMORY:
         raise UserError(f"--memory {options.memory} is less than the libraries alone take; give 768MiB or more")
     return command

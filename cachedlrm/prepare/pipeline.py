@@ -44,6 +44,8 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
         UserError: a file or line is not as it should be, or the output cannot be written.
         KeyboardInterrupt: interrupted; recorded work is kept.
     """
+    if not format_.has_labels:
+        options = replace(options, test_fraction=0.0)
     inputs, base = find_inputs(paths), read_base(options, format_)
     if base is not None:
         options = replace(options, max_ind_range=base.max_ind_range)
@@ -82,7 +84,7 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
             summary["vocabulary"] = {"fingerprint": vocabulary.fingerprint, "bases": list(vocabulary.bases)}
             write_json(work.folder / "out" / PREPARED_FILE, summary)
             work.record(replace(work.read, written=True))
-        work.publish(output_names(num_train < num_samples))
+        work.publish(output_names(num_train < num_samples, format_.has_labels))
         held_out, skipped = num_samples - num_train, sum(work.read.skipped)
         without = f", {skipped:,} {format_.line}s skipped" if skipped else ""
         progress.say(f"{shown(options.out)}: {num_train:,} samples to train on, {held_out:,} held out{without}")
@@ -126,8 +128,7 @@ def _command(format_: Format, options: PrepareOptions, inputs: Sequence[Path], b
         "dense": list(format_.dense_names),
         "sparse": list(format_.table_names),
         "rules": RULES,
-        "base": None if base is None else base.vocabulary.fingerprint,
-        "extends": base is not None and base.extends,
+        "base": None if base is None else f"{'extend' if base.extends else 'vocabulary'} {base.vocabulary.fingerprint}",
         "min_count": options.min_count,
         "max_ind_range": options.max_ind_range,
         "test_fraction": options.test_fraction,

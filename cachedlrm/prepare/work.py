@@ -203,4 +203,6 @@ def _paths(command: Mapping[str, Any]) -> list[str]:
 def _words(name: str, command: Mapping[str, Any]) -> str:
     if name in ("files", "inputs"):
         return "its files were different or have changed"
+    if name == "rules":
+        return "an earlier release began it, with other rules for values"
     return f"its {name} was {shown(command.get(name))}"

@@ -106,7 +106,7 @@ def test_values_have_the_rows_of_the_vocabulary(tmp_path, days):
     assert read_vocabulary(tmp_path / "new") == read_vocabulary(tmp_path / "out")
     assert_counts(tmp_path / "new")
     specs = [f"npy:{tmp_path / name}" for name in ("out", "new")]
-    assert open_dataset(*specs, DataRequest(None, None, 1, -1)).notes == ()
+    assert not any("vocabulary" in note for note in open_dataset(*specs, DataRequest(None, None, 1, -1)).notes)
 
 
 @pytest.mark.parametrize("min_count", [1, 3])
@@ -155,6 +155,18 @@ def test_outputs_do_not_depend_on_memory_and_interruptions(tmp_path, days, monke
     assert calls
     assert run(tmp_path, 1, "b", *arguments, "--memory=3GiB") == 0
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_data_without_labels_is_encoded_for_predictions(tmp_path, days):
+    command = ["parquet", tmp_path / "1.parquet", "--sparse=c,d", "--vocabulary", tmp_path / "out"]
+    assert prepare(*command, "--out", tmp_path / "unlabelled") == 0
+    assert prepare(*command, "--out", tmp_path / "labelled", "--label=y", "--test-fraction=0") == 0
+    unlabelled, labelled = (contents(tmp_path / name) for name in ("unlabelled", "labelled"))
+    assert labelled.keys() - unlabelled.keys() == {"train_labels.npy"}
+    assert all(unlabelled[name] == labelled[name] for name in unlabelled if name.endswith(".npy"))
+    request = DataRequest(None, None, 1, -1, needs_labels=False)
+    spec = f"npy:{tmp_path / 'unlabelled'}"
+    assert open_dataset(spec, None, request).train.num_samples == SIZE
 
 
 def test_folded_values_are_folded_alike(tmp_path, days):

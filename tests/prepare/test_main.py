@@ -38,7 +38,11 @@ def refusal(capsys, *arguments: object) -> str:
         (["criteo", "log", "--out=o", "--test-files=1"], "--test-files 1 leaves none of 1 to train on"),
         (["criteo", "log", "--out=o", "--bogus"], "--bogus"),
         (["criteo", "log", "--out=o", "--label=y"], "--label"),
-        (["parquet", "log", "--out=o"], "--label"),
+        (["parquet", "log", "--out=o"], "--sparse"),
+        (
+            ["parquet", "log", "--out=o", "--sparse=a"],
+            "without --label there is nothing to learn from; give it, or for",
+        ),
         (["movielens", "log", "--out=o"], "movielens"),
         (["criteo", "none", "--out=o"], "none: no such file or folder"),
         (["criteo", "empty", "--out=o"], "empty: no files in this folder"),

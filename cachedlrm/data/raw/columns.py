@@ -21,7 +21,7 @@ class Schema:
     """Which columns are what.
 
     Attributes:
-        label: column of 0 and 1: integers, floats, booleans, or texts of these.
+        label: column of 0 and 1: integers, floats, booleans, or texts of these; empty: there are no labels.
         dense: columns of numbers; a missing one is 0.
         sparse: columns of categories; see `cachedlrm.data.raw.keys`.
         log_dense: whether dense features are transformed as Criteo's are.
@@ -35,17 +35,17 @@ class Schema:
     @property
     def names(self) -> tuple[str, ...]:
         """Of all columns, each once."""
-        return tuple(dict.fromkeys([self.label, *self.dense, *self.sparse]))
+        return tuple(dict.fromkeys(name for _, name in self.roles))
 
     @property
     def roles(self) -> list[tuple[str, str]]:
         """The option that names a column, and the column."""
         dense, sparse = [("--dense", name) for name in self.dense], [("--sparse", name) for name in self.sparse]
-        return [("--label", self.label), *dense, *sparse]
+        return [*([("--label", self.label)] if self.label else []), *dense, *sparse]
 
     def samples(self, columns: Mapping[str, pa.Array], count: int) -> tuple[Samples, dict[int, str]]:
         """All ``count`` rows of the columns, and what is wrong with some of them, by index."""
-        labels = _labels(columns[self.label])
+        labels = _labels(columns[self.label]) if self.label else np.zeros(count)
         wrong = (labels != 0) & (labels != 1)
         reasons = dict.fromkeys(np.flatnonzero(wrong).tolist(), f"the label, {self.label}, is neither 0 nor 1")
         dense = np.empty((count, len(self.dense)), np.float32)

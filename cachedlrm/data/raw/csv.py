@@ -55,6 +55,7 @@ class Csv(TextFormat):
     def __init__(self, schema: Schema, dialect: Dialect, block_bytes: int) -> None:
         super().__init__(block_bytes)
         self.dense_names, self.table_names = schema.dense, schema.sparse
+        self.has_labels = bool(schema.label)
         self.settings = {"label": schema.label, "log_dense": schema.log_dense} | {
             "delimiter": dialect.delimiter,
             "columns": None if dialect.columns is None else list(dialect.columns),

@@ -179,7 +179,6 @@ class LineTable:
             delimiter=delimiter,
             quote_char='"' if quoted else False,
             ignore_empty_lines=False,
-            newlines_in_values=quoted,
         )
         self._convert = pyarrow.csv.ConvertOptions(
             check_utf8=False,
@@ -218,6 +217,7 @@ class TextFormat(ABC):
     name: str
     dense_names: tuple[str, ...]
     table_names: tuple[str, ...]
+    has_labels = True
     key_dtype: np.dtype[Any]
 
     def __init__(self, block_bytes: int) -> None:

@@ -49,6 +49,7 @@ class Parquet:
 
     def __init__(self, schema: Schema, block_bytes: int = 16 << 20) -> None:
         self.dense_names, self.table_names = schema.dense, schema.sparse
+        self.has_labels = bool(schema.label)
         self.settings: dict[str, Any] = {"label": schema.label, "log_dense": schema.log_dense}
         self._schema, self._block_bytes = schema, block_bytes
 

@@ -108,6 +108,7 @@ class Format(Protocol):
         line: what a record is called in messages: ``line`` or ``row``.
         dense_names: of the dense features.
         table_names: of the categories.
+        has_labels: whether there are labels; without them all are 0.
         key_dtype: of their keys.
         settings: what else decides the samples, as JSON has it.
     """
@@ -116,6 +117,7 @@ class Format(Protocol):
     line: str
     dense_names: tuple[str, ...]
     table_names: tuple[str, ...]
+    has_labels: bool
     key_dtype: np.dtype[Any]
     settings: dict[str, Any]
 
