@@ -1,11 +1,12 @@
-"""One step of the embeddings alone, ours and others': python benchmarks/embedding_step.py [STEPS] [THREADS]
+"""One step of the embeddings alone, ours and others': python benchmarks/embedding_step.py [STEPS] [THREADS] [ROW_DTYPE]
 
 Criteo-Kaggle's tables (33.8 M rows), dim 16, 2,048 samples of one id a table, from ids in memory to moved rows. Ours
 with slots for 1 % and 5 % of the rows and for all: "prepare" is working set, plan, eviction, write-back, fetch and
 first touches, "train" is pooling and moving the rows. Others with every row resident: one torch.nn.EmbeddingBag over
 all tables with sparse gradients, and FBGEMM's table-batched operator if it can be loaded (see peers.py). All take the
 same batches in turn, so that a machine whose speed drifts treats them alike; caches are filled first, until they evict.
-Medians and p10-p90 over STEPS (default 200) steps. Writes profiles/embedding-step-of-<THREADS>_<date>.md. THREADS:
+Medians and p10-p90 over STEPS (default 200) steps. With ROW_DTYPE bf16 or fp16 (default fp32) ours has rows of both
+dtypes, and others are left out. Writes profiles/embedding-step-of-<THREADS>[-<ROW_DTYPE>]_<date>.md. THREADS:
 
 1, the default: all work in one thread, nothing prepared ahead, step by step in an order drawn anew for each. The clock
     is the thread's processor time, which neighbours on a shared machine stretch less than they stretch wall time.
@@ -38,7 +39,7 @@ from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
 from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.init import CounterInit
-from cachedlrm.store.records import OPTIMIZERS, GroupShape, RecordLayout
+from cachedlrm.store.records import OPTIMIZERS, ROW_DTYPES, GroupShape, RecordLayout
 
 ROWS = CRITEO_KAGGLE_ROWS
 DIM, SAMPLES, RATE = 16, 2048, 0.01
@@ -60,12 +61,13 @@ class Ours:
         optimizer: of the rows.
         ratio: slots, of the rows.
         depth: batches prepared ahead.
+        row_dtype: how weights are kept.
     """
 
-    def __init__(self, optimizer: str, ratio: float, depth: int) -> None:
+    def __init__(self, optimizer: str, ratio: float, depth: int, row_dtype: str) -> None:
         slots = int(sum(ROWS) * ratio)
         router = Router(ROWS, [[TablePart(feature, rows) for feature, rows in enumerate(ROWS)]])
-        layout = RecordLayout(DIM, optimizer)
+        layout = RecordLayout(DIM, optimizer, row_dtype=row_dtype)
         self._cache = EmbeddingCache(
             router,
             groups=[GroupShape(ROWS, layout)],
@@ -100,9 +102,16 @@ class Ours:
         self._prefetcher.close()
 
 
-def ours(optimizer: str, name: str, grad: torch.Tensor, clock: Clock, evicted: dict[str, list[int]]) -> Step:
+def caches_of(row_dtype: str) -> dict[str, tuple[float, str]]:
+    """Ratio of slots and dtype of rows of the caches to measure, by name."""
+    caches = {name: (ratio, "fp32") for name, ratio in RATIOS.items()}
+    if row_dtype != "fp32":
+        caches |= {f"{name}, {row_dtype}": (ratio, row_dtype) for name, ratio in RATIOS.items()}
+    return caches
+
+
+def ours(cache: Ours, name: str, grad: torch.Tensor, clock: Clock, evicted: list[int]) -> Step:
     """A cache in the training thread."""
-    cache = Ours(optimizer, RATIOS[name], depth=0)
 
     def step(batch: Batch) -> dict[str, float]:
         started = clock()
@@ -111,7 +120,7 @@ def ours(optimizer: str, name: str, grad: torch.Tensor, clock: Clock, evicted: d
         resident = clock()
         cache.train(ready, grad)
         ended = clock()
-        evicted[name].append(ready.counters.evicted_rows)
+        evicted.append(ready.counters.evicted_rows)
         return {
             f"ours, {name}": (ended - started) * 1e3,
             f"ours, {name}: prepare": (resident - started) * 1e3,
@@ -159,14 +168,24 @@ def of_fbgemm(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
     return step
 
 
+def others_of(optimizer: str, row_dtype: str, grad: torch.Tensor, clock: Clock) -> list[Step]:
+    """Who else is measured, beside rows of 32 bits."""
+    if row_dtype != "fp32":
+        return []
+    return [step for step in (of_torch(optimizer, grad, clock), of_fbgemm(optimizer, grad, clock)) if step]
+
+
 def measure(
-    optimizer: str, source: ZipfSource, steps: int, warm_up: int, clock: Clock
+    optimizer: str, source: ZipfSource, steps: int, warm_up: int, clock: Clock, row_dtype: str
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """Milliseconds of each measured step, by name, and rows evicted by every step, by cache."""
     grad = torch.randn(SAMPLES * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / SAMPLES
-    evicted: dict[str, list[int]] = {name: [] for name in RATIOS}
-    caches = [ours(optimizer, name, grad, clock, evicted) for name in RATIOS]
-    others = [step for step in (of_torch(optimizer, grad, clock), of_fbgemm(optimizer, grad, clock)) if step]
+    evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtype)}
+    caches = [
+        ours(Ours(optimizer, ratio, 0, dtype), name, grad, clock, evicted[name])
+        for name, (ratio, dtype) in caches_of(row_dtype).items()
+    ]
+    others = others_of(optimizer, row_dtype, grad, clock)
     times: dict[str, list[float]] = {}
     draw = random.Random(1)
     for number in range(warm_up + steps):
@@ -182,14 +201,14 @@ def measure(
 
 
 def measure_blocks(
-    optimizer: str, source: ZipfSource, steps: int, warm_up: int
+    optimizer: str, source: ZipfSource, steps: int, warm_up: int, row_dtype: str
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """Milliseconds of wall time a step, of each measured block, by name, and rows evicted by every step, by cache."""
     grad = torch.randn(SAMPLES * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / SAMPLES
-    evicted: dict[str, list[int]] = {name: [] for name in RATIOS}
-    caches = {name: Ours(optimizer, ratio, depth=2) for name, ratio in RATIOS.items()}
+    evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtype)}
+    caches = {name: Ours(optimizer, ratio, 2, dtype) for name, (ratio, dtype) in caches_of(row_dtype).items()}
     clock = time.perf_counter
-    others = [step for step in (of_torch(optimizer, grad, clock), of_fbgemm(optimizer, grad, clock)) if step]
+    others = others_of(optimizer, row_dtype, grad, clock)
     times: dict[str, list[float]] = {}
     for first in range(0, warm_up + steps, BLOCK):
         batches = [source.read(number * SAMPLES, (number + 1) * SAMPLES) for number in range(first, first + BLOCK)]
@@ -223,8 +242,9 @@ def main() -> None:
     """Measures, prints and writes the table."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    if threads not in (1, 2):
-        sys.exit("THREADS is 1 or 2")
+    row_dtype = sys.argv[3] if len(sys.argv) > 3 else "fp32"
+    if threads not in (1, 2) or row_dtype not in ROW_DTYPES:
+        sys.exit(f"THREADS is 1 or 2, ROW_DTYPE {', '.join(ROW_DTYPES)}")
     if threads == 2:
         steps = -(-steps // BLOCK) * BLOCK
     torch.set_num_threads(1)
@@ -233,9 +253,9 @@ def main() -> None:
     results = {}
     for optimizer in OPTIMIZERS:
         if threads == 1:
-            results[optimizer], evicted = measure(optimizer, source, steps, WARM_UP, time.thread_time)
+            results[optimizer], evicted = measure(optimizer, source, steps, WARM_UP, time.thread_time, row_dtype)
         else:
-            results[optimizer], evicted = measure_blocks(optimizer, source, steps, WARM_UP)
+            results[optimizer], evicted = measure_blocks(optimizer, source, steps, WARM_UP, row_dtype)
         gc.collect()
         for name, times in results[optimizer].items():
             print(f"{optimizer:10} {name:45} {described(times)}", flush=True)
@@ -252,7 +272,7 @@ def main() -> None:
         cells = [described(times[name]) if name in times else "-" for times in results.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     write_profile(
-        f"embedding-step-of-{threads}",
+        f"embedding-step-of-{threads}" + ("" if row_dtype == "fp32" else f"-{row_dtype}"),
         "# One step of the embeddings alone",
         f"{made_by(__file__)}. Criteo-Kaggle's 26 tables, dim {DIM}, {SAMPLES:,} samples of one id a table, policy "
         f"lrfu. {how}, all in turn in one process after {WARM_UP} steps. Rows evicted a step: {moved}.",

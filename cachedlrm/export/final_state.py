@@ -34,7 +34,8 @@ from cachedlrm.options.profiles import spell
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.store.environment import VOCABULARY
-from cachedlrm.store.records import DTYPES_BEFORE, RecordLayout
+from cachedlrm.store.packing import word_dtype
+from cachedlrm.store.records import DTYPES_BEFORE
 from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"
@@ -83,11 +84,11 @@ def save_final_state(
     touched = [] if all_rows else [group.touched() for group in cache.groups]
     if all_rows:
         for number, group in enumerate(cache.groups):
-            specs[f"records.{number}"] = (_dtype(group.layout), (group.shape.num_rows, group.layout.width))
+            specs[f"records.{number}"] = (word_dtype(group.layout), (group.shape.num_rows, group.layout.width))
     else:
         for number, (group, (rows, _)) in enumerate(zip(cache.groups, touched, strict=True)):
             specs[f"rows.{number}"] = (rows.dtype, rows.shape)
-            specs[f"records.{number}"] = (_dtype(group.layout), (len(rows), group.layout.width))
+            specs[f"records.{number}"] = (word_dtype(group.layout), (len(rows), group.layout.width))
     specs |= {name: (tensor.dtype, tensor.shape) for name, tensor in dense.items()}
 
     def chunks() -> Iterator[NDArray[np.generic]]:
@@ -255,11 +256,6 @@ def _mapped(path: Path, name: str) -> NDArray[np.float32]:
     return np.memmap(path, "<f4", "r", start, tuple(entry["shape"]))
 
 
-def _dtype(layout: RecordLayout) -> np.dtype:
-    """Of records in the file: numbers, or words that hold them by twos."""
-    return np.dtype(np.int32 if layout.is_packed else np.float32)
-
-
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path} is damaged or not a final state: {why}; run the training again")
 
@@ -297,7 +293,7 @@ def _expected_tensors(
             rows, records = found.get(f"rows.{number}"), found.get(f"records.{number}")
             num_rows = math.prod(rows[1] if rows else records[1][:1] if records else (0,))
             expected[f"rows.{number}"] = ("I64", (num_rows,))
-        expected[f"records.{number}"] = (DTYPES[_dtype(layout)], (num_rows, layout.width))
+        expected[f"records.{number}"] = (DTYPES[word_dtype(layout)], (num_rows, layout.width))
     return expected
 
 

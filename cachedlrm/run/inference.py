@@ -59,7 +59,7 @@ def run_inference(job: Job) -> tuple[InferenceReport, NDArray[np.float32]]:
     tables = full_tables(job.architecture, current_records(trainer.cache))
     mlp_bits, embedding_bits = inference.quantize_mlp_with_bit, inference.quantize_emb_with_bit
     before, evaluation = _serve(job, trainer.model, trainer.cache.pooled)
-    table_bytes = sum(4 * table.num_rows * table.layout.parameter_width for table in tables)
+    table_bytes = sum(4 * table.num_rows * table.layout.parameter_words for table in tables)
     before = replace(before, embedding_bytes=table_bytes, mlp_bytes=mlp_bytes(trainer.model))
     after = None
     if (mlp_bits, embedding_bits) != (32, 32):

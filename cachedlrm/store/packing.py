@@ -189,6 +189,11 @@ def numbers_of(layout: RecordLayout, records: NDArray[np.float32]) -> NDArray[np
     return out
 
 
+def word_dtype(layout: RecordLayout) -> np.dtype:
+    """Of records in files: their numbers, or words that hold these by twos."""
+    return np.dtype(np.int32 if layout.is_packed else np.float32)
+
+
 def as_kept(
     layout: RecordLayout, records: NDArray[np.float32], columns: slice | int
 ) -> NDArray[np.float32] | NDArray[np.uint16]:
