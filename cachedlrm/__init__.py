@@ -1,30 +1,41 @@
 """Trains deep learning recommendation models whose embedding tables are far larger than the GPU.
 
-``python -m cachedlrm.train`` trains a DLRM; `CachedEmbeddingBags` puts the cached tables into a model of your own. Its
-mistakes are `UserError`.
+``python -m cachedlrm.train`` trains a DLRM; `CachedEmbeddingBagCollection` and its like put cached tables into
+a model of your own. Mistakes of a user are `UserError`.
 """
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cachedlrm.base.errors import UserError
+    from cachedlrm.library.clipping import clip_grad_norm_
+    from cachedlrm.library.collections import CachedEmbeddingBagCollection, CachedEmbeddingCollection
     from cachedlrm.library.embedding_bags import CachedEmbeddingBags
+    from cachedlrm.library.loop import prefetch
+    from cachedlrm.library.tables import EmbeddingTable
 
 __version__ = "0.1.0"
-__all__ = ["CachedEmbeddingBags", "UserError"]
+_HOMES = {
+    "CachedEmbeddingBagCollection": "cachedlrm.library.collections",
+    "CachedEmbeddingBags": "cachedlrm.library.embedding_bags",
+    "CachedEmbeddingCollection": "cachedlrm.library.collections",
+    "EmbeddingTable": "cachedlrm.library.tables",
+    "UserError": "cachedlrm.base.errors",
+    "clip_grad_norm_": "cachedlrm.library.clipping",
+    "prefetch": "cachedlrm.library.loop",
+}
+__all__ = [
+    "CachedEmbeddingBagCollection", "CachedEmbeddingBags", "CachedEmbeddingCollection", "EmbeddingTable", "UserError",
+    "clip_grad_norm_", "prefetch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """The public names of the library, loaded at first use: torch takes seconds, and the commands set it up before."""
-    if name == "CachedEmbeddingBags":
-        from cachedlrm.library.embedding_bags import CachedEmbeddingBags  # noqa: PLC0415
-
-        return CachedEmbeddingBags
-    if name == "UserError":
-        from cachedlrm.base.errors import UserError  # noqa: PLC0415
-
-        return UserError
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,14 +1,14 @@
 """The batch that a model trains now: its rows' records, the vectors that autograd sees, and the step."""
 
-import numpy as np
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
-from cachedlrm.data.batch import Batch
-from cachedlrm.library.ids import Ids
-from cachedlrm.library.stream import Lookup
+from cachedlrm.library.lookups import JoinedBatch, Part, join
 from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.model.row_update import RowUpdate
 
@@ -16,66 +16,148 @@ from cachedlrm.model.row_update import RowUpdate
 class CurrentBatch:
     """A prepared batch until it is trained or left as it is.
 
+    It has one part, or several whose gradients make one step.
+
     Args:
-        cache: whose rows it uses, of one group.
-        lookup: its ids.
+        cache: whose rows it uses.
+        batch: what it looks up.
         prepared: its rows.
+
+    Attributes:
+        in_hand: number of the part that the user has.
     """
 
-    def __init__(self, cache: EmbeddingCache, lookup: Lookup, prepared: PreparedBatch) -> None:
+    def __init__(self, cache: EmbeddingCache, batch: JoinedBatch, prepared: PreparedBatch) -> None:
         self._cache = cache
-        self._lookup = lookup
         self._prepared = prepared
-        self._update: RowUpdate | None = None  # once its vectors have been asked for
-        self._leaf: Tensor | None = None  # [B * T, D]; one for all calls, so that their gradients add up
+        self._parts = list(batch.parts)
+        self._num_prepared = len(self._parts)  # parts after these were read, and not prepared
+        self._updates: list[RowUpdate] = []  # of each group, once its vectors have been asked for
+        # Of each part and group [bags, D]; the same for all calls, so that their gradients add up.
+        self._leaves: list[list[Tensor] | None] = [None] * len(self._parts)
         self._may_be_left = False  # no gradient is to come: it was only read, or its gradient was dropped
+        self.in_hand = 0
 
-    def is_given(self, ids: Ids, offsets: Ids | None) -> bool:
-        """Whether these are the very objects that it was prepared from."""
-        return ids is self._lookup.ids and offsets is self._lookup.offsets
+    @property
+    def num_parts(self) -> int:
+        """Parts so far."""
+        return len(self._parts)
 
-    def looks_up(self, host: Batch) -> bool:
-        """Whether its ids are those of ``host``."""
-        own = self._lookup.host
-        return np.array_equal(host.rows, own.rows) and np.array_equal(host.offsets, own.offsets)
+    def find(self, part: Part) -> int | None:
+        """The number of the part that looks up the same, the one in hand first; None: there is none."""
+        numbers = [self.in_hand, *(number for number in range(len(self._parts)) if number != self.in_hand)]
+        return next((number for number in numbers if part.equals(self._parts[number])), None)
 
     def wait(self) -> None:
         """Lets the current stream's later work follow the moving of its rows."""
         self._prepared.admitted.wait()
 
-    def pooled(self, trains: bool) -> Tensor:
-        """Its vectors, [B * T, D]: with ``trains`` for autograd to give a gradient to, else values alone."""
-        if self._leaf is None:
+    def add(self, part: Part, vectors: Sequence[Tensor]) -> int:
+        """Takes in a part whose ``vectors``, [bags, D] of each group, were read where they are; its number."""
+        self._parts.append(part)
+        self._leaves.append([_leaf(of_group) for of_group in vectors])
+        return len(self._parts) - 1
+
+    def vectors(self, number: int, trains: bool) -> list[Tensor]:
+        """The vectors of a part, [bags, D] of each group: with ``trains`` for autograd to give gradients to."""
+        leaves = self._leaves[number]
+        if leaves is None:
             with torch.inference_mode(False), torch.enable_grad():  # where it is first read, it may be trained yet
-                self.wait()
-                (self._update,) = self._cache.begin(self._prepared)
-                self._leaf = self._update.pooled.detach().requires_grad_()
-            self._may_be_left = True
+                if not self._updates:
+                    self.wait()
+                    self._updates = self._cache.begin(self._prepared)
+                bags = [slice(*self._bags(group, number)) for group in range(len(self._updates))]
+                leaves = [_leaf(update.pooled[of]) for update, of in zip(self._updates, bags, strict=True)]
+            self._leaves[number] = leaves
+            self._may_be_left = self._may_be_left or all(of is None or of is leaves for of in self._leaves)
         if not trains:
-            return self._leaf.detach()
+            return [leaf.detach() for leaf in leaves]
         self._may_be_left = False
-        return self._leaf
+        return leaves
+
+    def _bags(self, group: int, number: int) -> tuple[int, int]:
+        """The first bag of a part among those of a group, and the first after it."""
+        ends = [0, *accumulate(len(part.lookups[group].offsets) - 1 for part in self._parts)]
+        return ends[number], ends[number + 1]
+
+    def leaves(self) -> list[Tensor]:
+        """All vectors that gradients were asked for."""
+        return [leaf for of_part in self._leaves if of_part is not None for leaf in of_part]
 
     def zero_grad(self) -> None:
         """Drops the gradient."""
-        if self._leaf is not None:
-            self._leaf.grad = None
-            self._may_be_left = True
+        for leaf in self.leaves():
+            leaf.grad = None
+        self._may_be_left = bool(self.leaves())
 
-    def step(self, step: RowStep) -> None:
-        """Moves the rows and hands them back.
+    @property
+    def has_gradient(self) -> bool:
+        """Whether ``backward`` brought one."""
+        return any(leaf.grad is not None for leaf in self.leaves())
+
+    def check_step(self) -> None:
+        """Makes sure that there is something to step by.
 
         Raises:
-            UserError: there is no gradient.
+            UserError: there is no gradient, or not of all parts yet.
         """
-        if self._leaf is None:
+        if not self.leaves():
             raise UserError("step was called before forward; call forward and backward first, once for each step")
-        if self._leaf.grad is None:
+        if not self.has_gradient:
             raise UserError("step was called without a gradient; call loss.backward() first")
-        assert self._update is not None
+        if self.in_hand < self._num_prepared - 1:
+            raise UserError(
+                f"step was called after batch {self.in_hand + 1} of {self._num_prepared}; prefetch prepares as many "
+                "batches for one step as accumulate says: step after the last of them, or lower accumulate"
+            )
+
+    def wider(self) -> JoinedBatch | None:
+        """All parts as one batch, if some are not prepared."""
+        return join(self._parts) if len(self._parts) > self._num_prepared else None
+
+    def prepare_again(self, batch: JoinedBatch, prepared: PreparedBatch) -> None:
+        """Takes rows that were prepared for all its parts, in the place of those it has, which it hands back."""
+        self._prepared = prepared
+        self._num_prepared = len(batch.parts)
+        self.in_hand = self._num_prepared - 1
+        self.wait()
+        self._updates = self._cache.begin(prepared)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradient of all bags of each group, [bags, D]; None where ``backward`` brought none."""
+        found: list[Tensor | None] = []
+        for group in range(len(self._updates)):
+            leaves = [None if of_part is None else of_part[group] for of_part in self._leaves]
+            grads = [None if leaf is None else leaf.grad for leaf in leaves]
+            if all(grad is None for grad in grads):
+                found.append(None)
+                continue
+            parts = [
+                grad if grad is not None else self._no_gradient(group, number) for number, grad in enumerate(grads)
+            ]
+            found.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return found
+
+    def _no_gradient(self, group: int, number: int) -> Tensor:
+        first, last = self._bags(group, number)
+        return torch.zeros_like(self._updates[group].pooled[first:last])
+
+    def row_gradients(self) -> list[Tensor]:
+        """The gradient of the rows of each group, [rows, columns], where ``backward`` brought any."""
         with torch.no_grad():
-            self._update.step(self._leaf.grad, step)
-        self._cache.finish(self._prepared, [self._update])
+            return [
+                update.sum_by_row(gradient)
+                for update, gradient in zip(self._updates, self.gradients(), strict=True)
+                if gradient is not None
+            ]
+
+    def step(self, step: RowStep) -> None:
+        """Moves the rows and hands them back. Call `check_step` first."""
+        with torch.no_grad():
+            for update, gradient in zip(self._updates, self.gradients(), strict=True):
+                if gradient is not None:
+                    update.step(gradient, step)
+        self._cache.finish(self._prepared, self._updates)
 
     def leave(self) -> None:
         """Hands the rows back as they are."""
@@ -91,8 +173,12 @@ class CurrentBatch:
         Raises:
             UserError: one would be lost.
         """
-        if self._leaf is not None and (self._leaf.grad is not None or not self._may_be_left):
+        if self.leaves() and (self.has_gradient or not self._may_be_left):
             raise UserError(
                 f"{doing}: the batch before was not trained; call step() after loss.backward(), or zero_grad() to "
                 "leave its rows as they are"
             )
+
+
+def _leaf(vectors: Tensor) -> Tensor:
+    return vectors.detach().requires_grad_()

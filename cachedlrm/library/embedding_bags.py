@@ -1,30 +1,30 @@
-"""`CachedEmbeddingBags`: cached embedding tables for any PyTorch model and training loop."""
+"""`CachedEmbeddingBags`: cached tables of one dimension, numbered and summed, in the place of `nn.EmbeddingBag`."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.cache.counters import CacheCounters
-from cachedlrm.cache.embedding_cache import PreparedBatch
-from cachedlrm.data.batch import Batch
-from cachedlrm.library.current import CurrentBatch
-from cachedlrm.library.ids import Ids, host_batch
-from cachedlrm.library.stream import Lookup, Stream
-from cachedlrm.library.tables import CachedTables, TableState
+from cachedlrm.library.engine import Choices, Engine
+from cachedlrm.library.ids import Ids, bag_ids
+from cachedlrm.library.lookups import Part, Routes
+from cachedlrm.library.module import CachedTables
+from cachedlrm.library.saved import saved_groups
+from cachedlrm.library.tables import EmbeddingTable, TableSet, one_of, whole
 
-T = TypeVar("T")
+_POLICIES = ("lru", "lfu", "lrfu", "lookahead")
 
 
-class CachedEmbeddingBags(nn.Module):
+class CachedEmbeddingBags(CachedTables):
     """Sum-pooled embedding tables that may be far larger than the device, trained by an optimizer of their own.
 
     It takes the place of one ``nn.EmbeddingBag(rows, dim, mode="sum", sparse=True)`` for each table and of their
     optimizer. All rows live in host memory, ``cache_rows`` of them on the device; results are the same to the last
-    bit whatever the cache holds.
+    bit whatever the cache holds. `CachedEmbeddingBagCollection` is the same for tables with names, of several
+    dimensions, averaged, or larger than memory.
 
         for batch in bags.prefetch(loader, lambda batch: batch.ids):
             loss = loss_function(model(batch), batch.labels)  # calls bags(batch.ids): [B, T, D]
@@ -50,17 +50,13 @@ class CachedEmbeddingBags(nn.Module):
         policy: which rows leave first: ``lru``, ``lfu``, ``lrfu``, or ``lookahead``, which needs `prefetch`.
         lookahead: batches that policy ``lookahead`` knows ahead.
         prefetch_depth: batches that `prefetch` prepares ahead; 0: no thread.
+        accumulate: batches whose gradients one step adds up.
         weights: initial weights of the tables, [rows, D] each, which are copied. Default: uniform in
             ±sqrt(1 / rows), computed from ``seed`` when a row is first touched, so that tables of any size start at
             once and rows never touched take no memory.
         seed: of the initial weights.
         device: where cached rows and pooled vectors are.
         host_bytes: the most bytes of rows in host memory. Default: the free memory.
-
-    Attributes:
-        learning_rate: of the next step.
-        steps: steps taken.
-        counters: the cache's work for the batches so far: hits, rows fetched, evicted, written back.
 
     Raises:
         UserError: an argument does not fit; the message names it.
@@ -80,117 +76,63 @@ class CachedEmbeddingBags(nn.Module):
         policy: str = "lrfu",
         lookahead: int = 200,
         prefetch_depth: int = 2,
+        accumulate: int = 1,
         weights: Sequence[Tensor] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         host_bytes: int | None = None,
     ) -> None:
-        super().__init__()
-        self.learning_rate = learning_rate
-        self.steps = 0
-        self.counters = CacheCounters()
-        self._prefetch_depth = prefetch_depth
-        self._tables = CachedTables(
-            tuple(table_rows),
-            dim,
+        self._table_rows = tuple(whole(rows, "an entry of table_rows", 1) for rows in table_rows)
+        self._dim = whole(dim, "dim", 1)
+        tables = [EmbeddingTable(str(n), rows, self._dim, (str(n),)) for n, rows in enumerate(self._table_rows)]
+        if not tables:
+            raise UserError("table_rows is empty; give the number of rows of each table")
+        choices = Choices(
             optimizer=optimizer,
             eps=eps,
             weight_decay=weight_decay,
-            cache_ratio=cache_ratio,
-            cache_rows=cache_rows,
-            policy=policy,
+            cache_rows=_cache_rows(cache_ratio, cache_rows, sum(self._table_rows)),
+            cache_budget=None,
+            policy=one_of(policy, "policy", _POLICIES),
             lookahead=lookahead,
             prefetch_depth=prefetch_depth,
-            weights=weights,
             seed=seed,
-            device=torch.device(device),
-            host_bytes=host_bytes,
+            device=device,
+            store="host",
+            store_path=None,
+            host_budget=None if host_bytes is None else whole(host_bytes, "host_bytes", 1),
+            row_counts=None,
+            report_min=False,
         )
-        self._next_batch = 0  # of the cache's life
-        self._stream: Stream[Any] | None = None
-        self._current: CurrentBatch | None = None
+        table_set = TableSet(tables, pools=True)
+        labels = [f"table {number}" for number in range(len(tables))]
+        super().__init__(
+            table_set,
+            choices,
+            Routes(table_set, labels, "correct the data or raise that entry of table_rows"),
+            weights=self._given(weights),
+            learning_rate=learning_rate,
+            accumulate=accumulate,
+        )
+
+    def _given(self, weights: Sequence[Tensor] | None) -> dict[int, Tensor]:
+        if weights is None:
+            return {}
+        expected = [(rows, self._dim) for rows in self._table_rows]
+        found = [tuple(weight.shape) for weight in weights]
+        if found != expected:
+            raise UserError(f"weights are {found} where the tables are {expected}; give one [rows, dim] for each table")
+        return dict(enumerate(weights))
 
     @property
     def table_rows(self) -> tuple[int, ...]:
         """Rows of each table."""
-        return self._tables.table_rows
+        return self._table_rows
 
     @property
     def dim(self) -> int:
         """Columns of every table."""
-        return self._tables.layout.dim
-
-    @property
-    def device(self) -> torch.device:
-        """Where cached rows and pooled vectors are."""
-        return self._tables.device
-
-    def extra_repr(self) -> str:
-        """For ``print(model)``."""
-        tables = self._tables
-        rows = f"{len(tables.table_rows)} tables, {sum(tables.table_rows):,} rows of {self.dim}"
-        return f"{rows}, {tables.cache_rows:,} on {tables.device}, {tables.layout.optimizer}"
-
-    # --- training
-
-    def prefetch(
-        self, batches: Iterable[T], ids: Callable[[T], Ids | tuple[Ids, Ids]], pause_every: int = 0
-    ) -> Iterator[T]:
-        """Iterates over your batches, their rows prepared ahead by a thread.
-
-        Call `forward` with the same ids, `step` after ``backward``, and then go on to the next batch. A batch for which
-        neither is called is left as it is, as are those read ahead when you leave the loop.
-
-        Args:
-            batches: yours, as a ``DataLoader`` gives them; they are read in the thread.
-            ids: from a batch to its ids, or to ids and offsets; called in the thread. Keep them on the host.
-            pause_every: after every so many batches nothing is prepared ahead, so that inside the loop, too, you can
-                evaluate and take the ``state_dict``. 0: only after the loop.
-
-        Raises:
-            UserError: ids that do not fit, in their batch's place; or a batch was left without `step`.
-        """
-        self._check_open()
-        self._leave_current("starting to prefetch")
-        self.end_prefetch()
-
-        def look_up(batch: T, number: int) -> Lookup:
-            found = ids(batch)
-            if isinstance(found, tuple) and len(found) != 2:
-                raise UserError(f"batch {number}: ids gave {len(found)} values; it gives ids, or ids and offsets")
-            batch_ids, offsets = found if isinstance(found, tuple) else (found, None)
-            return self._next_lookup(batch_ids, offsets, number)
-
-        stream = Stream(
-            self._tables.cache,
-            iter(batches),
-            look_up,
-            first_batch=self._next_batch,
-            depth=self._prefetch_depth,
-            pause_every=pause_every,
-        )
-        self._stream = stream
-        try:
-            for batch, lookup, prepared in stream:
-                self._begin(lookup, prepared)
-                yield batch
-                if self._stream is not stream:
-                    raise UserError("this prefetch was ended; go through one after the other, not one inside another")
-                self._leave_current("going on to the next batch")
-        finally:
-            if self._stream is stream:
-                self.end_prefetch()
-
-    def end_prefetch(self) -> None:
-        """Ends a prefetch loop that is still under way, as leaving it does.
-
-        For loops that ended in an exception which is still referred to, as a notebook does.
-        """
-        if self._stream is not None:
-            self._drop_current()
-            self._stream.end()
-            self._next_batch = self._stream.next_batch
-            self._stream = None
+        return self._dim
 
     def forward(self, ids: Ids, offsets: Ids | None = None) -> Tensor:
         """Sums of the rows that each sample looks up in each table: [B, T, D] float32; an empty bag is zero.
@@ -204,87 +146,22 @@ class CachedEmbeddingBags(nn.Module):
             UserError: ids that do not fit; other ids than those of the batch that `prefetch` handed out; the batch
                 before was not trained.
         """
-        self._check_open()
-        trains = self.training and torch.is_grad_enabled()
-        if (trains or self._stream is not None) and self._is_current(ids, offsets):
-            assert self._current is not None
-            return self._by_table(self._current.pooled(trains))
-        if not trains:
-            return self._read(self._host_batch(ids, offsets, "evaluation"))
-        if self._stream is not None:
-            raise UserError(
-                "forward was called with other ids than those of the batch that prefetch handed out; "
-                "train that batch, or call eval() first if this is an evaluation"
-            )
-        self._leave_current("forward with the next batch")
-        return self._by_table(self._prepare(ids, offsets).pooled(trains))
+        pooled: Tensor = self._forward(ids, offsets)
+        return pooled
 
-    def step(self) -> None:
-        """Moves the rows of the batch by the gradient that ``backward`` brought.
+    @torch.compiler.disable
+    def _forward(self, ids: Ids, offsets: Ids | None) -> Tensor:
+        (pooled,) = self._vectors(self._part(ids, offsets, self._where()))
+        return pooled.view(-1, len(self._table_rows), self._dim)
 
-        Raises:
-            UserError: there is no batch, or no gradient.
-        """
-        self._check_open()
-        if self._current is None:
-            raise UserError("step was called without a batch; call forward and backward first, once for each step")
-        self._current.step(self._tables.row_step(self.learning_rate, self.steps + 1))
-        self.steps += 1
-        self._current = None
+    def _part(self, ids: Ids, offsets: Ids | None, where: str) -> Part:
+        return self._routes(bag_ids(ids, offsets, len(self._table_rows), where), where)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradient of the batch. Without another ``backward`` its rows stay as they are."""
-        if self._current is not None:
-            self._current.zero_grad()
-
-    def _host_batch(self, ids: Ids, offsets: Ids | None, where: str) -> Batch:
-        return host_batch(ids, offsets, self.table_rows, where)
-
-    def _next_lookup(self, ids: Ids, offsets: Ids | None, number: int) -> Lookup:
-        """The next batch to prepare, number ``number`` in the cache's life."""
-        host = self._host_batch(ids, offsets, f"batch {number}")
-        self._tables.check_fits(host, f"batch {number}")
-        return Lookup(ids, offsets, host)
-
-    def _begin(self, lookup: Lookup, prepared: PreparedBatch) -> CurrentBatch:
-        self._current = CurrentBatch(self._tables.cache, lookup, prepared)
-        self.counters += prepared.counters
-        return self._current
-
-    def _prepare(self, ids: Ids, offsets: Ids | None) -> CurrentBatch:
-        """A batch whose rows are prepared now."""
-        lookup = self._next_lookup(ids, offsets, self._next_batch)
-        (prepared,) = self._tables.cache.prepare([lookup.host], self._next_batch)
-        self._next_batch += 1
-        return self._begin(lookup, prepared)
-
-    def _is_current(self, ids: Ids, offsets: Ids | None) -> bool:
-        """Whether these are the ids of the batch that is trained now."""
-        current = self._current
-        if current is None or current.is_given(ids, offsets):
-            return current is not None
-        return current.looks_up(self._host_batch(ids, offsets, "forward"))
-
-    def _by_table(self, pooled: Tensor) -> Tensor:
-        """[B, T, D] from [B * T, D]."""
-        return pooled.view(-1, len(self.table_rows), self.dim)
-
-    def _leave_current(self, doing: str) -> None:
-        if self._current is not None:
-            self._current.check_may_be_left(doing)
-        self._drop_current()
-
-    def _drop_current(self) -> None:
-        if self._current is not None:
-            self._current.leave()
-            self._current = None
-
-    # --- reading
-
-    def _read(self, host: Batch) -> Tensor:
-        self._check_at_rest("forward in evaluation mode")
-        (pooled,) = self._tables.cache.pooled(host)
-        return self._by_table(pooled)
+    def _asked(self, found: Any, where: str) -> Part:
+        if isinstance(found, tuple) and len(found) != 2:
+            raise UserError(f"{where}: ids gave {len(found)} values; it gives ids, or ids and offsets")
+        ids, offsets = found if isinstance(found, tuple) else (found, None)
+        return self._part(ids, offsets, where)
 
     def weight(self, table: int, ids: Tensor | None = None) -> Tensor:
         """Current weights of a table on the host, of all its rows or of some ``ids`` [n]: [n, D].
@@ -292,31 +169,33 @@ class CachedEmbeddingBags(nn.Module):
         Raises:
             UserError: there is no such table or row; rows are on the move.
         """
-        self._check_open()
-        self._check_at_rest("weight")
-        return self._tables.weight(table, ids)
+        if not 0 <= table < len(self._table_rows):
+            raise UserError(f"there is no table {table}; the {len(self._table_rows)} tables count from 0")
+        return self._read_weight(table, ids)
 
-    def _check_at_rest(self, what: str) -> None:
-        if self._stream is not None and not self._stream.at_rest:
-            raise UserError(
-                f"{what}: rows are being prepared for the batches ahead; do this after the prefetch loop, or inside "
-                "it after the last of every N batches with prefetch(..., pause_every=N)"
-            )
-        if self._current is not None:
-            self._current.wait()
-
-    # --- state
+    # --- state: rows and records, as ever
 
     def get_extra_state(self) -> dict[str, Any]:
         """The shape of the tables and the steps taken; the rows are beside it."""
-        return {"steps": self.steps, **self._tables.identity()}
+        return {"steps": self.steps, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        """The tables that a state belongs to; ``seed`` is None if the state has all their rows."""
+        engine = self._engine
+        return {
+            "table_rows": list(self._table_rows),
+            "dim": self._dim,
+            "optimizer": engine.layouts[0].optimizer,
+            "seed": None if engine.given else engine.seed,
+        }
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self._check_open()
         self._check_at_rest("state_dict")
         super()._save_to_state_dict(destination, prefix, keep_vars)  # the extra state
-        state = self._tables.state()
-        destination[f"{prefix}rows"], destination[f"{prefix}records"] = state.rows, state.records
+        ((rows, records),) = saved_groups(self._engine)
+        destination[f"{prefix}rows"] = torch.from_numpy(rows)
+        destination[f"{prefix}records"] = torch.from_numpy(np.array(records(0, len(rows))))
 
     def _load_from_state_dict(  # noqa: PLR0917 - torch.nn.Module's signature
         self,
@@ -338,41 +217,58 @@ class CachedEmbeddingBags(nn.Module):
         self.end_prefetch()
         self._drop_current()
         try:
-            self._tables.load(TableState(rows, records), identity)
+            _check_state(self._engine, _State(rows.cpu(), records.cpu()), identity, self._identity())
+            if identity["seed"] is not None:
+                self._engine.seed = identity["seed"]
+            self._engine.take_weights({})
+            self._engine.open()
+            self._engine.put(0, [(rows.cpu().numpy(), records.cpu().contiguous().numpy())])
+            if identity["seed"] is None:  # all rows are touched ones now, and a state of them is complete
+                self._engine.given = frozenset(range(len(self._table_rows)))
             self.steps = int(identity["steps"])
         except UserError as error:
             error_msgs.append(f"{prefix.rstrip('.') or 'CachedEmbeddingBags'}: {error}")
             return
         self._next_batch = 0
 
-    # --- life
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CachedEmbeddingBags":
-        probe = fn(torch.empty(0, device=self.device))
-        if probe.device != self.device or probe.dtype != torch.float32:
-            raise UserError(
-                f"CachedEmbeddingBags stays float32 on {self.device}; choose its device when you make it, and call "
-                "to() on the other modules"
-            )
-        return self
+class _State(NamedTuple):
+    """Rows with their optimizer state: [n] int64, global over the tables, and [n, width] float32."""
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("CachedEmbeddingBags cannot be copied or pickled; save its state_dict()")
+    rows: Tensor
+    records: Tensor
 
-    def close(self) -> None:
-        """Frees the rows and ends the prefetch; nothing else can be called afterwards."""
-        self.end_prefetch()
-        self._current = None
-        self._tables.close()
 
-    def _check_open(self) -> None:
-        if self._tables.is_closed:
-            raise UserError("these CachedEmbeddingBags are closed; make new ones")
+def _check_state(engine: Engine, state: _State, identity: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Makes sure that a state is of these tables.
 
-    def __enter__(self) -> "CachedEmbeddingBags":
-        return self
+    Raises:
+        UserError: it is not, or damaged.
+    """
+    (layout,), (shape,) = engine.layouts, engine.shapes
+    for name, value in {**expected, "seed": None}.items():
+        if name not in identity or (name != "seed" and identity[name] != value):
+            raise UserError(f"the state is of {name} {identity.get(name)}, these tables of {value}")
+    rows, records = state
+    if rows.dtype != torch.int64 or records.dtype != torch.float32 or rows.ndim != 1:
+        raise UserError(f"rows are {rows.dtype} {list(rows.shape)} and records {records.dtype}; the state is damaged")
+    if tuple(records.shape) != (len(rows), layout.width):
+        raise UserError(f"records are {list(records.shape)}, not {[len(rows), layout.width]}")
+    ordered = rows.sort().values
+    if len(rows) and (ordered[0] < 0 or ordered[-1] >= shape.num_rows or (ordered[1:] == ordered[:-1]).any()):
+        raise UserError("rows are not distinct rows of the tables; the state is damaged")
+    capacity = engine.cache.groups[0].store.capacity_rows
+    if len(rows) > capacity:
+        raise UserError(f"{len(rows):,} rows are more than host_bytes allows, {capacity:,}; raise it")
+    if identity["seed"] is None and len(rows) < shape.num_rows:
+        raise UserError(f"the state holds {len(rows):,} of {shape.num_rows:,} rows and no seed; it is damaged")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+
+def _cache_rows(ratio: float | None, rows: int | None, num_rows: int) -> int:
+    """How many rows the device keeps."""
+    if (ratio is None) == (rows is None):
+        raise UserError("give either cache_ratio or cache_rows, how many rows the device keeps")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise UserError(f"cache_ratio is {ratio}; a share of all rows is above 0 and at most 1")
+    share = round(num_rows * ratio) if ratio is not None else rows
+    return max(1, min(whole(share, "cache_rows", 0), num_rows))

@@ -1,107 +1,112 @@
-"""One pass over a model's own batches, whose rows are prepared ahead in a thread."""
+"""One pass over batches of a user's own, whose rows are prepared ahead in a thread."""
 
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
+from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.data.batch import Batch
-from cachedlrm.library.ids import Ids
+from cachedlrm.library.engine import in_words_of_arguments
+from cachedlrm.library.lookups import JoinedBatch
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """The ids of a batch.
-
-    Attributes:
-        ids, offsets: as the model gave them.
-        host: the same in the cache's form.
-    """
-
-    ids: Ids
-    offsets: Ids | None
-    host: Batch
+Check = Callable[[JoinedBatch, str], None]
+"""Raises a `UserError` if a batch cannot be prepared; takes its name in messages."""
 
 
-class Stream(Generic[T]):
-    """Hands out batches with their rows prepared. The consumer trains each, or marks it as left as it is.
+class Stream:
+    """Prepares the batches that it is fed, and hands them out in order. The consumer trains each or leaves it.
 
-    An error of the batches, or of ``look_up``, is raised in its place in the stream, when the batches before it have
-    been handed out.
+    A step of the consumer: `feed` until `ahead` batches beyond the one it wants are fed, then `take`.
 
     Args:
         cache: whose rows are prepared; no other stream may be under way.
-        batches: the model's.
-        look_up: gives the ids of a batch; called in the thread, with the batch and its number in the cache's life.
+        check: called with each batch before it is prepared.
         first_batch: number of the first batch in the cache's life.
-        depth: batches prepared ahead.
+        depth: batches prepared ahead; 0: in the consumer's thread.
         pause_every: after every so many batches none is prepared ahead; 0: no pause.
+
+    Attributes:
+        next_batch: number in the cache's life of the batch that `take` gives next.
+        at_rest: whether nothing is being prepared.
     """
 
-    def __init__(
-        self,
-        cache: EmbeddingCache,
-        batches: Iterator[T],
-        look_up: Callable[[T, int], Lookup],
-        *,
-        first_batch: int,
-        depth: int,
-        pause_every: int,
-    ) -> None:
+    def __init__(self, cache: EmbeddingCache, check: Check, *, first_batch: int, depth: int, pause_every: int) -> None:
         self._cache = cache
-        self._batches = batches
-        self._look_up = look_up
+        self._check = check
         self._first_batch = first_batch
         self._depth = depth
         self._pause_every = pause_every
+        self._fed: queue.SimpleQueue[JoinedBatch | Exception | None] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._error: Exception | None = None
-        self._waiting: deque[tuple[T, Lookup]] = deque()
         prepared = cache.prepare(self._read(), first_batch)
-        self._prepared = iter(Prefetcher(prepared, depth, cache.trained, self._pauses_after))
+        self._prefetcher = Prefetcher(prepared, depth, cache.trained, self._pauses_after)
+        self._prepared = iter(self._prefetcher)
         self.next_batch = first_batch
         self.at_rest = False
 
-    def _read(self) -> Iterator[Batch]:
-        """The batches in the cache's form, until `end` is called."""
+    @property
+    def ahead(self) -> int:
+        """Batches to be fed beyond the one that is wanted, so that the thread has work."""
+        return self._depth + self._cache.groups[0].planner.window
+
+    def feed(self, batch: JoinedBatch | Exception | None) -> None:
+        """Takes a batch to prepare; None: there are no more; an error: there are no more, and `take` raises it then."""
+        self._fed.put(batch)
+
+    def _read(self) -> Iterator[JoinedBatch]:
+        """What is fed, until `end` is called."""
         number = self._first_batch
-        try:
-            while not self._ended.is_set():
+        while not self._ended.is_set() and (batch := self._fed.get()) is not None:
+            if isinstance(batch, JoinedBatch):
                 try:
-                    batch = next(self._batches)
-                except StopIteration:
-                    return
-                lookup = self._look_up(batch, number)
-                self._waiting.append((batch, lookup))
-                yield lookup.host
-                number += 1
-        except Exception as error:
-            self._error = error  # for the consumer, after the batches read before it
+                    self._check(batch, f"batch {number}")
+                except UserError as error:
+                    batch = error
+            if isinstance(batch, Exception):
+                self._error = batch  # for the consumer, after the batches before it
+                return
+            yield batch
+            number += 1
 
     def _pauses_after(self, index: int) -> bool:
         return self._pause_every > 0 and (index + 1 - self._first_batch) % self._pause_every == 0
 
-    def __iter__(self) -> Iterator[tuple[T, Lookup, PreparedBatch]]:
-        for prepared in self._prepared:
-            self.next_batch = prepared.tensors.index + 1
-            self.at_rest = self._depth == 0 or self._pauses_after(prepared.tensors.index)
-            yield *self._waiting.popleft(), prepared
-        self.at_rest = True
-        if self._error is not None:
-            raise self._error
+    def take(self) -> PreparedBatch | None:
+        """The next batch; None: there are no more.
+
+        Raises:
+            Exception: what was fed.
+            UserError: its rows cannot be prepared; the disk is full, say.
+        """
+        try:
+            prepared = next(self._prepared, None)
+        except UserError as error:
+            raise in_words_of_arguments(error) from error.__cause__
+        if prepared is None:
+            self.at_rest = True
+            if self._error is not None:
+                raise self._error
+            return None
+        self.next_batch = prepared.tensors.index + 1
+        self.at_rest = self._depth == 0 or self._pauses_after(prepared.tensors.index)
+        return prepared
 
     def end(self) -> None:
-        """Reads no further batch and leaves those on the way as they are; the cache is at rest then.
+        """Prepares no further batch and leaves those on the way as they are; the cache is at rest then.
 
         With policy ``lookahead`` these are the batches of the window: their rows still move.
         """
         self._ended.set()
+        self._fed.put(None)
         for prepared in self._prepared:
             self.next_batch = prepared.tensors.index + 1
             prepared.admitted.wait()
             self._cache.trained.mark(prepared.tensors.index)
+
+    def abort(self) -> None:
+        """Ends the thread, wherever it is; the cache is of no use then."""
+        self._ended.set()
+        self._fed.put(None)
+        self._prefetcher.close()

@@ -60,7 +60,14 @@ class RowUpdate:
             decay_rows(layout, records, step)
             add_bags(records, gradient, self._positions, self._offsets, -step.learning_rate)
             return
-        positions, offsets, transposed = self._positions, self._offsets, self._transposed
-        of_vectors = pool_backward(gradient, positions, offsets, transposed, records.shape[0])  # [U, D]
-        of_parameters = weigh_backward(of_vectors, records[:, : layout.parameter_width], layout.dim)
-        move_rows(layout, records, of_parameters, step)
+        self.move(self.sum_by_row(gradient), step)
+
+    def sum_by_row(self, gradient: Tensor) -> Tensor:
+        """The gradient of the rows' parameters, [U, parameter_width], from that of `pooled`, [B * T, D]."""
+        layout, records = self._layout, self.records
+        of_vectors = pool_backward(gradient, self._positions, self._offsets, self._transposed, records.shape[0])
+        return weigh_backward(of_vectors, records[:, : layout.parameter_width], layout.dim)
+
+    def move(self, gradient: Tensor, step: RowStep) -> None:
+        """Moves the rows by the ``gradient`` that `sum_by_row` gave, which is overwritten."""
+        move_rows(self._layout, self.records, gradient, step)

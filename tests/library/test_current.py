@@ -5,59 +5,99 @@ import pytest
 import torch
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.cache.table_group import CacheSettings
+from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.library.current import CurrentBatch
-from cachedlrm.library.ids import host_batch
-from cachedlrm.library.stream import Lookup
+from cachedlrm.library.ids import bag_ids
+from cachedlrm.library.lookups import JoinedBatch, Part, join
 from cachedlrm.model.row_optimizers import RowStep
-from cachedlrm.store.records import RecordLayout
-from support.models import one_group
+from support.engines import engine_of
 
-ROWS = (6, 4)
 IDS = torch.tensor([[1, 2], [1, 3]])
 
 
-def current() -> tuple[CurrentBatch, torch.Tensor]:
-    """A batch, and the rows that it looks up."""
-    cache = one_group(ROWS, RecordLayout(2, "sgd"), 10, settings=CacheSettings(prefetch_depth=0))
-    host = host_batch(IDS, None, ROWS, "batch 0")
-    (prepared,) = cache.prepare([host])
-    return CurrentBatch(cache, Lookup(IDS, None, host), prepared), cache.groups[0].read(np.array([1, 8, 1, 9]))
+def part_of(ids: torch.Tensor) -> Part:
+    return engine_of()[1](bag_ids(ids, None, 2, ""), "")
 
 
-def test_it_knows_its_ids():
-    batch, _ = current()
-    assert batch.is_given(IDS, None)
-    assert not batch.is_given(IDS.clone(), None)
-    assert batch.looks_up(host_batch(IDS.clone(), None, ROWS, "again"))
-    assert not batch.looks_up(host_batch(IDS.flip(0), None, ROWS, "others"))
+def current(*ids: torch.Tensor) -> tuple[CurrentBatch, EmbeddingCache]:
+    """A batch of parts, and its cache of tables of 6 and 4 rows."""
+    engine, _ = engine_of(optimizer="sgd")
+    batch = join([part_of(part) for part in ids])
+    (prepared,) = engine.cache.prepare([batch])
+    return CurrentBatch(engine.cache, batch, prepared), engine.cache
+
+
+def rows(cache: EmbeddingCache, *numbers: int) -> torch.Tensor:
+    return cache.groups[0].read(np.array(numbers))
+
+
+def test_it_knows_its_parts():
+    batch, _ = current(IDS, IDS.flip(0))
+    assert batch.find(part_of(IDS.clone())) == 0
+    assert batch.find(part_of(IDS.flip(0))) == 1
+    assert batch.find(part_of(IDS[:1])) is None
 
 
 def test_gradients_of_all_calls_move_the_rows():
-    batch, rows = current()
-    assert torch.equal(batch.pooled(trains=True), rows)
-    (2.0 * batch.pooled(trains=True).sum() + batch.pooled(trains=True)[1].sum()).backward()
+    batch, cache = current(IDS)
+    before = rows(cache, 1, 8, 1, 9).clone()
+    assert torch.equal(batch.vectors(0, trains=True)[0], before)
+    (2.0 * batch.vectors(0, trains=True)[0].sum() + batch.vectors(0, trains=True)[0][1].sum()).backward()
+    batch.check_step()
+    assert torch.equal(batch.row_gradients()[0][:, 0], torch.tensor([4.0, 3.0, 2.0]))  # row 1 is in two bags
     batch.step(RowStep(0.5, 1))
-    moved = batch._cache.groups[0].read(np.array([1, 8, 9]))
-    expected = rows[[0, 1, 3]] - 0.5 * torch.tensor([[4.0], [3.0], [2.0]])  # row 1 is in two bags
-    torch.testing.assert_close(moved, expected)
+    expected = before[[0, 1, 3]] - 0.5 * torch.tensor([[4.0], [3.0], [2.0]])
+    torch.testing.assert_close(rows(cache, 1, 8, 9), expected)
+
+
+def test_parts_make_one_step_and_a_part_without_a_gradient_adds_none():
+    batch, cache = current(IDS, torch.tensor([[5, 0]]), torch.tensor([[1, 0]]))
+    before = rows(cache, 1, 6, 5).clone()
+    batch.vectors(0, trains=True)[0].sum().backward()
+    batch.vectors(1, trains=True)
+    with pytest.raises(UserError, match="after batch 1 of 3"):
+        batch.check_step()
+    batch.in_hand = 2
+    (3.0 * batch.vectors(2, trains=True)[0].sum()).backward()
+    batch.check_step()
+    batch.step(RowStep(0.5, 1))
+    torch.testing.assert_close(rows(cache, 1, 6, 5), before - 0.5 * torch.tensor([[5.0], [3.0], [0.0]]))
+
+
+def test_a_part_that_was_read_is_prepared_for_the_step():
+    batch, cache = current(IDS)
+    batch.vectors(0, trains=True)[0].sum().backward()
+    assert batch.wider() is None
+    further = part_of(torch.tensor([[5, 2]]))
+    number = batch.add(further, cache.pooled(join([further])))
+    batch.vectors(number, trains=True)[0].sum().backward()
+    before = rows(cache, 1, 5, 8).clone()
+    wider = batch.wider()
+    assert isinstance(wider, JoinedBatch)
+    batch.leave()
+    (prepared,) = cache.prepare([wider], first_batch=1)
+    batch.prepare_again(wider, prepared)
+    batch.check_step()
+    batch.step(RowStep(0.5, 1))
+    torch.testing.assert_close(rows(cache, 1, 5, 8), before - 0.5 * torch.tensor([[2.0], [1.0], [2.0]]))
 
 
 def test_steps_out_of_order_are_named():
-    batch, _ = current()
+    batch, _ = current(IDS)
     with pytest.raises(UserError, match="before forward"):
-        batch.step(RowStep(0.5, 1))
-    batch.pooled(trains=True)
+        batch.check_step()
+    batch.vectors(0, trains=True)
     with pytest.raises(UserError, match=r"loss.backward\(\)"):
-        batch.step(RowStep(0.5, 1))
+        batch.check_step()
 
 
 def test_only_what_awaits_no_gradient_may_be_left():
-    batch, _ = current()
+    batch, _ = current(IDS, IDS)
     batch.check_may_be_left("going on")
-    batch.pooled(trains=False)
+    batch.vectors(0, trains=False)
     batch.check_may_be_left("going on")
-    batch.pooled(trains=True).sum().backward()
+    batch.vectors(0, trains=True)[0].sum().backward()
+    batch.vectors(1, trains=False)
     with pytest.raises(UserError, match="going on: the batch before was not trained"):
         batch.check_may_be_left("going on")
     batch.zero_grad()

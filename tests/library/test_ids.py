@@ -1,12 +1,23 @@
-"""Every form of ids is the same batch, sample after sample; other forms are refused by name."""
+"""Every form of ids is the same ids; other forms are refused by name."""
 
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.library.ids import host_batch
+from cachedlrm.library.ids import FeatureIds, bag_ids, named_ids
 
-ROWS = (10, 20)
+ZEROS = torch.zeros(4, dtype=torch.int64)
+
+
+def bags(ids: FeatureIds) -> list[list[list[int]]]:
+    """Of each feature, of each sample: its ids."""
+    values, offsets = ids.jagged()
+    pieces = [values[start:end].tolist() for start, end in pairwise(offsets)]
+    return [pieces[first : first + ids.num_samples] for first in range(0, len(pieces), ids.num_samples)]
 
 
 @pytest.mark.parametrize(
@@ -14,27 +25,39 @@ ROWS = (10, 20)
     [
         (torch.tensor([[1, 5], [2, 6], [3, 7]]), None),
         (torch.tensor([[1, 5], [2, 6], [3, 7]], dtype=torch.int32), None),
+        (torch.tensor([[1, 2, 3], [5, 6, 7]]).T, None),
+        (np.array([[1, 5], [2, 6], [3, 7]], np.uint8), None),
         (torch.tensor([[[1], [5]], [[2], [6]], [[3], [7]]]), None),
-        ([torch.tensor([1, 2, 3]), torch.tensor([5, 6, 7])], [torch.arange(3), torch.arange(3)]),
+        ([torch.tensor([1, 2, 3]), np.array([5, 6, 7])], [torch.arange(3), torch.arange(3)]),
         (torch.tensor([1, 2, 3, 5, 6, 7]), torch.arange(7)),
     ],
-    ids=["[B, T]", "int32", "[B, T, L]", "each table", "table after table"],
+    ids=["[B, T]", "int32", "a view", "numpy", "[B, T, L]", "each table", "table after table"],
 )
 def test_one_id_a_bag(ids, offsets):
-    batch = host_batch(ids, offsets, ROWS, "batch 0")
-    assert batch.rows.tolist() == [1, 15, 2, 16, 3, 17]  # global: the second table's begin at 10
-    assert batch.offsets.tolist() == list(range(7))
-    assert batch.num_samples == 3
+    found = bag_ids(ids, offsets, 2, "batch 0")
+    assert bags(found) == [[[1], [2], [3]], [[5], [6], [7]]]
+    assert found.num_samples == 3
 
 
 def test_bags_of_several_ids_and_empty_ones():
-    # Sample 0: [4, 4] and none; sample 1: none and [0, 19].
     by_table = [torch.tensor([4, 4]), torch.tensor([0, 19])], [torch.tensor([0, 2]), torch.tensor([0, 0])]
     jagged = torch.tensor([4, 4, 0, 19]), torch.tensor([0, 2, 2, 2, 4])
     for ids, offsets in (by_table, jagged):
-        batch = host_batch(ids, offsets, ROWS, "batch 0")
-        assert batch.rows.tolist() == [4, 4, 10, 29]
-        assert batch.offsets.tolist() == [0, 2, 2, 2, 4]
+        assert bags(bag_ids(ids, offsets, 2, "batch 0")) == [[[4, 4], []], [[], [0, 19]]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "offsets"),
+    [
+        (torch.tensor([[9], [8], [7]]), None),
+        (torch.tensor([[[9]], [[8]], [[7]]]), None),
+        ([torch.tensor([9, 8, 7])], [torch.arange(3)]),
+        (torch.tensor([9, 8, 7]), torch.arange(4)),
+    ],
+    ids=["[B, T]", "[B, T, L]", "each table", "table after table"],
+)
+def test_one_table_is_a_case_of_many(ids, offsets):
+    assert bags(bag_ids(ids, offsets, 1, "batch 0")) == [[[9], [8], [7]]]
 
 
 @pytest.mark.parametrize(
@@ -42,14 +65,57 @@ def test_bags_of_several_ids_and_empty_ones():
     [
         (torch.zeros(3, 3, dtype=torch.int64), None, "the second axis is for the 2 tables"),
         (torch.zeros(3, 2), None, "give an int64 or int32 tensor"),
-        (torch.tensor([[1, 20]]), None, "sample 0, table 1: id 20 is outside 0..19"),
-        (torch.tensor([[-1, 2]]), None, "ids count from 0"),
         (torch.arange(4), [torch.arange(2)], "both a tensor"),
         (torch.arange(4), torch.tensor([0, 1, 2, 3]), "2 * B + 1"),
+        (torch.arange(0), torch.arange(0), "2 * B + 1"),
         (torch.arange(4), torch.tensor([0, 3, 2, 3, 4]), "do not rise"),
+        ([ZEROS], [ZEROS], "1 tensors of ids and 1 of offsets for 2 tables"),
+        ([ZEROS, ZEROS], [ZEROS, ZEROS[:1]], "table 1 has 1 bags and table 0 has 4"),
     ],
 )
 def test_other_forms_are_refused(ids, offsets, words):
     with pytest.raises(UserError, match="batch 7") as raised:
-        host_batch(ids, offsets, ROWS, "batch 7")
+        bag_ids(ids, offsets, 2, "batch 7")
+    assert words in str(raised.value)
+
+
+def keyed(keys, values, offsets, **more) -> SimpleNamespace:
+    """What a KeyedJaggedTensor offers."""
+    return SimpleNamespace(
+        keys=lambda: keys, values=lambda: torch.tensor(values), offsets=lambda: torch.tensor(offsets), **more
+    )
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        keyed(["a", "b"], [1, 2, 3, 4], [0, 2, 2, 3, 4]),
+        keyed(["b", "c", "a"], [3, 4, 9, 1, 2], [0, 1, 2, 3, 3, 5, 5]),
+        {"a": (torch.tensor([1, 2]), torch.tensor([0, 2, 2])), "b": torch.tensor([3, 4])},
+        {"b": np.array([[3], [4]]), "a": keyed(None, [1, 2], [0, 2, 2]), "c": None},
+    ],
+    ids=["in order", "in another order, and more", "dictionary", "of all kinds"],
+)
+def test_named_features(features):
+    assert bags(named_ids(features, ["a", "b"], "batch 0")) == [[[1, 2], []], [[3], [4]]]
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (torch.arange(4), "features are Tensor; give a KeyedJaggedTensor, or a dictionary"),
+        ({"a": ZEROS}, "feature b is missing; there are a"),
+        (keyed(["a"], [1], [0, 1]), "feature b is missing; there are a"),
+        ({"a": ZEROS, "b": ZEROS[:2]}, "feature b has 2 bags and a has 4"),
+        ({"a": ZEROS, "b": (ZEROS, torch.tensor([0, 2]))}, "feature b: offsets do not rise from 0 to the number"),
+        ({"a": ZEROS, "b": (ZEROS, ZEROS[:0])}, "no offsets"),
+        ({"a": ZEROS, "b": "ids"}, "feature b is str; give (values, offsets), or ids [B] or [B, L]"),
+        ({"a": ZEROS, "b": ZEROS.float()}, "feature b are torch.float32 [4]"),
+        (keyed(["a", "b"], [1, 2], [0, 1, 1, 2]), "4 offsets for 2 keys"),
+        (keyed(["a", "b"], [1, 2], [0, 1, 2], weights_or_none=lambda: ZEROS), "has weights"),
+    ],
+)
+def test_other_features_are_refused(features, words):
+    with pytest.raises(UserError, match="batch 7") as raised:
+        named_ids(features, ["a", "b"], "batch 7")
     assert words in str(raised.value)

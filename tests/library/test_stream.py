@@ -1,79 +1,102 @@
-"""A model's own batches come out in order, each with its rows; whatever is left over is left as it is."""
+"""Batches come out in order, each with its rows; whatever is left over is left as it is."""
+
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from cachedlrm.cache.table_group import CacheSettings
-from cachedlrm.library.ids import host_batch
-from cachedlrm.library.stream import Lookup, Stream
-from cachedlrm.store.records import RecordLayout
-from support.models import one_group
+from cachedlrm.base.errors import UserError
+from cachedlrm.library.engine import Engine
+from cachedlrm.library.ids import bag_ids
+from cachedlrm.library.lookups import JoinedBatch, join
+from cachedlrm.library.stream import Stream
+from support.engines import engine_of
 
-ROWS = (12,)
+
+def batch_of(row: int) -> JoinedBatch:
+    return join([engine_of((12,))[1](bag_ids(torch.tensor([[row]]), None, 1, ""), "")])
 
 
-def stream_of(batches, depth=2, pause_every=0):
-    cache = one_group(ROWS, RecordLayout(2, "sgd"), 5, settings=CacheSettings(prefetch_depth=depth))
-
-    def look_up(row: int, number: int) -> Lookup:
-        ids = torch.tensor([[row]])
-        return Lookup(ids, None, host_batch(ids, None, ROWS, f"batch {number}"))
-
-    stream = Stream(cache, iter(batches), look_up, first_batch=0, depth=depth, pause_every=pause_every)
-    return cache, stream
+def stream_of(depth: int = 2, pause_every: int = 0, **changes) -> tuple[Engine, Stream]:
+    engine, _ = engine_of((12,), optimizer="sgd", cache_rows=5, prefetch_depth=depth, **changes)
+    stream = Stream(engine.cache, engine.check_fits, first_batch=0, depth=depth, pause_every=pause_every)
+    return engine, stream
 
 
 @pytest.mark.parametrize("depth", [0, 2])
 def test_batches_in_order_with_their_rows(depth):
-    cache, stream = stream_of([(5 * row) % 12 for row in range(20)], depth)
-    for index, (batch, lookup, prepared) in enumerate(stream):
-        assert batch == lookup.host.rows[0] == (5 * index) % 12
+    engine, stream = stream_of(depth)
+    cache, rows = engine.cache, [(5 * number) % 12 for number in range(20)]
+    assert stream.ahead == depth
+    for row in rows:
+        stream.feed(batch_of(row))
+    stream.feed(None)
+    index = 0
+    while (prepared := stream.take()) is not None:
         assert prepared.tensors.index == index
-        assert stream.next_batch == index + 1
+        index += 1
+        assert stream.next_batch == index
         (update,) = cache.begin(prepared)
         update.records += 1.0
         cache.finish(prepared, [update])
+    assert index == 20
     assert stream.at_rest
     initial = np.empty((12, 2), np.float32)
-    cache.groups[0].init.fill(np.arange(12), initial)
+    engine.inits[0].fill(np.arange(12), initial)
     found = cache.groups[0].read(np.arange(12)).numpy()
-    uses = np.bincount([(5 * row) % 12 for row in range(20)], minlength=12)
+    uses = np.bincount(rows, minlength=12)
     np.testing.assert_allclose(found - initial, np.repeat(uses[:, None], 2, axis=1), rtol=1e-6)
 
 
 def test_pauses_are_moments_of_rest():
-    cache, stream = stream_of(range(9), pause_every=3)
+    engine, stream = stream_of(pause_every=3)
+    for row in range(9):
+        stream.feed(batch_of(row))
+    stream.feed(None)
     rests = []
-    for batch, _, prepared in stream:
-        rests += [batch] if stream.at_rest else []
-        cache.trained.mark(prepared.tensors.index)
+    while (prepared := stream.take()) is not None:
+        rests += [prepared.tensors.index] if stream.at_rest else []
+        engine.cache.trained.mark(prepared.tensors.index)
     assert rests == [2, 5, 8]
 
 
 def test_an_error_comes_after_the_batches_before_it():
-    def broken():
-        yield from (1, 2)
-        raise ZeroDivisionError
-
-    cache, stream = stream_of(broken())
-    seen = []
-
-    def consume() -> None:
-        for batch, _, prepared in stream:
-            seen.append(batch)
-            cache.trained.mark(prepared.tensors.index)
-
+    engine, stream = stream_of()
+    for item in (batch_of(1), batch_of(2), ZeroDivisionError()):
+        stream.feed(item)
+    for _ in range(2):
+        engine.cache.trained.mark(stream.take().tensors.index)
     with pytest.raises(ZeroDivisionError):
-        consume()
-    assert seen == [1, 2]
+        stream.take()
 
 
-def test_the_end_leaves_rows_as_they_are():
-    cache, stream = stream_of(range(10))
-    before = cache.groups[0].read(np.arange(12)).clone()
-    _, _, prepared = next(iter(stream))
-    cache.trained.mark(prepared.tensors.index)
+def test_a_batch_that_does_not_fit_is_an_error_in_its_place_in_the_words_of_arguments():
+    engine, stream = stream_of(host_budget=16)  # two records
+    for row in range(3):
+        stream.feed(batch_of(row))
+    stream.feed(None)
+    for _ in range(2):
+        engine.cache.trained.mark(stream.take().tensors.index)
+    with pytest.raises(UserError, match=r"batch 2: 3 rows of 8 bytes were touched .* raise host_bytes or host_budget"):
+        stream.take()
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_the_end_leaves_rows_as_they_are(depth):
+    engine, stream = stream_of(depth)
+    before = engine.cache.groups[0].read(np.arange(12)).clone()
+    for row in range(10):
+        stream.feed(batch_of(row))
+    engine.cache.trained.mark(stream.take().tensors.index)
     stream.end()
-    assert torch.equal(cache.groups[0].read(np.arange(12)), before)
+    assert torch.equal(engine.cache.groups[0].read(np.arange(12)), before)
     assert stream.next_batch <= 10
+
+
+def test_a_thread_that_waits_for_a_batch_ends():
+    before = threading.active_count()
+    _, stream = stream_of()
+    assert threading.active_count() == before + 1
+    stream.abort()
+    assert threading.active_count() == before

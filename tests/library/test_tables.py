@@ -1,89 +1,93 @@
-"""Tables as a state and back, and arguments that do not fit."""
+"""What a user says of tables, ours and TorchRec's, to groups."""
 
-import numpy as np
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.library.ids import host_batch
-from cachedlrm.library.tables import CachedTables, TableState
-from cachedlrm.model.row_optimizers import RowStep
-
-ROWS, DIM = (7, 5), 2
+from cachedlrm.library.tables import EmbeddingTable, TableSet, one_of, own_init, table_of, whole
 
 
-def make(**options) -> CachedTables:
-    arguments = {
-        "optimizer": "adagrad",
-        "cache_ratio": None,
-        "cache_rows": 4,
-        "policy": "lru",
-        "lookahead": 2,
-        "prefetch_depth": 0,
-        "weights": None,
-        "seed": 3,
-        "device": torch.device("cpu"),
-        "host_bytes": None,
-    }
-    return CachedTables(ROWS, DIM, **{**arguments, **options})
+def config(**fields) -> SimpleNamespace:
+    """A TorchRec config, as far as it is read."""
+    init = partial(torch.nn.init.uniform_, a=-0.5, b=0.5)
+    fields = {"num_embeddings": 4, "embedding_dim": 2, "feature_names": ["f"], "init_fn": init, **fields}
+    return SimpleNamespace(name="t", data_type=SimpleNamespace(value="FP32"), **fields)
 
 
-def train(tables: CachedTables) -> None:
-    batches = [host_batch(torch.tensor([[i % 7, i % 5]]), None, ROWS, "batch") for i in range(9)]
-    for prepared in tables.cache.prepare(batches):
-        (update,) = tables.cache.begin(prepared)
-        update.step(torch.ones(2, DIM), RowStep(0.1, prepared.tensors.index + 1))
-        tables.cache.finish(prepared, [update])
+def test_tables_of_one_dimension_make_a_group():
+    tables = TableSet(
+        [EmbeddingTable("a", 10, 4, ("x", "y")), EmbeddingTable("b", 5, 2, ("x",)), EmbeddingTable("c", 7, 4, ("z",))],
+        pools=True,
+    )
+    assert [(group.dim, group.tables, group.features) for group in tables.groups] == [
+        (4, (0, 2), (0, 1, 3)),
+        (2, (1,), (2,)),
+    ]
+    assert tables.first_rows == (0, 0, 10)
+    assert tables.num_rows == 22
+    assert [feature.output for feature in tables.features] == ["x@a", "y", "x@b", "z"]
+    assert [tables.group_of(table) for table in range(3)] == [0, 1, 0]
+    assert tables.number("c") == 2
 
 
-def test_a_state_has_the_rows_that_were_touched_and_restores_all():
-    tables, other = make(), make(seed=4)
-    assert len(tables.state().rows) == 0
-    train(tables)
-    state = tables.state()
-    assert sorted(state.rows.tolist()) == list(range(12))
-    other.load(state, tables.identity())
-    assert other.identity() == tables.identity()
-    for table in range(2):
-        assert torch.equal(other.weight(table, None), tables.weight(table, None))
-    again = other.state()
-    order, expected = again.rows.argsort(), state.rows.argsort()
-    assert torch.equal(again.records[order], state.records[expected])
+def test_torchrecs_configs_are_taken():
+    table = table_of(config(pooling=SimpleNamespace(value="MEAN")), pools=True)
+    assert table == EmbeddingTable("t", 4, 2, ("f",), "mean")
+    assert table_of(config(feature_names=[]), pools=True).feature_names == ("t",)
+    assert table_of(config(), pools=False).pooling == "none"
 
 
-def test_given_weights_are_all_in_the_state():
-    weights = [torch.rand(rows, DIM) for rows in ROWS]
-    tables = make(weights=weights)
-    assert tables.identity()["seed"] is None
-    assert torch.equal(tables.state().records[:, :DIM], torch.cat(weights))
-    assert torch.equal(tables.weight(1, torch.tensor([4, 0])), weights[1][[4, 0]])
+def test_only_an_init_of_ones_own_is_drawn():
+    assert own_init(config()) is None
+    assert own_init(EmbeddingTable("t", 4, 2)) is None
+    assert torch.equal(own_init(config(init_fn=torch.nn.init.ones_)), torch.ones(4, 2))
+    assert torch.equal(own_init(config(init_fn=lambda weight: weight.fill_(2.0) + 1.0)), torch.full((4, 2), 3.0))
+    bounded = config(weight_init_min=0.25, init_fn=partial(torch.nn.init.uniform_, a=0.25, b=0.5))
+    assert own_init(bounded).min() >= 0.25
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("fields", "words"),
     [
-        ({"optimizer": "lamb"}, "choose sgd, adagrad"),
-        ({"policy": "static"}, "choose lru"),
-        ({"cache_ratio": 0.5}, "either cache_ratio or cache_rows"),
-        ({"cache_ratio": 1.5, "cache_rows": None}, "above 0 and at most 1"),
-        ({"prefetch_depth": -1}, "the least is 0"),
-        ({"weights": [torch.zeros(7, DIM)]}, "one .* for each table"),
+        ({"pooling": "max"}, "table t: pooling is max"),
+        ({"pooling": "none"}, "CachedEmbeddingCollection for none"),
+        ({"num_embeddings": 0}, "table t: num_embeddings is 0; the least is 1"),
+        ({"embedding_dim": 2.5}, "table t: embedding_dim is 2.5; give a whole number"),
+        ({"use_virtual_table": True}, "use_virtual_table is not supported"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(options, words):
+def test_tables_without_a_meaning_are_refused(fields, words):
     with pytest.raises(UserError, match=words):
-        make(**options)
+        table_of(config(**fields), pools=True)
 
 
-def test_what_does_not_fit_or_exist_is_named():
-    tables = make(cache_rows=1, host_bytes=1)
-    with pytest.raises(UserError, match="looks up 2 rows and the cache holds 1"):
-        tables.check_fits(host_batch(torch.tensor([[0, 0]]), None, ROWS, "batch 0"), "batch 0")
-    with pytest.raises(UserError, match="there is no table 2"):
-        tables.weight(2, None)
-    with pytest.raises(UserError, match=r"outside 0\.\.4"):
-        tables.weight(1, torch.tensor([5]))
-    rows, records = torch.tensor([1, 1]), torch.zeros(2, tables.layout.width)
-    with pytest.raises(UserError, match="not distinct"):
-        tables.load(TableState(rows, records), tables.identity())
-    assert np.isfinite(tables.weight(0, None).numpy()).all()
+def test_tables_that_contradict_each_other_are_named():
+    half = config()
+    half.data_type.value = "FP16"
+    with pytest.raises(UserError, match="data_type is FP16"):
+        table_of(half, pools=True)
+    with pytest.raises(UserError, match="no name"):
+        table_of(SimpleNamespace(name=""), pools=True)
+    one = EmbeddingTable("a", 10, 4, ("x",))
+    for tables, words in (
+        ([], "tables is empty"),
+        ([one, one], "two tables are called a"),
+        ([EmbeddingTable("a", 10, 4, ("x", "x"))], "named twice"),
+        ([EmbeddingTable("a", 2**31, 4, ("x",))], "the most is 2,147,483,647"),
+    ):
+        with pytest.raises(UserError, match=words):
+            TableSet(tables, pools=True)
+    with pytest.raises(UserError, match="there is no table b; there are a"):
+        TableSet([one], pools=True).number("b")
+
+
+def test_values_that_do_not_fit_are_named():
+    assert whole(3, "n", 1) == 3
+    assert one_of("a", "n", ("a", "b")) == "a"
+    with pytest.raises(UserError, match="n is 0; the least is 1"):
+        whole(0, "n", 1)
+    with pytest.raises(UserError, match="n is 'c'; choose a, b"):
+        one_of("c", "n", ("a", "b"))

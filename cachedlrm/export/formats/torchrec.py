@@ -33,12 +33,13 @@ from cachedlrm.store.records import OPTIMIZERS
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "torchrec.json"
 
-_OPTIMIZERS = {
+FUSED_OPTIMIZERS = {
     "sgd": "EXACT_SGD",
     "adagrad": "EXACT_ADAGRAD",
     "rwsadagrad": "EXACT_ROWWISE_ADAGRAD",
     "adam": "ADAM",
-}  # fbgemm_gpu's EmbOptimType
+}
+"""Names of fbgemm_gpu's EmbOptimType."""
 _MODELS = {"dot": "DLRM", "dcn": "DLRM_DCN", "projection": "DLRM_Projection"}  # of torchrec.models.dlrm
 
 Dense = Mapping[str, NDArray[np.generic]]
@@ -141,7 +142,7 @@ def _config(options: Resolved, architecture: Architecture, tables: Sequence[Full
         ],
         "model": model_name(architecture),
         "dlrm": dlrm_arguments(architecture),
-        "optimizer": _OPTIMIZERS[optimizer],
+        "optimizer": FUSED_OPTIMIZERS[optimizer],
         "learning_rate": options.optimisation.learning_rate,
     }
 

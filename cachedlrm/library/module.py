@@ -1,0 +1,365 @@
+"""What all modules over cached tables have: training, prefetching, reading, saving, and their end."""
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.cache.counters import CacheCounters
+from cachedlrm.cache.embedding_cache import PreparedBatch
+from cachedlrm.library.current import CurrentBatch
+from cachedlrm.library.engine import Choices, Engine, Weights, in_arguments
+from cachedlrm.library.lookups import JoinedBatch, Part, Routes, join
+from cachedlrm.library.saved import export_tables, load_tables, save_tables
+from cachedlrm.library.stats import Stats
+from cachedlrm.library.stream import Stream
+from cachedlrm.library.tables import TableSet, whole
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="CachedTables")
+
+
+class CachedTables(nn.Module):
+    """Cached tables, trained by an optimizer of their own.
+
+    Args:
+        tables: of the model.
+        choices: how to keep them.
+        routes: from ids to lookups.
+        weights: initial weights of some tables.
+        learning_rate: of the rows.
+        accumulate: batches whose gradients one step adds up.
+
+    Attributes:
+        learning_rate: of the next step.
+        steps: steps taken.
+        counters: the cache's work for the batches so far: hits, rows fetched, evicted, written back.
+    """
+
+    def __init__(
+        self,
+        tables: TableSet,
+        choices: Choices,
+        routes: Routes,
+        *,
+        weights: Weights,
+        learning_rate: float,
+        accumulate: int,
+    ) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.steps = 0
+        self.counters = CacheCounters()
+        self._routes = routes
+        self._accumulate = whole(accumulate, "accumulate", 1)
+        self._engine = Engine(tables, choices, weights)
+        self._next_batch = 0  # of the cache's life
+        self._num_loops = 0
+        self._current: CurrentBatch | None = None
+        self._held = _Held(self._engine)
+        weakref.finalize(self, self._held.end)  # at the latest at the interpreter's end, before threads are cut off
+
+    @property
+    def device(self) -> torch.device:
+        """Where cached rows and results are."""
+        return self._engine.device
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        engine, tables = self._engine, self._engine.tables
+        dims = " and ".join(str(group.dim) for group in tables.groups)
+        rows = f"{len(tables.tables)} tables, {tables.num_rows:,} rows of {dims}"
+        return f"{rows}, {sum(engine.slots):,} on {engine.device}, {engine.layouts[0].optimizer}"
+
+    # --- training
+
+    @abstractmethod
+    def _asked(self, found: Any, where: str) -> Part:
+        """What a batch looks up, from what ``ids`` of `prefetch` gave; ``where`` is its name in messages."""
+
+    def prefetch(self, batches: Iterable[T], ids: Callable[[T], Any], pause_every: int = 0) -> Iterator[T]:
+        """Iterates over your batches, their rows prepared ahead by a thread.
+
+        Call ``forward`` with the same ids, `step` after ``backward``, and then go on to the next batch. A batch for
+        which neither is called is left as it is, as are those read ahead when you leave the loop. For several modules
+        in one loop: `cachedlrm.prefetch`.
+
+        Your batches are read ahead in your own thread (let a ``DataLoader`` have workers where reading takes long), by
+        random generators of their own: what `torch.manual_seed` was given decides both what the loader draws and what
+        your model draws, at every prefetch depth alike.
+
+        Args:
+            batches: yours, as a ``DataLoader`` gives them.
+            ids: from a batch to its ids, in any form that ``forward`` takes. Keep them on the host.
+            pause_every: after every so many batches nothing is prepared ahead, so that inside the loop, too, you can
+                evaluate and save. 0: only after the loop.
+
+        Raises:
+            UserError: ids that do not fit, in their batch's place; or a batch was left without `step`.
+        """
+        from cachedlrm.library.loop import prefetch  # noqa: PLC0415 - which is about modules, several of them
+
+        yield from prefetch(batches, {self: ids}, pause_every=pause_every)
+
+    def end_prefetch(self) -> None:
+        """Ends a prefetch loop that is still under way, as leaving it does.
+
+        For loops that ended in an exception which is still referred to, as a notebook does.
+        """
+        if (stream := self._held.stream) is not None:
+            self._drop_current()
+            stream.end()
+            self._next_batch = stream.next_batch
+            self._held.stream = None
+
+    def _vectors(self, part: Part) -> list[Tensor]:
+        """The vectors of what ``forward`` was called with, [bags, dim] of each group.
+
+        Raises:
+            UserError: other ids than those of the batch that `prefetch` handed out; the batch before was not trained.
+        """
+        self._check_open()
+        trains = self.training and torch.is_grad_enabled()
+        current = self._current
+        if current is not None and (trains or self._held.stream is not None):
+            number = current.find(part)
+            if number is not None:
+                return current.vectors(number, trains)
+        if not trains:
+            self._check_at_rest("forward in evaluation mode")
+            return self._engine.cache.pooled(join([part]))
+        if self._held.stream is not None:
+            raise UserError(
+                "forward was called with other ids than those of the batch that prefetch handed out; "
+                "train that batch, or call eval() first if this is an evaluation"
+            )
+        if current is not None and current.num_parts < self._accumulate and current.leaves():
+            return current.vectors(current.add(part, self._engine.cache.pooled(join([part]))), trains)
+        self._leave_current("forward with the next batch")
+        return self._begin(*self._prepare(join([part]))).vectors(0, trains)
+
+    def _where(self) -> str:
+        """The name in messages of what ``forward`` is called with."""
+        if not (self.training and torch.is_grad_enabled()):
+            return "evaluation"
+        return "forward" if self._held.stream is not None else f"batch {self._next_batch}"
+
+    def step(self) -> None:
+        """Moves the rows of the batch by the gradient that ``backward`` brought.
+
+        Raises:
+            UserError: there is no batch, or no gradient.
+        """
+        self._check_open()
+        if self._current is None:
+            raise UserError("step was called without a batch; call forward and backward first, once for each step")
+        self._current.check_step()
+        self._prepare_wider()
+        self._current.step(self._engine.row_step(self.learning_rate, self.steps + 1))
+        self.steps += 1
+        self._current = None
+
+    def _prepare_wider(self) -> None:
+        """Prepares the rows of parts that were only read, to move them."""
+        current = self._current
+        if current is not None and (batch := current.wider()) is not None:
+            self._engine.check_fits(batch, f"the {current.num_parts} batches of a step")
+            current.leave()
+            _, prepared = self._prepare(batch)
+            self.counters += prepared.counters
+            current.prepare_again(batch, prepared)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradient of the batch. Without another ``backward`` its rows stay as they are."""
+        if self._current is not None:
+            self._current.zero_grad()
+
+    def leaves(self) -> list[Tensor]:
+        """The vectors of the batch, whose gradients `step` moves the rows by."""
+        return self._current.leaves() if self._current is not None else []
+
+    def row_gradients(self) -> list[Tensor]:
+        """The gradient of the batch's rows, each a sum over its lookups: [rows, columns] of each group of tables."""
+        self._prepare_wider()
+        return self._current.row_gradients() if self._current is not None else []
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The vectors of the batch with their gradients: all that ``torch.amp.GradScaler`` needs to know.
+
+        ``scaler.step(module)`` unscales them and calls `step`, unless one is infinite.
+        """
+        return [{"params": self.leaves(), "lr": self.learning_rate}]
+
+    def _prepare(self, batch: JoinedBatch) -> tuple[JoinedBatch, PreparedBatch]:
+        """A batch whose rows are prepared now."""
+        self._engine.check_fits(batch, f"batch {self._next_batch}")
+        with in_arguments():
+            (prepared,) = self._engine.cache.prepare([batch], self._next_batch)
+        self._next_batch += 1
+        return batch, prepared
+
+    def _begin(self, batch: JoinedBatch, prepared: PreparedBatch) -> CurrentBatch:
+        self._current = CurrentBatch(self._engine.cache, batch, prepared)
+        self.counters += prepared.counters
+        return self._current
+
+    def _leave_current(self, doing: str) -> None:
+        if self._current is not None:
+            self._current.check_may_be_left(doing)
+        self._drop_current()
+
+    def _drop_current(self) -> None:
+        if self._current is not None:
+            self._current.leave()
+            self._current = None
+
+    # --- what a loop over batches of several modules does with each; see `cachedlrm.library.loop`
+
+    def _begin_loop(self, pause_every: int) -> Stream:
+        self._check_open()
+        self._leave_current("starting to prefetch")
+        self.end_prefetch()
+        self._num_loops += 1
+        stream = Stream(
+            self._engine.cache,
+            self._engine.check_fits,
+            first_batch=self._next_batch,
+            depth=self._engine.settings.prefetch_depth,
+            pause_every=pause_every,
+        )
+        self._held.stream = stream
+        return stream
+
+    def _hand_out(self, number: int) -> None:
+        """The user has part ``number`` of the batch from now on."""
+        if self._current is not None:
+            self._current.in_hand = number
+
+    def _is_in(self, stream: Stream) -> bool:
+        return self._held.stream is stream
+
+    # --- reading
+
+    def _read_weight(self, table: int, ids: Tensor | None) -> Tensor:
+        self._check_open()
+        self._check_at_rest("weight")
+        return self._engine.weight(table, ids)
+
+    def _check_at_rest(self, what: str) -> None:
+        stream = self._held.stream
+        if stream is not None and not stream.at_rest:
+            raise UserError(
+                f"{what}: rows are being prepared for the batches ahead; do this after the prefetch loop, or inside "
+                "it after the last of every N batches with prefetch(..., pause_every=N)"
+            )
+        if self._current is not None:
+            self._current.wait()
+
+    @property
+    def stats(self) -> Stats:
+        """What the cache did so far and holds now: print it, show it with rich, log it."""
+        self._check_open()
+        return Stats.of(self._engine, self.counters, self.steps)
+
+    # --- state
+
+    def save(self, path: Path | str) -> None:
+        """Writes the tables to a file: rows that were touched, their optimizer state, the steps taken.
+
+        Out of core: it takes a few megabytes of memory. The file appears when it is whole, and what was there before
+        stays until then: whatever kills the process leaves the one or the other. The rest of a training's state is
+        yours: other parameters, their optimizer, the place in your data, and torch's generators.
+
+        Raises:
+            UserError: it cannot be written, or rows are on the move.
+        """
+        self._check_open()
+        self._check_at_rest("save")
+        if self._current is not None and self._current.has_gradient:
+            raise UserError("save: the batch before was not trained; call step() or zero_grad() first")
+        save_tables(self._engine, Path(path), {"steps": self.steps, "loops": self._num_loops})
+
+    def load(self, path: Path | str) -> None:
+        """Takes over the state that `save` wrote, in the place of all rows; training goes on with the same bits.
+
+        The cache's sizes, its policy and the store may be others than those of the module that saved.
+
+        Raises:
+            UserError: there is no such file, it is damaged, or it is of other tables or another optimizer. These tables
+                are as they were then, unless reading failed halfway.
+        """
+        self._check_open()
+        self._leave_current("load")
+        self.end_prefetch()
+        counts = load_tables(self._engine, Path(path))
+        self.steps, self._num_loops, self._next_batch = counts["steps"], counts["loops"], 0
+
+    def export(self, folder: Path | str) -> None:
+        """Writes all weights, and optimizer state where TorchRec has it, to a folder as ``cachedlrm.export`` does.
+
+        ``docs/hand_over.md`` says how TorchRec reads what ``--format torchrec`` writes, which this is. Out of core.
+
+        Raises:
+            UserError: it cannot be written, or rows are on the move.
+        """
+        self._check_open()
+        self._check_at_rest("export")
+        export_tables(self._engine, Path(folder), self.learning_rate)
+
+    # --- life
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        probe = fn(torch.empty(0, device=self.device))
+        if probe.device != self.device or probe.dtype != torch.float32:
+            raise UserError(
+                f"{type(self).__name__} stays float32 on {self.device}; choose its device when you make it, and call "
+                "to() on the other modules"
+            )
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled; save its state_dict(), or call save(path)")
+
+    def close(self) -> None:
+        """Frees the rows and ends the prefetch; nothing else can be called afterwards."""
+        self.end_prefetch()
+        self._current = None
+        self._held.end()
+
+    def _check_open(self) -> None:
+        if self._engine.is_closed:
+            raise UserError(f"these {type(self).__name__} are closed; make new ones")
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Held:
+    """What must end with a module, whatever ends it: its thread, and the tier on disk."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.stream: Stream | None = None
+
+    def end(self) -> None:
+        if self.stream is not None:
+            self.stream.abort()
+            self.stream = None
+        self._engine.close()
+
+
+def cached_modules(model: nn.Module) -> list[CachedTables]:
+    """The modules over cached tables inside a model."""
+    return [module for module in model.modules() if isinstance(module, CachedTables)]

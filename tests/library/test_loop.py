@@ -1,0 +1,170 @@
+"""Loops over a user's batches: the same numbers at every depth, one module or several, one after the other."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cachedlrm import CachedEmbeddingBags, UserError, prefetch
+from support.collections import (
+    Model,
+    assert_rows_travelled,
+    batches,
+    child_environment,
+    dense_optimizer,
+    make_collection,
+    train,
+    train_batch,
+)
+
+
+class Drawing(Dataset):
+    """Batches, each of which draws."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int):
+        batch = batches()[index]
+        torch.rand(index % 3 + 1)
+        return batch, float(torch.rand(()))
+
+
+def loader(**arguments) -> DataLoader:
+    return DataLoader(Drawing(), batch_size=None, shuffle=True, **arguments)
+
+
+def losses_at(depth: int, ahead=loader) -> list[float]:
+    with make_collection(prefetch_depth=depth) as collection:
+        model = Model(collection, dropout=0.3)
+        dense = dense_optimizer(model)
+        losses = []
+        for _ in range(2):
+            for batch, drawn in collection.prefetch(ahead(), lambda item: item[0].features):
+                losses.append(train_batch(model, dense, batch) + drawn)
+        assert_rows_travelled(collection)
+        return losses
+
+
+def test_one_seed_gives_the_same_losses_at_every_depth_though_the_loader_draws():
+    losses = losses_at(0)
+    assert losses_at(2) == losses
+    assert losses_at(5) == losses
+    assert losses[:20] != losses[20:]
+
+
+def test_a_loader_may_have_workers():
+    assert losses_at(3, lambda: loader(num_workers=2)) == losses_at(0, lambda: loader(num_workers=2))
+
+
+def test_draws_of_the_loop_are_those_of_a_loop_without_a_loader():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with make_collection() as collection:
+        drawn = [torch.rand(()) for _ in collection.prefetch(batches()[:4], lambda batch: batch.features)]
+    assert torch.equal(torch.stack(drawn), expected)
+
+
+def test_several_modules_share_a_loop():
+    def run(together: bool) -> list[float]:
+        with make_collection() as one, make_collection(optimizer="adagrad", policy="lookahead", lookahead=4) as other:
+            models = [Model(one), Model(other)]
+            if not together:
+                return [train(model, batches()) for model in models]
+            denses, losses = [dense_optimizer(model) for model in models], ([], [])
+            ids = {module: lambda batch: batch.features for module in (one, other)}
+            for batch in prefetch(batches(), ids):
+                for model, dense, found in zip(models, denses, losses, strict=True):
+                    found.append(train_batch(model, dense, batch))
+            assert_rows_travelled(one)
+            assert_rows_travelled(other)
+            return list(losses)
+
+    assert run(True) == run(False)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_accumulated_gradients_make_one_step(ahead):
+    """As one step over the batches together, whose losses are sums."""
+    stream = batches()[:10]
+
+    def run(cache_rows: int, prefetches: bool) -> dict[str, torch.Tensor]:
+        with make_collection(accumulate=2, cache_rows=cache_rows, optimizer="adagrad") as collection:
+            model = Model(collection)
+            dense = dense_optimizer(model)
+            ready = collection.prefetch(stream, lambda batch: batch.features) if prefetches else stream
+            for number, batch in enumerate(ready):
+                model(batch.features).sum().backward()
+                if number % 2:
+                    dense.step()
+                    collection.step()
+                    dense.zero_grad()
+            assert collection.steps == 5
+            if cache_rows < 900:
+                assert_rows_travelled(collection)
+            return {name: collection.weight(name) for name in ("user", "place", "item", "tag")}
+
+    cached, resident = run(330, ahead), run(900, not ahead)
+    assert all(torch.equal(cached[name], resident[name]) for name in cached)
+
+
+def test_a_loop_of_two_batches_a_step_says_when_to_step():
+    with make_collection(accumulate=2, cache_rows=330) as collection:
+        for number, batch in enumerate(collection.prefetch(batches()[:3], lambda batch: batch.features)):
+            model = Model(collection)
+            model(batch.features).sum().backward()
+            if number == 0:
+                with pytest.raises(UserError, match="step was called after batch 1 of 2"):
+                    collection.step()
+            else:  # the third is alone
+                collection.step()
+        with make_collection() as other, pytest.raises(UserError, match="different numbers"):
+            next(prefetch(batches(), {collection: lambda batch: batch, other: lambda batch: batch}))
+        with pytest.raises(UserError, match="pause_every is 3"):
+            next(collection.prefetch(batches(), lambda batch: batch.features, pause_every=3))
+
+
+def test_ids_that_changed_in_place_are_never_taken_for_unchanged():
+    ids = [torch.randint(1, 40, (5, 1), generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    for change in (lambda x: x, lambda x: x.numpy(), lambda x: x[:]):
+        with CachedEmbeddingBags((40,), 4, cache_rows=20) as bags:
+            for batch in bags.prefetch([change(x.clone()) for x in ids], lambda batch: batch):
+                batch[:] = 0
+                with pytest.raises(UserError, match="other ids than those"):
+                    bags(batch)
+            batch = change(ids[0].clone())
+            bags(batch).sum().backward()
+            batch[:] = 0
+            with pytest.raises(UserError, match="the batch before was not trained"):
+                bags(batch)
+            bags.step()
+            assert torch.equal(bags(batch)[:, 0], bags.weight(0, torch.zeros(5, dtype=torch.int64)))
+
+
+def test_threads_end_with_their_owner_whatever_ends_it():
+    """Loops that are left open, inside one another, at the end of the process and before."""
+    code = """
+import gc, threading
+from support.collections import batches, make_collection
+one, other = make_collection(), make_collection(prefetch_depth=4)
+outer = one.prefetch(batches(), lambda batch: batch.features)
+next(outer)
+inner = other.prefetch(outer, lambda batch: batch.features)
+next(inner)
+third = make_collection()
+loop = third.prefetch(batches(), lambda batch: batch.features)
+next(loop)
+before = threading.active_count()
+del third, loop
+gc.collect()
+assert threading.active_count() == before - 1
+raise ZeroDivisionError
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=child_environment()
+    )
+    assert run.returncode == 1, run.stderr
+    assert run.stderr.rstrip().endswith("ZeroDivisionError")

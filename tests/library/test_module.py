@@ -1,0 +1,147 @@
+"""What users put around modules over cached tables: scaling, autocast, compilation, evaluation, and the end."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cachedlrm import UserError
+from support.collections import (
+    Model,
+    assert_rows_travelled,
+    batches,
+    dense_optimizer,
+    loss_of,
+    make_collection,
+    plain_run,
+    train,
+    train_batch,
+)
+
+
+def test_a_scaler_scales_rows_too_and_a_step_without_a_finite_gradient_is_left_out():
+    losses, _ = plain_run("sgd")
+    with make_collection() as collection:
+        model = Model(collection)
+        dense = dense_optimizer(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        found, left_out = [], 0
+        for number, batch in enumerate(collection.prefetch(batches(), lambda batch: batch.features)):
+            loss = loss_of(model, batch)
+            scaler.scale(loss).backward()
+            if number == 9:
+                before = collection.steps
+                collection.leaves()[0].grad[0] = torch.inf
+                scaler.step(collection)
+                left_out += collection.steps == before
+                collection.zero_grad()
+                break
+            scaler.step(dense)
+            scaler.step(collection)
+            scaler.update()
+            dense.zero_grad()
+            found.append(loss.item())
+        assert found == losses[:9]  # a power of two changes no bit
+        assert left_out == 1
+
+
+def test_autocast_around_the_users_layers():
+    def run(cache_rows: int) -> list[float]:
+        with make_collection(cache_rows=cache_rows, optimizer="adagrad") as collection:
+            model = Model(collection)
+            dense, losses = dense_optimizer(model), []
+            for batch in collection.prefetch(batches()[:15], lambda batch: batch.features):
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = loss_of(model, batch)
+                dense.zero_grad()
+                loss.backward()
+                dense.step()
+                collection.step()
+                losses.append(loss.item())
+            assert collection.counters.evicted_rows > 0 or cache_rows > 200
+            return losses
+
+    assert run(200) == run(900)
+
+
+def test_compiled_models_have_the_same_numbers():
+    losses, _ = plain_run("sgd")
+    with make_collection() as collection:
+        model = Model(collection)
+        compiled = torch.compile(model, backend="aot_eager")
+        dense = dense_optimizer(model)
+        found = []
+        for batch in collection.prefetch(batches(), lambda batch: batch.features):
+            loss = nn.functional.binary_cross_entropy_with_logits(compiled(batch.features), batch.labels)
+            dense.zero_grad()
+            loss.backward()
+            dense.step()
+            collection.step()
+            found.append(loss.item())
+        assert_rows_travelled(collection)
+        assert found == pytest.approx(losses, abs=1e-6)
+
+
+def test_evaluation_in_the_middle_changes_nothing():
+    losses, _ = plain_run("adagrad")
+    with make_collection(optimizer="adagrad") as collection:
+        model = Model(collection)
+        dense, found, values = dense_optimizer(model), [], []
+        for number, batch in enumerate(collection.prefetch(batches(), lambda batch: batch.features, pause_every=10)):
+            found.append(train_batch(model, dense, batch))
+            if number % 10 == 9:
+                model.eval()
+                with torch.no_grad():
+                    values.append(loss_of(model, batches()[0]).item())
+                model.train()
+        assert found == losses
+        assert len(set(values)) == 3
+        assert_rows_travelled(collection)
+
+
+def test_models_that_look_up_twice_before_a_step():
+    with make_collection(accumulate=2) as twice, make_collection() as once:
+        one, other = batches()[0].features, batches()[1].features
+        (twice(one).values().sum() + twice(other).values().sum()).backward()
+        twice.step()
+        for features in (one, other):
+            once(features).values().sum().backward()
+            once.step()
+        assert torch.allclose(twice.weight("user"), once.weight("user"), atol=1e-6)
+        for batch in batches()[:2]:
+            twice(batch.features)
+        with pytest.raises(UserError, match="the batch before was not trained"):
+            twice(batches()[2].features)
+        twice.zero_grad()
+
+
+def test_a_batch_that_fits_nowhere_is_named():
+    with make_collection(cache_rows=30) as collection:
+        with pytest.raises(
+            UserError, match=r"batch 0 looks up \d+ rows and the cache holds \d+ for tables of 8 columns"
+        ):
+            collection(batches()[0].features)
+        with pytest.raises(UserError, match="batch 0: feature user is missing"):
+            collection({})
+
+
+def test_it_stays_where_it_was_made_and_ends():
+    with make_collection() as collection:
+        model = Model(collection).to("cpu").float()
+        with pytest.raises(UserError, match="CachedEmbeddingBagCollection stays float32 on cpu"):
+            model.half()
+        with pytest.raises(TypeError, match=r"save\(path\)"):
+            copy.deepcopy(model)
+        assert "4 tables, 900 rows of 8 and 4, 200 on cpu, sgd" in str(model)
+        assert not list(collection.parameters())
+        train(model, batches()[:2])
+    for call in (
+        lambda: collection(batches()[0].features),
+        collection.step,
+        collection.state_dict,
+        lambda: collection.stats,
+    ):
+        with pytest.raises(UserError, match="closed"):
+            call()
+    collection.close()
