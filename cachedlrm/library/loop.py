@@ -55,8 +55,9 @@ def _loop(
     waiting: deque[tuple[list[T], list[list[Part]]]] = deque()
     ahead = max(stream.ahead for stream in streams)
     while True:
-        while not reader.has_ended and len(waiting) <= ahead:
-            waiting += reader.read(streams)
+        with reader.loader.generators():
+            while not reader.has_ended and len(waiting) <= ahead:
+                waiting += reader.read(streams)
         for module, stream in zip(modules, streams, strict=True):
             prepared = stream.take()
             if prepared is None:
@@ -84,7 +85,7 @@ class _Reader:
         self._num_together = num_together
         self._number = num_together * max(module._next_batch for module in ids)  # of the first batch, for messages
         self.has_ended = False
-        self._loader: Loader[Any] = Loader(batches, max(module._num_loops for module in ids))
+        self.loader: Loader[Any] = Loader(batches, max(module._num_loops for module in ids))
 
     def read(self, streams: list[Stream]) -> list[tuple[list[Any], list[list[Part]]]]:
         """The batches of the next step, with what each module looks up in each of them; none at the end.
@@ -96,7 +97,7 @@ class _Reader:
         end: Exception | None = None
         try:
             while len(group) < self._num_together:
-                batch = self._loader.read()
+                batch = self.loader.read()
                 where = f"batch {self._number}"
                 found = [module._asked(find(batch), where) for module, find in self._ids.items()]
                 group.append(batch)

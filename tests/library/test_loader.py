@@ -18,6 +18,11 @@ def drawing(count: int):
         yield draws()
 
 
+def read(loader: Loader):
+    with loader.generators():
+        return loader.read()
+
+
 def seed(number: int) -> None:
     torch.manual_seed(number)
     np.random.seed(number)
@@ -29,21 +34,21 @@ def test_neither_sees_the_others_draws():
     alone = [draws() for _ in range(3)]
     seed(1)
     loader = Loader(drawing(5), 0)
-    first = [loader.read(), loader.read()]
+    first = [read(loader), read(loader)]
     beside = [draws()]
-    first.append(loader.read())
+    first.append(read(loader))
     beside += [draws(), draws()]
     assert beside == alone
     seed(1)
     again = Loader(drawing(5), 0)
-    assert [again.read() for _ in range(3)] == first
+    assert [read(again) for _ in range(3)] == first
     assert not set(first) & set(alone)
 
 
 def test_the_seed_and_the_number_of_the_loop_decide():
     def first(number: int, loop: int) -> tuple[float, float, float]:
         torch.manual_seed(number)
-        return Loader(drawing(1), loop).read()
+        return read(Loader(drawing(1), loop))
 
     assert first(1, 0) == first(1, 0)
     assert len({first(1, 0), first(2, 0), first(1, 1)}) == 3
@@ -59,7 +64,24 @@ def test_states_are_put_back_after_an_error():
     expected = draws()
     seed(2)
     loader = Loader(broken(), 0)
-    loader.read()
+    read(loader)
     with pytest.raises(OSError, match="gone"):
-        loader.read()
+        read(loader)
     assert draws() == expected
+
+
+def test_a_loop_draws_the_same_whether_the_loader_reads_or_not():
+    """numpy keeps the second of two normal numbers."""
+
+    def numbers(reads: bool) -> list[float]:
+        seed(3)
+        loader, drawn = Loader(drawing(9), 0), []
+        for _ in range(4):
+            with loader.generators():
+                if reads:
+                    loader.read()
+                    np.random.randn()
+            drawn.append(np.random.randn())
+        return drawn
+
+    assert numbers(True) == numbers(False)

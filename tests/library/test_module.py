@@ -65,6 +65,7 @@ def test_autocast_around_the_users_layers():
     assert run(200) == run(900)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks
 def test_compiled_models_have_the_same_numbers():
     losses, _ = plain_run("sgd")
     with make_collection() as collection:
