@@ -62,18 +62,19 @@ class Ours:
         ratio: slots, of the rows.
         depth: batches prepared ahead.
         row_dtype: how weights are kept.
+        rows: of the tables.
     """
 
-    def __init__(self, optimizer: str, ratio: float, depth: int, row_dtype: str) -> None:
-        slots = int(sum(ROWS) * ratio)
-        router = Router(ROWS, [[TablePart(feature, rows) for feature, rows in enumerate(ROWS)]])
+    def __init__(self, optimizer: str, ratio: float, depth: int, row_dtype: str, rows: tuple[int, ...] = ROWS) -> None:
+        slots = int(sum(rows) * ratio)
+        router = Router(rows, [[TablePart(feature, count) for feature, count in enumerate(rows)]])
         layout = RecordLayout(DIM, optimizer, row_dtype=row_dtype)
         self._cache = EmbeddingCache(
             router,
-            groups=[GroupShape(ROWS, layout)],
+            groups=[GroupShape(rows, layout)],
             slots=[GroupSlots(slots, slots)],
-            store_rows=[sum(ROWS)],
-            inits=[CounterInit(1, ROWS, layout, CPU)],
+            store_rows=[sum(rows)],
+            inits=[CounterInit(1, rows, layout, CPU)],
             settings=CacheSettings(prefetch_depth=depth),
             device=CPU,
         )

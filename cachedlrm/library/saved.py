@@ -139,7 +139,7 @@ def _check_rows(rows: Any, num_saved: int, num_rows: int) -> None:
     """Whether rows are those of a group, in order."""
     before = -1
     for first in range(0, num_saved, 1 << 20):
-        part = rows[first : first + (1 << 20)]
+        part = rows[first : min(first + (1 << 20), num_saved)]
         if part[0] <= before or (np.diff(part) <= 0).any() or part[-1] >= num_rows:
             raise ValueError("rows are not in order, each once")
         before = int(part[-1])

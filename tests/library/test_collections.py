@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from cachedlrm import CachedEmbeddingBagCollection, CachedEmbeddingCollection, EmbeddingTable, UserError
+from cachedlrm import (
+    CachedEmbeddingBagCollection,
+    CachedEmbeddingCollection,
+    EmbeddingTable,
+    UserError,
+    prefetch,
+)
 from cachedlrm.library.keyed import JaggedTensor
 from support.collections import (
     FEATURES,
@@ -236,3 +242,29 @@ def test_state_dicts_have_torchrecs_names_and_load_weights_beside_the_optimizers
 def test_arguments_that_do_not_fit_are_named(arguments, words):
     with pytest.raises(UserError, match=words):
         make_collection(**arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("setting", [{"prefetch_depth": 0}, {"policy": "lookahead", "lookahead": 4}], ids=str)
+def test_cached_collections_on_cuda_have_the_bits_of_resident_ones(setting):
+    def run(cache_rows: int, **arguments) -> list[torch.Tensor]:
+        bags = make_collection(optimizer="adagrad", device="cuda", cache_rows=cache_rows, accumulate=2, **arguments)
+        tables = [EmbeddingTable("item", 500, 8, ("item",))]
+        rows = CachedEmbeddingCollection(
+            tables, device="cuda", cache_rows=min(cache_rows, 500), accumulate=2, **arguments
+        )
+        with bags, rows:
+            for number, batch in enumerate(prefetch(batches()[:12], {m: lambda b: b.features for m in (bags, rows)})):
+                sums = bags(batch.features).values().sum() + rows(batch.features)["item"].values().square().sum()
+                sums.sin().backward()
+                if number % 2:
+                    bags.step()
+                    rows.step()
+            if cache_rows < 900:
+                assert_rows_travelled(bags)
+                assert_rows_travelled(rows)
+            return [bags.weight(table.name) for table in TABLES] + [rows.weight("item")]
+
+    cached, resident = run(330, **setting), run(900)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(cached, resident, strict=True))

@@ -39,7 +39,7 @@ def test_a_loaded_run_goes_on_with_the_same_bits(optimizer, setting, tmp_path):
         found = train(model, first.prefetch(batches()[:12], lambda batch: batch.features), dense)
         first.save(tmp_path / "rows.safetensors")
         torch.save((model.layers.state_dict(), dense.state_dict()), tmp_path / "rest.pt")
-    other = {"weights": None, "seed": 77, "cache_rows": 170, "policy": "lru", "store": "lmdb", "host_budget": "1MB"}
+    other = {"weights": None, "seed": 77, "cache_rows": 210, "policy": "lru", "store": "lmdb", "host_budget": "1MB"}
     with make_collection(optimizer=optimizer, **other, store_path=tmp_path / "store") as second:
         model = Model(second)
         dense = dense_optimizer(model)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cachedlrm import CachedEmbeddingBagCollection, CachedEmbeddingCollection
+from support.documents import all_blocks
 
 torchrec = pytest.importorskip("torchrec")
 
@@ -123,3 +124,12 @@ def test_results_are_torchrecs_own():
             assert type(found[name]) is type(expected)
             assert torch.equal(found[name].values(), expected.values())
             assert torch.equal(found[name].lengths(), expected.lengths())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = [block for block in all_blocks("python") if "from torchrec.models.dlrm import DLRM" in block.text]
+    exec(compile(example.text, example.document, "exec"), {})
+    assert "slots" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "for_torchrec").iterdir()) == ["model.safetensors", "torchrec.json"]
