@@ -265,7 +265,7 @@ def _check_state(engine: Engine, state: _State, identity: Mapping[str, Any], exp
 
 
 def _cache_rows(ratio: float | None, rows: int | None, num_rows: int) -> int:
-    """How many rows the device keeps."""
+    """The number of rows that the device keeps."""
     if (ratio is None) == (rows is None):
         raise UserError("give either cache_ratio or cache_rows, how many rows the device keeps")
     if ratio is not None and not 0 < ratio <= 1:

@@ -183,6 +183,11 @@ def _of_feature(entry: Any, what: str) -> tuple[Int64s, Int64s]:
     values, offsets = _array(entry[0], 1, f"{what}: values"), _array(entry[1], 1, f"{what}: offsets")
     if not len(offsets):
         raise UserError(f"{what}: no offsets; for B samples there are B + 1")
+    if 0 < offsets[-1] < len(values) and offsets[0] == 0:  # as nn.EmbeddingBag takes them
+        raise UserError(
+            f"{what}: offsets end with {offsets[-1]} and there are {len(values)} values; for B samples give B + 1 "
+            "offsets, the last of which is the number of values"
+        )
     _check_offsets(offsets, len(values), f"{what}: offsets")
     return values, offsets
 

@@ -1,4 +1,4 @@
-"""What the collections give: vectors by feature, as TorchRec's `KeyedTensor` and `JaggedTensor` have them.
+"""The results of the collections: vectors by feature, as TorchRec's `KeyedTensor` and `JaggedTensor` have them.
 
 Where the ids came in TorchRec's classes, results are TorchRec's, too.
 """

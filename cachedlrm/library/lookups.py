@@ -16,7 +16,7 @@ _NONE = np.empty((0, 0), np.float32)
 
 @dataclass(frozen=True)
 class Part:
-    """What one call of ``forward`` looks up.
+    """The lookups of one call of ``forward``.
 
     Attributes:
         lookups: of each group.
@@ -95,7 +95,7 @@ class Routes:
             )
 
     def __call__(self, ids: FeatureIds, where: str) -> Part:
-        """What ``ids`` look up.
+        """The lookups of ``ids``.
 
         Args:
             ids: of the features of all tables, table after table.

@@ -1,4 +1,4 @@
-"""What all modules over cached tables have: training, prefetching, reading, saving, and their end."""
+"""The base of all modules over cached tables: training, prefetching, reading, saving, and their end."""
 
 import weakref
 from abc import abstractmethod
@@ -67,7 +67,7 @@ class CachedTables(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where cached rows and results are."""
+        """The device of cached rows and results."""
         return self._engine.device
 
     def extra_repr(self) -> str:
@@ -81,7 +81,7 @@ class CachedTables(nn.Module):
 
     @abstractmethod
     def _asked(self, found: Any, where: str) -> Part:
-        """What a batch looks up, from what ``ids`` of `prefetch` gave; ``where`` is its name in messages."""
+        """The lookups of a batch, from what ``ids`` of `prefetch` gave; ``where`` is its name in messages."""
 
     def prefetch(self, batches: Iterable[T], ids: Callable[[T], Any], pause_every: int = 0) -> Iterator[T]:
         """Iterates over your batches, their rows prepared ahead by a thread.
@@ -264,7 +264,7 @@ class CachedTables(nn.Module):
 
     @property
     def stats(self) -> Stats:
-        """What the cache did so far and holds now: print it, show it with rich, log it."""
+        """The cache's work so far, and all that it holds now: print it, show it with rich, log it."""
         self._check_open()
         return Stats.of(self._engine, self.counters, self.steps)
 
@@ -347,7 +347,7 @@ class CachedTables(nn.Module):
 
 
 class _Held:
-    """What must end with a module, whatever ends it: its thread, and the tier on disk."""
+    """All that must end with a module, whatever ends it: its thread, and the tier on disk."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -70,7 +70,7 @@ def saved_groups(engine: Engine) -> list[SavedGroup]:
 
 
 def identity(engine: Engine) -> dict[str, str]:
-    """What a state must agree with."""
+    """The header of a state, which must agree with that of these tables."""
     return {
         "cachedlrm": "tables",
         "format": _FORMAT,

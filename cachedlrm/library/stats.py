@@ -1,4 +1,4 @@
-"""What a cache did and holds, for people: one line, a table of rich, scalars of TensorBoard."""
+"""The work and the contents of a cache, for people: one line, a table of rich, scalars of TensorBoard."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from cachedlrm.library.engine import Engine
 
 
 class ScalarWriter(Protocol):
-    """What of ``torch.utils.tensorboard.SummaryWriter`` is needed."""
+    """The part of ``torch.utils.tensorboard.SummaryWriter`` that is needed."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
         """Adds a number."""

@@ -56,7 +56,7 @@ class Stream:
         self._fed.put(batch)
 
     def _read(self) -> Iterator[JoinedBatch]:
-        """What is fed, until `end` is called."""
+        """All that is fed, until `end` is called."""
         number = self._first_batch
         while not self._ended.is_set() and (batch := self._fed.get()) is not None:
             if isinstance(batch, JoinedBatch):

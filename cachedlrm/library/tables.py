@@ -142,7 +142,7 @@ class TableSet:
         return names.index(name)
 
     def identity(self) -> list[dict[str, Any]]:
-        """What a saved state must agree with."""
+        """The names and sizes that a saved state must agree with."""
         return [
             {"name": table.name, "num_embeddings": table.num_embeddings, "embedding_dim": table.embedding_dim}
             for table in self.tables

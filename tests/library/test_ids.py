@@ -107,7 +107,11 @@ def test_named_features(features):
         ({"a": ZEROS}, "feature b is missing; there are a"),
         (keyed(["a"], [1], [0, 1]), "feature b is missing; there are a"),
         ({"a": ZEROS, "b": ZEROS[:2]}, "feature b has 2 bags and a has 4"),
-        ({"a": ZEROS, "b": (ZEROS, torch.tensor([0, 2]))}, "feature b: offsets do not rise from 0 to the number"),
+        ({"a": ZEROS, "b": (ZEROS, torch.tensor([1, 4]))}, "feature b: offsets do not rise from 0 to the number"),
+        (
+            {"a": ZEROS, "b": (ZEROS, torch.arange(4))},
+            "offsets end with 3 and there are 4 values; for B",
+        ),
         ({"a": ZEROS, "b": (ZEROS, ZEROS[:0])}, "no offsets"),
         ({"a": ZEROS, "b": "ids"}, "feature b is str; give (values, offsets), or ids [B] or [B, L]"),
         ({"a": ZEROS, "b": ZEROS.float()}, "feature b are torch.float32 [4]"),
