@@ -2,20 +2,54 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.library.loader import Loader
-from cachedlrm.library.lookups import Part, join
-from cachedlrm.library.module import CachedTables
+from cachedlrm.library.lookups import JoinedBatch, Part, join
 from cachedlrm.library.stream import Stream
 
 T = TypeVar("T")
 
 
-def prefetch(
-    batches: Iterable[T], ids: Mapping[CachedTables, Callable[[T], Any]], *, pause_every: int = 0
-) -> Iterator[T]:
+class Member(Protocol):
+    """A module over cached tables, as a loop sees it: `cachedlrm.library.module.CachedTables`."""
+
+    _accumulate: int
+    _next_batch: int
+    _num_loops: int
+
+    def _begin_loop(self, pause_every: int) -> Stream:
+        """Ends what is under way; what prepares its batches."""
+        ...
+
+    def _asked(self, found: Any, where: str) -> Part:
+        """The lookups of a batch, from what its ``ids`` gave."""
+        ...
+
+    def _begin(self, batch: JoinedBatch, prepared: PreparedBatch) -> Any:
+        """Takes the next step's batches."""
+        ...
+
+    def _hand_out(self, number: int) -> None:
+        """The user has part ``number`` of them."""
+        ...
+
+    def _is_in(self, stream: Stream) -> bool:
+        """Whether the loop of ``stream`` is its last one."""
+        ...
+
+    def _leave_current(self, doing: str) -> None:
+        """The user is through with them."""
+        ...
+
+    def end_prefetch(self) -> None:
+        """Ends the loop."""
+        ...
+
+
+def prefetch(batches: Iterable[T], ids: Mapping[Member, Callable[[T], Any]], *, pause_every: int = 0) -> Iterator[T]:
     """Iterates over your batches, their rows prepared ahead, for the modules of one loop.
 
         for batch in prefetch(loader, {bags: lambda batch: batch.features, items: lambda batch: batch.history}):
@@ -23,7 +57,7 @@ def prefetch(
     Args:
         batches: yours.
         ids: of each module: from a batch to the ids that its ``forward`` will be called with.
-        pause_every: see `CachedTables.prefetch`, where the rest is said.
+        pause_every: see `cachedlrm.library.module.CachedTables.prefetch`, where the rest is said.
 
     Raises:
         UserError: ids that do not fit, in their batch's place; or a batch was left without ``step``.
@@ -46,7 +80,7 @@ def prefetch(
 
 def _loop(
     batches: Iterable[T],
-    ids: Mapping[CachedTables, Callable[[T], Any]],
+    ids: Mapping[Member, Callable[[T], Any]],
     streams: list[Stream],
     num_together: int,
 ) -> Iterator[T]:
@@ -80,7 +114,7 @@ def _loop(
 class _Reader:
     """Reads a user's batches, as many together as make one step, and feeds their ids to streams."""
 
-    def __init__(self, batches: Iterable[T], ids: Mapping[CachedTables, Callable[[T], Any]], num_together: int) -> None:
+    def __init__(self, batches: Iterable[T], ids: Mapping[Member, Callable[[T], Any]], num_together: int) -> None:
         self._ids = ids
         self._num_together = num_together
         self._number = num_together * max(module._next_batch for module in ids)  # of the first batch, for messages

@@ -16,6 +16,7 @@ from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.library.current import CurrentBatch
 from cachedlrm.library.engine import Choices, Engine, Weights, in_arguments
 from cachedlrm.library.lookups import JoinedBatch, Part, Routes, join
+from cachedlrm.library.loop import prefetch
 from cachedlrm.library.saved import export_tables, load_tables, save_tables
 from cachedlrm.library.stats import Stats
 from cachedlrm.library.stream import Stream
@@ -103,8 +104,6 @@ class CachedTables(nn.Module):
         Raises:
             UserError: ids that do not fit, in their batch's place; or a batch was left without `step`.
         """
-        from cachedlrm.library.loop import prefetch  # noqa: PLC0415 - which is about modules, several of them
-
         yield from prefetch(batches, {self: ids}, pause_every=pause_every)
 
     def end_prefetch(self) -> None:
