@@ -244,7 +244,8 @@ class EmbeddingCache:
         return used, used + shutil.disk_usage(database.path).free
 
     def close(self) -> None:
-        """Writes pending records to the disk and lets others open the store."""
+        """Writes pending records to the disk and lets others open the store; no batch is trained after it."""
+        self._stream.follow()  # memory of copies, which training may still read, is free for other copies from now on
         if self._durability is not None:
             self._durability.database.close()
 

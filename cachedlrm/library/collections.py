@@ -58,6 +58,9 @@ class CachedCollection(CachedTables):
             ±sqrt(1 / rows), computed from ``seed`` when a row is first touched, so that tables of any size start at
             once and rows never touched take no memory.
         seed: of the initial weights.
+        row_dtype: how weights are kept everywhere: ``fp32``, ``bf16`` or ``fp16``, rounded stochastically by noise that
+            is a function of seed, row, column and step, so that a cached run has the bits of a resident one.
+        row_state_dtype: how optimizer state is kept: ``fp32`` or ``bf16``.
         row_counts: lookups of each row of each table, by name; for policy ``static``.
         report_min: count the rows that Belady's MIN would move, for `stats`.
         device: where cached rows and results are.
@@ -87,12 +90,14 @@ class CachedCollection(CachedTables):
         host_budget: int | str | None = None,
         weights: Mapping[str, Tensor] | None = None,
         seed: int = 0,
+        row_dtype: str = "fp32",
+        row_state_dtype: str = "fp32",
         row_counts: Mapping[str, NDArray[np.integer]] | None = None,
         report_min: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self._configs = list(tables)
-        table_set = TableSet([table_of(config, self._pools) for config in self._configs], self._pools)
+        table_set = TableSet([table_of(config, self._pools, row_dtype) for config in self._configs], self._pools)
         given = {
             number: weight for number, config in enumerate(self._configs) if (weight := own_init(config)) is not None
         }
@@ -119,6 +124,8 @@ class CachedCollection(CachedTables):
             host_budget=host_budget,
             row_counts=counts,
             report_min=report_min,
+            row_dtype=row_dtype,
+            row_state_dtype=row_state_dtype,
         )
         super().__init__(
             table_set,
@@ -205,9 +212,9 @@ class CachedCollection(CachedTables):
         self._next_batch = 0
         for number, (rows, records) in enumerate(saved):
             fresh = np.empty_like(records)
-            engine.inits[number].fill(rows, fresh)
-            dim = engine.layouts[number].dim
-            records[:, :dim] = fresh[:, :dim]
+            engine.cache.groups[number].init.fill(rows, fresh)
+            words = engine.layouts[number].parameter_words
+            records[:, :words] = fresh[:, :words]
             engine.put(number, [(rows, records)])
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from cachedlrm.library.tables import TableSet, one_of, whole
 from cachedlrm.model.row_optimizers import LEAST_EPS, RowStep
 from cachedlrm.store.database import open_database
 from cachedlrm.store.init import CounterInit, DeviceFill, RowInit
-from cachedlrm.store.records import OPTIMIZERS, GroupShape, RecordLayout
+from cachedlrm.store.records import OPTIMIZERS, ROW_DTYPES, STATE_DTYPES, GroupShape, RecordLayout
 
 POLICIES = ("lru", "lfu", "lrfu", "lookahead", "static")
 _CHUNK_ROWS = 1 << 16
@@ -60,10 +60,12 @@ class Choices:
     host_budget: int | str | None
     row_counts: Mapping[int, NDArray[np.integer]] | None
     report_min: bool
+    row_dtype: str = "fp32"
+    row_state_dtype: str = "fp32"
 
 
 class GivenRows:
-    """Initial records of a group of which some tables are given, and the others drawn from a counter.
+    """Initial numbers of a group of which some tables are given, and the others drawn from a counter.
 
     Args:
         drawn: the others.
@@ -124,7 +126,12 @@ class Engine:
             raise UserError(f"weight_decay is {choices.weight_decay}; give 0 or more")
         one_of(choices.policy, "policy", POLICIES)
         one_of(choices.store, "store", ("host", "lmdb"))
-        self.layouts = [RecordLayout(group.dim, choices.optimizer) for group in tables.groups]
+        one_of(choices.row_dtype, "row_dtype", ROW_DTYPES)
+        one_of(choices.row_state_dtype, "row_state_dtype", STATE_DTYPES)
+        self.layouts = [
+            RecordLayout(group.dim, choices.optimizer, row_dtype=choices.row_dtype, state_dtype=choices.row_state_dtype)
+            for group in tables.groups
+        ]
         self.shapes = [
             GroupShape(tables.table_rows(group), layout, len(group.features) if tables.pools else 1)
             for group, layout in zip(tables.groups, self.layouts, strict=True)
@@ -200,7 +207,7 @@ class Engine:
                     slots=[GroupSlots(slots, slots) for slots in self.slots],
                     store_rows=rows,
                     inits=self.inits,
-                    settings=self.settings,
+                    settings=replace(self.settings, seed=self.seed),
                     device=self.device,
                     durability=durability,
                 )

@@ -1,8 +1,8 @@
 """The state of cached tables in a file, and their weights as TorchRec reads them; both are out of core.
 
-A state is a safetensors file. Each group G of tables has ``records.G`` [n, width] float32 (weight and optimizer state
-of a row) and ``rows.G`` [n] int64, in order, which rows these are: those that were touched. A group some of whose
-initial weights were given has all its rows. The header says what the state is of.
+A state is a safetensors file. Each group G of tables has ``records.G`` [n, width] (weight and optimizer state of a row,
+in words of 32 bits as they are kept) and ``rows.G`` [n] int64, in order, which rows these are: those that were touched.
+A group some of whose initial weights were given has all its rows. The header says what the state is of.
 """
 
 import json
@@ -76,6 +76,8 @@ def identity(engine: Engine) -> dict[str, str]:
         "format": _FORMAT,
         "tables": json.dumps(engine.tables.identity()),
         "optimizer": engine.layouts[0].optimizer,
+        "row_dtype": engine.layouts[0].row_dtype,
+        "row_state_dtype": engine.layouts[0].state_dtype,
     }
 
 

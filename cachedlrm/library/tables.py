@@ -149,7 +149,7 @@ class TableSet:
         ]
 
 
-def table_of(config: Any, pools: bool) -> EmbeddingTable:
+def table_of(config: Any, pools: bool, row_dtype: str = "fp32") -> EmbeddingTable:
     """A table from what a user gives: an `EmbeddingTable`, or TorchRec's.
 
     Raises:
@@ -161,9 +161,9 @@ def table_of(config: Any, pools: bool) -> EmbeddingTable:
     where = f"table {name}"
     if getattr(config, "use_virtual_table", False):
         raise UserError(f"{where}: use_virtual_table is not supported; give num_embeddings rows")
-    data_type = getattr(getattr(config, "data_type", None), "value", "FP32")
-    if data_type != "FP32":
-        raise UserError(f"{where}: data_type is {data_type}; rows are kept in FP32")
+    data_type = str(getattr(getattr(config, "data_type", None), "value", "FP32"))
+    if data_type not in ("FP32", row_dtype.upper()):  # FP32 is what a config says that says nothing
+        raise UserError(f"{where}: data_type is {data_type}; give row_dtype={data_type.lower()!r}, or make it FP32")
     pooling = getattr(config, "pooling", "sum")
     pooling = str(getattr(pooling, "value", pooling)).lower() if pools else "none"
     if pooling not in POOLINGS or (pools and pooling == "none"):

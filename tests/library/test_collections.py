@@ -20,6 +20,7 @@ from support.collections import (
     assert_rows_travelled,
     assert_same_rows,
     batches,
+    dense_optimizer,
     initial_weights,
     make_collection,
     plain_run,
@@ -73,6 +74,31 @@ def test_tables_larger_than_memory_have_the_same_bits(optimizer, tmp_path):
     resident = run(cache_rows=rows)
     assert torch.equal(cached[0], resident[0])
     assert cached[1] == resident[1]
+
+
+@pytest.mark.parametrize(("row", "state"), [("bf16", "fp32"), ("fp16", "bf16")])
+def test_rows_of_16_bits_have_the_bits_of_resident_ones_after_a_save_too(row, state, tmp_path):
+    kept = {"optimizer": "adagrad", "row_dtype": row, "row_state_dtype": state}
+
+    def weights(collection) -> list[torch.Tensor]:
+        return [collection.weight(table.name) for table in TABLES]
+
+    with make_collection(**kept, cache_rows=900) as resident, make_collection(**kept) as cached:
+        losses = train(Model(resident), resident.prefetch(batches(), lambda batch: batch.features))
+        model = Model(cached)
+        dense = dense_optimizer(model)
+        found = train(model, cached.prefetch(batches()[:15], lambda batch: batch.features), dense)
+        cached.save(tmp_path / "rows")
+        train(Model(cached), batches()[:4])
+        cached.load(tmp_path / "rows")
+        found += train(model, cached.prefetch(batches()[15:], lambda batch: batch.features), dense)
+        assert found == losses
+        assert_rows_travelled(cached)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights(cached), weights(resident), strict=True))
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[row]
+        assert torch.equal(weights(cached)[0].to(dtype).float(), weights(cached)[0])
+        cached.load_state_dict(resident.state_dict())
+        assert torch.equal(weights(cached)[0], weights(resident)[0])
 
 
 class History(nn.Module):
@@ -237,6 +263,8 @@ def test_state_dicts_have_torchrecs_names_and_load_weights_beside_the_optimizers
         ({"weights": {"user": torch.zeros(1, 8)}}, r"weights of table user are \[1, 8\]; give .* \[300, 8\]"),
         ({"eps": 1e-8}, "optimizer sgd has none"),
         ({"weight_decay": -1.0}, "weight_decay is -1"),
+        ({"row_dtype": "int8"}, "row_dtype is 'int8'; choose fp32, bf16, fp16"),
+        ({"row_state_dtype": "fp16"}, "row_state_dtype is 'fp16'; choose fp32, bf16"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, words):
@@ -252,10 +280,10 @@ def test_cached_collections_on_cuda_have_the_bits_of_resident_ones(setting):
         bags = make_collection(optimizer="adagrad", device="cuda", cache_rows=cache_rows, accumulate=2, **arguments)
         tables = [EmbeddingTable("item", 500, 8, ("item",))]
         rows = CachedEmbeddingCollection(
-            tables, device="cuda", cache_rows=min(cache_rows, 500), accumulate=2, **arguments
+            tables, device="cuda", cache_rows=min(cache_rows // 3, 500), accumulate=2, **arguments
         )
         with bags, rows:
-            for number, batch in enumerate(prefetch(batches()[:12], {m: lambda b: b.features for m in (bags, rows)})):
+            for number, batch in enumerate(prefetch(batches()[:24], {m: lambda b: b.features for m in (bags, rows)})):
                 sums = bags(batch.features).values().sum() + rows(batch.features)["item"].values().square().sum()
                 sums.sin().backward()
                 if number % 2:
@@ -266,5 +294,5 @@ def test_cached_collections_on_cuda_have_the_bits_of_resident_ones(setting):
                 assert_rows_travelled(rows)
             return [bags.weight(table.name) for table in TABLES] + [rows.weight("item")]
 
-    cached, resident = run(330, **setting), run(900)
+    cached, resident = run(330, **setting), run(1500)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(cached, resident, strict=True))

@@ -69,6 +69,7 @@ def test_tables_that_contradict_each_other_are_named():
     half.data_type.value = "FP16"
     with pytest.raises(UserError, match="data_type is FP16"):
         table_of(half, pools=True)
+    assert table_of(half, True, "fp16").num_embeddings == 4
     with pytest.raises(UserError, match="no name"):
         table_of(SimpleNamespace(name=""), pools=True)
     one = EmbeddingTable("a", 10, 4, ("x",))
