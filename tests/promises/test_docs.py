@@ -116,7 +116,7 @@ def output_of(block: Block) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("block", all_blocks("python"), ids=lambda block: f"{block.document}:{block.line}")
 def test_blocks_of_python_run(block):
     if "torchrec" in block.text:
-        pytest.skip("tests/export/formats/test_torchrec.py or tests/library/test_torchrec_models.py runs it")
+        pytest.skip("tests/export/formats/test_torchrec.py or tests/promises/test_torchrec_models.py runs it")
     output_of(block)
 
 
