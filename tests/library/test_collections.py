@@ -274,6 +274,15 @@ def test_arguments_that_do_not_fit_are_named(arguments, words):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("cuda")
+def test_what_training_still_reads_is_not_written_when_a_collection_ends():
+    with make_collection(device="cuda") as collection:
+        for batch in collection.prefetch(batches()[:6], lambda batch: batch.features):
+            collection(batch.features).values().sum().backward()
+            collection.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("setting", [{"prefetch_depth": 0}, {"policy": "lookahead", "lookahead": 4}], ids=str)
 def test_cached_collections_on_cuda_have_the_bits_of_resident_ones(setting):
     def run(cache_rows: int, **arguments) -> list[torch.Tensor]:

@@ -91,7 +91,7 @@ def looked_up(device: str) -> list[bytes]:
             bags(ids).sum().backward()
             bags.step()
             if number == 1:  # as an evaluation reads, but for its copies afterwards, for which the host waits
-                seen = bags._tables.cache.groups[0].read(np.arange(4))
+                seen = bags._engine.cache.groups[0].read(np.arange(4))
         return [seen.cpu().numpy().tobytes(), bags.weight(0).numpy().tobytes()]
 
 
@@ -143,7 +143,11 @@ ORDERS = {
     "streams, who waits waits on the device, too": (
         "cache.streams", "self._events[kept % len(self._events)].wait()", "lru"
     ),
-    "cache, fresh memory": ("cache.embedding_cache", "self._stream.follow()", LIBRARY),
+    "cache, fresh memory": (
+        "cache.embedding_cache",
+        "self._stream.follow()  # slabs and staging are memory that earlier work of this stream may still write",
+        LIBRARY,
+    ),
     "cache, rows are admitted": ("cache.embedding_cache", "admitted.record()", "lru"),
     "group, rows were read": ("cache.table_group", "self._stream.follow()", LIBRARY),
     "transfer, victims are trained": ("cache.transfer", "self._trained.wait(plan.evict_after)", "lrfu"),
