@@ -29,7 +29,13 @@ PROGRAMS = [
     "train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "prepare csv",
     "report",
 ]  # fmt: skip
-OTHERS_OPTIONS = {"--data-sub-sample-rate"}  # of facebookresearch/dlrm, where the text says what is not here
+OTHERS_OPTIONS = {
+    "--data-sub-sample-rate",
+    "--data-randomize",
+}  # of facebookresearch/dlrm, where the text says what is not here
+
+
+IN_ORDER = "docs/tutorial.md:"  # whose commands need each other: test_tutorial.py runs them
 
 
 def commands() -> list[tuple[str, str]]:
@@ -152,7 +158,12 @@ def test_commands_are_those_of_the_programs(where, command):
         assert (ROOT / words[1]).is_file()
 
 
-@pytest.mark.parametrize(("where", "command"), [(w, c) for w, c in commands() if "-m cachedlrm.train" in c])
+def alone(program: str) -> list[tuple[str, str]]:
+    """Commands of a program that need no other one before them."""
+    return [(w, c) for w, c in commands() if f"-m cachedlrm.{program}" in c and not w.startswith(IN_ORDER)]
+
+
+@pytest.mark.parametrize(("where", "command"), alone("train"))
 def test_commands_that_train_run(where, command, tmp_path, monkeypatch):
     write_triple(tmp_path / "DIR")
     for copy in ("DIR2", "DATA"):
@@ -167,7 +178,9 @@ def test_commands_that_train_run(where, command, tmp_path, monkeypatch):
     if "--resume" in words:
         directory, where_to = tmp_path / words[words.index("--resume") + 1], []
         assert train(directory, "--steps=1", "--checkpoint-every=1") == 0
-    short = ["--steps=2", "--test-freq=-1", "--ui=off", "--threads=1"]
+    short = ["--steps=2", "--ui=off", "--threads=1"]
+    # --stop-after needs evaluations, here of few samples.
+    short.append("--data=zipf:samples=2000" if "--stop-after" in words else "--test-freq=-1")
     if "--resume" not in words and "--mini-batch-size" not in command:  # a resumed run keeps its own
         short.append("--mini-batch-size=64")
     assert run_here([*words, *short, *where_to], tmp_path, monkeypatch) == 0
@@ -192,7 +205,7 @@ def test_commands_that_export_run(where, command, tmp_path, monkeypatch):
     assert (tmp_path / words[3]).exists()
 
 
-@pytest.mark.parametrize(("where", "command"), [(w, c) for w, c in commands() if "-m cachedlrm.report" in c])
+@pytest.mark.parametrize(("where", "command"), alone("report"))
 def test_commands_that_report_run(where, command, tmp_path, monkeypatch):
     words = shlex.split(command)[1:]
     page = words.index("--html") + 1 if "--html" in words else len(words)
