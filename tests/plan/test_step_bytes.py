@@ -151,6 +151,40 @@ def test_combined_vectors_are_accounted_where_rows_are_few(tmp_path, trick, work
     assert accounted / 3 < peak <= accounted
 
 
+@pytest.mark.parametrize("work", ["training", "evaluation"])
+@pytest.mark.parametrize(
+    "interaction",
+    [
+        "--arch-interaction-op=dcn --dcn-num-layers=3 --dcn-low-rank-dim=160",
+        "--arch-interaction-op=projection --interaction-branch1-layer-sizes=512-640 "
+        "--interaction-branch2-layer-sizes=640",
+    ],
+    ids=["dcn", "projection"],
+)
+def test_an_interaction_is_accounted_where_it_is_nearly_all(tmp_path, interaction, work):
+    options = parse_command_line(
+        [
+            *["--data=zipf:samples=4000", "--arch-embedding-size=40-30-90-50-80-70-40-30-90-50", "--ui=off"],
+            *["--arch-sparse-feature-size=64", "--arch-mlp-bot=3-64", "--arch-mlp-top=64-1", "--optimizer=sgd"],
+            *f"--mini-batch-size={400 if work == 'training' else 40} --test-mini-batch-size=400".split(),
+            *f"--test-freq={-1 if work == 'training' else 1} --prefetch-depth=0".split(),
+            *interaction.split(),
+        ]
+    )
+    dataset = open_dataset(options.data.data, None, data_request(options))
+    with closing(build_job(resolve(options, dataset), dataset, tmp_path)) as job:
+        batches = job.trainer.cache.prepare(job.schedule.batches())
+        job.trainer.step(next(batches))  # its buffers stay
+        batch = next(batches)
+        run = job.trainer.step if work == "training" else job.trainer.evaluate
+        arguments = (batch,) if work == "training" else (dataset.test, 400)
+        peak, parts = peak_bytes(lambda: run(*arguments)), job.tiers.device.breakdown
+    accounted = parts["activations"]
+    assert accounted / 2 < peak <= accounted + parts["working_set"]
+    vectors = 4 * 400 * 11 * 64
+    assert peak > (7 if work == "training" else 4) * vectors, "the interaction is not nearly all"
+
+
 def test_a_pass_over_fewer_samples_holds_less(tmp_path):
     def peak(arguments: str) -> int:
         options = parse_command_line([*WIDE.split(), *arguments.split()])
