@@ -125,9 +125,9 @@ def with_torchrec(job: Job, model: torch.nn.Module) -> Callable[[Inputs], Tensor
 
 def with_dense_pass(job: Job, pool: Pool) -> Callable[[Inputs], Tensor]:
     """The step of our dense part after embeddings that autograd moves."""
-    name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
+    rate = job.options.optimisation.dense_rate.base
     model = job.architecture.dlrm(job.options.batches.numpy_rand_seed)
-    optimizer = DenseOptimizer(name, model)
+    optimizer = DenseOptimizer(job.options.optimisation.dense, model)
     dense_pass = DensePass(model, optimizer.grads, make_loss("bce", (), job.device))
 
     def step(inputs: Inputs) -> Tensor:

@@ -31,11 +31,11 @@ from cachedlrm.options.config import (
     CacheOptions,
     DataOptions,
     ModelOptions,
-    OptimisationOptions,
     Options,
     ReferenceOptions,
     RunOptions,
 )
+from cachedlrm.options.optimisation import OptimisationOptions
 from cachedlrm.options.profiles import with_profiles
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.types import Bytes, Flag, Names, Positive, Ratios, option_group

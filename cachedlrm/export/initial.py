@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from cachedlrm.data.vocabulary import Vocabulary
 from cachedlrm.export.formats.model_file import load_model, record_parts
+from cachedlrm.model.dense_settings import DenseSettings, counterpart
 from cachedlrm.model.reference_init import reference_parameters
 from cachedlrm.options.architecture import Architecture, pooling_name, split_parameters
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
+from cachedlrm.store.records import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class InitialParameters:
         dense: dense parameters by name; empty: those that the model draws itself.
         dense_state: state of their optimizer, by name and torch's key; empty: as it starts.
         note: what a user should know of a loaded model; else None.
+        steps: that the rows' optimizer has made before.
     """
 
     rows: tuple[RowInit, ...]
     dense: dict[str, NDArray[np.float32]]
     dense_state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     note: str | None = None
+    steps: int = 0
 
 
 def initial_parameters(
@@ -49,8 +53,8 @@ def initial_parameters(
         UserError: the model file cannot be read, or is of another model or vocabulary.
     """
     if options.inference.load_model is not None:
-        data_words = f"--data {options.data.data}"
-        return _loaded_parameters(options.inference.load_model, architecture, vocabulary, data_words)
+        layers, data_words = options.optimisation.dense, f"--data {options.data.data}"
+        return _loaded_parameters(options.inference.load_model, architecture, layers, vocabulary, data_words)
     seed = options.batches.numpy_rand_seed
     if options.store.init == "reference":
         bot, top = architecture.mlp_bot, architecture.mlp_top
@@ -65,11 +69,13 @@ def initial_parameters(
 
 
 def _loaded_parameters(
-    path: Path, architecture: Architecture, vocabulary: Vocabulary | None, data_words: str
+    path: Path, architecture: Architecture, layers: DenseSettings, vocabulary: Vocabulary | None, data_words: str
 ) -> InitialParameters:
     """Those of a model file, which is mapped into memory and not read."""
-    model = load_model(path, architecture, vocabulary, data_words)
+    model = load_model(path, architecture, layers, vocabulary, data_words)
     optimizer = architecture.layouts[0].optimizer
+    both = optimizer if layers.name == counterpart(optimizer) else f"{optimizer} and {layers.name}"
+    steps = 0
     dense = dict(model.parameters)
     inits: list[RowInit] = []
     for group, layout in zip(architecture.groups, architecture.layouts, strict=True):
@@ -81,15 +87,16 @@ def _loaded_parameters(
                     arrays.append(dense.pop(name))
                 elif model.state is not None:
                     arrays.append(model.state[name][key])
+                    steps = int(model.state[name]["step"])
             tables.append(arrays)
         inits.append(ArrayInit(tables))
-    if optimizer == "sgd":
+    if not OPTIMIZERS[optimizer].state_keys and not layers.state_keys:
         note = f"parameters of {path}"
     elif model.state is None:
-        note = f"parameters of {path}; the state of {optimizer} starts at zero, for the file holds none"
+        note = f"parameters of {path}; the state of {both} starts at zero, for the file holds none"
     else:
-        note = f"parameters and the state of {optimizer} of {path}"
+        note = f"parameters and the state of {both} of {path}"
     if model.note is not None:
         note += f"\n{model.note}"
     state = {name: entry for name, entry in (model.state or {}).items() if name in dense}
-    return InitialParameters(tuple(inits), dense, state, note)
+    return InitialParameters(tuple(inits), dense, state, note, steps)

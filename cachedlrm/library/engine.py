@@ -25,10 +25,10 @@ from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots
 from cachedlrm.cache.working_set import NEVER
 from cachedlrm.library.lookups import JoinedBatch
 from cachedlrm.library.tables import TableSet, one_of, whole
-from cachedlrm.model.row_optimizers import LEAST_EPS, RowStep
+from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.database import open_database
 from cachedlrm.store.init import CounterInit, DeviceFill, RowInit
-from cachedlrm.store.records import OPTIMIZERS, ROW_DTYPES, STATE_DTYPES, GroupShape, RecordLayout
+from cachedlrm.store.records import LEAST_EPS, OPTIMIZERS, ROW_DTYPES, STATE_DTYPES, GroupShape, RecordLayout
 
 POLICIES = ("lru", "lfu", "lrfu", "lookahead", "static")
 _CHUNK_ROWS = 1 << 16

@@ -20,9 +20,6 @@ from torch import Tensor
 
 from cachedlrm.store.records import ADAM_BETAS, OPTIMIZERS, RecordLayout
 
-LEAST_EPS = 1e-30
-"""Less is nothing in 32 bits, and a gradient of 0 divided by it not a number."""
-
 
 @dataclass(frozen=True)
 class RowStep:

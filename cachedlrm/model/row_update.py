@@ -51,23 +51,26 @@ class RowUpdate:
     def step(self, gradient: Tensor, step: RowStep) -> None:
         """Moves the rows by the ``gradient`` of `pooled`, [B * T, D], which is overwritten where that is of means."""
         layout, records = self._layout, self.records
-        self.step_number = step.number
-        if self._sizes is not None:
-            gradient.mul_(self._sizes.reciprocal_())
         # On the CPU each lookup's gradient is subtracted in its turn, as torch.optim.SGD does with the sparse gradient
         # of nn.EmbeddingBag: to the last bit, which a sum subtracted once is not.
         if layout.optimizer == "sgd" and not layout.weighted and not records.is_cuda:
+            self.step_number = step.number
             decay_rows(layout, records, step)
-            add_bags(records, gradient, self._positions, self._offsets, -step.learning_rate)
+            add_bags(records, self._of_sums(gradient), self._positions, self._offsets, -step.learning_rate)
             return
         self.move(self.sum_by_row(gradient), step)
 
     def sum_by_row(self, gradient: Tensor) -> Tensor:
-        """The gradient of the rows' parameters, [U, parameter_width], from that of `pooled`, [B * T, D]."""
-        layout, records = self._layout, self.records
-        of_vectors = pool_backward(gradient, self._positions, self._offsets, self._transposed, records.shape[0])
+        """The gradient of the rows' parameters, [U, parameter_width], from that of `pooled`, as in `step`."""
+        layout, records, sums = self._layout, self.records, self._of_sums(gradient)
+        of_vectors = pool_backward(sums, self._positions, self._offsets, self._transposed, records.shape[0])  # [U, D]
         return weigh_backward(of_vectors, records[:, : layout.parameter_width], layout.dim)
 
     def move(self, gradient: Tensor, step: RowStep) -> None:
         """Moves the rows by the ``gradient`` that `sum_by_row` gave, which is overwritten."""
+        self.step_number = step.number
         move_rows(self._layout, self.records, gradient, step)
+
+    def _of_sums(self, gradient: Tensor) -> Tensor:
+        """The gradient of the bags' sums from that of `pooled`, in its place."""
+        return gradient if self._sizes is None else gradient.mul_(self._sizes.reciprocal_())

@@ -14,7 +14,8 @@ from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.features import FeatureVectors
 from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.model.tables import Embedding, Table, mixed_dimensions
-from cachedlrm.options.resolved import ResolvedModel, ResolvedOptimisation
+from cachedlrm.options.optimisation import ResolvedOptimisation
+from cachedlrm.options.resolved import ResolvedModel
 from cachedlrm.store.records import GroupShape, RecordLayout
 
 

@@ -2,6 +2,7 @@
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.options.config import ModelOptions, Options
+from cachedlrm.options.optimisation import check_decay
 
 
 def check_options(options: Options) -> None:
@@ -19,12 +20,7 @@ def check_options(options: Options) -> None:
     _check_inference(options)
     if options.optimisation.cuda_graphs:
         _check_graphs(options)
-    rate = options.optimisation
-    if rate.lr_num_decay_steps and rate.lr_decay_start_step < rate.lr_num_warmup_steps:
-        raise UserError(
-            f"--lr-decay-start-step {rate.lr_decay_start_step} lies before the end of the warm-up, "
-            f"--lr-num-warmup-steps {rate.lr_num_warmup_steps}; let the decay start there or later"
-        )
+    check_decay(options.optimisation)
     bot, width = model.arch_mlp_bot, model.vectors_per_feature
     if bot is not None and bot[-1] != (dim := model.arch_sparse_feature_size or bot[-1] // width) * width:
         wanted = f"{2 * dim}, twice that for --qr-operation concat" if width == 2 else str(dim)

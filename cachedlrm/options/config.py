@@ -10,6 +10,7 @@ from typing import Literal
 from cyclopts import Parameter
 
 from cachedlrm.options.evaluation import EvaluationOptions
+from cachedlrm.options.optimisation import OptimisationOptions
 from cachedlrm.options.types import (
     Budget,
     Bytes,
@@ -17,7 +18,6 @@ from cachedlrm.options.types import (
     Depth,
     EmbeddingBits,
     Flag,
-    LearningRate,
     Lookups,
     MayChange,
     MlpBits,
@@ -183,41 +183,6 @@ class ReferenceOptions:
     """Trace file of each table; every letter j in it becomes the table's number. Default: ./input/dist_emb_j.log."""
     data_trace_enable_padding: Switch | None = None
     """Draw no new ids once all have been drawn. Default: False."""
-
-
-@option_group("Optimisation", 6)
-@dataclass(frozen=True)
-class OptimisationOptions:
-    """Optimizers of rows and layers, and the numbers they compute in."""
-
-    optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] | None = None
-    """Optimizer of rows and layers; lazy on rows, which move only in batches that look them up (adam as
-    torch.optim.SparseAdam). Default: adagrad; sgd for reference data."""
-    learning_rate: LearningRate | None = None
-    """Learning rate of rows and layers. Default: 0.01; 0.003 for flights."""
-    lr_num_warmup_steps: Count = 0
-    """Steps of linear warm-up; 0: none."""
-    lr_decay_start_step: Count = 0
-    """Step at which quadratic decay begins, if --lr-num-decay-steps is above 0."""
-    lr_num_decay_steps: Count = 0
-    """Steps of quadratic decay, after which the rate stays as it is; 0: none."""
-    mlperf_grad_accum_iter: Positive = 1
-    """Mini-batches whose gradients are added up before parameters move."""
-    row_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """How the weights of rows are kept on the device, in memory and on disk. bf16 and fp16 take half the bytes. A step
-    is computed in 32 bits and then rounded at random, by seed, row, column and step, so that a cached run still has the
-    bits of one without a cache."""
-    row_state_dtype: Literal["fp32", "bf16"] = "fp32"
-    """How the optimizer's state of rows is kept; bf16 is rounded likewise."""
-    bf16: Flag = False
-    """Train layers and interaction in bfloat16. Embeddings, parameters, losses, optimizers and evaluations stay in
-    32 bits."""
-    tf32: Flag = False
-    """Multiply matrices in TensorFloat-32, which keeps 10 bits of a number's fraction; for GPUs that have it (RTX 30
-    and later)."""
-    cuda_graphs: MayChange[Flag] = False
-    """Launch the forward and the backward pass of a mini-batch as one CUDA graph each: the same bits, with less work
-    for the host where steps are small. Activations then keep device memory of their own."""
 
 
 @option_group("Cache", 7)

@@ -12,13 +12,13 @@ from cachedlrm.base.units import format_bytes
 from cachedlrm.data.batch import Dataset, Source
 from cachedlrm.data.spec import DataRequest, ReferenceStream
 from cachedlrm.options.architecture import Architecture, build_architecture
-from cachedlrm.options.config import BatchOptions, HardwareOptions, ModelOptions, OptimisationOptions, Options
+from cachedlrm.options.config import BatchOptions, HardwareOptions, ModelOptions, Options
+from cachedlrm.options.optimisation import OptimisationOptions, ResolvedOptimisation, RowOptimizer, definite
 from cachedlrm.options.resolved import (
     Resolved,
     ResolvedBatches,
     ResolvedCache,
     ResolvedModel,
-    ResolvedOptimisation,
     ResolvedRun,
     ResolvedStore,
 )
@@ -42,7 +42,7 @@ class _SourceDefaults:
     """Defaults of open options, by source of data: a step of 2,048 samples suits no small data set."""
 
     mini_batch_size: int = 2048
-    optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] = "adagrad"
+    optimizer: RowOptimizer = "adagrad"
     learning_rate: float = 0.01
     dim: int = 16
     mlp_bot: tuple[int, ...] = (512, 256, 64)
@@ -166,7 +166,9 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
             threads=options.run.threads or _threads(multiplications),
         ),
     )
-    num_steps = Schedule(resolved, dataset.train).num_steps
+    schedule = Schedule(resolved, dataset.train)
+    resolved = replace(resolved, optimisation=definite(resolved.optimisation, schedule.num_batches))
+    num_steps = schedule.num_steps
     test_freq = _resolve_test_freq(options, dataset, num_steps, defaults)
     if trains:
         _check_evaluations(options, dataset, num_steps, test_freq)

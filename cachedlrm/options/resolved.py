@@ -7,12 +7,12 @@ from cachedlrm.options.config import (
     BatchOptions,
     CacheOptions,
     ModelOptions,
-    OptimisationOptions,
     Options,
     RunOptions,
     StoreOptions,
 )
-from cachedlrm.options.types import Bytes, Depth, LearningRate, MlpBot, MlpTop, Positive, PositiveOrOff, Sizes, Threads
+from cachedlrm.options.optimisation import ResolvedOptimisation
+from cachedlrm.options.types import Bytes, Depth, MlpBot, MlpTop, Positive, PositiveOrOff, Sizes, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,6 @@ class ResolvedBatches(BatchOptions):
     mini_batch_size: Positive = field()
     micro_batch_size: Positive = field()
     test_freq: PositiveOrOff = field()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedOptimisation(OptimisationOptions):
-    """Optimizers, by name and rate."""
-
-    optimizer: Literal["sgd", "adagrad", "rwsadagrad", "adam"] = field()
-    learning_rate: LearningRate = field()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from cachedlrm.base.units import (
     parse_weights,
     parse_whole,
 )
+from cachedlrm.store.records import LEAST_EPS
 
 
 def _converter(parse: Callable[[str], Any]) -> Callable[[type, Sequence[cyclopts.Token]], Any]:
@@ -107,6 +108,10 @@ Threshold = Annotated[float, _must_be("from 0 to below 0.5", lambda threshold: 0
 LearningRate = Annotated[float, _must_be("a finite number from 0 to 1e30", lambda rate: 0 <= rate <= 1e30)]
 PerSecond = Annotated[float, _must_be("from 1 to 1e18", lambda rate: 1 <= rate <= 1e18)]
 Rate = Annotated[float, _must_be("0 or more, and finite", lambda rate: 0 <= rate < math.inf)]
+Epsilon = Annotated[float, _must_be(f"from {LEAST_EPS} to 1e30", lambda eps: LEAST_EPS <= eps <= 1e30)]
+Momentum = Annotated[float, _must_be("from 0 to below 1", lambda momentum: 0 <= momentum < 1)]
+Norm = Annotated[float, _must_be("above 0, and finite", lambda norm: 0 < norm < math.inf)]
+Power = Annotated[float, _must_be("above 0 and at most 100", lambda power: 0 < power <= 100)]
 
 Given = TypeVar("Given")
 _MAY_CHANGE = "may change on --resume"

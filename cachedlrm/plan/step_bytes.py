@@ -4,10 +4,11 @@ import itertools
 from dataclasses import dataclass
 
 from cachedlrm.model.dense_optimizer import ALIGNMENT
+from cachedlrm.model.dense_settings import DenseSettings, counterpart
 from cachedlrm.model.interaction import DOT, InteractionKind
 from cachedlrm.store.init import DEVICE_TURN_ROWS
 from cachedlrm.store.packing import turn_rows
-from cachedlrm.store.records import OPTIMIZERS, GroupShape, Optimizer, RecordLayout
+from cachedlrm.store.records import OPTIMIZERS, GroupShape, RecordLayout
 
 _LEAST_STAGING_ROWS = 1024
 _SPARE = 1.25  # buffers grow a quarter beyond what a batch needs
@@ -47,6 +48,8 @@ class StepShape:
         cuda_graphs: whether graphs of the passes over a mini-batch keep memory of their own.
         deterministic: whether operators by index sort their indices on CUDA.
         averages: whether the vectors of bags are means, which needs the bags' sizes.
+        dense_optimizer: of layers and projections; None: the counterpart of the rows'.
+        clips: whether gradients of rows are there while dense parameters move.
     """
 
     groups: tuple[GroupShape, ...]
@@ -67,6 +70,8 @@ class StepShape:
     cuda_graphs: bool = False
     deterministic: bool = False
     averages: bool = False
+    dense_optimizer: DenseSettings | None = None
+    clips: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -127,7 +132,11 @@ class StepShape:
         vectors, layers, rows = self._step_bytes(working_sets)
         rows = max(rows, self._packing_bytes(working_sets))
         # Parameters, and after them rows, move when the layers have given their memory back.
-        step = rows, vectors + max(layers, self._dense_temporaries, rows) - rows
+        moves = self._dense_temporaries
+        if self.clips:
+            pairs = zip(self.groups, working_sets, strict=True)
+            moves += sum(4 * number * group.layout.parameter_width for group, number in pairs)
+        step = rows, vectors + max(layers, moves, rows) - rows
         rows, activations = max(step, self._evaluation_bytes(working_sets), key=sum)
         staging = sum(4 * self.staging_rows * group.layout.record_bytes for group in self.groups)
         workspace = 0
@@ -278,18 +287,18 @@ class StepShape:
     @property
     def _dense_bytes(self) -> int:
         """Bytes of parameters, gradients and state, and of copies to compute on."""
-        states = len(self._optimizer.state_keys)
+        states = len(self._dense_settings.state_keys)
         return self._num_parameters * (4 * (2 + states) + (2 if self.bf16 else 0))
 
     @property
-    def _optimizer(self) -> Optimizer:
-        """Of rows and of dense parameters."""
-        return OPTIMIZERS[self.groups[0].layout.optimizer]
+    def _dense_settings(self) -> DenseSettings:
+        """Of the optimizer of dense parameters."""
+        return self.dense_optimizer or DenseSettings(counterpart(self.groups[0].layout.optimizer))
 
     @property
     def _dense_temporaries(self) -> int:
         """Bytes while parameters move."""
-        return 4 * self._num_parameters * self._optimizer.temporaries
+        return 4 * self._num_parameters * self._dense_settings.temporaries
 
 
 def _power_of_two(num_bytes: int) -> int:

@@ -125,6 +125,8 @@ def step_shape(options: Resolved, architecture: Architecture, dataset: Dataset, 
         cuda_graphs=options.optimisation.cuda_graphs,
         deterministic=options.run.deterministic,
         averages=options.model.pooling == "mean",
+        dense_optimizer=options.optimisation.dense,
+        clips=options.optimisation.clip_grad_norm is not None,
     )
 
 

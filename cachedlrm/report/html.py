@@ -10,7 +10,7 @@ from cachedlrm.cache.counters import PREPARING_PHASES
 from cachedlrm.report import words
 from cachedlrm.report.axes import BYTES, NUMBER, RATIO
 from cachedlrm.report.charts import Axis, Bar, Series, bar_chart, line_chart, share_bar
-from cachedlrm.report.curves import curve, disk_bytes, evaluations, per_step
+from cachedlrm.report.curves import changes, curve, disk_bytes, evaluations, per_step
 from cachedlrm.report.document import element, render
 from cachedlrm.report.metrics import waiting_phases
 from cachedlrm.report.record import Report
@@ -66,7 +66,7 @@ def _learning(run: Run) -> list[Element]:
             charts.append(
                 line_chart(f"{title} on held-out samples", [Series("", points)], Axis(label), mark=mark, dots=True)
             )
-    return charts + _calibration(report)
+    return charts + _calibration(report) + _rates(run)
 
 
 def _calibration(report: Report) -> list[Element]:
@@ -78,6 +78,15 @@ def _calibration(report: Report) -> list[Element]:
     series = [Series("the model", points), Series("as it should be", [(end, end) for end in ends])]
     title = "Calibration: groups of as many held-out samples"
     return [line_chart(title, series, Axis("share of label 1"), x_axis=Axis("mean prediction"), dots=True)]
+
+
+def _rates(run: Run) -> list[Element]:
+    """Learning rates, where they change."""
+    keys = {"rows": "learning_rate", "layers": "dense_learning_rate"}
+    if all(len(changes(run.rows, key)) < 2 for key in keys.values()):
+        return []
+    series = [Series(name, curve(run.rows, key)) for name, key in keys.items()]
+    return [line_chart("Learning rate", series, Axis("learning rate", from_zero=True))]
 
 
 def _cache(run: Run) -> list[Element]:

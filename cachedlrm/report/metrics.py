@@ -29,6 +29,7 @@ class Snapshot:
         samples_per_s: recent.
         eta_s: seconds of training left at the recent rate.
         loss: recent mean.
+        learning_rate, dense_learning_rate: of rows and of layers, at the last step.
         evaluation: the last one; None before the first.
         best: the best one by ``--monitor``.
         cache: counters of the whole run.
@@ -77,6 +78,8 @@ class Snapshot:
     disk_bytes: int | None = None
     disk_limit_bytes: int | None = None
     prefetch_depth: int | None = None
+    learning_rate: float | None = None
+    dense_learning_rate: float | None = None
 
     @property
     def evaluation_here(self) -> Evaluated | None:
@@ -112,6 +115,8 @@ def metrics_row(snapshot: Snapshot) -> MetricsRow:
         "samples": snapshot.samples,
         "elapsed_s": round(snapshot.elapsed_s, 3),
         "loss": snapshot.loss,
+        "learning_rate": snapshot.learning_rate,
+        "dense_learning_rate": snapshot.dense_learning_rate,
         **evaluation_values(snapshot.evaluation_here),
         "samples_per_s": round(snapshot.samples_per_s, 1),
         **recent.as_json(),

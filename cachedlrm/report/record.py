@@ -105,6 +105,7 @@ class Report(Scores):
         training_s: seconds of training, without setup and evaluation.
         loss_last: of the last step.
         loss_mean: over all steps.
+        learning_rate, dense_learning_rate: of rows and of layers, at the last step; None without one.
         loss_recent: mean over the steps of the last line of metrics.
         loss_of_mean: that of predicting the mean label for every sample trained; None unless losses are
             cross-entropies.
@@ -149,6 +150,8 @@ class Report(Scores):
     training_s: float
     loss_last: float | None
     loss_mean: float | None
+    learning_rate: float | None = None
+    dense_learning_rate: float | None = None
     loss_recent: float | None = None
     loss_of_mean: float | None = None
     evaluated_step: Count | None = None

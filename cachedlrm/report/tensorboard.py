@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SCALARS_FOLDER = "tensorboard"
 
 _GROUPS = {
-    "learning": ("loss", *SCORES),
+    "learning": ("loss", "learning_rate", "dense_learning_rate", *SCORES),
     "progress": ("epoch", "samples", "elapsed_s", "samples_per_s"),
     "memory": ("device_bytes", "host_bytes", "mapped_bytes", "disk_bytes", "resident_slots"),
 }

@@ -128,6 +128,8 @@ def figures(run: Run) -> dict[str, str]:
         "samples a second": if_trained(report.samples_per_s, ",.0f"),
         "loss, mean over the run": number(report.loss_mean, ".5f"),
         "loss of the last step": number(report.loss_last, ".5f"),
+        "learning rate of the last step": number(report.learning_rate, ".3g"),
+        "learning rate of layers, last step": number(report.dense_learning_rate, ".3g"),
         **scores_in_words(report),
         "best evaluation, step": number(report.best_step if trained else None, ","),
         "held-out samples a second": number(served.samples_per_s if served else None, ",.0f"),

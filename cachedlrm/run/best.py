@@ -102,6 +102,7 @@ class FinalStates:
         trainer.model.load_state_dict({name: torch.from_numpy(array) for name, array in state.dense.items()})
         if state.dense_state:
             trainer.load_optimizer_state(state.dense_state)
+        trainer.num_batches = state.num_updates - trainer.steps_before
         records = [
             saved if saved.rows is None else TouchedRecords(group.init, saved.rows, saved.between, group.layout.width)
             for group, saved in zip(trainer.cache.groups, state.groups, strict=True)

@@ -14,7 +14,6 @@ from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Dataset
 from cachedlrm.export.initial import initial_parameters
 from cachedlrm.model.graphed_pass import CudaRecorder
-from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.model.losses import make_loss
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.resolved import Resolved
@@ -146,23 +145,29 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
                 "host records cannot be reserved; lower --gpu-cache-ratio or --host-budget"
             ) from error
         dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
-        rate = _learning_rate(options)
         record = CudaRecorder() if optimisation.cuda_graphs else None
         trainer = Trainer(
             cache,
             dlrm.to(device),
-            rate,
+            optimisation.row_rate,
             loss,
             batches.mini_batch_size,
             micro_batch_size=batches.micro_batch_size,
             dtype=dtype,
             record=record,
+            dense=optimisation.dense,
+            dense_learning_rate=optimisation.dense_rate,
+            eps=optimisation.eps,
+            weight_decay=optimisation.weight_decay,
+            clip_grad_norm=optimisation.clip_grad_norm,
         )
         if checkpoint is not None:
             _check_not_beyond(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)
         elif initial.dense_state:
             trainer.load_optimizer_state(initial.dense_state)
+        if checkpoint is None:
+            trainer.steps_before = initial.steps
         undo.pop_all()
     note = "\n".join(filter(None, (initial.note, data_note))) or None
     return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, group_by, checkpoint)
@@ -180,13 +185,3 @@ def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Resol
             f"--resume {options.run.resume}: {checkpoint.batches:,} batches are trained and the run is now to end "
             f"after {schedule.num_batches:,}; raise --steps or --nepochs"
         )
-
-
-def _learning_rate(options: Resolved) -> LearningRate:
-    optimisation = options.optimisation
-    return LearningRate(
-        optimisation.learning_rate,
-        optimisation.lr_num_warmup_steps,
-        optimisation.lr_decay_start_step,
-        optimisation.lr_num_decay_steps,
-    )

@@ -25,6 +25,7 @@ class Measured:
         table_counts: [tables, 4], the `cachedlrm.cache.counters.TABLE_COUNTS` of each table, group after group.
         best: the best evaluation.
         ends_because: why evaluations end the run; None: they do not.
+        rates: learning rates of the last step, as the report calls them; empty without one.
         device_peak: bytes.
         host_peak: bytes.
         mapped_peak: bytes.
@@ -36,6 +37,7 @@ class Measured:
     table_counts: list[list[int]]
     best: Evaluated | None
     ends_because: str | None
+    rates: dict[str, float]
     device_peak: int
     host_peak: int
     mapped_peak: int
@@ -58,7 +60,7 @@ def run_header(job: Job) -> RunHeader:
     return RunHeader(
         data=options.data.data,
         model=f"{rows:,} rows in {len(job.dataset.train.table_rows)} tables, "
-        f"dim {options.model.arch_sparse_feature_size}{kept}, {options.optimisation.optimizer}",
+        f"dim {options.model.arch_sparse_feature_size}{kept}, {options.optimisation.names}",
         cache="cache not used: rows are read where they are" if options.inference.inference_only else cache,
         machine=f"{_device_name(job)}, {torch.get_num_threads()} threads, "
         f"prefetch depth {options.cache.prefetch_depth}",
@@ -98,6 +100,7 @@ def run_report(job: Job, measured: Measured, arguments: Sequence[str]) -> Report
         loss_mean=tally.loss_sum / tally.steps if tally.steps else None,
         loss_recent=tally.recent_loss,
         loss_of_mean=_loss_of_mean(job, tally),
+        **measured.rates,
         **({} if evaluation is None else {name: finite(getattr(evaluation, name)) for name in SCORES}),
         evaluated_step=None if evaluation is None else evaluation.step,
         best_step=None if best is None else best.step,

@@ -73,14 +73,15 @@ def save_models(job: Job, report: Report, onnx_path: Path, final_tables: Callabl
         return
     tables = final_tables()
     if inference.save_model is not None:
-        rate = trainer.learning_rate
         save_model(
             inference.save_model,
             job.architecture,
+            job.options.optimisation,
             tables=tables,
             dense=trainer.model.state_dict(),
             dense_state=trainer.optimizer_state(),
-            learning_rates=(rate(job.schedule.num_batches + 1), rate.base),
+            steps=trainer.num_updates,
+            next_step=trainer.num_batches + 1,
             training=_training(job, report),
             vocabulary=job.dataset.vocabulary_fingerprint,
         )

@@ -267,6 +267,7 @@ class Progress:
             disk_bytes=disk,
             disk_limit_bytes=disk_limit,
             prefetch_depth=job.options.cache.prefetch_depth,
+            **self._rates(),
         )
         tally.counters_at_snapshot = tally.counters
         tally.seconds_at_snapshot, tally.samples_at_snapshot = tally.seconds, tally.samples
@@ -275,12 +276,23 @@ class Progress:
         self._resumed_at = time.perf_counter()
         return snapshot
 
+    def _rates(self) -> dict[str, float]:
+        """Learning rates of the last step."""
+        trainer, step = self._job.trainer, self._last_batch + 1
+        return {"learning_rate": trainer.learning_rate(step), "dense_learning_rate": trainer.dense_learning_rate(step)}
+
     def not_finite(self, what: str) -> UserError:
         """The error that ends a run in which ``what`` are no longer finite."""
-        rate = self._job.options.optimisation.learning_rate
         return UserError(
-            f"{what} became NaN or infinite by the update of step {self._tally.steps}; lower --learning-rate ({rate})"
+            f"{what} became NaN or infinite by the update of step {self._tally.steps}; lower {self._rate_options()}"
         )
+
+    def _rate_options(self) -> str:
+        """Options that make steps smaller, with their values."""
+        optimisation = self._job.options.optimisation
+        rate, dense_rate = optimisation.learning_rate, optimisation.dense_rate.base
+        of_layers = f" or --dense-learning-rate ({dense_rate})" if dense_rate != rate else ""
+        return f"--learning-rate ({rate}){of_layers}"
 
     def _take_losses(self) -> list[float]:
         losses: list[float] = self._pending[: self._num_pending].tolist()
@@ -288,8 +300,8 @@ class Progress:
             if not abs(loss) < float("inf"):
                 step = self._tally.steps - len(losses) + number + 1
                 raise UserError(
-                    f"the loss became {loss} at step {step}; lower --learning-rate "
-                    f"({self._job.options.optimisation.learning_rate}) or look at the data of that step"
+                    f"the loss became {loss} at step {step}; lower {self._rate_options()} or look at the data of "
+                    "that step"
                 )
         self._num_pending = 0
         self._tally.loss_sum += sum(losses)
@@ -324,6 +336,7 @@ class Progress:
             tally=self._tally,
             table_counts=self._table_counts.tolist(),
             best=self.best,
+            rates=self._rates() if self._tally.steps else {},
             ends_because=self.ends_because,
             device_peak=self._device_peak(),
             host_peak=self._host_peak,

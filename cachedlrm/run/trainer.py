@@ -9,8 +9,10 @@ from torch import Tensor
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.cache.upload import DeviceBatch
 from cachedlrm.data.batch import Source
+from cachedlrm.model.clipping import clip_grad_norm
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
+from cachedlrm.model.dense_settings import DenseSettings, counterpart
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass, Recorder
 from cachedlrm.model.learning_rate import LearningRate
@@ -24,15 +26,20 @@ class Trainer:
     """Trains a DLRM over cached embeddings.
 
     Args:
-        cache: embedding tables; their record layout names the optimizer.
+        cache: embedding tables; their record layout names the rows' optimizer.
         model: dense part, on the cache's device.
-        learning_rate: of rows and dense parameters, by step.
+        learning_rate: of rows, by step.
         loss: from predictions and labels to a scalar.
         mini_batch_size: samples over which a loss is averaged. Gradients of a larger batch's mini-batches are added
             up, and parameters move once.
         micro_batch_size: samples that go through the layers at a time; a mini-batch may take several passes.
         dtype: of layers and interaction in training; see `DensePass`.
         record: captures the passes over batches of one whole mini-batch; None: all passes are eager.
+        dense: the optimizer of dense parameters; None: the counterpart of the rows'.
+        dense_learning_rate: its rate, by step; None: the rows'.
+        eps: of the rows' optimizer; None: its own.
+        weight_decay: of rows, see `RowStep`.
+        clip_grad_norm: the most that the norm of a step's gradients, of rows and dense parameters together, may be.
     """
 
     def __init__(
@@ -46,13 +53,20 @@ class Trainer:
         micro_batch_size: int | None = None,
         dtype: torch.dtype = torch.float32,
         record: Recorder | None = None,
+        dense: DenseSettings | None = None,
+        dense_learning_rate: LearningRate | None = None,
+        eps: float | None = None,
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
     ) -> None:
         self.cache = cache
         self.model = model
         self.learning_rate = learning_rate
+        self.dense_learning_rate = dense_learning_rate or learning_rate
+        self._eps, self._weight_decay, self._clip_grad_norm = eps, weight_decay, clip_grad_norm
         self._mini_batch_size = mini_batch_size
         self._micro_batch_size = micro_batch_size or mini_batch_size
-        self._optimizer = DenseOptimizer(cache.optimizer, model)
+        self._optimizer = DenseOptimizer(dense or DenseSettings(counterpart(cache.optimizer)), model)
         self._dense_pass = DensePass(model, self._optimizer.grads, loss, dtype)
         self._graphed_pass = None if record is None else GraphedPass(self._dense_pass, record)
         self.steps_before = 0  # of the run whose state was loaded
@@ -72,15 +86,21 @@ class Trainer:
         self.clock.enter("forward")
         updates = self.cache.begin(batch)
         losses, gradients = self._dense_passes(tensors, [update.pooled for update in updates])
+        moves = [update.step for update in updates]
+        if self._clip_grad_norm is not None:
+            self.clock.enter("row_step")
+            gradients = [update.sum_by_row(gradient) for update, gradient in zip(updates, gradients, strict=True)]
+            clip_grad_norm([self._optimizer.all_grads, *gradients], self._clip_grad_norm)
+            moves = [update.move for update in updates]
         self.clock.enter("dense_step")
-        learning_rate = self.learning_rate(tensors.index + 1)
-        self._optimizer.step(learning_rate)
+        number = tensors.index + 1
+        self._optimizer.step(self.dense_learning_rate(number))
         self.clock.enter("row_step")
-        step = RowStep(learning_rate, self.steps_before + tensors.index + 1)
-        for update, gradient in zip(updates, gradients, strict=True):
-            update.step(gradient, step)
+        step = RowStep(self.learning_rate(number), self.steps_before + number, self._eps, self._weight_decay)
+        for move, gradient in zip(moves, gradients, strict=True):
+            move(gradient, step)
         self.cache.finish(batch, updates)
-        self.num_batches = tensors.index + 1
+        self.num_batches = number
         self.clock.enter(None)
         return losses
 
@@ -133,12 +153,12 @@ class Trainer:
         return self._optimizer.state()
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Takes over the state of another run, and its count of steps; those of its rows are in their records.
+        """Takes over the state of another run; that of its rows is in their records.
 
         Args:
             state: by parameter name and torch's key, as arrays, and ``step`` as a number.
         """
-        self.steps_before = self._optimizer.load_state(state)
+        self._optimizer.load_state(state)
 
     def is_finite(self) -> bool:
         """Whether no parameter and no optimizer state is NaN or infinite. Call it while nothing is in flight."""

@@ -5,6 +5,9 @@ from functools import cached_property
 
 ADAM_BETAS = (0.9, 0.999)  # torch.optim's defaults, as are those of eps below
 
+LEAST_EPS = 1e-30
+"""Less is nothing in 32 bits, and a gradient of 0 divided by it not a number."""
+
 
 @dataclass(frozen=True)
 class Optimizer:

@@ -5,13 +5,25 @@ import torch
 from torch import nn
 
 from cachedlrm.model.dense_optimizer import ALIGNMENT, DenseOptimizer
+from cachedlrm.model.dense_settings import DenseSettings
 
 TORCH = {
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
-    "rwsadagrad": torch.optim.Adagrad,
-    "adam": torch.optim.Adam,
+    DenseSettings("sgd"): lambda p: torch.optim.SGD(p, lr=0.1),
+    DenseSettings("sgd", weight_decay=0.2): lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2),
+    DenseSettings("sgd", momentum=0.9): lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    DenseSettings("sgd", momentum=0.5, weight_decay=0.2): lambda p: torch.optim.SGD(
+        p, lr=0.1, momentum=0.5, weight_decay=0.2
+    ),
+    DenseSettings("adagrad"): lambda p: torch.optim.Adagrad(p, lr=0.1),
+    DenseSettings("adagrad", 1e-3, weight_decay=0.2): lambda p: torch.optim.Adagrad(
+        p, lr=0.1, eps=1e-3, weight_decay=0.2
+    ),
+    DenseSettings("adam"): lambda p: torch.optim.Adam(p, lr=0.1),
+    DenseSettings("adam", 1e-3, weight_decay=0.2): lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-3, weight_decay=0.2),
+    DenseSettings("adamw"): lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0),
+    DenseSettings("adamw", 1e-3, weight_decay=0.5): lambda p: torch.optim.AdamW(p, lr=0.1, eps=1e-3, weight_decay=0.5),
 }
+ALL = pytest.mark.parametrize("settings", TORCH, ids=str)
 
 
 def layers() -> nn.Sequential:
@@ -19,48 +31,64 @@ def layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 1))
 
 
+def fill(optimizer: DenseOptimizer, step: int) -> None:
+    for number, grad in enumerate(optimizer.grads.values()):
+        torch.manual_seed(10 * step + number)
+        grad.copy_(torch.randn(grad.shape))
+
+
 def steps(optimizer: DenseOptimizer, first: int, last: int) -> None:
     for step in range(first, last):
-        for number, grad in enumerate(optimizer.grads.values()):
-            torch.manual_seed(10 * step + number)
-            grad.copy_(torch.randn(grad.shape))
+        fill(optimizer, step)
         optimizer.step(0.1 / step)
 
 
-@pytest.mark.parametrize("name", TORCH)
-def test_as_torch(name):
+@ALL
+def test_as_torch(settings):
     ours, theirs = layers(), layers()
-    optimizer, reference = DenseOptimizer(name, ours), TORCH[name](theirs.parameters(), lr=0.1)
+    optimizer, reference = DenseOptimizer(settings, ours), TORCH[settings](theirs.parameters())
     for step in range(1, 6):
-        steps(optimizer, step, step + 1)
+        fill(optimizer, step)
         for parameter, grad in zip(theirs.parameters(), optimizer.grads.values(), strict=True):
             parameter.grad = grad.clone()
         reference.param_groups[0]["lr"] = 0.1 / step
         reference.step()
+        optimizer.step(0.1 / step)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     state = optimizer.state()
-    if name == "sgd":
+    if not settings.state_keys:
         assert state == {}
     for parameter, found in zip(theirs.parameters(), state.values(), strict=False):
+        assert found.keys() == reference.state[parameter].keys()
         assert all(torch.equal(found[key], value) for key, value in reference.state[parameter].items())
 
 
-@pytest.mark.parametrize("name", ["adagrad", "adam"])
-def test_a_loaded_state_goes_on(name):
+@pytest.mark.parametrize("settings", [settings for settings in TORCH if settings.state_keys], ids=str)
+def test_a_loaded_state_goes_on(settings):
     whole, first, second = layers(), layers(), layers()
-    steps(DenseOptimizer(name, whole), 1, 6)
-    before = DenseOptimizer(name, first)
+    steps(DenseOptimizer(settings, whole), 1, 6)
+    before = DenseOptimizer(settings, first)
     steps(before, 1, 4)
-    after = DenseOptimizer(name, second)
+    after = DenseOptimizer(settings, second)
     second.load_state_dict(first.state_dict())
     saved = {key: {name: value.numpy() for name, value in entry.items()} for key, entry in before.state().items()}
-    assert after.load_state(saved) == 3
+    after.load_state(saved)
     steps(after, 4, 6)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
 
+@ALL
+def test_what_lies_between_parameters_stays_zero(settings):
+    optimizer = DenseOptimizer(settings, layers())
+    steps(optimizer, 1, 4)
+    used = sum(grad.numel() for grad in optimizer.grads.values())
+    assert (optimizer.all_grads != 0).sum() <= used
+    assert (optimizer._parameters != 0).sum() <= used
+    assert optimizer._parameters.isfinite().all()
+
+
 def test_every_parameter_is_aligned():
     model = layers()
-    DenseOptimizer("sgd", model)
+    DenseOptimizer(DenseSettings("sgd"), model)
     start = next(model.parameters()).data_ptr()
     assert all((parameter.data_ptr() - start) % (4 * ALIGNMENT) == 0 for parameter in model.parameters())

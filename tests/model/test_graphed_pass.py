@@ -12,6 +12,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.data.open import open_dataset
 from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
+from cachedlrm.model.dense_settings import DenseSettings
 from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import GraphedPass
 from cachedlrm.model.losses import make_loss
@@ -89,7 +90,7 @@ def test_graphs_train_the_same_bits(tmp_path, monkeypatch, arguments):
 
 def test_one_batch_at_a_time_in_the_same_tensors():
     model = Dlrm(plain_features(3, 4), (5, 8, 4), (6, 1))
-    optimizer = DenseOptimizer("sgd", model)
+    optimizer = DenseOptimizer(DenseSettings("sgd"), model)
     dense_pass = DensePass(model, optimizer.grads, make_loss("bce", (), torch.device("cpu")))
     graphed, random = GraphedPass(dense_pass, HostRecorder()), torch.Generator().manual_seed(2)
     results, inputs, copies = [], [], []

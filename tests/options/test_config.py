@@ -6,6 +6,7 @@ import inspect
 
 from cachedlrm.options import config
 from cachedlrm.options.config import Options
+from cachedlrm.options.optimisation import OptimisationOptions
 from cachedlrm.options.types import may_change
 from support.options import OPTIONS
 
@@ -40,7 +41,7 @@ def test_what_may_change_on_resume():
         group.name: [option.name for option in dataclasses.fields(group.type) if not may_change(option)]
         for group in dataclasses.fields(Options)
     }
-    optimisation = [field.name for field in dataclasses.fields(config.OptimisationOptions)]
+    optimisation = [field.name for field in dataclasses.fields(OptimisationOptions)]
     assert kept == {
         "model": [field.name for field in dataclasses.fields(config.ModelOptions)],
         "batches": ["mini_batch_size", "micro_batch_size", "num_batches", "numpy_rand_seed", "max_ind_range"],

@@ -86,6 +86,9 @@ FORMS = (  # without --bf16, for which the CPU's matrix library takes memory of 
     "--arch-interaction-op=dcn",
     "--arch-interaction-op=projection",
     "--pooling=mean",
+    "--clip-grad-norm=0.1 --dense-optimizer=adam",
+    "--clip-grad-norm=0.1 --weighted-pooling=learned --dense-weight-decay=0.1",
+    "--dense-optimizer=sgd --dense-momentum=0.9",
 )
 
 

@@ -16,12 +16,13 @@ qr-collisions md-flag md-threshold md-temperature md-round-dims mini-batch-size 
 numpy-rand-seed max-ind-range test-freq test-mini-batch-size print-freq monitor stop-after stop-at-auc keep-best
 gauc-table data test-data shuffle data-generation data-size num-indices-per-lookup num-indices-per-lookup-fixed
 rand-data-dist rand-data-min rand-data-max rand-data-mu rand-data-sigma data-trace-file data-trace-enable-padding
-optimizer learning-rate lr-num-warmup-steps lr-decay-start-step lr-num-decay-steps mlperf-grad-accum-iter row-dtype
-row-state-dtype bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows gpu-budget policy lookahead count-rows
-prefetch-depth report-min predict store store-path host-budget init device steps run-dir checkpoint-every resume ui
-save-predictions threads debug-mode tensorboard profile-trace deterministic profile device-type device-memory
-device-reserved device-bandwidth device-flops link-bandwidth host-lookup-rate load-model save-model inference-only
-quantize-mlp-with-bit quantize-emb-with-bit save-onnx
+optimizer learning-rate eps weight-decay dense-optimizer dense-learning-rate dense-eps dense-momentum dense-weight-decay
+clip-grad-norm lr-policy lr-num-warmup-steps lr-decay-start-step lr-num-decay-steps lr-end lr-power
+mlperf-grad-accum-iter row-dtype row-state-dtype bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows gpu-budget policy
+lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps run-dir
+checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
+device-type device-memory device-reserved device-bandwidth device-flops link-bandwidth host-lookup-rate load-model
+save-model inference-only quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
 

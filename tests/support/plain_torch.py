@@ -3,7 +3,8 @@
 It receives initial parameters as tensors and returns losses and final parameters, so it can stand beside any run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,8 @@ class RwsAdagrad:
     """Row-wise Adagrad on sparse gradients, from its definition in facebookresearch/dlrm's optim/rwsadagrad.py."""
 
     def __init__(self, tables, lr, eps=1e-10):
-        self.tables, self.lr, self.eps = list(tables), lr, eps
+        self.tables, self.eps = list(tables), eps
+        self.param_groups = [{"lr": lr}]
         self.sums = [torch.zeros(len(table)) for table in self.tables]
 
     def step(self):
@@ -27,7 +29,7 @@ class RwsAdagrad:
             with torch.no_grad():
                 sums[rows] += values.pow(2).mean(dim=1)
                 update = values / (sums[rows].sqrt() + self.eps).unsqueeze(1)
-                table.add_(torch.sparse_coo_tensor(rows[None], update, table.shape), alpha=-self.lr)
+                table.add_(torch.sparse_coo_tensor(rows[None], update, table.shape), alpha=-self.param_groups[0]["lr"])
 
     def zero_grad(self):
         for table in self.tables:
@@ -69,27 +71,41 @@ def train_plain(
     lr: float,
     interaction: str = "dot",
     ordered: bool = True,
+    *,
+    row_settings: dict[str, float] | None = None,
+    weight_decay: float = 0.0,
+    layers: Callable[[list[nn.Parameter]], Any] | None = None,
+    clip: float | None = None,
+    rates: Callable[[int], tuple[float, float]] | None = None,
 ) -> tuple[list[float], list[torch.Tensor], dict[str, torch.Tensor]]:
     """Losses of every step, final tables and final dense parameters.
 
     SGD subtracts the gradients of nn.EmbeddingBag from a row one by one, in the order of its lookups. The others sum
     them first: with ``ordered`` in that order, without by nn.EmbeddingBag, which sorts the lookups with a sort that is
     not stable, so that sums of three or more differ in the last bits.
+
+    ``row_settings`` are of the rows' optimizer, as torch calls them; ``weight_decay`` is of the rows of the batch,
+    decoupled; ``layers`` makes the optimizer of dense parameters, by default the rows'; ``clip`` is the most that the
+    norm of all gradients may be; ``rates`` gives those of rows and of dense parameters by step, from 1.
     """
-    pooling = _ordered_pooling if ordered and optimizer != "sgd" else _bag_pooling
+    pooling = _ordered_pooling if ordered and (optimizer != "sgd" or clip) else _bag_pooling
+    more = row_settings or {}
     parameters = [nn.Parameter(table.clone()) for table in tables]
     bot, top = _mlp(dense, "bot_l", nn.ReLU()), _mlp(dense, "top_l", nn.Sigmoid())
     row_optimizer = {
         "sgd": lambda p: torch.optim.SGD(p, lr=lr),
-        "adagrad": lambda p: torch.optim.Adagrad(p, lr=lr),
-        "rwsadagrad": lambda p: RwsAdagrad(p, lr),
-        "adam": lambda p: torch.optim.SparseAdam(p, lr=lr),
+        "adagrad": lambda p: torch.optim.Adagrad(p, lr=lr, **more),
+        "rwsadagrad": lambda p: RwsAdagrad(p, lr, **more),
+        "adam": lambda p: torch.optim.SparseAdam(p, lr=lr, **more),
     }[optimizer](parameters)
-    dense_optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}.get(optimizer, torch.optim.Adagrad)(
-        [*bot.parameters(), *top.parameters()], lr=lr
-    )
+    counterpart = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}.get(optimizer, torch.optim.Adagrad)
+    of_layers = [*bot.parameters(), *top.parameters()]
+    dense_optimizer = counterpart(of_layers, lr=lr) if layers is None else layers(of_layers)
     losses = []
-    for batch in batches:
+    for step, batch in enumerate(batches, 1):
+        if rates is not None:
+            for moving, rate in zip((row_optimizer, dense_optimizer), rates(step), strict=True):
+                moving.param_groups[0]["lr"] = rate
         lookups = list(_lookups_by_table(batch, [len(table) for table in tables]))
         pooled = [pooling(p, ids, sizes) for p, (ids, sizes) in zip(parameters, lookups, strict=True)]
         prediction = top(_interact(bot(torch.from_numpy(batch.dense)), pooled, interaction)).squeeze(1)
@@ -97,7 +113,11 @@ def train_plain(
         row_optimizer.zero_grad()
         dense_optimizer.zero_grad()
         loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_([*parameters, *of_layers], clip)
         for parameter, (ids, _) in zip(parameters, lookups, strict=True):
+            with torch.no_grad():
+                parameter[ids.unique()] *= 1 - (lr if rates is None else rates(step)[0]) * weight_decay
             if not parameter.grad.is_sparse:  # the lazy optimizers take sparse gradients
                 rows = ids.unique()
                 parameter.grad = torch.sparse_coo_tensor(rows[None], parameter.grad[rows], parameter.shape)

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,10 @@ def train(
     steps: int = STEPS,
     row_dtype: str = "fp32",
     state_dtype: str = "fp32",
+    rate: LearningRate | None = None,
+    **of_trainer: Any,
 ) -> Result:
+    """A run; ``of_trainer`` are further arguments of `Trainer`."""
     stream = batches(lookups_per_bag, steps)
     settings = CacheSettings(policy, window=5, prefetch_depth=prefetch_depth, staging_rows=16)
     layout = RecordLayout(DIM, optimizer, False, row_dtype, state_dtype)
@@ -112,7 +116,7 @@ def train(
         device
     )
     loss = make_loss("bce", (), torch.device(device))
-    trainer = Trainer(cache, model, LearningRate(LR), loss, BATCH, record=record)
+    trainer = Trainer(cache, model, rate or LearningRate(LR), loss, BATCH, record=record, **of_trainer)
     losses, predictions, counters = [], [], CacheCounters()
     prefetcher = Prefetcher(
         cache.prepare(iter(stream)), prefetch_depth, cache.trained, lambda index: evaluate and index in EVALUATE_AFTER

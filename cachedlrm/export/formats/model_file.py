@@ -3,7 +3,8 @@
 ``torch.save`` of a dictionary: ``state_dict`` with the parameters, ``opt_state_dict`` with the optimizer's state by the
 parameters' numbers in that order, and where training stood: ``nepochs``, ``nbatches``, ``nbatches_test``, ``epoch``,
 ``iter``, ``train_loss``, ``total_loss``, ``test_acc``. ``vocabulary`` is ours: the fingerprint of what its rows stand
-for (`cachedlrm.data.vocabulary`), where that is known.
+for (`cachedlrm.data.vocabulary`), where that is known. Where layers have an optimizer of their own, ``param_groups``
+has one entry for rows and one for layers; the reference has no optimizer that takes such a file.
 """
 
 import pickle
@@ -23,7 +24,10 @@ from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
 from cachedlrm.export.formats.piecewise import piecewise
 from cachedlrm.export.formats.torch_file import write_torch_file
 from cachedlrm.export.full_tables import FullTable
+from cachedlrm.model.dense_settings import DenseSettings, counterpart
+from cachedlrm.model.learning_rate import LearningRate
 from cachedlrm.options.architecture import Architecture
+from cachedlrm.options.optimisation import ResolvedOptimisation
 from cachedlrm.store.records import OPTIMIZERS, RecordLayout
 
 State = dict[str, dict[str, Any]]
@@ -65,10 +69,17 @@ def record_parts(layout: RecordLayout, weight: str, pooling: str) -> Iterator[tu
             column += 1
 
 
-def _state_keys(optimizer: str, name: str) -> tuple[str, ...]:
-    """Keys of a parameter's state."""
-    is_table = name.startswith("emb_l.") and not name.endswith(".proj.weight")
-    return OPTIMIZERS[optimizer].table_state_keys if is_table else OPTIMIZERS[optimizer].state_keys
+def _is_of_rows(name: str) -> bool:
+    """Whether a parameter is a table or its pooling weights."""
+    return name.startswith(("emb_l.", "v_W_l.")) and not name.endswith(".proj.weight")
+
+
+def _state_keys(optimizer: str, dense: DenseSettings, name: str) -> tuple[str, ...]:
+    """Keys of a parameter's state, without the number of steps."""
+    if not _is_of_rows(name):
+        return dense.state_keys
+    kind = OPTIMIZERS[optimizer]
+    return kind.table_state_keys if name.startswith("emb_l.") else kind.state_keys
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class LoadedModel:
 
     Attributes:
         parameters: by name, float32; mapped into memory from the file, not read.
-        state: of the optimizer, if the file's is the chosen one's: arrays, and ``step`` as a number.
+        state: of the optimizers, if the file's are the chosen ones': arrays, and ``step`` as a number.
         note: on its vocabulary, where that could not be checked; else None.
     """
 
@@ -87,13 +98,18 @@ class LoadedModel:
 
 
 def load_model(
-    path: Path, architecture: Architecture, vocabulary: Vocabulary | None = None, data_words: str = "the data"
+    path: Path,
+    architecture: Architecture,
+    dense: DenseSettings,
+    vocabulary: Vocabulary | None = None,
+    data_words: str = "the data",
 ) -> LoadedModel:
     """Reads a model file.
 
     Args:
         path: the file.
-        architecture: what its parameters must fit; its layouts name the optimizer.
+        architecture: what its parameters must fit; its layouts name the rows' optimizer.
+        dense: the layers' optimizer.
         vocabulary: of the data that the model is for; None: not on record.
         data_words: what that data is, for messages.
 
@@ -117,7 +133,9 @@ def load_model(
             line = " ".join(str(name).split())
             raise UserError(f"{path} has parameter {line}, which this model lacks; {_advice(line)}")
     arrays = {name: _array(path, name, parameters[name], shape) for name, shape in shapes.items()}
-    return LoadedModel(arrays, _load_state(path, content.get("opt_state_dict"), shapes, architecture.layouts), note)
+    optimizer = architecture.layouts[0].optimizer
+    keys = {name: _state_keys(optimizer, dense, name) for name in shapes}
+    return LoadedModel(arrays, _load_state(path, content.get("opt_state_dict"), shapes, keys), note)
 
 
 def _load(path: Path) -> Any:
@@ -144,24 +162,28 @@ def _load(path: Path) -> Any:
 
 
 def _load_state(
-    path: Path, content: Any, shapes: Mapping[str, tuple[int, ...]], layouts: Sequence[RecordLayout]
+    path: Path, content: Any, shapes: Mapping[str, tuple[int, ...]], keys: Mapping[str, tuple[str, ...]]
 ) -> State | None:
-    """The optimizer's state if it is the chosen optimizer's."""
-    optimizer = layouts[0].optimizer
+    """The optimizers' state if it is the chosen ones'.
+
+    Args:
+        path: the file.
+        content: of ``opt_state_dict``.
+        shapes: of the parameters.
+        keys: of their state.
+    """
     state: State = {}
     try:
-        numbers = [number for group in content["param_groups"] for number in group["params"]]
+        numbers = sorted(number for group in content["param_groups"] for number in group["params"])
         for name, number in zip(shapes, numbers, strict=True):
-            keys = _state_keys(optimizer, name)
-            if not keys:
-                continue
-            entry = content["state"][number]
-            values = {key: entry[key] for key in keys}
-            state[name] = {"step": float(entry["step"]), **values}
-    except (LookupError, TypeError, ValueError):  # of another optimizer or other parameters, or none
+            if keys[name]:
+                entry = content["state"][number]
+                step = {} if "momentum_buffer" in keys[name] else {"step": float(entry["step"])}
+                state[name] = {**step, **{key: entry[key] for key in keys[name]}}
+    except (LookupError, TypeError, ValueError):  # of other optimizers or parameters, or none
         return None
     for name, entry in state.items():
-        for key in _state_keys(optimizer, name):
+        for key in keys[name]:
             shape = shapes[name][:1] if key == "momentum" else shapes[name]
             entry[key] = _array(path, f"{key} of {name}", entry[key], shape)
     return state
@@ -238,11 +260,13 @@ class Training:
 def save_model(
     path: Path,
     architecture: Architecture,
+    optimisation: ResolvedOptimisation,
     *,
     tables: Sequence[FullTable],
     dense: Mapping[str, Tensor],
     dense_state: Mapping[str, Mapping[str, Tensor]],
-    learning_rates: tuple[float, float],
+    steps: int,
+    next_step: int,
     training: Training,
     vocabulary: str | None = None,
 ) -> None:
@@ -251,29 +275,32 @@ def save_model(
     Args:
         path: the file.
         architecture: of the model.
+        optimisation: its optimizers.
         tables: all of them.
         dense: dense parameters by name.
         dense_state: state of their optimizer, by name and torch's key.
-        learning_rates: of the next step, and without a schedule.
+        steps: times that parameters have moved, in this run and in those whose state it went on with.
+        next_step: of this run, from 1.
         training: where it stands.
         vocabulary: fingerprint of what the rows stand for; None: not on record.
 
     Raises:
         UserError: the file could not be written.
     """
-    optimizer = architecture.layouts[0].optimizer
+    optimizer = optimisation.optimizer
     parameters = {name: piecewise(tensor) for name, tensor in dense.items()}
     state: dict[str, dict[str, object]] = {
         name: {key: _step(value, optimizer) if key == "step" else piecewise(value) for key, value in entry.items()}
         for name, entry in dense_state.items()
     }
-    steps = next((entry["step"] for entry in state.values()), None)  # None: no state at all
+    has_state = steps or optimizer != "adam"  # which torch makes in the first step
     for table in tables:
         for name, key, columns in record_parts(table.layout, table.name, table.pooling_name):
             if key is None:
                 parameters[name] = table.tensor(columns)
-            elif steps is not None:
-                state.setdefault(name, {"step": steps})[key] = table.tensor(columns)
+            elif has_state:
+                entry = state.setdefault(name, {"step": _step(torch.tensor(float(steps)), optimizer)})
+                entry[key] = table.tensor(columns)
     names = list(parameter_shapes(architecture))
     content = {
         **vars(training),
@@ -281,7 +308,7 @@ def save_model(
         "state_dict": {name: parameters[name] for name in names},
         "opt_state_dict": {
             "state": {number: state[name] for number, name in enumerate(names) if name in state},
-            "param_groups": [{**_group(optimizer, learning_rates), "params": list(range(len(names)))}],
+            "param_groups": _param_groups(optimisation, names, next_step),
         },
     }
     write_torch_file(path, content)
@@ -292,17 +319,46 @@ def _step(value: Tensor, optimizer: str) -> object:
     return int(value) if optimizer == "rwsadagrad" else piecewise(value)
 
 
-_REFERENCE_GROUP = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value")
-"""Settings of the reference's own optimizer, RWSAdagrad."""
+_REFERENCE_GROUP = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value", "initial_lr")
+"""Settings of the reference's own optimizer, RWSAdagrad, and of its schedule."""
 
 
-def _group(optimizer: str, learning_rates: tuple[float, float]) -> dict[str, object]:
-    """Settings of the optimizer."""
-    learning_rate, initial = learning_rates
-    unused = [torch.nn.Parameter(torch.empty(0))]
-    optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    of_torch: torch.optim.Optimizer = optimizers.get(optimizer, torch.optim.Adagrad)(unused, lr=learning_rate)
-    group: dict[str, object] = of_torch.state_dict()["param_groups"][0]
+def _param_groups(optimisation: ResolvedOptimisation, names: Sequence[str], next_step: int) -> list[dict[str, object]]:
+    """Settings of the optimizers and the numbers of their parameters; one entry where there is one optimizer.
+
+    Args:
+        optimisation: the optimizers.
+        names: of all parameters.
+        next_step: of which the rate is written.
+    """
+    optimizer, layers = optimisation.optimizer, optimisation.dense
+    of_rows = DenseSettings(counterpart(optimizer), optimisation.eps, weight_decay=optimisation.weight_decay)
+    rows = _group(of_rows, optimisation.row_rate, next_step)
     if optimizer == "rwsadagrad":
-        group = {name: group[name] for name in _REFERENCE_GROUP}
-    return {**group, "initial_lr": initial}
+        rows = {name: rows[name] for name in _REFERENCE_GROUP}
+    if of_rows == layers and not layers.weight_decay and optimisation.row_rate == optimisation.dense_rate:
+        return [{**rows, "params": list(range(len(names)))}]
+    if optimisation.weight_decay:
+        rows["decoupled_weight_decay"] = True
+    numbers: dict[bool, list[int]] = {True: [], False: []}
+    for number, name in enumerate(names):
+        numbers[_is_of_rows(name)].append(number)
+    dense = _group(layers, optimisation.dense_rate, next_step)
+    return [{**rows, "params": numbers[True]}, {**dense, "params": numbers[False]}]
+
+
+_OF_TORCH = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def _group(settings: DenseSettings, rate: LearningRate, next_step: int) -> dict[str, object]:
+    """torch's settings of an optimizer."""
+    of_torch: torch.optim.Optimizer = _OF_TORCH[settings.name]([torch.nn.Parameter(torch.empty(0))])
+    group: dict[str, object] = of_torch.state_dict()["param_groups"][0]
+    numbers = {"eps": settings.definite_eps, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    known = {name: number for name, number in numbers.items() if name in group}
+    return {**group, **known, "lr": rate(next_step), "initial_lr": rate.base}

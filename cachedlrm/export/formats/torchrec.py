@@ -10,7 +10,8 @@ process reads its part of each table and no other. Names are those of a state di
 - ``bot_l.N...``, ``top_l.N...`` and so on, as in facebookresearch/dlrm and our model files.
 
 ``torchrec.json`` has the arguments of the ``EmbeddingBagConfig`` of each table, the name of the model and its arguments
-(or null), the optimizer's name and learning rate, and the fingerprint of the rows' vocabulary where it is known.
+(or null), name and numbers of the tables' optimizer (its weight decay is decoupled), those of the layers' in
+torch.optim, and the fingerprint of the rows' vocabulary where it is known.
 """
 
 import json
@@ -41,6 +42,7 @@ FUSED_OPTIMIZERS = {
 }
 """Names of fbgemm_gpu's EmbOptimType."""
 _MODELS = {"dot": "DLRM", "dcn": "DLRM_DCN", "projection": "DLRM_Projection"}  # of torchrec.models.dlrm
+_OF_TORCH = {"sgd": "SGD", "adagrad": "Adagrad", "adam": "Adam", "adamw": "AdamW"}
 
 Dense = Mapping[str, NDArray[np.generic]]
 
@@ -128,7 +130,10 @@ def _number(table: FullTable) -> int:
 
 
 def _config(options: Resolved, architecture: Architecture, tables: Sequence[FullTable]) -> dict[str, Any]:
-    optimizer = architecture.layouts[0].optimizer
+    optimisation = options.optimisation
+    layers = optimisation.dense
+    numbers = {"weight_decay": layers.weight_decay}
+    numbers |= {"momentum": layers.momentum} if layers.name == "sgd" else {"eps": layers.definite_eps}
     return {
         "tables": [
             {
@@ -142,8 +147,12 @@ def _config(options: Resolved, architecture: Architecture, tables: Sequence[Full
         ],
         "model": model_name(architecture),
         "dlrm": dlrm_arguments(architecture),
-        "optimizer": FUSED_OPTIMIZERS[optimizer],
-        "learning_rate": options.optimisation.learning_rate,
+        "optimizer": FUSED_OPTIMIZERS[optimisation.optimizer],
+        "learning_rate": optimisation.learning_rate,
+        "eps": optimisation.eps or OPTIMIZERS[optimisation.optimizer].eps,
+        "weight_decay": optimisation.weight_decay,
+        "dense_optimizer": _OF_TORCH[layers.name],
+        "dense_settings": {"lr": optimisation.dense_rate.base, **numbers},
     }
 
 
