@@ -156,11 +156,7 @@ def definite(options: ResolvedOptimisation, num_steps: int) -> ResolvedOptimisat
     if options.lr_policy not in _DECAYING:
         return options
     start = options.lr_decay_start_step or max(1, options.lr_num_warmup_steps)
-    if not options.lr_num_decay_steps and 0 < num_steps < start:
-        raise UserError(
-            f"--lr-policy {options.lr_policy} begins at step {start:,} and the run has {num_steps:,}; lower "
-            "--lr-num-warmup-steps or --lr-decay-start-step, or give --lr-num-decay-steps"
-        )
+    # Where the run ends before, a resumed and longer one may still decide.
     length = options.lr_num_decay_steps or max(0, num_steps - start + 1)
     return replace(options, lr_decay_start_step=start, lr_num_decay_steps=length)
 

@@ -65,3 +65,16 @@ def test_rows_decay_after_their_gradient_was_taken(weighted):
     decayed.step(gradient, RowStep(0.1, 1, weight_decay=0.5))
     plain.step(gradient, RowStep(0.1, 1))
     torch.testing.assert_close(decayed.records, plain.records - 0.05 * records)
+
+
+@pytest.mark.parametrize("averages", [False, True])
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+def test_a_step_is_a_sum_by_row_and_a_move(optimizer, averages):
+    layout = RecordLayout(2, optimizer)
+    torch.manual_seed(1)
+    records, gradient = torch.rand(3, layout.width), torch.randn(2, 2)
+    at_once, in_two = (RowUpdate(layout, records.clone(), POSITIONS, OFFSETS, None, averages=averages) for _ in "ab")
+    at_once.step(gradient.clone(), RowStep(0.1, 7))
+    in_two.move(in_two.sum_by_row(gradient.clone()), RowStep(0.1, 7))
+    assert torch.equal(at_once.records, in_two.records)
+    assert at_once.step_number == in_two.step_number == 7

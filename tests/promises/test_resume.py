@@ -160,6 +160,51 @@ def test_what_changes_no_bit_may_change(tmp_path, monkeypatch, whole, change):
     assert result(run)[:2] == whole[:2]
 
 
+APART = {
+    "momentum": ["--optimizer=rwsadagrad", "--eps=1e-4", "--dense-optimizer=sgd", "--dense-momentum=0.9"],
+    "adamw": ["--optimizer=adam", "--dense-optimizer=adamw", "--dense-weight-decay=0.3", "--dense-learning-rate=0.005"],
+    "adam": ["--optimizer=sgd", "--weight-decay=0.2", "--dense-optimizer=adam", "--dense-eps=1e-4"],
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_optimizers_apart_and_a_schedule_go_on(tmp_path, monkeypatch, name):
+    options = [*WHOLE[:3], *WHOLE[4:], *APART[name], "--clip-grad-norm=0.05", "--lr-num-warmup-steps=4"]
+    options += ["--lr-policy=polynomial", "--lr-end=0.002", "--lr-power=1.5"]
+    assert train(tmp_path / "whole", *options) == 0
+    expected = result(tmp_path / "whole")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted_at(8, patch)
+        assert train(run, *options, *LMDB) == 130
+    assert resume(run) == 0
+    found = result(run)
+    assert found[:2] == expected[:2]
+    assert found[2]["evicted_rows"] > 0
+    for key in ("learning_rate", "dense_learning_rate"):
+        lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (run, tmp_path / "whole")]
+        rates = [[json.loads(line)[key] for line in part] for part in lines]
+        assert rates[0] == rates[1]
+        assert len(set(rates[0])) > 10
+        assert found[2][key] == rates[0][-1]
+
+
+def test_a_decay_ends_where_the_run_began_to_end(tmp_path):
+    decays = ["--optimizer=adam", "--lr-policy=linear", "--lr-end=0.001", "--test-freq=-1", "--print-freq=1"]
+    assert train(tmp_path / "run", *decays, "--steps=9", "--checkpoint-every=9") == 0
+    assert resume(tmp_path / "run", "--steps=15") == 0
+    assert train(tmp_path / "named", *decays, "--steps=15", "--lr-num-decay-steps=9") == 0
+    assert result(tmp_path / "run")[:2] == result(tmp_path / "named")[:2]
+
+
+def test_a_decay_that_has_not_begun_ends_where_the_longer_run_does(tmp_path):
+    decays = ["--lr-policy=cosine", "--lr-num-warmup-steps=11", "--test-freq=-1", "--print-freq=1"]
+    assert train(tmp_path / "run", *decays, "--steps=6", "--checkpoint-every=6") == 0
+    assert resume(tmp_path / "run", "--steps=16") == 0
+    assert train(tmp_path / "whole", *decays, "--steps=16") == 0
+    assert result(tmp_path / "run")[:2] == result(tmp_path / "whole")[:2]
+
+
 def test_moves_of_which_part_was_not_compared_are_not_compared_with_min(tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -297,6 +342,9 @@ def test_a_copy_goes_on_and_the_original_stays(tmp_path, monkeypatch, whole):
         ("--bf16", ["--bf16", "--resume"]),
         ("--mlperf-grad-accum-iter=2", ["--mlperf-grad-accum-iter 2", "--mlperf-grad-accum-iter 1"]),
         ("--micro-batch-size=50", ["--micro-batch-size 50", "--micro-batch-size 100"]),
+        ("--dense-optimizer=sgd", ["--dense-optimizer sgd", "no --dense-optimizer"]),
+        ("--clip-grad-norm=1", ["--clip-grad-norm 1.0", "no --clip-grad-norm"]),
+        ("--lr-policy=linear", ["--lr-policy linear", "--lr-policy reference"]),
         ("--lr-num-warmup-steps=3", ["--lr-num-warmup-steps 3", "--lr-num-warmup-steps 0"]),
     ],
 )

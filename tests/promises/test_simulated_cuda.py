@@ -50,19 +50,27 @@ RUNS = {
     "mixed dimensions, lookahead, lmdb": [
         *["--policy=lookahead", "--prefetch-depth=4", "--gpu-cache-rows=190", "--optimizer=adam", *MIXED],
         *["--store=lmdb", "--host-budget=1MiB", "--checkpoint-every=5", "--row-dtype=fp16", "--row-state-dtype=bf16"],
+        *["--clip-grad-norm=0.1", "--weight-decay=0.1"],
     ],
     "graphs, projection": [
         *["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=160", "--optimizer=adam", "--cuda-graphs"],
         *["--arch-interaction-op=projection", "--interaction-branch1-layer-sizes=12-16"],
-        "--interaction-branch2-layer-sizes=24",
+        *[
+            "--interaction-branch2-layer-sizes=24",
+            "--clip-grad-norm=0.1",
+            "--dense-optimizer=adamw",
+            "--dense-eps=1e-4",
+        ],
+        "--lr-policy=cosine",
     ],
     "remainders, weighted": [
         *["--data=zipf:samples=800,hot=3", "--policy=lrfu", "--prefetch-depth=2", "--gpu-cache-rows=320"],
         *["--optimizer=sgd", "--weighted-pooling=learned", "--row-dtype=bf16"],
+        *["--clip-grad-norm=0.1", "--weight-decay=0.1"],
     ],
     "several passes, bf16, cross layers": [
         *["--policy=lru", "--prefetch-depth=2", "--gpu-cache-rows=300", "--optimizer=adagrad", "--bf16"],
-        *["--data=zipf:samples=800,hot=3-1-2-1", "--pooling=mean"],
+        *["--data=zipf:samples=800,hot=3-1-2-1", "--pooling=mean", "--clip-grad-norm=0.1"],
         *["--mlperf-grad-accum-iter=2", "--micro-batch-size=20", "--init=reference", "--arch-interaction-op=dcn"],
     ],
     "all resident": [
@@ -71,7 +79,7 @@ RUNS = {
     ],
     RESUMED: [
         *["--policy=lru", "--prefetch-depth=3", "--gpu-cache-rows=170", "--optimizer=rwsadagrad", *MIXED],
-        *["--checkpoint-every=7"],
+        *["--checkpoint-every=7", "--eps=1e-4", "--dense-optimizer=sgd", "--dense-momentum=0.9", "--lr-policy=linear"],
     ],
 }
 OTHERS = ["copies-first", "training-first", "random"]

@@ -27,6 +27,8 @@ FULL = report(
     moved_rows_min=80,
     accuracy=0.5,
     row_dtype="bf16",
+    learning_rate=0.01,
+    dense_learning_rate=0.001,
     vocabulary="3f2a91c0d4e5b678",
     evaluations=(Evaluated(step=5, auc=0.5), Evaluated(step=10, auc=0.75, logloss=0.5, gauc=0.5)),
     evaluated_step=10,
@@ -37,7 +39,8 @@ FULL = report(
 )
 OLDER = (
     *SCORES, "loss_recent", "loss_of_mean", "evaluated_step", "best_step", "stopped", "evaluations", "vocabulary",
-    "calibration_bins", "host_limit_bytes", "prediction", "miss_ratio_curve", "tables", "losses", "inference",
+    "calibration_bins", "learning_rate", "dense_learning_rate",
+    "host_limit_bytes", "prediction", "miss_ratio_curve", "tables", "losses", "inference",
     "row_dtype",
 )  # fmt: skip
 """Keys that reports of earlier versions may lack."""

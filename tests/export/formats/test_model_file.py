@@ -123,6 +123,34 @@ def test_a_warm_start_goes_on_with_the_bits_of_an_uninterrupted_run(model, optim
     assert equal(exported(tmp_path / "second"), exported(tmp_path / "whole"))
 
 
+APART = {
+    "adagrad, adam": ["--optimizer=adagrad", "--dense-optimizer=adam", "--eps=1e-4", "--weight-decay=0.1"],
+    "adam, momentum": ["--optimizer=adam", "--dense-optimizer=sgd", "--dense-momentum=0.9"],
+    "sgd, adamw": ["--optimizer=sgd", "--dense-optimizer=adamw", "--dense-learning-rate=0.01"],
+    "rwsadagrad, sgd": ["--optimizer=rwsadagrad", "--dense-optimizer=sgd"],
+}
+
+
+@pytest.mark.parametrize(("name", "model"), zip(APART, ["md", "learned", "qr", "plain"], strict=True))
+def test_optimizers_apart_go_on_from_a_file(name, model, tmp_path):
+    arguments = [*MODELS[model], *APART[name], "--clip-grad-norm=0.3"]
+    whole = run(tmp_path / "whole", *arguments, "--nepochs=2")
+    run(tmp_path / "first", *arguments, f"--save-model={tmp_path / 'm.pt'}", "--gpu-cache-rows=20")
+    second = run(tmp_path / "second", *arguments, f"--load-model={tmp_path / 'm.pt'}", "--gpu-cache-rows=25")
+    assert second["losses"] == whole["losses"][6:]
+    assert equal(exported(tmp_path / "second"), exported(tmp_path / "whole"))
+    rows, layers = torch.load(tmp_path / "m.pt")["opt_state_dict"]["param_groups"]
+    names = list(torch.load(tmp_path / "m.pt")["state_dict"])
+    assert sorted(rows["params"] + layers["params"]) == list(range(len(names)))
+    assert all(names[number].startswith(("emb_l", "v_W_l")) for number in rows["params"])
+    assert not any(names[number].endswith("proj.weight") for number in rows["params"])
+    assert rows["weight_decay"] == (0.1 if "--weight-decay=0.1" in arguments else 0)
+    assert rows.get("decoupled_weight_decay", False) is (rows["weight_decay"] > 0)
+    assert rows.get("eps") == {"adagrad, adam": 1e-4, "adam, momentum": 1e-8, "rwsadagrad, sgd": 1e-10}.get(name)
+    assert layers.get("momentum") == {"adam, momentum": 0.9, "rwsadagrad, sgd": 0.0}.get(name)
+    assert layers["lr"] == (0.01 if name == "sgd, adamw" else 0.1)
+
+
 def test_a_file_may_be_loaded_and_written_over(tmp_path, monkeypatch):
     monkeypatch.setattr(full_tables, "_CHUNK_BYTES", 500)
     path = tmp_path / "m.pt"
