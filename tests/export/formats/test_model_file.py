@@ -131,7 +131,7 @@ APART = {
 }
 
 
-@pytest.mark.parametrize(("name", "model"), zip(APART, ["md", "learned", "qr", "plain"], strict=True))
+@pytest.mark.parametrize(("name", "model"), list(zip(APART, ["md", "learned", "qr", "plain"], strict=True)))
 def test_optimizers_apart_go_on_from_a_file(name, model, tmp_path):
     arguments = [*MODELS[model], *APART[name], "--clip-grad-norm=0.3"]
     whole = run(tmp_path / "whole", *arguments, "--nepochs=2")
