@@ -18,7 +18,7 @@ from cachedlrm.library.keyed import jagged_tensor, keyed_tensor
 from cachedlrm.library.lookups import Part, Routes
 from cachedlrm.library.module import CachedTables
 from cachedlrm.library.saved import prefix, saved_groups
-from cachedlrm.library.tables import TableSet, own_init, table_of
+from cachedlrm.library.tables import TableSet, own_init, table_of, with_features
 
 
 class CachedCollection(CachedTables):
@@ -96,7 +96,7 @@ class CachedCollection(CachedTables):
         report_min: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._configs = list(tables)
+        self._configs = [with_features(config) for config in tables]
         table_set = TableSet([table_of(config, self._pools, row_dtype) for config in self._configs], self._pools)
         given = {
             number: weight for number, config in enumerate(self._configs) if (weight := own_init(config)) is not None

@@ -185,9 +185,14 @@ def export_tables(engine: Engine, folder: Path, learning_rate: float) -> None:
     write_tensors(folder / MODEL_FILE, specs, pieces, {"format": "pt"})
     config = {
         "tables": [
-            {**of, "feature_names": list(table.feature_names)}
+            {
+                **of,
+                "feature_names": list(table.feature_names),
+                **({"pooling": "MEAN"} if table.pooling == "mean" else {}),
+            }
             for of, table in zip(engine.tables.identity(), engine.tables.tables, strict=True)
         ],
+        "model": None,
         "dlrm": None,
         "optimizer": FUSED_OPTIMIZERS[optimizer],
         "learning_rate": learning_rate,

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -175,6 +175,16 @@ def table_of(config: Any, pools: bool, row_dtype: str = "fp32") -> EmbeddingTabl
         tuple(getattr(config, "feature_names", None) or (name,)),
         pooling,
     )
+
+
+def with_features(config: Any) -> Any:
+    """A user's table with the feature of its name, if it names none: models read the names of features there."""
+    if getattr(config, "feature_names", None) or not getattr(config, "name", ""):
+        return config
+    if isinstance(config, EmbeddingTable):
+        return replace(config, feature_names=(config.name,))
+    config.feature_names = [config.name]  # as TorchRec's collections do
+    return config
 
 
 def own_init(config: Any) -> Tensor | None:

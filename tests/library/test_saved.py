@@ -140,6 +140,7 @@ def test_an_export_has_all_rows_in_torchrecs_names(tmp_path):
                 assert file.get_tensor(f"embedding_bags.{table.name}.momentum1").shape == weight.shape
         config = json.loads((tmp_path / "out" / "torchrec.json").read_text())
         assert config["tables"][0]["feature_names"] == ["user", "friend"]
+        assert [table.get("pooling") for table in config["tables"]] == [None, "MEAN", None, None]
         assert config["optimizer"] == "EXACT_ADAGRAD"
         with pytest.raises(UserError, match="is there; name a folder to make"):
             collection.export(tmp_path / "out")

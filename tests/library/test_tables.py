@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.library.tables import EmbeddingTable, TableSet, one_of, own_init, table_of, whole
+from cachedlrm.library.tables import EmbeddingTable, TableSet, one_of, own_init, table_of, whole, with_features
 
 
 def config(**fields) -> SimpleNamespace:
@@ -38,6 +38,12 @@ def test_torchrecs_configs_are_taken():
     assert table == EmbeddingTable("t", 4, 2, ("f",), "mean")
     assert table_of(config(feature_names=[]), pools=True).feature_names == ("t",)
     assert table_of(config(), pools=False).pooling == "none"
+
+
+def test_a_table_without_features_has_one_of_its_name():
+    assert with_features(EmbeddingTable("a", 3, 2)).feature_names == ("a",)
+    assert with_features(config(feature_names=[])).feature_names == ["t"]
+    assert with_features(config()).feature_names == ["f"]
 
 
 def test_only_an_init_of_ones_own_is_drawn():
