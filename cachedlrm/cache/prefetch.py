@@ -107,5 +107,6 @@ class Prefetcher:
         self._trained.stop()
         self._resume.release()
         self._ahead.release()
-        self._thread.join()
+        if self._thread is not threading.current_thread():  # whose garbage collection may end its owner
+            self._thread.join()
         self._thread = None
