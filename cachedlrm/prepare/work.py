@@ -82,11 +82,19 @@ class Work:
         self.command = command
         self.read = ReadSoFar()
         self.resumed = self.restarted = False
+        self._began = False
 
     @property
     def holds_nothing(self) -> bool:
         """Whether nothing is on record, so that nothing is lost when the working folder goes."""
         return self.read == ReadSoFar()
+
+    def leaves_nothing(self) -> bool:
+        """Removes the working folder if this process began it and nothing is on record; whether it did so."""
+        leaves = self._began and self.holds_nothing
+        if leaves:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return leaves
 
     def record(self, read: ReadSoFar) -> None:
         """Records what the spool holds; the record is never half-written."""
@@ -138,6 +146,7 @@ class Work:
                 f"{shown(self.out)} already holds {shown(others[0])}, which this command did not write; {OTHER_OUT}"
             )
         self.folder.mkdir(exist_ok=True)
+        self._began = True
         self.record(ReadSoFar())
         return True
 
@@ -161,11 +170,9 @@ def open_work(out: Path, command: Mapping[str, Any]) -> Iterator[Work | None]:
         try:
             yield work if work._open() else None
         except UserError:
-            if work.holds_nothing:
-                shutil.rmtree(work.folder, ignore_errors=True)
-                if is_lock_new:
-                    with suppress(PermissionError):  # Windows, where its release removes it
-                        (out / LOCK_FILE).unlink()
+            if work.leaves_nothing() and is_lock_new:
+                with suppress(PermissionError):  # Windows, where its release removes it
+                    (out / LOCK_FILE).unlink()
             raise
         finally:
             held.release()

@@ -267,3 +267,28 @@ def test_a_full_disk_is_the_users_one_line(tmp_path, days, monkeypatch, capsys):
         message = one_line(capsys, prepare("criteo", *days, "--out", tmp_path / "out"))
     assert "No space left on device; free space there or choose another --out; then repeat the command" in message
     assert prepare("criteo", *days, "--out", tmp_path / "out") == 0
+
+
+def test_a_command_that_is_refused_leaves_nothing(tmp_path, days, capsys):
+    write(tmp_path / "bad", [*LINES[:5], "nonsense"])
+    assert "line 6: 1 fields" in one_line(capsys, prepare("criteo", tmp_path / "bad", "--out", tmp_path / "a" / "b"))
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    one_line(capsys, prepare("criteo", tmp_path / "bad", "--out", tmp_path / "mine"))
+    assert list((tmp_path / "mine").iterdir()) == []
+    assert prepare("criteo", *days, "--out", tmp_path / "mine") == 0
+
+
+def test_what_another_process_left_is_kept(tmp_path, days, capsys):
+    folder = tmp_path / "out" / ".prepare"
+    write(folder / "state.json", ["{"])
+    assert "state.json is garbled" in one_line(capsys, prepare("criteo", *days, "--out", tmp_path / "out"))
+    assert (folder / "state.json").exists()
+
+
+def test_a_command_takes_the_place_of_one_that_recorded_nothing(tmp_path, days, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.SampleSpool, "append", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare("criteo", *days, "--out", tmp_path / "out")
+    assert prepare("criteo", *days[:2], "--out", tmp_path / "out", "--min-count=3") == 0
