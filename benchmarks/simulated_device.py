@@ -102,7 +102,7 @@ def cost(arguments: Sequence[str], steps: int = 12) -> Cost:
                     job.trainer.step(batch)
                 after = Counts(machine)
                 if dataset.test is not None:
-                    next(predict(job.trainer.model, cache.pooled, dataset.test, test_size, cache.device))
+                    next(predict(job.trainer.model, cache.reader(), dataset.test, test_size, cache.device))
         allocator = machine.allocators[0]
         return Cost(
             job.tiers.device.total_bytes,

@@ -29,7 +29,6 @@ import numpy as np
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import aligned
 from cachedlrm.cache.prefetch import Prefetcher
-from cachedlrm.data.batch import WatchedSource
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.final_state import FILE_NAME, most_bytes
 from cachedlrm.options.architecture import describe
@@ -281,9 +280,15 @@ def _evaluate(job: Job, recorder: _RunLog) -> None:
     """Evaluates on the held-out samples."""
     assert job.dataset.test is not None
     progress, run = recorder.progress, recorder.run
-    test = WatchedSource(job.dataset.test, lambda share: recorder.console.busy(progress.steps, "evaluating", share))
+    tell = partial(recorder.console.busy, progress.steps, "evaluating")
     with progress.paused():  # synchronises
-        evaluation = job.trainer.evaluate(test, job.options.batches.test_mini_batch_size, job.group_by)
+        evaluation = job.trainer.evaluate(
+            job.dataset.test,
+            job.options.batches.test_mini_batch_size,
+            job.group_by,
+            job.options.cache.prefetch_depth,
+            tell,
+        )
         if not np.isfinite(evaluation.predictions).all():
             raise progress.not_finite("predictions of held-out samples")
         is_kept = not job.options.evaluation.keep_best or progress.is_better(evaluation)

@@ -20,7 +20,7 @@ import operator
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any, Protocol
@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.cache.counters import PREPARING_PHASES, CacheCounters, Span, with_bytes
+from cachedlrm.cache.reading import Route, RowReader
 from cachedlrm.cache.streams import AtRest, CopyStream, Event, TrainedBatches
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots, TableGroup
 from cachedlrm.cache.upload import DeviceBatch, Upload
 from cachedlrm.cache.working_set import WorkingSet
-from cachedlrm.data.lookups import Lookups
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.init import RowInit
@@ -55,10 +55,6 @@ class Samples(Protocol):
     def labels(self) -> NDArray[np.float32]:
         """[B]."""
         ...
-
-
-Route = Callable[[Any], tuple[Lookups, ...]]
-"""The lookups of a batch in each group of tables, as `cachedlrm.data.lookups.Router` finds them."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +120,7 @@ class EmbeddingCache:
     ) -> None:
         self.router = router
         self._durability = durability
+        self._averages = settings.averages
         self.device = device
         self._ring = settings.prefetch_depth + 2
         self.trained = TrainedBatches(device, history=self._ring)
@@ -222,12 +219,21 @@ class EmbeddingCache:
             group.finish(lookups, update)
         self.trained.mark(batch.tensors.index)
 
-    def pooled(self, batch: Samples) -> list[Tensor]:
-        """Pooled vectors of current rows, [B * tables, dim] of each group. Changes nothing that training depends on.
+    def reader(self, bits: int = 32) -> RowReader:
+        """Reads current rows, wherever they are, for predictions in so many bits an element of the tables.
 
-        Call it while no batch is being prepared.
+        Pool with it while no batch is being prepared. Changes nothing that training depends on.
         """
-        return [group.pooled(lookups) for group, lookups in zip(self.groups, self.router(batch), strict=True)]
+        layouts, reads = [group.layout for group in self.groups], [group.read for group in self.groups]
+        return RowReader(self.router, layouts, reads, self.device, averages=self._averages, bits=bits)
+
+    def pooled(self, batch: Any) -> list[Tensor]:
+        """Pooled vectors of current rows, [B * tables, dim] of each group, as `reader` gives them."""
+        return self._reader.pool(self._reader.find(batch))
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return self.reader()
 
     @property
     def durable_database(self) -> Database:

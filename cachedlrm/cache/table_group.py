@@ -16,7 +16,6 @@ from cachedlrm.cache.transfer import Transfer
 from cachedlrm.cache.upload import DeviceLookups
 from cachedlrm.cache.working_set import NEVER, AddressBook, Int64s, WorkingSet
 from cachedlrm.data.lookups import Lookups
-from cachedlrm.model.bags import bag_sizes, pool
 from cachedlrm.model.row_update import RowUpdate
 from cachedlrm.store.database import Database
 from cachedlrm.store.host import HostStore, Newer, RecordsBetween, Store
@@ -179,20 +178,6 @@ class TableGroup:
     def finish(self, lookups: DeviceLookups, update: RowUpdate) -> None:
         """Puts the rows, as their update left them, back into their slots."""
         self._packing.scatter(self.slab, lookups.slots, update.records, lookups.rows, update.step_number)
-
-    def pooled(self, lookups: Lookups) -> Tensor:
-        """Pooled vectors of current rows, [num_bags, dim] on the device. Changes nothing.
-
-        Call it while nothing is in flight.
-        """
-        rows, inverse = np.unique(lookups.rows, return_inverse=True)
-        parameters, dim = self.read(rows), self.layout.dim  # [U, parameter_width]
-        positions = torch.from_numpy(inverse).to(self._device)  # [L]
-        # Weighed lookup by lookup as in the reference, since int8 MLPs magnify a difference in the last bit.
-        factors = parameters[:, dim][positions] if self.layout.weighted else None
-        offsets = torch.from_numpy(lookups.offsets).to(self._device)
-        pooled = pool(parameters[:, :dim].contiguous(), positions, offsets, factors)
-        return pooled.div_(bag_sizes(offsets)) if self._averages else pooled
 
     def read(self, rows: Int64s) -> Tensor:
         """Current parameters of ``rows`` [n] wherever they are: [n, parameter_width] on the device. Changes nothing.

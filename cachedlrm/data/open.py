@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cachedlrm.base.errors import UserError, check_package
 from cachedlrm.base.text import shown
-from cachedlrm.data.batch import MOST_ROWS, Dataset, RoundedTargets
+from cachedlrm.data.batch import MOST_ROWS, Dataset, RoundedTargets, Source
 from cachedlrm.data.fingerprint import Contents
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
 from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
@@ -66,6 +66,8 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
                 raise too_many_rows(f"{test_data.words} has larger ids than {data.words}", rows, max_ind_range)
         if max_ind_range > 0:
             rows = tuple(min(count, max_ind_range) for count in rows)
+        if request.least_rows is not None and len(request.least_rows) == len(rows):
+            rows = tuple(map(max, rows, request.least_rows))
     train = data.open(rows, num_dense)
     test = None if held_out is None else held_out.open(rows, num_dense)
     if test is not None and held_out is not None and not held_out.is_generated:
@@ -87,6 +89,49 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         notes=tuple(filter(None, (note, None if num_dense else f"{data.words} has no dense features"))),
         contents=tuple(contents),
     )
+
+
+class Samples(NamedTuple):
+    """Samples to predict.
+
+    Attributes:
+        source: of the samples.
+        vocabulary: which value each row stands for; None: not on record.
+        table_names: the user's names of the tables, in order; None: they have none.
+    """
+
+    source: Source
+    vocabulary: Vocabulary | None
+    table_names: tuple[str, ...] | None
+
+
+def open_samples(spec: str, request: DataRequest, trained_on: str) -> Samples:
+    """Opens samples for a model whose tables and dense features are known.
+
+    Args:
+        spec: as ``--data`` names them.
+        request: with the rows of the tables and the number of dense features.
+        trained_on: ``--data`` of the model.
+
+    Raises:
+        UserError: an unknown or unreadable source, or one that does not fit the model.
+    """
+    data, name = _read_spec("--data", spec, request), trained_on.partition(":")[0]
+    assert request.table_rows is not None
+    assert request.num_dense is not None
+    trained = pkgutil.resolve_name(_KINDS[name].spec) if name in _KINDS else type(data)
+    if type(data) is not trained and (data.hashes_ids or trained.hashes_ids):
+        raise UserError(
+            f"{data.words} and {trained_on}, on which the model was trained, give their rows to categories in "
+            "different ways; name samples of the same kind"
+        )
+    wanted = (len(request.table_rows), request.num_dense)
+    if not data.is_generated:
+        for what, count, needed in zip(("sparse columns", "dense features"), data.columns, wanted, strict=True):
+            if count != needed:
+                raise UserError(f"{data.words} has {count} {what} and the model {needed}; name samples with {needed}")
+    source: Source = data.open(request.table_rows, request.num_dense)
+    return Samples(RoundedTargets(source) if request.round_targets else source, data.vocabulary, data.table_names)
 
 
 def _common_vocabulary(data: SourceSpec, test_data: SourceSpec | None) -> tuple[Vocabulary | None, str | None]:

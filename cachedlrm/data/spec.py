@@ -64,6 +64,7 @@ class DataRequest:
         reference: options of the reference's generators; None without them.
         round_targets: whether labels are rounded to 0 or 1.
         needs_labels: whether samples without labels are refused.
+        least_rows: of each table, where the data's own are fewer; None: no bound.
     """
 
     table_rows: tuple[int, ...] | None
@@ -73,6 +74,7 @@ class DataRequest:
     reference: ReferenceStream | None = None
     round_targets: bool = False
     needs_labels: bool = True
+    least_rows: tuple[int, ...] | None = None
 
 
 class SourceSpec(ABC):

@@ -35,8 +35,8 @@ from cachedlrm.export.final_state import FinalState, load_final_state
 from cachedlrm.export.formats.piecewise import PiecewiseTensor
 from cachedlrm.export.formats.safetensors_file import BFLOAT16, TensorSpec, write_tensors
 from cachedlrm.export.formats.torchrec import check_torchrec, write_torchrec
-from cachedlrm.export.full_tables import FullTable, TouchedRecords, full_tables
-from cachedlrm.export.initial import initial_parameters
+from cachedlrm.export.full_tables import FullTable, Records, TouchedRecords, full_tables
+from cachedlrm.export.started import untouched_rows
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.parsing import parse
 from cachedlrm.options.profiles import load_resolved
@@ -141,18 +141,15 @@ def _architecture(options: Resolved, config: Path) -> Architecture:
 
 def _exported_tables(options: Resolved, architecture: Architecture, state: FinalState) -> list[FullTable]:
     """The tables of a run, group by group."""
-    if all(group.rows is None for group in state.groups):
-        return full_tables(architecture, state.groups)
-    initial = initial_parameters(options, architecture, torch.device("cpu"))
     packing = packings(architecture.shapes, options.batches.numpy_rand_seed)
-    groups = zip(packing, initial.rows, state.groups, architecture.layouts, strict=True)
-    return full_tables(
-        architecture,
-        [
-            group if group.rows is None else TouchedRecords(one.init(init), group.rows, group.between, layout.width)
-            for one, init, group, layout in groups
-        ],
-    )
+    inits = untouched_rows(options, state.beginnings, torch.device("cpu"))
+    groups: list[Records] = []
+    for one, init, saved, layout in zip(packing, inits, state.groups, architecture.layouts, strict=True):
+        if saved.rows is None or init is None:
+            groups.append(saved)
+        else:
+            groups.append(TouchedRecords(one.init(init), saved.rows, saved.between, layout.width))
+    return full_tables(architecture, groups)
 
 
 def main(arguments: Sequence[str]) -> int:

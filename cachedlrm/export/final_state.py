@@ -13,12 +13,13 @@ after which step of the run the state is, and how often its parameters were move
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache
+from cachedlrm.cache.table_group import TableGroup
 from cachedlrm.export.formats.safetensors_file import DTYPES, TensorSpec, write_tensors
 from cachedlrm.export.full_tables import chunk_rows, current_records
 from cachedlrm.model.dlrm import Dlrm
@@ -34,16 +36,33 @@ from cachedlrm.options.profiles import spell
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.store.environment import VOCABULARY
+from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.packing import word_dtype
 from cachedlrm.store.records import DTYPES_BEFORE
 from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"
 _ROW_BYTES = 8  # of a row's number
+_PIECE_ROWS = 1 << 20
 _STATE = "optimizer."
-_STEP, _UPDATES = "step", "updates"
-_BESIDE_IDENTITY = (_STEP, _UPDATES, VOCABULARY)
+_STEP, _UPDATES, _BEGINNINGS = "step", "updates", "beginnings"
+_BESIDE_IDENTITY = (_STEP, _UPDATES, _BEGINNINGS, VOCABULARY)
 """Names in the header that say nothing of what the tensors belong to."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How the tables of a run began, for those who go on from it.
+
+    Attributes:
+        sizes: ``--arch-embedding-size``.
+        seed: of initial weights.
+        init: their kind, ``counter`` or ``reference``; ``saved``: all rows are in the file.
+    """
+
+    sizes: tuple[int, ...]
+    seed: int
+    init: Literal["counter", "reference", "saved"]
 
 
 DenseState = Mapping[str, Mapping[str, Tensor]]
@@ -60,6 +79,8 @@ def save_final_state(
     dense_state: DenseState = MappingProxyType({}),
     step: int = 0,
     num_updates: int = 0,
+    beginnings: Sequence[Beginning] = (),
+    kept_rows: Sequence[Callable[[], NDArray[np.int64]]] | None = None,
 ) -> None:
     """Writes all trained state of a run that has no batch in flight; it may train on afterwards.
 
@@ -72,6 +93,8 @@ def save_final_state(
         dense_state: of the dense parameters' optimizer.
         step: steps trained.
         num_updates: how often parameters moved, in the run whose state was loaded too.
+        beginnings: of the runs before this one.
+        kept_rows: of each group, gives the rows [n] in order that the run before it left; None: there is none.
 
     Raises:
         UserError: the file could not be written.
@@ -82,6 +105,10 @@ def save_final_state(
     specs: dict[str, TensorSpec] = {}
     all_rows = _keeps_all_rows(options)
     touched = [] if all_rows else [group.touched() for group in cache.groups]
+    if kept_rows is not None:
+        touched = [
+            _with_kept(group, *one, kept()) for group, one, kept in zip(cache.groups, touched, kept_rows, strict=True)
+        ]
     if all_rows:
         for number, group in enumerate(cache.groups):
             specs[f"records.{number}"] = (word_dtype(group.layout), (group.shape.num_rows, group.layout.width))
@@ -108,7 +135,27 @@ def save_final_state(
     about = {**model_identity(options), _STEP: str(step), _UPDATES: str(num_updates)}
     if vocabulary is not None:
         about[VOCABULARY] = vocabulary
+    if beginnings:
+        about[_BEGINNINGS] = msgspec.json.encode(list(beginnings)).decode()
     write_tensors(path, specs, chunks(), about, OTHER_RUN_DIR)
+
+
+def _with_kept(
+    group: TableGroup, rows: NDArray[np.int64], records_between: RecordsBetween, kept: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], RecordsBetween]:
+    """The rows that were touched, and those that the run before had left; both in order, as the result is."""
+    all_rows = np.union1d(rows, kept)
+
+    def between(first: int, last: int) -> NDArray[np.float32]:
+        part = all_rows[first:last]
+        records = np.empty((len(part), group.layout.width), np.float32)
+        group.init.fill(part, records)
+        if len(part):
+            begin, end = np.searchsorted(rows, [part[0], part[-1] + 1])
+            records[np.searchsorted(part, rows[begin:end])] = records_between(int(begin), int(end))
+        return records
+
+    return all_rows, between
 
 
 def most_bytes(cache: EmbeddingCache, options: Resolved, num_lookups: int) -> tuple[int, int]:
@@ -145,6 +192,7 @@ def model_identity(options: Resolved) -> dict[str, str]:
         "row-state-dtype": options.optimisation.row_state_dtype,
         "init": spelled["store"].get("init"),
         "load-model": spelled["inference"].get("load-model"),
+        "start-from": spelled["run"].get("start-from"),
         "rows": "all" if _keeps_all_rows(options) else "touched",
     }
     return {name: str(value) for name, value in decisive.items() if value is not None}
@@ -179,6 +227,7 @@ class FinalState:
         dense_state: of the parameters' optimizer, by parameter name and torch's key; empty in files of earlier
             versions.
         num_updates: how often parameters moved; 0 in files of earlier versions.
+        beginnings: of the runs that this one went on from.
     """
 
     groups: tuple[SavedGroup, ...]
@@ -186,6 +235,7 @@ class FinalState:
     vocabulary: str | None
     dense_state: dict[str, dict[str, NDArray[np.float32]]]
     num_updates: int
+    beginnings: tuple[Beginning, ...]
 
 
 def load_final_state(run_dir: Path, options: Resolved, architecture: Architecture) -> FinalState:
@@ -218,11 +268,11 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
         groups = []
         for number, tables in enumerate(architecture.groups):
             if f"rows.{number}" in slices:
-                rows = file.get_tensor(f"rows.{number}")
+                rows = _mapped(path, f"rows.{number}", "<i8")
                 _check_rows(path, number, rows, sum(table.num_rows for table in tables))
-                groups.append(SavedGroup(rows, _mapped(path, f"records.{number}")))
+                groups.append(SavedGroup(rows, _mapped(path, f"records.{number}", "<f4")))
             else:
-                groups.append(SavedGroup(None, slices[f"records.{number}"]))
+                groups.append(SavedGroup(None, _mapped(path, f"records.{number}", "<f4")))
         dense = {name: file.get_tensor(name) for name in _dense_tensors(architecture)}
         dense_state: dict[str, dict[str, NDArray[np.float32]]] = {}
         for full_name in state_names:
@@ -231,9 +281,10 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
                 raise _damaged(path, f"{full_name} does not belong there")
             dense_state.setdefault(name, {})[key] = file.get_tensor(full_name)
         num_updates = int(about.get(_UPDATES, "0"))
-    except (SafetensorError, OSError, ValueError) as error:
+        beginnings = msgspec.json.decode(about.get(_BEGINNINGS, "[]"), type=tuple[Beginning, ...])
+    except (SafetensorError, OSError, ValueError) as error:  # msgspec's errors are ValueErrors, too
         raise _damaged(path, str(error)) from error
-    return FinalState(tuple(groups), dense, about.get(VOCABULARY), dense_state, num_updates)
+    return FinalState(tuple(groups), dense, about.get(VOCABULARY), dense_state, num_updates, beginnings)
 
 
 def saved_step(path: Path) -> int | None:
@@ -245,15 +296,16 @@ def saved_step(path: Path) -> int | None:
         return None
 
 
-def _mapped(path: Path, name: str) -> NDArray[np.float32]:
+def _mapped(path: Path, name: str, dtype: str) -> NDArray[Any]:
     """The words of a tensor of a checked file, in their place: the library would read all of them into memory."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
     if 0 in entry["shape"]:
-        return np.empty(entry["shape"], np.float32)
+        return np.empty(tuple(entry["shape"]), dtype)
     start = 8 + length + entry["data_offsets"][0]
-    return np.memmap(path, "<f4", "r", start, tuple(entry["shape"]))
+    mapped: NDArray[Any] = np.memmap(path, dtype, "r", start, tuple(entry["shape"]))
+    return mapped
 
 
 def _damaged(path: Path, why: str) -> UserError:
@@ -298,11 +350,15 @@ def _expected_tensors(
 
 
 def _check_rows(path: Path, group: int, rows: NDArray[np.int64], num_rows: int) -> None:
-    if len(rows) and (rows.min() < 0 or rows.max() >= num_rows):
-        wrong = rows.min() if rows.min() < 0 else rows.max()
-        raise _damaged(path, f"rows.{group} holds row {wrong} of {num_rows}")
-    if (rows[1:] <= rows[:-1]).any():
-        raise _damaged(path, f"rows.{group} are not in order, each once")
+    before = -1
+    for first in range(0, len(rows), _PIECE_ROWS):
+        part = np.asarray(rows[first : first + _PIECE_ROWS])
+        if part.min() < 0 or part.max() >= num_rows:
+            wrong = part.min() if part.min() < 0 else part.max()
+            raise _damaged(path, f"rows.{group} holds row {wrong} of {num_rows}")
+        if part[0] <= before or (part[1:] <= part[:-1]).any():
+            raise _damaged(path, f"rows.{group} are not in order, each once")
+        before = int(part[-1])
 
 
 def _words(tensor: tuple[str, tuple[int, ...]] | None) -> str:

@@ -68,6 +68,11 @@ def mlp_bytes(model: nn.Module, bits: int = 32) -> int:
     return sum(parameter.numel() * (bits if parameter.dim() > 1 else 32) // 8 for parameter in model.parameters())
 
 
+def row_bytes(dim: int, bits: int) -> int:
+    """Bytes of a row of ``dim`` columns at 32, 8 or 4 bits an element, with its scale and offset."""
+    return {32: 4 * dim, 8: dim + 8, 4: dim // 2 + 4}[bits]
+
+
 class QuantizedTables:
     """Whole tables of one dimension in 8 or 4 bits an element.
 
@@ -92,8 +97,7 @@ class QuantizedTables:
         self._bags = (
             operators.embedding_bag_byte_rowwise_offsets if bits == 8 else operators.embedding_bag_4bit_rowwise_offsets
         )
-        width = dim + 8 if bits == 8 else dim // 2 + 4
-        self._packed = torch.empty(num_rows, width, dtype=torch.uint8)
+        self._packed = torch.empty(num_rows, row_bytes(dim, bits), dtype=torch.uint8)
         self._pooling_weights = None if pooling_weights is None else torch.from_numpy(pooling_weights)
         first = 0
         for piece in pieces:

@@ -16,6 +16,11 @@ def check_options(options: Options) -> None:
         both = f"--gpu-cache-ratio {cache.gpu_cache_ratio} and --gpu-cache-rows {cache.gpu_cache_rows}"
         raise UserError(f"{both} exclude each other; give one of them")
     _check_interaction(model)
+    if options.run.start_from is not None and options.inference.load_model is not None:
+        raise UserError(
+            f"--start-from {options.run.start_from} and --load-model {options.inference.load_model} exclude each "
+            "other; give one of them"
+        )
     _check_tricks(model)
     _check_inference(options)
     if options.optimisation.cuda_graphs:

@@ -40,6 +40,8 @@ def parse_command_line(arguments: Sequence[str]) -> Options:
     options, given = with_profiles(options, options.run.profile, given)
     if options.run.resume is not None:
         options = _resumed(options.run.resume, options, given)
+    elif options.run.start_from is not None:
+        options = _started(options.run.start_from, options, given)
     check_options(options)
     return options
 
@@ -83,6 +85,24 @@ def _resumed(run_dir: Path, options: Options, given: set[str]) -> Options:
                     f"{_with_value(field.name, then)}; drop the option, or start another run without --resume"
                 )
     return options
+
+
+_NOT_OF_ANOTHER_DAY = {
+    "arch_embedding_size", "lr_policy", "lr_num_warmup_steps", "lr_decay_start_step", "lr_num_decay_steps", "lr_end",
+    "lr_power", "cuda_graphs",
+}  # fmt: skip
+"""Options that a run with ``--start-from`` does not take over: tables may grow, and schedules begin anew."""
+
+
+def _started(run_dir: Path, options: Options, given: set[str]) -> Options:
+    """The options with those of model, optimizer and folding that are not ``given`` from the run in ``run_dir``."""
+    config = run_dir / "config.toml"
+    if not config.is_file():
+        raise UserError(f"--start-from {run_dir} holds no run (config.toml is missing); name the directory of one")
+    before, _ = read_profile(config, Options)
+    values = {**vars(before.model), **vars(before.optimisation), "max_ind_range": before.batches.max_ind_range}
+    taken = {name: value for name, value in values.items() if name not in _NOT_OF_ANOTHER_DAY}
+    return with_values(options, taken, given, set())
 
 
 def _with_value(name: str, value: object) -> str:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from cachedlrm.options.evaluation import EvaluationOptions
 from cachedlrm.options.optimisation import OptimisationOptions
 from cachedlrm.options.types import (
+    AbsolutePath,
     Budget,
     Bytes,
     Count,
@@ -253,6 +254,9 @@ class RunOptions:
     resume: MayChange[Path | None] = None
     """Go on with the run in this directory from its last checkpoint, with the options it was started with. Those
     that decide its numbers cannot change; those of cache, run and hardware, and of store but for --init, can."""
+    start_from: AbsolutePath | None = None
+    """Go on from a finished run, on other data: take the rows, optimizer state and layers that it left. Its tables may
+    have grown, table by table; options of model and optimizer that are not given are that run's."""
     ui: MayChange[Literal["auto", "live", "plain", "off"]] = "auto"
     """What the terminal shows. auto: live on a terminal, plain lines elsewhere."""
     save_predictions: MayChange[Flag] = False

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from cachedlrm.data.spec import DataRequest, ReferenceStream
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.config import BatchOptions, HardwareOptions, ModelOptions, Options
 from cachedlrm.options.optimisation import OptimisationOptions, ResolvedOptimisation, RowOptimizer, definite
+from cachedlrm.options.profiles import load_options
 from cachedlrm.options.resolved import (
     Resolved,
     ResolvedBatches,
@@ -95,7 +97,13 @@ def data_request(options: Options) -> DataRequest:
         max_ind_range=batches.max_ind_range,
         reference=reference,
         round_targets=model.round_targets,
+        least_rows=None if options.run.start_from is None else _rows_of(options.run.start_from),
     )
+
+
+def _rows_of(run_dir: Path) -> tuple[int, ...] | None:
+    """Rows of the tables of a run."""
+    return load_options(run_dir / "config.toml").model.arch_embedding_size
 
 
 def _reference_stream(options: Options) -> ReferenceStream:

@@ -87,6 +87,7 @@ Weights = Annotated[
     tuple[float, ...], _parsed(parse_weights, "W-W-...", shown=lambda weights: "-".join(map(str, weights)))
 ]
 Ratios = Annotated[tuple[float, ...], _parsed(parse_ratios, "R,R,...", shown=lambda ratios: ",".join(map(str, ratios)))]
+AbsolutePath = Annotated[Path, Parameter(converter=_converter(lambda text: _path(text).absolute()), n_tokens=1)]
 GivenPath = Annotated[Path, Parameter(converter=_converter(_path), n_tokens=1)]
 Flag = Annotated[bool, Parameter(negative=())]
 Switch = Annotated[bool, _parsed(parse_switch, "True|False", shown=None)]

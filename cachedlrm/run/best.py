@@ -110,7 +110,7 @@ class FinalStates:
         return full_tables(job.architecture, records)
 
     def _write(self, path: Path) -> None:
-        trainer = self._job.trainer
+        trainer, started = self._job.trainer, self._job.started
         save_final_state(
             path,
             trainer.cache,
@@ -120,4 +120,6 @@ class FinalStates:
             dense_state=trainer.optimizer_state(),
             step=self._progress.steps,
             num_updates=trainer.num_updates,
+            beginnings=() if started is None else started.beginnings,
+            kept_rows=None if started is None else started.kept_rows,
         )

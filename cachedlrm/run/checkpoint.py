@@ -15,7 +15,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.fingerprint import difference, take_fingerprint
-from cachedlrm.export.final_state import model_identity
+from cachedlrm.export.final_state import FILE_NAME, model_identity
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import STORE_FOLDER
@@ -75,6 +75,9 @@ def store_identity(options: Resolved, vocabulary: str | None = None) -> dict[str
     if model is not None:
         about = model.stat()
         identity["load-model-file"] = f"of {about.st_size} bytes at {about.st_mtime_ns}"
+    if options.run.start_from is not None:
+        about = (options.run.start_from / FILE_NAME).stat()
+        identity["start-from-file"] = f"of {about.st_size} bytes at {about.st_mtime_ns}"
     return identity
 
 

@@ -1,6 +1,7 @@
 """Predictions of a model on held-out samples, and how good they are."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedlrm.base.ahead import ahead
 from cachedlrm.base.errors import UserError
+from cachedlrm.cache.reading import FoundRows, RowReader
 from cachedlrm.data.batch import Batch, Dataset, Source
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.report.scores import CalibrationBin, Scores
@@ -18,9 +21,6 @@ _READ_SAMPLES = 1 << 12
 
 Model = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """The dense part: dense features [B, num_dense] and the pooled vectors of each group give predictions [B]."""
-
-Pooling = Callable[[Batch], Sequence[Tensor]]
-"""The pooled vectors of a batch, [B * tables, dim] of each group of tables."""
 
 
 @dataclass(frozen=True)
@@ -42,34 +42,44 @@ class Evaluation:
 
 @torch.no_grad()
 def predict(
-    model: Model, pooling: Pooling, source: Source, batch_size: int, device: torch.device
+    model: Model, reader: RowReader, source: Source, batch_size: int, device: torch.device, *, depth: int = 0
 ) -> Iterator[tuple[NDArray[np.float32], Batch]]:
-    """Predictions [B] float32, batch by batch."""
-    for start in range(0, source.num_samples, batch_size):
-        batch = source.read(start, min(start + batch_size, source.num_samples))
-        dense = torch.from_numpy(batch.dense).to(device, copy=True)  # aligned, as in training
-        prediction = model(dense, pooling(batch))
-        yield prediction.cpu().numpy(), batch
+    """Predictions [B] float32, batch by batch; up to ``depth`` batches are read meanwhile, in a thread of its own."""
+
+    def batches() -> Iterator[tuple[Batch, list[FoundRows]]]:
+        for start in range(0, source.num_samples, batch_size):
+            batch = source.read(start, min(start + batch_size, source.num_samples))
+            yield batch, reader.find(batch)
+
+    with closing(ahead(batches(), depth)) as found_batches:
+        for batch, found in found_batches:
+            dense = torch.from_numpy(batch.dense).to(device, copy=True)  # aligned, as in training
+            prediction = model(dense, reader.pool(found))
+            yield prediction.cpu().numpy(), batch
 
 
 def evaluate(
     model: Model,
-    pooling: Pooling,
+    reader: RowReader,
     source: Source,
     batch_size: int,
     device: torch.device,
     *,
     group_by: int | None = None,
+    depth: int = 0,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
     """Predicts a whole source.
 
     Args:
         model: the dense part.
-        pooling: of a batch.
+        reader: of the rows.
         source: samples with labels.
         batch_size: samples of a batch.
         device: of the model.
         group_by: number of the one-hot table by whose ids samples are grouped for ``gauc``.
+        depth: batches read ahead.
+        tell: takes the share of the samples that were predicted, before each batch.
 
     Raises:
         UserError: a sample has none or several ids in that table.
@@ -77,35 +87,42 @@ def evaluate(
     predictions, labels = np.empty((2, source.num_samples), np.float32)
     ids = None if group_by is None else np.empty(source.num_samples, np.int32)
     first = 0
-    for prediction, batch in predict(model, pooling, source, batch_size, device):
+    tell(0.0)
+    for prediction, batch in predict(model, reader, source, batch_size, device, depth=depth):
         last = first + batch.num_samples
         predictions[first:last], labels[first:last] = prediction, batch.labels
         if ids is not None and group_by is not None:
-            ids[first:last] = _ids(batch, group_by, len(source.table_rows), first)
+            ids[first:last] = ids_of(batch, group_by, len(source.table_rows), first)
         first = last
+        tell(first / source.num_samples)
     bins = calibration_bins(predictions, labels) if np.isfinite(predictions).all() else ()
     return Evaluation(score(predictions, labels, ids), bins, predictions, labels)
 
 
-def _ids(batch: Batch, table: int, num_tables: int, first_sample: int) -> NDArray[np.int64]:
+def evaluation_batch_size(options: Resolved) -> int:
+    """Samples of a batch of predictions: the reference's generators know one size, that of training."""
+    batches = options.batches
+    return batches.mini_batch_size if options.data.data == "reference" else batches.test_mini_batch_size
+
+
+def ids_of(batch: Batch, table: int, num_tables: int, first_sample: int) -> NDArray[np.int64]:
     """The one id of each sample in a table, [B]."""
     starts, ends = batch.offsets[table:-1:num_tables], batch.offsets[table + 1 :: num_tables]
     if (odd := np.flatnonzero(ends - starts != 1)).size:
         sample = int(odd[0])
         raise UserError(
-            f"--gauc-table: held-out sample {first_sample + sample} has {ends[sample] - starts[sample]} ids in table "
+            f"--gauc-table: sample {first_sample + sample} has {ends[sample] - starts[sample]} ids in table "
             f"{table}, where one is needed; name a column with one id a sample"
         )
     return batch.rows[starts]
 
 
-def table_number(name: str | None, dataset: Dataset) -> int | None:
-    """The number of the table that ``--gauc-table`` names; None without it.
+def table_number(name: str | None, names: Sequence[str], count: int) -> int | None:
+    """The number of the table that ``--gauc-table`` names, of ``count``; None without it.
 
     Raises:
         UserError: there is no such table.
     """
-    count, names = len(dataset.train.table_rows), dataset.table_names or ()
     if name is None:
         return None
     if name in names:

@@ -6,18 +6,16 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import choose_device
 from cachedlrm.base.units import finite
 from cachedlrm.data.batch import Batch, Dataset, SourceWrapper
-from cachedlrm.export.full_tables import FullTable, current_records, full_tables
 from cachedlrm.model.losses import make_loss
-from cachedlrm.model.quantized import QuantizedTables, mlp_bytes, quantize_mlps
+from cachedlrm.model.quantized import mlp_bytes, quantize_mlps, row_bytes
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.report.record import InferenceReport, ServedModel
-from cachedlrm.run.evaluation import Evaluation, Model, Pooling, evaluate
+from cachedlrm.run.evaluation import Evaluation, Model, evaluate, evaluation_batch_size
 from cachedlrm.run.job import Job
 
 
@@ -31,19 +29,35 @@ def check_inference(options: Resolved, dataset: Dataset) -> None:
     Raises:
         UserError: no samples are held out, or the quantisation asked for is not possible.
     """
-    inference = options.inference
-    if not inference.inference_only:
+    if not options.inference.inference_only:
         return
     if dataset.test is None:
         raise UserError(f"--inference-only: --data {options.data.data} holds out no samples; name them by --test-data")
-    bits, dim = inference.quantize_emb_with_bit, options.model.arch_sparse_feature_size
+    check_quantized(options, choose_device(options.run.device))
+
+
+def check_quantized(options: Resolved, device: torch.device) -> None:
+    """Refuses a quantisation that is not possible.
+
+    Args:
+        options: of the model and of how it is served.
+        device: where it is.
+
+    Raises:
+        UserError: names the option.
+    """
+    inference, model = options.inference, options.model
+    bits, dim = inference.quantize_emb_with_bit, model.arch_sparse_feature_size
     for name, value in (("mlp", inference.quantize_mlp_with_bit), ("emb", bits)):
-        if value != 32 and choose_device(options.run.device).type == "cuda":
+        if value != 32 and device.type == "cuda":
             raise UserError(f"--quantize-{name}-with-bit {value} runs on the CPU only; add --device cpu")
-    if bits == 4 and dim is not None and dim % 2:
+    if bits == 4 and dim % 2:
         raise UserError(
             f"--quantize-emb-with-bit 4 puts two columns into a byte and --arch-sparse-feature-size is {dim}; use 8"
         )
+    for flag, given in (("--qr-flag", model.qr_flag), ("--md-flag", model.md_flag)):
+        if bits != 32 and given:
+            raise UserError(f"--quantize-emb-with-bit {bits} takes plain tables, not those of {flag}; use 32")
 
 
 def run_inference(job: Job) -> tuple[InferenceReport, NDArray[np.float32]]:
@@ -51,39 +65,43 @@ def run_inference(job: Job) -> tuple[InferenceReport, NDArray[np.float32]]:
 
     Returns:
         The measurements, and the predictions of the model as served, in data order.
-
-    Raises:
-        UserError: the quantised tables do not fit into memory.
     """
     inference, trainer = job.options.inference, job.trainer
-    tables = full_tables(job.architecture, current_records(trainer.cache))
     mlp_bits, embedding_bits = inference.quantize_mlp_with_bit, inference.quantize_emb_with_bit
-    before, evaluation = _serve(job, trainer.model, trainer.cache.pooled)
-    table_bytes = sum(4 * table.num_rows * table.layout.parameter_words for table in tables)
-    before = replace(before, embedding_bytes=table_bytes, mlp_bytes=mlp_bytes(trainer.model))
+    served, evaluation = _serve(job, trainer.model, 32)
+    before = replace(served, embedding_bytes=_embedding_bytes(job, 32), mlp_bytes=mlp_bytes(trainer.model))
     after = None
     if (mlp_bits, embedding_bits) != (32, 32):
         model = trainer.model if mlp_bits == 32 else quantize_mlps(trainer.model, mlp_bits)
-        pooling: Pooling = trainer.cache.pooled
-        if embedding_bits != 32:
-            quantized = _quantize(tables, embedding_bits)
-            pooling, table_bytes = _pooling(job, quantized), quantized.num_bytes
-        after, evaluation = _serve(job, model, pooling)
-        after = replace(after, embedding_bytes=table_bytes, mlp_bytes=mlp_bytes(trainer.model, mlp_bits))
+        served, evaluation = _serve(job, model, embedding_bits)
+        after = replace(
+            served,
+            embedding_bytes=_embedding_bytes(job, embedding_bits),
+            mlp_bytes=mlp_bytes(trainer.model, mlp_bits),
+        )
     report = InferenceReport(len(evaluation.labels), mlp_bits, embedding_bits, before, after)
     return report, evaluation.predictions
 
 
-def _serve(job: Job, model: Model, pooling: Pooling) -> tuple[ServedModel, Evaluation]:
+def _embedding_bytes(job: Job, bits: int) -> int:
+    """Bytes of all tables: as they are kept at 32 bits an element, else with each row's scale."""
+    total = 0
+    for shape in job.architecture.shapes:
+        layout = shape.layout
+        kept = 4 * layout.parameter_words
+        total += shape.num_rows * (kept if bits == 32 else row_bytes(layout.dim, bits) + 4 * layout.weighted)
+    return total
+
+
+def _serve(job: Job, model: Model, bits: int) -> tuple[ServedModel, Evaluation]:
     """Evaluates a model; the caller fills in its bytes."""
     options, source = job.options, job.dataset.test
     assert source is not None
-    # The reference's generators know one size of batches; int8 MLPs depend on it.
-    is_reference = options.data.data == "reference"
-    batch_size = options.batches.mini_batch_size if is_reference else options.batches.test_mini_batch_size
+    batch_size = evaluation_batch_size(options)  # int8 MLPs depend on it
     timed = _TimedSource(source)
     started = time.perf_counter()
-    evaluation = evaluate(model, pooling, timed, batch_size, job.device, group_by=job.group_by)
+    reader = job.trainer.cache.reader(bits)
+    evaluation = evaluate(model, reader, timed, batch_size, job.device, group_by=job.group_by)
     seconds = time.perf_counter() - started - timed.seconds
     loss = make_loss(options.model.loss_function, options.model.loss_weights, torch.device("cpu"))
     served = ServedModel(
@@ -107,30 +125,3 @@ class _TimedSource(SourceWrapper):
         batch = super().read(start, stop)
         self.seconds += time.perf_counter() - started
         return batch
-
-
-def _quantize(tables: list[FullTable], bits: int) -> QuantizedTables:
-    """Plain tables, which form one group, packed piece by piece."""
-    layout, num_rows = tables[0].layout, sum(table.num_rows for table in tables)
-    pooling_weights = None
-    try:
-        if layout.weighted:
-            pooling_weights = np.concatenate([p for table in tables for p in table.tensor(layout.dim).pieces()])
-        pieces = (piece for table in tables for piece in table.tensor(slice(0, layout.dim)).pieces())
-        return QuantizedTables(pieces, num_rows, layout.dim, bits, pooling_weights)
-    except (MemoryError, RuntimeError) as error:  # torch's allocator raises RuntimeError
-        raise UserError(
-            f"{num_rows:,} rows of {bits} bits an element do not fit into memory; "
-            "use --quantize-emb-with-bit 4, or 32 to read them where they are"
-        ) from error
-
-
-def _pooling(job: Job, tables: QuantizedTables) -> Pooling:
-    router, averages = job.trainer.cache.router, job.options.model.pooling == "mean"
-
-    def pooled(batch: Batch) -> list[Tensor]:
-        (lookups,) = router(batch)
-        rows, offsets = torch.from_numpy(lookups.rows), torch.from_numpy(lookups.offsets)
-        return [tables.pool(rows, offsets, averages=averages)]
-
-    return pooled

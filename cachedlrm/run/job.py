@@ -13,6 +13,7 @@ from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Dataset
 from cachedlrm.export.initial import initial_parameters
+from cachedlrm.export.started import Started, start_from
 from cachedlrm.model.graphed_pass import CudaRecorder
 from cachedlrm.model.losses import make_loss
 from cachedlrm.options.architecture import Architecture, build_architecture
@@ -40,6 +41,7 @@ class Job:
         trainer: cache, model and optimizers.
         note: what a user should know of a loaded model, or of a run that goes on; else None.
         group_by: number of the table of ``--gauc-table``.
+        started: where the run began, if it goes on from a finished one.
         checkpoint: from which ``--resume`` goes on; None: from the beginning.
     """
 
@@ -52,6 +54,7 @@ class Job:
     trainer: Trainer
     note: str | None
     group_by: int | None = None
+    started: Started | None = None
     checkpoint: Checkpoint | None = None
 
     @property
@@ -99,11 +102,14 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
         torch.use_deterministic_algorithms(True)
     torch.backends.cuda.matmul.allow_tf32 = optimisation.tf32
     schedule = Schedule(options, dataset.train)
-    group_by = table_number(options.evaluation.gauc_table, dataset)
+    group_by = table_number(options.evaluation.gauc_table, dataset.table_names or (), len(dataset.train.table_rows))
     architecture = build_architecture(options.model, optimisation)
     tiers = size_tiers(options, architecture, dataset, device)
     step = tiers.step
-    initial = initial_parameters(options, architecture, device, dataset.vocabulary)
+    started = None
+    if options.run.start_from is not None:
+        started = start_from(options.run.start_from, options, architecture, device, dataset.vocabulary)
+    initial = started.parameters if started else initial_parameters(options, architecture, device, dataset.vocabulary)
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
         dense = {name: torch.from_numpy(values) for name, values in initial.dense.items()}
@@ -170,7 +176,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
             trainer.steps_before = initial.steps
         undo.pop_all()
     note = "\n".join(filter(None, (initial.note, data_note))) or None
-    return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, group_by, checkpoint)
+    return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, group_by, started, checkpoint)
 
 
 def _compares_with_min(checkpoint: Checkpoint) -> bool:

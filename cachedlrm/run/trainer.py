@@ -1,6 +1,6 @@
 """One training step and one evaluation: the cache, the model and the optimizers put together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -166,6 +166,22 @@ class Trainer:
         dense = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
         return dense and all(group.is_finite() for group in self.cache.groups)
 
-    def evaluate(self, source: Source, batch_size: int, group_by: int | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        source: Source,
+        batch_size: int,
+        group_by: int | None = None,
+        depth: int = 0,
+        tell: Callable[[float], None] = lambda share: None,
+    ) -> Evaluation:
         """Predicts a whole source; see `cachedlrm.run.evaluation.evaluate`. Changes nothing that training needs."""
-        return evaluate(self.model, self.cache.pooled, source, batch_size, self.cache.device, group_by=group_by)
+        return evaluate(
+            self.model,
+            self.cache.reader(),
+            source,
+            batch_size,
+            self.cache.device,
+            group_by=group_by,
+            depth=depth,
+            tell=tell,
+        )

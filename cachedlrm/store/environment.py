@@ -45,6 +45,7 @@ _NO_OPTIONS = {
     "format": "format",
     "byte-order": "byte-order",
     "load-model-file": "a --load-model file",
+    "start-from-file": "a --start-from state",
     VOCABULARY: "vocabulary",
 }
 """Names in an identity that are not those of options, as messages call them."""

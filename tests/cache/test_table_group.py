@@ -7,7 +7,7 @@ import torch
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import CacheSettings, GroupSlots
 from cachedlrm.data.batch import Batch
-from cachedlrm.data.lookups import Lookups, Router, TablePart
+from cachedlrm.data.lookups import Router, TablePart
 from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.init import ArrayInit
 from cachedlrm.store.packing import Packing, numbers_of
@@ -31,15 +31,14 @@ def test_pooled_for_evaluation_and_for_training_alike(weighted, kept):
     (group,) = cache.groups
     stream = [batch_of(1, 5, 9), batch_of(2, 2, 12, 9), batch_of(7, 1, 10)]
     for batch in stream:
-        before = group.pooled(Lookups(batch.rows, batch.offsets))
+        (before,) = cache.pooled(batch)
         (prepared,) = cache.prepare([batch], cache.trained._newest + 1)
         (update,) = cache.begin(prepared)
         torch.testing.assert_close(before, update.pooled)
         update.step(torch.ones(2, DIM), RowStep(0.1, prepared.tensors.index + 1))
         cache.finish(prepared, [update])
-        again = Lookups(batch.rows, batch.offsets)
-        assert not torch.equal(group.pooled(again), before)
-        assert torch.equal(group.pooled(again), group.pooled(again))
+        assert not torch.equal(cache.pooled(batch)[0], before)
+        assert torch.equal(cache.pooled(batch)[0], cache.pooled(batch)[0])
     assert group.store.used_rows < group.book.num_addresses  # some only on the device
 
 
@@ -82,7 +81,7 @@ def test_groups_have_noise_of_their_own():
 def test_an_empty_bag_is_zero():
     cache = one_group(ROWS, RecordLayout(DIM, "sgd"), 4)
     (group,) = cache.groups
-    pooled = group.pooled(Lookups(np.array([3]), np.array([0, 0, 1])))
+    (pooled,) = cache.pooled(Batch(np.empty((1, 0), np.float32), np.array([3]), np.array([0, 0, 1]), np.zeros(1)))
     assert not pooled[0].any()
     assert torch.equal(pooled[1:], group.read(np.array([3])))
 

@@ -168,6 +168,9 @@ def test_rows_and_records_are_those_of_the_file(run):
         for name, array in tensors.items()
         if not name.startswith(("rows.", "records.", "optimizer."))
     }
+    layers = {f"optimizer.{key}.{name}" for name, entry in state.dense_state.items() for key in entry}
+    assert layers == {name for name in tensors if name.startswith("optimizer.")}
+    assert {key for entry in state.dense_state.values() for key in entry} == {"step", "sum"}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_what_may_change_on_resume():
         "optimisation": [name for name in optimisation if name != "cuda_graphs"],
         "cache": [],
         "store": ["init"],
-        "run": [],
+        "run": ["start_from"],
         "hardware": [],
         "inference": ["load_model"],
     }

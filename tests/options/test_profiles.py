@@ -24,6 +24,7 @@ from cachedlrm.options.config import (
     RunOptions,
     StoreOptions,
 )
+from cachedlrm.options.evaluation import EvaluationOptions
 from cachedlrm.options.profiles import load_options, read_profile, spell, to_toml
 from support.documents import ROOT
 
@@ -133,6 +134,14 @@ def all_options(draw):
             test_mini_batch_size=positive_or_off,
             print_freq=positive,
         ),
+        evaluation=every_field(
+            EvaluationOptions,
+            monitor=st.sampled_from(["auc", "logloss"]),
+            stop_after=st.none() if serves else maybe(positive),
+            stop_at_auc=st.none() if serves else maybe(st.floats(0, 1, exclude_min=True)),
+            keep_best=st.just(False) if serves else st.booleans(),
+            gauc_table=maybe(words),
+        ),
         data=every_field(
             DataOptions, data=words, test_data=maybe(words), shuffle=st.just(False) if serves else st.booleans()
         ),
@@ -200,7 +209,8 @@ def all_options(draw):
             steps=st.sampled_from([None, 0]) if serves else maybe(count),
             run_dir=maybe(words.map(Path)),
             checkpoint_every=maybe(positive),
-            resume=st.none(),  # takes its options from the run there
+            resume=st.none(),  # takes its options from the run there, as does the next
+            start_from=st.none(),
             ui=st.sampled_from(["auto", "live", "plain", "off"]),
             save_predictions=st.booleans(),
             threads=maybe(st.integers(1, 1024)),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.cache.reading import RowReader
 from cachedlrm.data.batch import Batch
 from cachedlrm.run.evaluation import evaluate
 from support.runs import one_line, report, train
@@ -15,7 +16,7 @@ TABLES = 2
 class Source:
     """Five samples of two tables; the second has bags of one id."""
 
-    table_rows, num_dense, max_lookups_per_bag, num_samples = (10, 5), 1, 2, 5
+    table_rows, num_dense, max_lookups_per_bag, num_samples = (10, 5), 1, (2, 1), 5
 
     def read(self, start: int, stop: int) -> Batch:
         bags = [[1, 2], [10], [], [11], [3], [10], [4], [11], [5], [10]][start * TABLES : stop * TABLES]
@@ -29,7 +30,8 @@ def predicted(group_by: int | None, batch_size: int = 2):
     def model(dense, pooled):
         return dense[:, 0]
 
-    return evaluate(model, lambda batch: [], Source(), batch_size, torch.device("cpu"), group_by=group_by)
+    reader = RowReader(lambda batch: (), [], [], torch.device("cpu"))
+    return evaluate(model, reader, Source(), batch_size, torch.device("cpu"), group_by=group_by)
 
 
 def test_predictions_come_in_order_and_groups_by_ids():
@@ -43,7 +45,7 @@ def test_predictions_come_in_order_and_groups_by_ids():
 
 
 def test_a_sample_with_several_ids_cannot_be_grouped():
-    with pytest.raises(UserError, match="held-out sample 0 has 2 ids in table 0, where one is needed"):
+    with pytest.raises(UserError, match="sample 0 has 2 ids in table 0, where one is needed"):
         predicted(group_by=0)
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cachedlrm.export import full_tables
 from cachedlrm.export.__main__ import main as export_main
 from cachedlrm.run import inference
 from cachedlrm.train import main
@@ -70,15 +69,6 @@ def test_the_references_generators_know_one_size_of_batches(tmp_path):
     _, predictions = served(tmp_path / "run", *arguments, *quantized)
     expected = GOLDEN["sgd"]["served"]["mlp8"]["predictions"]
     assert predictions[::3] == pytest.approx(np.array(expected), abs=1e-6, rel=0)
-
-
-def test_bits_do_not_depend_on_the_pieces_that_tables_come_in(tmp_path, monkeypatch):
-    arguments = [*GOLDEN["learned_rwsadagrad"]["args"], "--data=reference", "--ui=off", "--quantize-emb-with-bit=4"]
-    arguments.append(f"--load-model={HERE / 'learned_rwsadagrad.pt'}")
-    _, whole = served(tmp_path / "whole", *arguments)
-    monkeypatch.setattr(full_tables, "_CHUNK_BYTES", 300)
-    _, pieces = served(tmp_path / "pieces", *arguments)
-    assert np.array_equal(whole, pieces)
 
 
 @pytest.fixture(scope="module")
@@ -197,14 +187,3 @@ def test_quantised_models_run_on_the_cpu_only(tmp_path, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert option.replace("=", " ") in error
         assert "--device cpu" in error
-
-
-def test_tables_that_do_not_fit_are_one_line(tmp_path, capsys, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(inference, "QuantizedTables", refuse)
-    assert main([*DEFAULT, "--quantize-emb-with-bit=8", f"--run-dir={tmp_path / 'run'}"]) == 2
-    error = capsys.readouterr().err
-    assert "9 rows of 8 bits" in error
-    assert error.count("\n") == 1

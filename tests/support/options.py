@@ -20,9 +20,9 @@ optimizer learning-rate eps weight-decay dense-optimizer dense-learning-rate den
 clip-grad-norm lr-policy lr-num-warmup-steps lr-decay-start-step lr-num-decay-steps lr-end lr-power
 mlperf-grad-accum-iter row-dtype row-state-dtype bf16 tf32 cuda-graphs gpu-cache-ratio gpu-cache-rows gpu-budget policy
 lookahead count-rows prefetch-depth report-min predict store store-path host-budget init device steps run-dir
-checkpoint-every resume ui save-predictions threads debug-mode tensorboard profile-trace deterministic profile
-device-type device-memory device-reserved device-bandwidth device-flops link-bandwidth host-lookup-rate load-model
-save-model inference-only quantize-mlp-with-bit quantize-emb-with-bit save-onnx
+checkpoint-every resume start-from ui save-predictions threads debug-mode tensorboard profile-trace deterministic
+profile device-type device-memory device-reserved device-bandwidth device-flops link-bandwidth host-lookup-rate
+load-model save-model inference-only quantize-mlp-with-bit quantize-emb-with-bit save-onnx
 """.split()  # noqa: SIM905 - words without quotes are easier to compare with the contract
 
 
