@@ -22,6 +22,11 @@ TOLERANCES = {
     "dcn_onehot_sgd": SGD,
     "projection_onehot_sgd": SGD,
     "dot_ragged_mean_sgd": SGD,
+    "dot_onehot_clip": SGD,
+    "dot_onehot_momentum": SGD,
+    "dot_fixed_split": ADAPTIVE,
+    "dcn_ragged_adagrad": ADAPTIVE,
+    "dcn_fixed_adamw": ADAPTIVE,
 }
 
 
