@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cachedlrm import clip_grad_norm_
-from support.collections import Model, PlainTables, assert_rows_travelled, batches, loss_of, make_collection
+from support.cached_collections import Model, PlainTables, assert_rows_travelled, batches, loss_of, make_collection
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

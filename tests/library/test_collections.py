@@ -13,7 +13,7 @@ from cachedlrm import (
     prefetch,
 )
 from cachedlrm.library.keyed import JaggedTensor
-from support.collections import (
+from support.cached_collections import (
     FEATURES,
     TABLES,
     Model,

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cachedlrm import CachedEmbeddingBags, UserError, prefetch
-from support.collections import (
+from support.cached_collections import (
     Model,
     assert_rows_travelled,
     batches,
@@ -148,7 +148,7 @@ def test_threads_end_with_their_owner_whatever_ends_it():
     """Loops that are left open, inside one another, at the end of the process and before."""
     code = """
 import gc, threading
-from support.collections import batches, make_collection
+from support.cached_collections import batches, make_collection
 one, other = make_collection(), make_collection(prefetch_depth=4)
 outer = one.prefetch(batches(), lambda batch: batch.features)
 next(outer)

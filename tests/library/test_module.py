@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cachedlrm import UserError
-from support.collections import (
+from support.cached_collections import (
     Model,
     assert_rows_travelled,
     batches,

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from cachedlrm import UserError
-from support.collections import (
+from support.cached_collections import (
     TABLES,
     Model,
     assert_rows_travelled,
@@ -63,7 +63,7 @@ def test_a_writer_that_is_killed_leaves_the_state_before(tmp_path):
     code = """
 import os, signal, sys
 from cachedlrm.library import saved
-from support.collections import Model, batches, make_collection, train
+from support.cached_collections import Model, batches, make_collection, train
 with make_collection(optimizer="adagrad") as collection:
     model = Model(collection)
     train(model, batches()[:4])

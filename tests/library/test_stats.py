@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from support.collections import Model, batches, make_collection, train
+from support.cached_collections import Model, batches, make_collection, train
 
 
 class Writer:

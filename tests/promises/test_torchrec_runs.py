@@ -2,8 +2,8 @@
 
 `tests/golden/torchrec` holds runs of torchrec 1.8.0 on the CPU (torch 2.13, fbgemm-gpu-cpu 1.8.0, one thread) with
 optimizers of torch.optim: data, initial parameters as a model file, and in ``case.json`` the command line that is the
-same here and the loss of every step. They add in another order, so losses agree to rounding; cached and resident runs
-have the same bits.
+same here and the loss of every step (`python tests/support/golden_torchrec.py OUT` makes them anew). TorchRec adds in
+another order, so losses agree to rounding; cached and resident runs have the same bits.
 """
 
 import json

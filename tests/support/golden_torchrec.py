@@ -161,7 +161,7 @@ def features_of(values: np.ndarray, lengths: np.ndarray, step: int) -> Any:
 
 def run(folder: Path, name: str) -> list[float]:
     """Writes a case; the losses."""
-    case, rng = CASES[name], np.random.default_rng([0, sorted(CASES).index(name)])
+    case, rng = CASES[name], np.random.default_rng([1, sorted(CASES).index(name)])
     folder.mkdir(parents=True, exist_ok=True)
     dense = rng.random((NUM_SAMPLES, DENSE), dtype=np.float32)
     values, lengths = draw_bags(rng, case.bags)
