@@ -43,6 +43,8 @@ SPECS = {
     "zipf with bags": ("zipf:samples=700,hot=4", None),
     "flights": ("flights", None),
     "npy": ("npy:{}/npy", "npy:{}/npy"),
+    "npy, multi-hot": ("npy:{}/multi_hot", "npy:{}/multi_hot"),
+    "npy, ragged": ("npy:{}/ragged", "npy:{}/ragged"),
     "npy, prepared": ("npy:{}/prepared", None),
     "criteo": ("criteo:{}/criteo", "criteo:{}/criteo/day_0"),
     "parquet": ("parquet:{}/parquet", "parquet:{}/parquet/a.parquet"),
@@ -68,6 +70,15 @@ def folder(tmp_path_factory):
         columns |= {f"d{column}": dense[part, column] for column in range(2)}
         table = pa.table(columns | {"label": labels[part, 0]})
         pyarrow.parquet.write_table(table, path / "parquet" / f"{name}.parquet", row_group_size=130)
+    for form in ("multi_hot", "ragged"):
+        (path / form).mkdir()
+        np.save(path / form / "dense.npy", dense)
+        np.save(path / form / "labels.npy", labels)
+    bags = {str(table): random.integers(0, most, (COUNT, table + 1)) for table, most in enumerate([50, 7, 900])}
+    np.savez(path / "multi_hot" / "sparse_multi_hot.npz", **bags)
+    offsets = np.concatenate([[0], np.cumsum(random.integers(0, 4, COUNT * 3))])
+    np.save(path / "ragged" / "sparse_values.npy", random.integers(0, 7, offsets[-1]).astype(np.int32))
+    np.save(path / "ragged" / "sparse_offsets.npy", offsets)
     text = lines(COUNT)
     write(path / "criteo" / "day_0", text[:200])
     write(path / "criteo" / "day_1", text[200:])

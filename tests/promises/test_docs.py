@@ -32,9 +32,9 @@ PROGRAMS = [
 OTHERS_OPTIONS = {
     "--data-sub-sample-rate",
     "--data-randomize",
-}  # of facebookresearch/dlrm, where the text says what is not here
-
-
+    "--signal",
+    "--dist",
+}  # the reference's, Slurm's, xdist's
 IN_ORDER = "docs/tutorial.md:"  # whose commands need each other: test_tutorial.py runs them
 
 
