@@ -190,7 +190,8 @@ def _read(init: RowInit, layout: RecordLayout, device: torch.device, rows: NDArr
 def _said(predictions: NDArray[np.float32], labels: NDArray[np.float32], ids: NDArray[np.int32] | None) -> str:
     """How good predictions are, in lines."""
     figures = scores_in_words(score(predictions, labels, ids))
-    return aligned([(name, figure) for name, figure in figures.items() if figure != NONE])
+    kept = [(name.removesuffix(" on held-out samples"), figure) for name, figure in figures.items() if figure != NONE]
+    return aligned(kept)
 
 
 if __name__ == "__main__":
