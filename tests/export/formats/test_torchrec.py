@@ -36,26 +36,33 @@ INTERACTIONS = {
 }
 
 DRIVER = """
-import json, sys
+import gc, json, sys
+from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 from go_on import dense_parameters, load_model, read_batches, train
 
-folder, more, test, dense_optimizer = sys.argv[1:]
+def main(folder, more, test, dense_optimizer):
+    config = json.load(open(f"{folder}/torchrec.json"))
+    model = load_model(folder, config, torch.device("cpu"))
+    shards, states = {}, model.fused_optimizer.state_dict()["state"].values()
+    for name, tensor in [*model.state_dict().items(), *(pair for sums in states for pair in sums.items())]:
+        if hasattr(tensor, "local_shards"):
+            for shard in tensor.local_shards():
+                shards[f"{name}@{shard.metadata.shard_offsets[0]}"] = shard.tensor.numpy().copy()
+    with torch.no_grad():
+        batches = read_batches(test, config, 100)
+        predictions = [model(features, ids).sigmoid().squeeze(1) for features, ids, _ in batches]
+    optimizer = getattr(torch.optim, dense_optimizer)(dense_parameters(model), lr=config["learning_rate"])
+    losses = list(train(model, read_batches(more, config, 100), optimizer))
+    arrays = {"losses": losses, "predictions": torch.stack(predictions).numpy(), **shards}
+    np.savez(f"{folder}/rank{dist.get_rank()}.npz", **arrays)
+
 dist.init_process_group("gloo")
-config = json.load(open(f"{folder}/torchrec.json"))
-model = load_model(folder, config, torch.device("cpu"))
-shards = {}
-for name, tensor in [*model.state_dict().items(),
-                     *(pair for sums in model.fused_optimizer.state_dict()["state"].values() for pair in sums.items())]:
-    if hasattr(tensor, "local_shards"):
-        for shard in tensor.local_shards():
-            shards[f"{name}@{shard.metadata.shard_offsets[0]}"] = shard.tensor.numpy().copy()
-with torch.no_grad():
-    predictions = [model(features, ids).sigmoid().squeeze(1) for features, ids, _ in read_batches(test, config, 100)]
-optimizer = getattr(torch.optim, dense_optimizer)(dense_parameters(model), lr=config["learning_rate"])
-losses = list(train(model, read_batches(more, config, 100), optimizer))
-np.savez(f"{folder}/rank{dist.get_rank()}.npz", losses=losses, predictions=torch.stack(predictions).numpy(), **shards)
+main(*sys.argv[1:])
+gc.collect()
 dist.destroy_process_group()
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in threads), threads  # one that lives on may abort the process as it ends
 """
 
 
