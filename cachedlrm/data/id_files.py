@@ -107,6 +107,15 @@ class IdFile(ABC):
         return f"{self.name}: sample {sample}, table {table}"
 
 
+@numba.njit(cache=True, nogil=True)
+def fold_to_rows(ids: Int64s, offsets: Int64s, table_rows: Int64s) -> None:
+    """Takes each id modulo the rows of its table [T], in place."""
+    for bag in range(len(offsets) - 1):
+        num_rows = table_rows[bag % len(table_rows)]
+        for lookup in range(offsets[bag], offsets[bag + 1]):
+            ids[lookup] %= num_rows
+
+
 def open_id_file(folder: Path, prefix: str, names: Sequence[str], found: str, num_samples: int | None) -> IdFile:
     """The ids of a prefix, in the form that is there.
 

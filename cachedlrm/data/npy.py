@@ -7,7 +7,7 @@ day_1, ..., day_10) are one stream, in the natural order of their prefixes.
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -19,7 +19,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 from cachedlrm.data.batch import MOST_ROWS, Batch, IdAdvice, make_batch
 from cachedlrm.data.files import numbered, spans
-from cachedlrm.data.id_files import MULTI_HOT, OFFSETS, ONE_HOT, VALUES, IdFile, open_id_file
+from cachedlrm.data.id_files import MULTI_HOT, OFFSETS, ONE_HOT, VALUES, IdFile, fold_to_rows, open_id_file
 from cachedlrm.data.mapped import map_npy, reason
 from cachedlrm.data.raw.inputs import natural_order
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
@@ -34,6 +34,7 @@ from cachedlrm.data.vocabulary import (
 )
 
 _TRIPLE = "*_dense.npy, *_sparse.npy and *_labels.npy"
+_KEY = re.compile(r":(test|fold)=")  # after the folder
 _FILES = ("dense.npy", "labels.npy", ONE_HOT, MULTI_HOT, VALUES, OFFSETS)
 
 
@@ -119,11 +120,16 @@ class Prepared:
 class NpySpec(SourceSpec):
     """``npy:DIR``: the triples of a folder, in order.
 
+    ``npy:DIR:test=day_23`` holds out the triple of that prefix. With ``:fold=rows`` ids are taken modulo the rows of
+    their table, as TorchRec's reader of Criteo's data takes them.
+
     Attributes:
         triples: one or more, of equal columns.
         request: the options.
         folder: that holds them.
         prepared: facts about triples that were prepared; None: others.
+        held_out: triples of the same columns that are not trained.
+        folds: whether ids are taken modulo the rows of their table.
     """
 
     words: str
@@ -131,12 +137,18 @@ class NpySpec(SourceSpec):
     request: DataRequest
     folder: Path
     prepared: Prepared | None = None
+    held_out: tuple[_Triple, ...] = ()
+    folds: bool = False
 
     @classmethod
     def read(cls, words: str, argument: str, request: DataRequest, train: SourceSpec | None) -> Self:
         """Opens the triples of a folder; one that is missing, empty, truncated or of another type is refused."""
+        path, *pairs = _KEY.split(argument)
+        settings = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        if len(settings) < len(pairs) // 2 or settings.get("fold", "rows") != "rows":
+            raise UserError(f"{words}: test=PREFIX and fold=rows can follow the folder, each once")
         try:
-            names = os.listdir(argument)
+            names = os.listdir(path)
         except (FileNotFoundError, ValueError) as error:  # ValueError: a null character in it
             raise UserError(f"{words}: no such folder; name another one") from error
         except OSError as error:
@@ -145,7 +157,7 @@ class NpySpec(SourceSpec):
         found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
         if not found:
             raise UserError(f"{words}: no {_TRIPLE} in it; name the folder that holds them")
-        folder = Path(argument)
+        folder = Path(path)
         triples = tuple(
             _open_triple(folder, prefix, names, found[prefix], request.needs_labels)
             for prefix in sorted(found, key=natural_order)
@@ -160,7 +172,15 @@ class NpySpec(SourceSpec):
                     raise UserError(
                         f"{name} has {columns} columns but {first_name} has {expected}; files of a folder must agree"
                     )
-        return cls(words, triples, request, folder, _read_prepared(folder, first.ids.num_tables))
+        prepared, folds, test = _read_prepared(folder, first.ids.num_tables), "fold" in settings, settings.get("test")
+        if test is None:
+            return cls(words, triples, request, folder, prepared, folds=folds)
+        trained = tuple(triple for triple in triples if triple.prefix != f"{folder / test}_")
+        held_out = tuple(triple for triple in triples if triple.prefix == f"{folder / test}_")
+        if not trained or not held_out:
+            what = "is all there is to train" if held_out else "is not there"
+            raise UserError(f"{words}: {shown(test)}_dense.npy {what}; name the prefix of other held-out files")
+        return cls(words, trained, request, folder, prepared, held_out, folds)
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -172,7 +192,8 @@ class NpySpec(SourceSpec):
         max_ind_range = self.request.max_ind_range
         if self.prepared is not None and max_ind_range <= 0:
             return self.prepared.table_rows
-        of_files = zip(*(triple.ids.largest(max_ind_range) for triple in self.triples), strict=True)
+        triples = *self.triples, *self.held_out
+        of_files = zip(*(triple.ids.largest(max_ind_range) for triple in triples), strict=True)
         largest = [max(found, key=lambda one: one[0]) for found in of_files]  # of equal ones the first
         rows = tuple(max(1, id_ + 1) for id_, _, _ in largest)
         if sum(rows) > MOST_ROWS:
@@ -198,6 +219,8 @@ class NpySpec(SourceSpec):
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """That of prepared files, also of those held out."""
+        if self.folds:
+            return None
         vocabulary = read_vocabulary(self.folder)
         return None if vocabulary is None else vocabulary.folded(self.request.max_ind_range)
 
@@ -208,7 +231,9 @@ class NpySpec(SourceSpec):
         return names if names is not None and len(names) == self.columns[0] else None
 
     def held_out_part(self) -> "NpySpec | None":
-        """The samples that `cachedlrm.prepare` held out."""
+        """The samples that ``test=`` names, or that `cachedlrm.prepare` held out."""
+        if self.held_out:
+            return replace(self, words=f"{self.words}, held-out part", triples=self.held_out, held_out=())
         if self.prepared is None or self.prepared.test_folder is None:
             return None
         return self.read(f"{self.words}, held-out part", self.prepared.test_folder, self.request, self)
@@ -235,6 +260,7 @@ class NpySource:
         self.num_dense = spec.columns[1]
         self.max_lookups_per_bag = spec.max_lookups_per_bag()
         self._triples = spec.triples
+        self._modulo = np.array(table_rows, np.int64) if spec.folds else None
         self._first_samples = numbered(map(len, spec.triples))
         self.num_samples = self._first_samples[-1]
         self.has_labels = all(triple.labels is not None for triple in spec.triples)
@@ -266,9 +292,12 @@ class NpySource:
 
     def _read(self, triple: _Triple, start: int, stop: int) -> Batch:
         ids, offsets = triple.ids.read(start, stop)
+        folded = triple.ids.folded(start, ids, offsets, self._max_ind_range)
+        if self._modulo is not None:
+            fold_to_rows(folded, offsets, self._modulo)
         return make_batch(
             triple.floats("dense", start, stop),
-            triple.ids.folded(start, ids, offsets, self._max_ind_range),
+            folded,
             offsets,
             triple.floats("labels", start, stop).reshape(-1),
             self.table_rows,

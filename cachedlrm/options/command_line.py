@@ -13,6 +13,7 @@ from cachedlrm.options.checks import check_options
 from cachedlrm.options.config import Options
 from cachedlrm.options.parsing import mistake, parse
 from cachedlrm.options.profiles import read_profile, toml_value, with_profiles, with_values
+from cachedlrm.options.torchrec import translate
 from cachedlrm.options.types import may_change
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def parse_options(
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
+    arguments = translate(arguments)
     for argument in arguments:
         try:
             as_utf8(argument)

@@ -116,6 +116,29 @@ def test_ids_out_of_range_are_named_in_their_bag(tmp_path):
     assert words in refused(f"npy:{tmp_path}")
 
 
+def test_a_prefix_is_held_out_and_ids_are_folded_to_their_rows(tmp_path):
+    bags = ragged()
+    write_ids(tmp_path, bags)
+    write_ids(tmp_path, [[[50], [2], []]] * 5, "day_23")
+    data = open_dataset(f"npy:{tmp_path}:test=day_23", None, DataRequest(None, None, 1, -1))
+    assert (data.train.num_samples, data.test.num_samples, data.train.table_rows) == (COUNT, 5, (51, 9, 9))
+    rows = (7, 4, 3)
+    folded = open_dataset(f"npy:{tmp_path}:fold=rows:test=day_23", None, DataRequest(rows, None, 1, -1))
+    assert folded.test.read(0, 1).rows.tolist() == [50 % 7, 7 + 2]
+    ids = folded.train.read(17, 18).rows.tolist()
+    expected = [first + id_ % n for first, n, bag in zip((0, 7, 11), rows, bags[17], strict=True) for id_ in bag]
+    assert ids == expected
+    for end, words in (
+        (":test=day_2", "day_2_dense.npy is not there"),
+        (":fold=3", "test=PREFIX and fold=rows can follow the folder, each once"),
+        (":test=day_0:test=day_23", "each once"),
+    ):
+        assert words in refused(f"npy:{tmp_path}{end}")
+    (tmp_path / "one").mkdir()
+    write_ids(tmp_path / "one", bags)
+    assert "day_0_dense.npy is all there is to train" in refused(f"npy:{tmp_path / 'one'}:test=day_0")
+
+
 def test_tables_that_no_bag_uses_have_a_row(tmp_path):
     write_ids(tmp_path, [[[], []]] * 5)
     source = opened(tmp_path)

@@ -39,9 +39,9 @@ def write_npy(folder, name="day_0", count=10, **changes):
         np.save(folder / f"{name}_{part}.npy", array)
 
 
-def write_ids(folder, bags, name="day_0", multi_hot=False, dtype=np.int32):
+def write_ids(folder, bags, name="day_0", multi_hot=False, dtype=np.int32, num_dense=2):
     """A triple whose ids are ``bags``, of each sample and table, ragged or of one size in each table."""
-    write_npy(folder, name, len(bags))
+    write_npy(folder, name, len(bags), dense=np.zeros((len(bags), num_dense), np.float32))
     (folder / f"{name}_sparse.npy").unlink()
     if multi_hot:
         members = {str(table): np.array([sample[table] for sample in bags], dtype) for table in range(len(bags[0]))}

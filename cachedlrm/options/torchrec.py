@@ -1,0 +1,179 @@
+"""``--data torchrec`` before a command line of facebookresearch/dlrm's torchrec_dlrm/dlrm_main.py, or of MLPerf's copy.
+
+Before a command line is parsed, each of that program's options becomes one of ours, with its default there where it is
+left out. Our own options may stand beside them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.base.text import shown
+
+_NUM_TABLES, _NUM_DENSE = 26, 13  # of Criteo's data, the only ones there
+_RANDOM_BATCHES = 10  # of an epoch of random data there
+_HELD_OUT_DAY = "day_23"
+
+
+class _Carried(NamedTuple):
+    """An option there.
+
+    Attributes:
+        ours: without dashes before it.
+        default: there, if it is not ours.
+        interaction: the only ``--interaction_type`` it matters to.
+    """
+
+    ours: str
+    default: str | None = None
+    interaction: str | None = None
+
+
+_VALUES = {
+    "epochs": _Carried("nepochs"),
+    "batch_size": _Carried("mini-batch-size", "32"),
+    "test_batch_size": _Carried("test-mini-batch-size"),
+    "limit_train_batches": _Carried("num-batches"),
+    "seed": _Carried("numpy-rand-seed"),
+    "learning_rate": _Carried("learning-rate", "15.0"),
+    "validation_freq_within_epoch": _Carried("test-freq"),
+    "validation_auroc": _Carried("stop-at-auc"),
+    "lr_warmup_steps": _Carried("lr-num-warmup-steps"),
+    "lr_decay_start": _Carried("lr-decay-start-step"),
+    "lr_decay_steps": _Carried("lr-num-decay-steps"),
+    "embedding_dim": _Carried("arch-sparse-feature-size", "64"),
+    "over_arch_layer_sizes": _Carried("arch-mlp-top", "512,512,256,1"),
+    "dcn_num_layers": _Carried("dcn-num-layers", "3", "dcn"),
+    "dcn_low_rank_dim": _Carried("dcn-low-rank-dim", "512", "dcn"),
+    "interaction_branch1_layer_sizes": _Carried("interaction-branch1-layer-sizes", "2048,2048", "projection"),
+    "interaction_branch2_layer_sizes": _Carried("interaction-branch2-layer-sizes", "2048,2048", "projection"),
+}
+"""Options with a value; sizes are joined by commas there, by dashes here."""
+
+_OTHERS = {
+    "dense_arch_layer_sizes", "interaction_type", "dataset_name", "num_embeddings", "num_embeddings_per_feature",
+    "in_memory_binary_criteo_path", "synthetic_multi_hot_criteo_path", "multi_hot_sizes", "eps",
+}  # fmt: skip
+"""Options with a value that depends on others."""
+
+_FLAGS: dict[str, str | None] = {
+    "adagrad": None,  # --optimizer, with --eps
+    "allow_tf32": "--tf32",
+    "shuffle_training_set": "--shuffle",
+    "pin_memory": None,  # on CUDA it always is
+    "mmap_mode": None,  # files always are
+    "print_lr": None,  # it is in metrics.jsonl
+    "print_progress": None,  # see --ui
+    "evaluate_on_training_end": None,  # it always is
+}
+"""Options without a value, and ours; None: it decides another one, or is as it is here anyway."""
+
+_EVALUATIONS = "evaluations read all held-out samples; name others by --test-data"
+_REFUSED = {
+    "limit_val_batches": _EVALUATIONS,
+    "limit_test_batches": _EVALUATIONS,
+    "undersampling_rate": "all samples of the files are trained",
+    "drop_last_training_batch": "the last batch of an epoch is trained too, if smaller",
+    "shuffle_batches": "the order within a batch decides no gradient; --shuffle_training_set mixes the whole set",
+    "evaluate_on_epoch_end": "the end of the run is always evaluated; give --validation_freq_within_epoch for more",
+    "collect_multi_hot_freqs_stats": "python -m cachedlrm.simulate says how often rows are used",
+    "multi_hot_distribution_type": "bags are read as they are, and generated ones have zipf's distribution",
+    "print_sharding_plan": "one process trains on one device; python -m cachedlrm.plan says what is where",
+}
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """A command line in our options; one without ``--data torchrec`` as it is.
+
+    Raises:
+        UserError: an option there is not carried over, lacks its value, or does not go with another one.
+    """
+    at = _place_of_data(arguments)
+    if at is None:
+        return list(arguments)
+    theirs, ours = _split([*arguments[: at.start], *arguments[at.stop :]])
+    given = {argument.split("=")[0] for argument in ours if argument.startswith("--")}
+    translated = {**_model(theirs), **_data(theirs)}
+    for name, carried in _VALUES.items():
+        if carried.interaction in (None, theirs.get("interaction_type")):
+            value = theirs.get(name, carried.default)
+            if value is not None:
+                translated[carried.ours] = value.replace(",", "-")
+    kept = [f"--{name}={value}" for name, value in translated.items() if f"--{name}" not in given]
+    return [*kept, *(flag for name, flag in _FLAGS.items() if name in theirs and flag), *ours]
+
+
+def _place_of_data(arguments: Sequence[str]) -> range | None:
+    """Where ``--data torchrec`` stands."""
+    for number, argument in enumerate(arguments):
+        if argument == "--data=torchrec":
+            return range(number, number + 1)
+        if list(arguments[number : number + 2]) == ["--data", "torchrec"]:
+            return range(number, number + 2)
+    return None
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options there by name, without dashes, and all other arguments."""
+    theirs: dict[str, str] = {}
+    ours: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        words, equals, value = argument.partition("=")
+        name = words.removeprefix("--").replace("-", "_") if words.startswith("--") else ""
+        if name in _REFUSED:
+            raise UserError(f"{words} of torchrec_dlrm's dlrm_main.py is not carried over: {_REFUSED[name]}")
+        if name in _FLAGS:
+            if equals:
+                raise UserError(f"{words} takes no value; leave out {shown(equals + value)}")
+            theirs[name] = ""
+        elif name in _VALUES or name in _OTHERS:
+            theirs[name] = value if equals else next(left, "")
+            if not theirs[name] or (not equals and theirs[name].startswith("--")):
+                raise UserError(f"{words} needs a value")
+        else:
+            ours.append(argument)
+    return theirs, ours
+
+
+def _model(theirs: Mapping[str, str]) -> dict[str, str]:
+    """Options of model and optimizer that depend on others."""
+    interaction = theirs.get("interaction_type", "original")
+    if interaction not in ("original", "dcn", "projection"):
+        raise UserError(f"--interaction_type {shown(interaction)} is none of original, dcn and projection")
+    layers = theirs.get("dense_arch_layer_sizes", "512,256,64").replace(",", "-")
+    rows = theirs.get("num_embeddings_per_feature") or ",".join([theirs.get("num_embeddings", "100000")] * _NUM_TABLES)
+    options = {
+        "arch-interaction-op": "dot" if interaction == "original" else interaction,
+        "arch-mlp-bot": f"{_NUM_DENSE}-{layers}",
+        "arch-embedding-size": rows.replace(",", "-"),
+        "optimizer": "adagrad" if "adagrad" in theirs else "sgd",
+    }
+    return {**options, "eps": theirs.get("eps", "1e-8")} if "adagrad" in theirs else options
+
+
+def _data(theirs: Mapping[str, str]) -> dict[str, str]:
+    """Where samples come from.
+
+    Random ones become zipf's. One-hot ids are taken modulo the rows of their table there, multi-hot ones as they are.
+    ``criteo_1t`` holds out the last day. ``criteo_kaggle`` has one file and evaluates on samples of it.
+    """
+    one_hot, multi_hot = theirs.get("in_memory_binary_criteo_path"), theirs.get("synthetic_multi_hot_criteo_path")
+    sizes, dataset = theirs.get("multi_hot_sizes"), theirs.get("dataset_name", "criteo_1t")
+    if dataset not in ("criteo_1t", "criteo_kaggle"):
+        raise UserError(f"--dataset_name {shown(dataset)} is neither criteo_1t nor criteo_kaggle")
+    if one_hot is not None and multi_hot is not None:
+        raise UserError("--in_memory_binary_criteo_path and --synthetic_multi_hot_criteo_path exclude each other")
+    if one_hot is None and multi_hot is None:
+        hot = "" if sizes is None else f":hot={sizes.replace(',', '-')}"
+        return {"data": f"zipf{hot}", "num-batches": str(_RANDOM_BATCHES)}
+    if sizes is not None:
+        raise UserError(
+            "--multi_hot_sizes makes bags of one-hot ids while they are read, which is not carried over: write them "
+            "with torchrec_dlrm's materialize_synthetic_multihot_dataset.py and name "
+            "--synthetic_multi_hot_criteo_path, or leave out the path for generated samples"
+        )
+    data = f"npy:{multi_hot}" if one_hot is None else f"npy:{one_hot}:fold=rows"
+    if dataset == "criteo_kaggle":
+        return {"data": data, "test-data": data}
+    return {"data": f"{data}:test={_HELD_OUT_DAY}"}

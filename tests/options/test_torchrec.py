@@ -1,0 +1,136 @@
+"""Command lines of torchrec_dlrm/dlrm_main.py in our options, and what of them is refused by name."""
+
+import re
+
+import numpy as np
+import pytest
+
+from cachedlrm.base.errors import UserError
+from cachedlrm.options import torchrec
+from cachedlrm.options.config import Options
+from cachedlrm.options.torchrec import translate
+from cachedlrm.train import main
+from support.options import OPTIONS
+from support.runs import report
+from support.samples import write_ids
+
+PATHS = {"one_hot": "--in_memory_binary_criteo_path=D", "multi_hot": "--synthetic_multi_hot_criteo_path=D"}
+
+
+def options(text: str) -> dict[str, str]:
+    """Translated options that have values."""
+    return dict(argument.removeprefix("--").split("=", 1) for argument in translate(text.split()) if "=" in argument)
+
+
+def test_other_command_lines_stay_as_they_are():
+    arguments = ["--data", "zipf", "--learning_rate", "0.5", "--batch_size=3"]
+    assert translate(arguments) == arguments
+
+
+def test_defaults_are_those_there():
+    assert options("--data torchrec") == {
+        "data": "zipf", "num-batches": "10", "mini-batch-size": "32", "learning-rate": "15.0",
+        "arch-sparse-feature-size": "64", "arch-mlp-bot": "13-512-256-64", "arch-mlp-top": "512-512-256-1",
+        "arch-embedding-size": "-".join(["100000"] * 26), "arch-interaction-op": "dot", "optimizer": "sgd",
+    }  # fmt: skip
+
+
+def test_mlperfs_command_line():
+    sizes = "3,2,1,2,6,1,1,1,1,7,3,8,1,6,9,5,1,1,1,12,100,27,10,3,1,1"
+    found = options(
+        "--data=torchrec --embedding_dim 128 --dense_arch_layer_sizes 512,256,128 --over_arch_layer_sizes "
+        "1024,1024,512,256,1 --synthetic_multi_hot_criteo_path D --num_embeddings_per_feature 40000000,39060,17295 "
+        "--validation_freq_within_epoch 3201 --epochs 1 --pin_memory --mmap_mode --batch_size 8192 "
+        "--interaction_type=dcn --dcn_num_layers=3 --dcn_low_rank_dim=512 --adagrad --learning_rate 0.005 "
+        "--evaluate_on_training_end --print_progress --lr_warmup_steps 10 --lr_decay_start 20 --lr_decay_steps 30 "
+        "--validation_auroc 0.80275 --test_batch_size 16384 --seed 7 --limit_train_batches 99 --eps=1e-4 "
+        "--gpu-cache-ratio=0.05"
+    )
+    assert found == {
+        "arch-sparse-feature-size": "128", "arch-mlp-bot": "13-512-256-128", "arch-mlp-top": "1024-1024-512-256-1",
+        "data": "npy:D:test=day_23", "arch-embedding-size": "40000000-39060-17295", "test-freq": "3201",
+        "nepochs": "1", "mini-batch-size": "8192", "arch-interaction-op": "dcn", "dcn-num-layers": "3",
+        "dcn-low-rank-dim": "512", "optimizer": "adagrad", "learning-rate": "0.005", "eps": "1e-4",
+        "lr-num-warmup-steps": "10", "lr-decay-start-step": "20", "lr-num-decay-steps": "30",
+        "test-mini-batch-size": "16384", "numpy-rand-seed": "7", "num-batches": "99", "stop-at-auc": "0.80275",
+        "gpu-cache-ratio": "0.05",
+    }  # fmt: skip
+    assert options(f"--data torchrec --multi_hot_sizes={sizes}")["data"] == f"zipf:hot={sizes.replace(',', '-')}"
+
+
+def test_options_of_an_interaction_are_given_with_it_alone():
+    assert "dcn-num-layers" not in options("--data torchrec --dcn_num_layers 4")
+    found = options("--data torchrec --interaction_type projection --interaction_branch2_layer_sizes 24,32")
+    assert found["interaction-branch1-layer-sizes"] == "2048-2048"
+    assert found["interaction-branch2-layer-sizes"] == "24-32"
+    assert "eps" not in options("--data torchrec --eps 1")  # sgd has none
+    assert options("--data torchrec --adagrad")["eps"] == "1e-8"
+
+
+def test_what_is_held_out():
+    assert options(f"--data torchrec {PATHS['one_hot']}")["data"] == "npy:D:fold=rows:test=day_23"
+    kaggle = options(f"--data torchrec {PATHS['multi_hot']} --dataset_name=criteo_kaggle")
+    assert (kaggle["data"], kaggle["test-data"]) == ("npy:D", "npy:D")
+
+
+def test_flags_and_our_own_options():
+    flags = ["--allow_tf32", "--shuffle_training_set", "--pin_memory"]
+    found = translate([*flags, "--data", "torchrec", "--mini-batch-size", "64"])
+    assert {"--tf32", "--shuffle"} < set(found)
+    assert found[-2:] == ["--mini-batch-size", "64"]
+    assert not any(argument.startswith("--mini-batch-size=") for argument in found)
+
+
+@pytest.mark.parametrize("name", sorted(torchrec._REFUSED))
+def test_what_is_not_carried_over_is_refused_by_name(name):
+    words = f"--{name} of torchrec_dlrm's dlrm_main.py is not carried over: {torchrec._REFUSED[name]}"
+    for form in (f"--{name}", f"--{name}=3"):
+        with pytest.raises(UserError, match=re.escape(words)):
+            translate(["--data", "torchrec", form])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("--interaction_type cat", "--interaction_type cat is none of original, dcn and projection"),
+        ("--dataset_name movielens", "--dataset_name movielens is neither"),
+        ("{one_hot} {multi_hot}", "exclude each other"),
+        ("{one_hot} --multi_hot_sizes 1,2", "--multi_hot_sizes makes bags of one-hot ids .* materialize_synthetic"),
+        ("--batch_size", "--batch_size needs a value"),
+        ("--batch_size --adagrad", "--batch_size needs a value"),
+        ("--mmap_mode=True", "--mmap_mode takes no value; leave out =True"),
+    ],
+)
+def test_mistakes_are_named(text, words):
+    with pytest.raises(UserError, match=words):
+        translate(["--data=torchrec", *text.format(**PATHS).split()])
+
+
+def test_every_option_there_becomes_one_that_is_here():
+    ours = {carried.ours for carried in torchrec._VALUES.values()}
+    ours |= {flag.removeprefix("--") for flag in torchrec._FLAGS.values() if flag}
+    assert ours | {"eps", "optimizer", "test-data", "arch-interaction-op"} <= set(OPTIONS)
+    assert not set(torchrec._REFUSED) & {*torchrec._VALUES, *torchrec._FLAGS, *torchrec._OTHERS}
+    assert Options().data.data != "torchrec"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_command_line_trains(tmp_path, path):
+    rng, tables = np.random.default_rng(1), 5
+    for day, samples in (("day_0", 60), ("day_1", 40), ("day_23", 30)):
+        bags = [[rng.integers(0, 30, 1 + (table if path == "multi_hot" else 0)) for table in range(tables)]] * samples
+        write_ids(tmp_path / "data", bags, day, multi_hot=path == "multi_hot", num_dense=13)
+        if path == "one_hot":
+            np.save(tmp_path / "data" / f"{day}_sparse.npy", np.array(bags).reshape(samples, tables))
+            for part in ("values", "offsets"):
+                (tmp_path / "data" / f"{day}_sparse_{part}.npy").unlink()
+    words = (
+        "--data torchrec --embedding_dim 8 --dense_arch_layer_sizes 16,8 --over_arch_layer_sizes 16,1 --batch_size 20 "
+        f"--num_embeddings_per_feature 30,30,30,{'30,30' if path == 'multi_hot' else '7,9'} --learning_rate 0.1 "
+        "--adagrad --interaction_type dcn --dcn_low_rank_dim 4 --gpu-cache-rows 130"
+    ).split()
+    place = f"{PATHS[path][:-1]}{tmp_path / 'data'}"
+    assert main([*words, place, f"--run-dir={tmp_path / 'run'}", "--ui=off", "--save-predictions"]) == 0
+    told = report(tmp_path / "run")
+    assert (told["steps"], told["samples"]) == (5, 100)
+    assert len(np.load(tmp_path / "run" / "predictions.npy")) == 30
