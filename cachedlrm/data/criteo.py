@@ -115,7 +115,7 @@ class CriteoSource(BlockSource):
     def _decode(self, number: int) -> DecodedBlock:
         samples, _ = self._format.parse(self._read_block(number), skip_bad=False)
         ids = samples.keys % np.array(self.table_rows, np.uint32)[:, None]
-        return DecodedBlock(samples.dense, ids.T, samples.labels)
+        return DecodedBlock(samples.dense, list(ids), samples.labels)
 
     def _read_block(self, number: int) -> Block:
         """A block with its content; going on in the open file where it is the next one."""

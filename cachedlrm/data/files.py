@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,15 +59,55 @@ class DecodedBlock:
 
     Attributes:
         dense: [n, num_dense] float32.
-        ids: [n, T] of any integers, local to their tables.
+        ids: of each table, of any integers, local to it: one of each sample [n], or lists of them one after the other.
         labels: [n] of any numbers; None: the data have none.
-        missing: [n, T], whether an id is missing; None: none is.
+        list_starts: of each table where the list of each sample begins in its ids [n + 1] int64; None: it has no
+            lists. A missing id is an empty list.
     """
 
     dense: NDArray[np.float32]
-    ids: NDArray[Any]
+    ids: Sequence[NDArray[Any]]
     labels: NDArray[Any] | None
-    missing: NDArray[np.bool_] | None = None
+    list_starts: Sequence[NDArray[np.int64] | None] = ()
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether any table has."""
+        return any(starts is not None for starts in self.list_starts)
+
+    def bag_sizes(self, samples: slice) -> NDArray[np.int64]:
+        """Ids of each bag of some samples, [samples, T]."""
+        sizes = np.ones((samples.stop - samples.start, len(self.ids)), np.int64)
+        for table, starts in enumerate(self.list_starts):
+            if starts is not None:
+                sizes[:, table] = np.diff(starts[samples.start : samples.stop + 1])
+        return sizes
+
+    def put_bags(self, samples: slice, offsets: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
+        """Puts the ids of some samples, bag after bag, where ``offsets`` [samples * T + 1] say."""
+        if not self.has_lists:
+            by_sample = ids[offsets[0] : offsets[-1]].reshape(-1, len(self.ids))
+            for table, column in enumerate(self.ids):
+                by_sample[:, table] = column[samples]
+            return
+        for table, column in enumerate(self.ids):
+            places = offsets[table : -1 : len(self.ids)]
+            starts = self.list_starts[table]
+            if starts is None:
+                ids[places] = column[samples]
+            else:
+                _put_lists(column, starts[samples.start : samples.stop + 1], places, ids)
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_lists(
+    values: NDArray[Any], starts: NDArray[np.int64], places: NDArray[np.int64], ids: NDArray[np.int64]
+) -> None:
+    """Copies lists ``values[starts[i]:starts[i + 1]]`` to where they begin in ``ids``."""
+    for number in range(len(places)):
+        place = places[number]
+        for lookup in range(starts[number], starts[number + 1]):
+            ids[place + lookup - starts[number]] = values[lookup]
 
 
 class BlockSource(ABC):
@@ -110,19 +151,18 @@ class BlockSource(ABC):
     def read(self, start: int, stop: int) -> Batch:
         """See `Source`."""
         dense, labels = np.empty((stop - start, self.num_dense), np.float32), np.zeros(stop - start, np.float32)
-        ids, missing = np.empty((stop - start, len(self.table_rows)), np.int64), None
+        num_tables = len(self.table_rows)
         with self._lock:
-            for number, part, out in spans(self._first_samples, start, stop):
-                block = self._block(number)
-                dense[out], ids[out] = block.dense[part], block.ids[part]
-                if block.labels is not None:
-                    labels[out] = block.labels[part]
-                if block.missing is not None:
-                    missing = np.zeros(ids.shape, np.bool_) if missing is None else missing
-                    missing[out] = block.missing[part]
-        rows, offsets = ids.ravel(), np.arange(ids.size + 1)
-        if missing is not None:  # its bag is empty
-            rows, offsets = ids[~missing], np.concatenate([[0], np.cumsum(~missing.ravel())])
+            parts = [(self._block(number), part, out) for number, part, out in spans(self._first_samples, start, stop)]
+        offsets = np.arange((stop - start) * num_tables + 1)
+        if any(block.has_lists for block, _, _ in parts):
+            offsets[1:] = np.cumsum(np.concatenate([block.bag_sizes(part) for block, part, _ in parts]))
+        rows = np.empty(offsets[-1], np.int64)
+        for block, part, out in parts:
+            dense[out] = block.dense[part]
+            if block.labels is not None:
+                labels[out] = block.labels[part]
+            block.put_bags(part, offsets[out.start * num_tables : out.stop * num_tables + 1], rows)
         return make_batch(dense, rows, offsets, labels, self.table_rows, where=self._words, first_sample=start)
 
     def _block(self, number: int) -> DecodedBlock:

@@ -101,7 +101,8 @@ class ParquetSpec(SourceSpec):
             largest = -1
             for group in self.groups:
                 if largest + 1 != self.max_ind_range:  # there is no larger one
-                    largest = max(largest, group.largest_id(name, self.max_ind_range))
+                    is_list = name in self.names.lists
+                    largest = max(largest, group.largest_id(name, self.max_ind_range, is_list=is_list))
             rows.append(max(1, largest + 1))  # all ids may be missing
         if sum(rows) > MOST_ROWS:
             name = self.names.sparse[max(range(len(rows)), key=rows.__getitem__)]
@@ -120,8 +121,12 @@ class ParquetSpec(SourceSpec):
 
 
 def _check_memory(words: str, names: Columns, groups: Sequence[RowGroup]) -> None:
-    largest = max(groups, key=len)
-    needed = KEPT_BLOCKS * 4 * len(largest) * len(names.all)
+    def values(group: RowGroup) -> int:
+        of_lists = sum(group.num_values(name) + 2 * len(group) for name in names.lists)  # ids, and where lists begin
+        return len(group) * (len(names.all) - len(names.lists)) + of_lists
+
+    largest = max(groups, key=values)
+    needed = KEPT_BLOCKS * 4 * values(largest)
     if needed > free_host_bytes():
         raise UserError(
             f"{words}: two row groups of {len(largest):,} rows take {format_bytes(needed)} of memory and "
@@ -141,23 +146,39 @@ class ParquetSource(BlockSource):
         has_labels = spec.names.label is not None
         super().__init__(spec.words, numbered(map(len, spec.groups)), table_rows, spec.columns[1], has_labels)
         self._groups, self._names, self._max_ind_range = spec.groups, spec.names, spec.max_ind_range
+        if spec.names.lists:
+            self.max_lookups_per_bag = tuple(self._longest(name) for name in spec.names.sparse)
+
+    def _longest(self, name: str) -> int:
+        """The most ids of a row in a column, for which lists are read once."""
+        if name not in self._names.lists:
+            return 1
+        return max(int(np.diff(group.lists(name, self._max_ind_range)[1]).max()) for group in self._groups)
 
     def _decode(self, number: int) -> DecodedBlock:
         group, names = self._groups[number], self._names
-        all_ids = np.empty((len(names.sparse), len(group)), np.int32)  # column after column, as they are decoded
+        all_ids: list[NDArray[np.int32]] = []  # column after column, as they are decoded
+        all_starts: list[NDArray[np.int64] | None] = []
         dense = np.empty((len(names.dense), len(group)), np.float32)
-        all_missing: NDArray[np.bool_] | None = None
-        for table, (name, num_rows) in enumerate(zip(names.sparse, self.table_rows, strict=True)):
-            ids, missing = group.ids(name, self._max_ind_range)
-            if ids.max() >= num_rows:
+        for name, num_rows in zip(names.sparse, self.table_rows, strict=True):
+            ids, starts = self._column(group, name)
+            if ids.max(initial=-1) >= num_rows:
                 index = int(ids.argmax())
-                where = group.place(index, name)
+                row = index if starts is None else int(np.searchsorted(starts, index, side="right")) - 1
+                where = group.place(row, name)
                 raise UserError(f"{where}: id {ids[index]} is outside 0..{num_rows - 1}; {FILE_ADVICE.beyond}")
-            all_ids[table] = ids
-            if missing is not None:
-                all_missing = np.zeros(all_ids.shape, np.bool_) if all_missing is None else all_missing
-                all_missing[table] = missing
+            all_ids.append(ids.astype(np.int32))
+            all_starts.append(starts)
         for column, name in enumerate(names.dense):
             dense[column] = group.floats(name)
         labels = None if names.label is None else group.labels(names.label)
-        return DecodedBlock(dense.T, all_ids.T, labels, None if all_missing is None else all_missing.T)
+        return DecodedBlock(dense.T, all_ids, labels, all_starts)
+
+    def _column(self, group: RowGroup, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """A column's ids, and where each row's list begins in them, if it has lists: of one id or none, of some."""
+        if name in self._names.lists:
+            return group.lists(name, self._max_ind_range)
+        ids, missing = group.ids(name, self._max_ind_range)
+        if missing is None:
+            return ids, None
+        return ids[~missing], np.concatenate([[0], np.cumsum(~missing)])

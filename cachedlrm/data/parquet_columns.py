@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.raw.columns import is_floating, is_integer, split_columns
+from cachedlrm.data.raw.columns import is_floating, is_integer, is_list, split_columns
 
 _KEY = re.compile(r":(label|dense|sparse)=")
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
@@ -27,11 +27,13 @@ class Columns:
         label: from 0 to 1; None: there is none.
         dense: numbers, one feature each; perhaps none.
         sparse: ids, one table each.
+        lists: those of ``sparse`` that hold a list of ids in each row.
     """
 
     label: str | None
     dense: tuple[str, ...]
     sparse: tuple[str, ...]
+    lists: frozenset[str] = frozenset()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -99,8 +101,8 @@ def choose_columns(words: str, schema: pa.Schema, named: NamedColumns, needs_lab
     if dense is None:
         dense = tuple(field.name for field in others if is_floating(field.type))
     if sparse is None:
-        sparse = tuple(field.name for field in others if is_integer(field.type))
-        odd = [field for field in others if not is_floating(field.type) and not is_integer(field.type)]
+        sparse = tuple(field.name for field in others if _is_ids(field.type))
+        odd = [field for field in others if not is_floating(field.type) and not _is_ids(field.type)]
         if odd:
             raise UserError(
                 f"{words}: {shown(odd[0].name)} holds {shown(odd[0].type)}, not numbers; convert it, leave it out "
@@ -108,7 +110,8 @@ def choose_columns(words: str, schema: pa.Schema, named: NamedColumns, needs_lab
             )
     if not sparse:
         raise UserError(f"{words}: no column of ids (integers) in it; name some, as in parquet:PATH:sparse=NAME,NAME")
-    return Columns(label, dense, sparse)
+    lists = {field.name for field in schema if is_list(field.type)} & set(sparse)
+    return Columns(label, dense, sparse, frozenset(lists))
 
 
 def check_columns(path: Path, schema: pa.Schema, columns: Columns) -> None:
@@ -126,11 +129,19 @@ def check_columns(path: Path, schema: pa.Schema, columns: Columns) -> None:
                 f"{shown(path)} has {what} {shown(name)}; there are {known}: name others, or leave the file out"
             )
         kind = schema.field(name).type
-        if is_integer(kind) or (name not in columns.sparse and is_floating(kind)):
+        if name in columns.sparse and _is_ids(kind) and is_list(kind) == (name in columns.lists):
+            continue
+        if name not in columns.sparse and (is_integer(kind) or is_floating(kind)):
             continue
         if name in columns.sparse:
+            wanted = "lists of ids" if name in columns.lists else "ids, integers from 0 on,"
             raise UserError(
-                f"{shown(path)}: {shown(name)} holds {shown(kind)} where ids, integers from 0 on, are needed; "
+                f"{shown(path)}: {shown(name)} holds {shown(kind)} where {wanted} are needed; "
                 "convert it, or let python -m cachedlrm.prepare parquet number texts"
             )
         raise UserError(f"{shown(path)}: {shown(name)} holds {shown(kind)} where numbers are needed; convert it")
+
+
+def _is_ids(kind: pa.DataType) -> bool:
+    """Whether a column holds integers or booleans, or lists of them."""
+    return is_integer(kind.value_type if is_list(kind) else kind)

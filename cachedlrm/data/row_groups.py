@@ -3,13 +3,14 @@
 Needs the optional package pyarrow.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
@@ -44,8 +45,8 @@ class RowGroup:
     def __len__(self) -> int:
         return int(self.metadata.row_group(self.number).num_rows)
 
-    def column(self, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """A column's values [n], in the type they have there, and which of them are missing (0 then), if any are.
+    def _read(self, name: str) -> list[pa.Array]:
+        """A column of n rows, as Arrow has it.
 
         Raises:
             UserError: the file cannot be read.
@@ -62,14 +63,22 @@ class RowGroup:
             ) as file,
         ):
             column = file.read_row_group(self.number, columns=[name], use_threads=False).column(name)
-            missing = column.is_null().to_numpy() if column.null_count else None
             chunks = [plain(chunk) for chunk in column.chunks if len(chunk)]
-            if missing is not None:
-                chunks = [chunk.fill_null(pa.scalar(0).cast(chunk.type)) for chunk in chunks]
-            parts = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
         if len(column) != len(self):
             raise UserError(f"{shown(self.path)} is damaged: {shown(name)} is cut off; write it again")
-        return np.concatenate(parts), missing
+        return chunks
+
+    def column(self, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """A column's values [n], in the type they have there, and which of them are missing (0 then), if any are.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        chunks, missing = self._read(name), None
+        if any(chunk.null_count for chunk in chunks):
+            missing = np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
+            chunks = [chunk.fill_null(pa.scalar(0).cast(chunk.type)) for chunk in chunks]
+        return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks]), missing
 
     def ids(self, name: str, max_ind_range: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
         """A column's ids [n], folded modulo ``max_ind_range`` if that is positive, and which of them are missing.
@@ -78,13 +87,41 @@ class RowGroup:
             UserError: as `column`, or an id is below 0 or above int64.
         """
         values, missing = self.column(name)
+        return self._folded(values, max_ind_range, lambda index: self.place(index, name)), missing
+
+    def lists(self, name: str, max_ind_range: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The ids of a column of lists, folded as `ids` [L], and where each row's list begins in them, [n + 1].
+
+        A list that is missing is empty, and an id that is missing is none.
+
+        Raises:
+            UserError: as `ids`.
+        """
+        sizes, parts = [], []
+        for chunk in self._read(name):
+            size = pc.list_value_length(chunk).fill_null(0).to_numpy().astype(np.int64)
+            flat = plain(chunk.flatten())
+            if flat.null_count:
+                there = flat.is_valid().to_numpy(zero_copy_only=False)
+                starts = np.concatenate([[0], np.cumsum(there)])[np.concatenate([[0], np.cumsum(size)])]
+                size, flat = np.diff(starts), flat.drop_null()
+            sizes.append(size)
+            parts.append(flat.to_numpy(zero_copy_only=False))
+        starts = np.concatenate([[0], *sizes]).cumsum()
+
+        def place(lookup: int) -> str:
+            return self.place(int(np.searchsorted(starts, lookup, side="right")) - 1, name)
+
+        return self._folded(np.concatenate(parts), max_ind_range, place), starts
+
+    def _folded(self, values: NDArray[Any], max_ind_range: int, place: Callable[[int], str]) -> NDArray[np.int64]:
         if values.dtype == np.bool_:
             values = values.view(np.uint8)
         try:
-            return fold_ids(values, max_ind_range), missing
+            return fold_ids(values, max_ind_range)
         except BadIdError as error:
             (index,) = error.place
-            raise UserError(f"{self.place(index, name)}: id {values[index]} {error.what}") from error
+            raise UserError(f"{place(index)}: id {values[index]} {error.what}") from error
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """A column's numbers [n]; 0 for a missing one, as `cachedlrm.prepare` has it.
@@ -121,7 +158,7 @@ class RowGroup:
             raise UserError(f"{where} is {labels[index]}; labels are 0 to 1, name another column or correct it")
         return labels
 
-    def largest_id(self, name: str, max_ind_range: int) -> int:
+    def largest_id(self, name: str, max_ind_range: int, *, is_list: bool = False) -> int:
         """The largest id of a column, once folded; from the file's statistics if they hold it, else from the ids.
 
         -1 if all are missing.
@@ -134,6 +171,8 @@ class RowGroup:
             largest = int(statistics.max)
             if max_ind_range <= 0 or largest < max_ind_range:
                 return largest
+        if is_list:
+            return int(self.lists(name, max_ind_range)[0].max(initial=-1))
         ids, missing = self.ids(name, max_ind_range)
         return int(ids.max()) if missing is None else int(ids[~missing].max(initial=-1))
 
@@ -147,8 +186,14 @@ class RowGroup:
         if statistics is not None and statistics.has_null_count and statistics.null_count:
             self.labels(name)  # raises, with the row
 
+    def num_values(self, name: str) -> int:
+        """Values in a column, of all its lists; the rows, if the file does not say."""
+        leaf = self.leaves.get(name)
+        return len(self) if leaf is None else int(self.metadata.row_group(self.number).column(leaf).num_values)
+
     def _statistics(self, name: str) -> pyarrow.parquet.Statistics | None:
-        return self.metadata.row_group(self.number).column(self.leaves[name]).statistics
+        leaf = self.leaves.get(name)
+        return None if leaf is None else self.metadata.row_group(self.number).column(leaf).statistics
 
     def place(self, index: int, name: str) -> str:
         """Where a value is, for messages; rows count from 1, as `cachedlrm.prepare` names them."""
@@ -166,6 +211,8 @@ def row_groups(path: Path, metadata: pyarrow.parquet.FileMetaData) -> Iterator[R
         column = metadata.schema.column(leaf)
         if column.name == column.path:  # b in a struct a has the path of a column a.b
             leaves[column.name] = leaf
+        elif column.max_repetition_level == 1 and len(parts := column.path.rsplit(".", 2)) == 3:
+            leaves[parts[0]] = leaf  # of a list, whose path ends in .list.element
     first = 0
     for number in range(metadata.num_row_groups):
         if metadata.row_group(number).num_rows < 0:

@@ -1,12 +1,15 @@
 """The kinds of raw files, by name."""
 
+from dataclasses import replace
+
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.raw.avazu import Avazu
 from cachedlrm.data.raw.columns import Schema, split_columns
 from cachedlrm.data.raw.criteo import Criteo
 from cachedlrm.data.raw.csv import Csv, Dialect
+from cachedlrm.data.raw.inputs import find_inputs
 from cachedlrm.data.raw.lines import TextFormat
-from cachedlrm.data.raw.parquet import Parquet
+from cachedlrm.data.raw.parquet import Parquet, find_lists
 from cachedlrm.data.raw.samples import Format
 from cachedlrm.prepare.options import Command, DialectOptions, PrepareOptions
 
@@ -31,6 +34,7 @@ def make_format(command: Command) -> Format:
         )
     schema = Schema(columns.label, dense, sparse, columns.log_dense)
     if command.dialect is None:
+        schema = replace(schema, lists=find_lists(find_inputs(command.paths)[0], sparse))
         return Parquet(schema, _block_bytes(command.options, 16))
     return Csv(schema, _dialect(command.dialect), _block_bytes(command.options, 96))
 

@@ -16,7 +16,7 @@ from cachedlrm.data.raw.inputs import find_inputs
 from cachedlrm.data.raw.keys import RULES
 from cachedlrm.data.raw.samples import Format
 from cachedlrm.data.vocabulary import PREPARED_FILE, Vocabulary, make_fingerprint
-from cachedlrm.prepare.assemble import TEST, TRAIN, output_names, write_rows, write_triple
+from cachedlrm.prepare.assemble import TEST, TRAIN, most_listed, output_names, write_rows, write_triple
 from cachedlrm.prepare.base import Base, read_base
 from cachedlrm.prepare.options import MOST_ROWS, PrepareOptions
 from cachedlrm.prepare.progress import Display, Stage
@@ -84,7 +84,7 @@ def prepare(format_: Format, paths: Sequence[Path], options: PrepareOptions, pro
             summary["vocabulary"] = {"fingerprint": vocabulary.fingerprint, "bases": list(vocabulary.bases)}
             write_json(work.folder / "out" / PREPARED_FILE, summary)
             work.record(replace(work.read, written=True))
-        work.publish(output_names(num_train < num_samples, format_.has_labels))
+        work.publish(output_names(num_train < num_samples, format_.has_labels, bool(format_.list_tables)))
         held_out, skipped = num_samples - num_train, sum(work.read.skipped)
         without = f", {skipped:,} {format_.line}s skipped" if skipped else ""
         progress.say(f"{shown(options.out)}: {num_train:,} samples to train on, {held_out:,} held out{without}")
@@ -228,6 +228,7 @@ def _summary(
     """The content of ``prepared.json``."""
     files = zip(inputs, work.read.samples, work.read.skipped, strict=True)
     names = zip(format_.table_names, tables, strict=True)
+    most = [most_listed(table, range(num_train)) for table in tables]
     return {
         "version": 1,
         "samples": num_train,
@@ -236,7 +237,7 @@ def _summary(
         "tables": [{"name": name, "rows": t.num_rows, "different_values": t.num_keys} for name, t in names],
         "files": [{"path": shown(path), "samples": good, "skipped": bad} for path, good, bad in files],
         "command": work.command,
-    }
+    } | ({"max_lookups_per_bag": most} if format_.list_tables else {})
 
 
 def _fingerprint(format_: Format, options: PrepareOptions, tables: Sequence[FinishedTable]) -> str:

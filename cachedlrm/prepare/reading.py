@@ -42,7 +42,9 @@ def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Seq
     columns = len(format_.dense_names), len(format_.table_names)
     with (
         progress.stage("reading", sum(sizes)) as stage,
-        SampleSpool(work.folder, *columns, format_.key_dtype, work.read.num_samples) as spool,
+        SampleSpool(
+            work.folder, *columns, format_.key_dtype, work.read.num_samples, list_tables=format_.list_tables
+        ) as spool,
         thread_pool(options.num_threads) as pool,
     ):
         read, committed = work.read, time.monotonic()
@@ -50,7 +52,8 @@ def read_files(work: Work, format_: Format, options: PrepareOptions, inputs: Seq
             path, start = inputs[read.file], Position(read.offset, read.lines)
             for block, samples, bad in _parsed(pool, options, format_, path, start):
                 if options.max_ind_range > 0:
-                    fold_keys(samples.keys, options.max_ind_range)
+                    for keys in (samples.keys, *(lists.keys for lists in samples.lists.values())):
+                        fold_keys(keys, options.max_ind_range)
                 spool.append(samples)
                 _report(progress, format_, path, bad, sum(read.skipped))
                 read = read.after(block.end, len(samples), len(bad))

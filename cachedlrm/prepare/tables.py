@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.data.raw.samples import Keys
 from cachedlrm.prepare.base import Base, BaseTable
 from cachedlrm.prepare.options import MOST_ROWS
-from cachedlrm.prepare.spool import keys_file, read_numbers
+from cachedlrm.prepare.spool import count_listed, keys_file, read_numbers, sizes_file
 from cachedlrm.prepare.vocabulary import (
     Part,
     Ranking,
@@ -37,14 +37,20 @@ class FinishedTable:
     """A finished table in the working folder.
 
     Attributes:
-        folder: with `counts` [num_rows] int64, `keys` [num_rows] uint64 and `rows` [all samples] int32.
+        folder: with `counts` [num_rows] int64, `keys` [num_rows] uint64 and `rows` [all lookups] int32.
         num_rows: of the table, with row 0, which keys without a row of their own share.
         num_keys: different keys in the training samples.
+        sizes: file with the lookups of each sample [all samples] int32; None: one each.
     """
 
     folder: Path
     num_rows: int
     num_keys: int
+    sizes: Path | None = None
+
+    def num_lookups(self, samples: range) -> int:
+        """Of some samples."""
+        return len(samples) if self.sizes is None else count_listed(self.sizes, samples.start, samples.stop)
 
     @property
     def counts(self) -> Path:
@@ -100,14 +106,28 @@ class TableBuilder:
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
+            builder, column = self._for_table(number), self.folder / keys_file(number)
             if self.base is None:
-                self._build(partial, self.folder / keys_file(number), name, done)
+                builder._build(partial, column, name, done)
             else:
-                self._build_on(self.base.tables[number], partial, self.folder / keys_file(number), name, done)
+                builder._build_on(self.base.tables[number], partial, column, name, done)
             partial.rename(folder)
         (self.folder / keys_file(number)).unlink(missing_ok=True)
         done(1.0)
-        return FinishedTable(folder, **json.loads((folder / "table.json").read_text(encoding="ascii")))
+        facts, sizes = json.loads((folder / "table.json").read_text(encoding="ascii")), self._sizes(number)
+        return FinishedTable(folder, **facts, sizes=sizes if sizes.exists() else None)
+
+    def _sizes(self, number: int) -> Path:
+        """Where the sizes of a table's lists are, if it has lists."""
+        return self.folder / sizes_file(number)
+
+    def _for_table(self, number: int) -> "TableBuilder":
+        """The same for a table whose samples have any number of keys: those are counted in place of samples."""
+        sizes = self._sizes(number)
+        if not sizes.exists():
+            return self
+        num_train, num_keys = (count_listed(sizes, 0, samples) for samples in (self.num_train, self.num_samples))
+        return replace(self, num_train=num_train, num_samples=num_keys)
 
     def _build(self, folder: Path, column: Path, name: str, done: Callable[[float], None]) -> None:
         table = FinishedTable(folder, 0, 0)

@@ -16,6 +16,7 @@ from cachedlrm.data.open import open_dataset
 from cachedlrm.data.parquet import ParquetSource
 from cachedlrm.data.spec import DataRequest
 from support.runs import one_line, train
+from support.samples import ANY, same, write_ids
 
 COUNT, ROWS = 1100, (400, 30, 900, 2)
 RANDOM = np.random.default_rng(5)
@@ -379,3 +380,70 @@ def test_row_groups_that_do_not_fit_into_memory_are_refused(folder, monkeypatch)
     monkeypatch.setattr(parquet, "free_host_bytes", lambda: 10_000)
     with pytest.raises(UserError, match=r"two row groups of 630 rows take 39\.4 KiB of memory and 9\.8 KiB are free"):
         open_source(f"parquet:{folder / 'parquet'}")
+
+
+LISTS = [RANDOM.integers(0, 50, RANDOM.integers(0, 4)).tolist() for _ in range(COUNT)]
+LISTS[3], LISTS[8] = [], [9] * 40
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """A column of lists of any size, and one of lists of two; and the same samples as ragged npy files."""
+    path = tmp_path_factory.mktemp("lists")
+    pairs = IDS[:, [1, 1]]
+    data = table(bags=pa.array(LISTS, pa.list_(pa.int32())), pair=pa.array(pairs.tolist(), pa.list_(pa.int16(), 2)))
+    write(path / "parquet" / "part-0", data.slice(0, 500))
+    write(path / "parquet" / "part-1", data.slice(500), row_group_size=77)
+    bags = [[[id_] for id_ in IDS[n]] + [LISTS[n], pairs[n].tolist()] for n in range(COUNT)]
+    write_ids(path / "npy", bags, num_dense=3)
+    np.save(path / "npy" / "day_0_dense.npy", DENSE)
+    np.save(path / "npy" / "day_0_labels.npy", LABELS[:, None])
+    return path
+
+
+def test_lists_are_ragged_bags(lists):
+    ours = open_dataset(f"parquet:{lists / 'parquet'}", None, ANY).train
+    theirs = open_dataset(f"npy:{lists / 'npy'}", None, ANY).train
+    assert (ours.table_rows, ours.max_lookups_per_bag) == (theirs.table_rows, theirs.max_lookups_per_bag)
+    for start, stop in ((0, 40), (120, 300), (495, 505), (COUNT - 1, COUNT), (7, 7)):
+        assert same(ours.read(start, stop), theirs.read(start, stop))
+    folded = open_dataset(f"parquet:{lists / 'parquet'}", None, DataRequest(None, None, 1, 7)).train
+    assert folded.table_rows[4] == 7
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pa.array([*LISTS[:7], [1, -4], *LISTS[8:]], pa.list_(pa.int32())), "row 8: bags: id -4 is negative"),
+        (pa.array([["a"]] * COUNT), "bags holds list<element: string>, not numbers"),
+        (pa.array([[[1]]] * COUNT), "not numbers"),
+        (pa.array(IDS[:, 0]), "bags holds int32 where lists of ids are needed"),
+    ],
+)
+def test_lists_that_cannot_be_are_refused(tmp_path, column, words):
+    first = table(bags=pa.array(LISTS)) if "where lists" in words else None
+    if first is not None:
+        write(tmp_path / "data" / "a", first)
+    write(tmp_path / "data" / "b", table(bags=column))
+    with pytest.raises(UserError) as caught:
+        open_dataset(f"parquet:{tmp_path / 'data'}", None, ANY)
+    assert words in str(caught.value), str(caught.value)
+
+
+def test_missing_lists_are_empty_and_missing_ids_of_lists_are_none(tmp_path):
+    holes = [None, [3, None, 1], [None], *LISTS[3:]]
+    write(tmp_path / "a", table(bags=pa.array(holes, pa.list_(pa.int32()))), row_group_size=2)
+    write(tmp_path / "b", table(bags=pa.array([[], [3, 1], [], *LISTS[3:]], pa.list_(pa.int32()))))
+    ours, theirs = (open_dataset(f"parquet:{tmp_path / name}", None, ANY).train for name in "ab")
+    assert (ours.table_rows, ours.max_lookups_per_bag) == (theirs.table_rows, theirs.max_lookups_per_bag)
+    assert same(ours.read(0, 40), theirs.read(0, 40))
+
+
+def test_an_id_of_a_list_outside_its_table_is_named(lists):
+    source = open_dataset(
+        f"parquet:{lists / 'parquet'}", None, DataRequest((400, 30, 900, 2, 9, 30), None, 1, -1)
+    ).train
+    largest = max(max(bag, default=0) for bag in LISTS[:130])  # of the row group
+    row = next(n for n, bag in enumerate(LISTS) if largest in bag)
+    with pytest.raises(UserError, match=rf"row {row + 1}: bags: id {largest} is outside 0\.\.8"):
+        source.read(0, 100)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cachedlrm.base.errors import UserError
@@ -24,8 +26,14 @@ def test_blocks_are_a_share_of_the_memory_within_limits(memory, block_bytes):
         assert format_._block_bytes == block_bytes
 
 
-def test_columns_of_parquet_are_the_ones_named():
-    format_ = make_format(replace(COMMAND, source="parquet", columns=COLUMNS))
+def test_columns_of_parquet_are_the_ones_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"y": [1], "a": [0.5], "b": [0.5], "c": [3], "d": [[4, 5]]}), path)
+    lists = make_format(replace(COMMAND, source="parquet", columns=COLUMNS, paths=(path,)))
+    assert (lists.list_tables, lists.settings["lists"]) == ({1}, ["d"])
+    pq.write_table(pa.table({"y": [1], "a": [0.5], "b": [0.5], "c": [3], "d": [4]}), path)
+    format_ = make_format(replace(COMMAND, source="parquet", columns=COLUMNS, paths=(path,)))
+    assert format_.list_tables == frozenset()
     assert (format_.dense_names, format_.table_names) == (("a", "b"), ("c", "d"))
     assert format_.settings == {"label": "y", "log_dense": True}
 

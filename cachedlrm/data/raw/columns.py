@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 from cachedlrm.data.raw.keys import is_text, unusable_as_ids, value_keys
-from cachedlrm.data.raw.samples import Samples, log_transform
+from cachedlrm.data.raw.samples import KeyLists, Samples, log_transform
 
 KEY_DTYPE = np.dtype(np.uint64)
 _LABELS = {b"0": 0.0, b"1": 1.0, b"0.0": 0.0, b"1.0": 1.0, b"false": 0.0, b"true": 1.0}
@@ -25,12 +26,14 @@ class Schema:
         dense: columns of numbers; a missing one is 0.
         sparse: columns of categories; see `cachedlrm.data.raw.keys`.
         log_dense: whether dense features are transformed as Criteo's are.
+        lists: those of ``sparse`` that hold lists of categories; a missing list is empty.
     """
 
     label: str
     dense: tuple[str, ...]
     sparse: tuple[str, ...]
     log_dense: bool = False
+    lists: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,15 +57,18 @@ class Schema:
                 dense[:, number] = _floats(columns[name], 0.0)
             for index in np.flatnonzero(~np.isfinite(dense[:, number])).tolist():
                 reasons.setdefault(index, f"{name} is NaN, infinite, or more than a float32 holds")
-        keys = np.empty((len(self.sparse), count), KEY_DTYPE)
+        keys, lists = np.zeros((len(self.sparse), count), KEY_DTYPE), {}
         for number, name in enumerate(self.sparse):
-            bad = value_keys(columns[name], keys[number])
+            if name in self.lists:
+                lists[number], bad = _list_keys(columns[name])
+            else:
+                bad = value_keys(columns[name], keys[number])
             for index in [] if bad is None else np.flatnonzero(bad).tolist():
                 reasons.setdefault(index, f"{name} is no whole number of at most 2^53; categories are these, or texts")
         if self.log_dense:
             dense = log_transform(dense)
         labels[wrong] = 0
-        return Samples(dense, labels.astype(np.int32), keys), reasons
+        return Samples(dense, labels.astype(np.int32), keys, lists), reasons
 
 
 def split_columns(option: str, text: str) -> tuple[str, ...]:
@@ -112,6 +118,23 @@ def check_type(option: str, name: str, where: str, kind: pa.DataType) -> None:
         why = None if fits else "where numbers are needed; name another column or convert it"
     if why is not None:
         raise UserError(f"{option} {shown(name)}: {where} has {shown(kind)} there, {why}")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds a list in each row."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _list_keys(column: pa.Array) -> tuple[KeyLists, NDArray[np.bool_] | None]:
+    """Keys of a column of n lists; and those of the lists that hold a value that is no category [n], if any does."""
+    sizes = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int32)
+    flat = column.flatten()
+    keys = np.empty(len(flat), KEY_DTYPE)
+    bad = value_keys(flat, keys)
+    if bad is not None:
+        lists = np.repeat(np.arange(len(sizes)), sizes)
+        bad = np.isin(np.arange(len(sizes)), lists[bad])
+    return KeyLists(keys, sizes), bad
 
 
 def is_integer(kind: pa.DataType) -> bool:

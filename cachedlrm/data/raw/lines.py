@@ -219,6 +219,7 @@ class TextFormat(ABC):
     table_names: tuple[str, ...]
     has_labels = True
     key_dtype: np.dtype[Any]
+    list_tables: frozenset[int] = frozenset()
 
     def __init__(self, block_bytes: int) -> None:
         self.settings: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Parquet files whose columns the user names: one label, dense features, and categories."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
-from cachedlrm.data.raw.columns import KEY_DTYPE, Schema, check_type, missing_column, plain_type
+from cachedlrm.data.raw.columns import KEY_DTYPE, Schema, check_type, is_list, missing_column, plain_type
 from cachedlrm.data.raw.keys import is_text
 from cachedlrm.data.raw.lines import reading
 from cachedlrm.data.raw.samples import BadLine, Block, Position, Samples, bad_line
@@ -36,6 +36,16 @@ def reading_parquet(path: Path) -> Iterator[None]:
         ) from error
 
 
+def find_lists(path: Path, names: Sequence[str]) -> frozenset[str]:
+    """Those of the columns that hold lists in a file.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    with reading_parquet(path), _open(path) as file:
+        return frozenset(field.name for field in file.schema_arrow if field.name in names and is_list(field.type))
+
+
 class Parquet:
     """A `Format`.
 
@@ -51,6 +61,9 @@ class Parquet:
         self.dense_names, self.table_names = schema.dense, schema.sparse
         self.has_labels = bool(schema.label)
         self.settings: dict[str, Any] = {"label": schema.label, "log_dense": schema.log_dense}
+        self.list_tables = frozenset(number for number, name in enumerate(schema.sparse) if name in schema.lists)
+        if schema.lists:
+            self.settings["lists"] = sorted(schema.lists)
         self._schema, self._block_bytes = schema, block_bytes
 
     def check(self, path: Path) -> bool:
@@ -85,7 +98,8 @@ class Parquet:
 
     def _rows_of_a_block(self, file: pyarrow.parquet.ParquetFile, group: int, columns: list[str]) -> int:
         """As many as take about the bytes of a block, by the first rows: of texts the footer does not tell."""
-        if not any(is_text(plain_type(file.schema_arrow.field(name).type)) for name in columns):
+        types = [file.schema_arrow.field(name).type for name in columns]
+        if not any(is_list(kind) or is_text(plain_type(kind)) for kind in types):
             return _BLOCK_ROWS
         probe = next(file.iter_batches(_PROBED_ROWS, row_groups=[group], columns=columns, use_threads=False), None)
         if probe is None or not len(probe):
@@ -97,7 +111,14 @@ class Parquet:
         for option, name in self._schema.roles:
             if schema.names.count(name) != 1:
                 raise missing_column(option, name, shown(path), schema.names)
-            check_type(option, name, shown(path), schema.field(name).type)
+            kind = schema.field(name).type
+            if option == "--sparse" and is_list(kind) != (name in self._schema.lists):
+                other = "lists" if name in self._schema.lists else "one value a row"
+                raise UserError(
+                    f"{option} {shown(name)}: {shown(path)} has {shown(kind)} there, where the first file has {other}; "
+                    "write all files in one way, or prepare them apart"
+                )
+            check_type(option, name, shown(path), kind.value_type if option == "--sparse" and is_list(kind) else kind)
 
     def parse(self, block: Block, skip_bad: bool) -> tuple[Samples, list[BadLine]]:
         """The samples of a block, and its bad rows."""

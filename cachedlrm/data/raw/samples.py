@@ -1,7 +1,7 @@
 """Types common to the parsers of raw files: a block, its samples and its bad lines."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,18 @@ from cachedlrm.base.text import shown
 Keys = NDArray[np.unsignedinteger[Any]]
 
 
+class KeyLists(NamedTuple):
+    """Lists of keys, one of each of n samples.
+
+    Attributes:
+        keys: [L] unsigned, list after list.
+        sizes: [n] int32.
+    """
+
+    keys: Keys
+    sizes: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class Samples:
     """n samples with raw categories: a *key* is a category as a number, before a vocabulary gives it a row.
@@ -22,18 +34,24 @@ class Samples:
         dense: [n, num_dense] float32.
         labels: [n] int32, 0 or 1.
         keys: [num_tables, n] unsigned; column after column, as they are counted and mapped.
+        lists: of the tables whose columns hold lists, by number; their rows of ``keys`` mean nothing.
     """
 
     dense: NDArray[np.float32]
     labels: NDArray[np.int32]
     keys: Keys
+    lists: Mapping[int, KeyLists] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def where(self, chosen: NDArray[np.bool_]) -> "Samples":
         """Some of them, by a mask [n]."""
-        return Samples(self.dense[chosen], self.labels[chosen], np.ascontiguousarray(self.keys[:, chosen]))
+        lists = {
+            table: KeyLists(keys[np.repeat(chosen, sizes)], sizes[chosen])
+            for table, (keys, sizes) in self.lists.items()
+        }
+        return Samples(self.dense[chosen], self.labels[chosen], np.ascontiguousarray(self.keys[:, chosen]), lists)
 
     @classmethod
     def joined(cls, parts: "list[Samples]") -> "Samples":
@@ -110,6 +128,7 @@ class Format(Protocol):
         table_names: of the categories.
         has_labels: whether there are labels; without them all are 0.
         key_dtype: of their keys.
+        list_tables: numbers of those that hold a list of categories in each sample.
         settings: what else decides the samples, as JSON has it.
     """
 
@@ -119,6 +138,7 @@ class Format(Protocol):
     table_names: tuple[str, ...]
     has_labels: bool
     key_dtype: np.dtype[Any]
+    list_tables: frozenset[int]
     settings: dict[str, Any]
 
     def check(self, path: Path) -> bool:

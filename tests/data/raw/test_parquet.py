@@ -23,7 +23,7 @@ def columns(count: int, seed: int = 1) -> dict[str, list]:
     return {
         "y": [bool(value) for value in rng.random(count) < 0.5],
         "a": [float(np.float32(value)) if value > -1 else None for value in rng.normal(size=count)],
-        "unused": [[1]] * count,
+        "unused": [[[1]]] * count,
         "b": rng.integers(-5, 100, count).tolist(),
         "c": [int(value) if value < 5 else None for value in rng.integers(-3, 6, count)],
         "d": [texts[value] for value in rng.integers(0, 5, count)],
