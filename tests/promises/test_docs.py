@@ -27,12 +27,13 @@ from support.runs import train
 COMMAND = re.compile(r"(python|make|torchrun) ")
 PROGRAMS = [
     "train", "plan", "export", "check", "simulate", "prepare criteo", "prepare avazu", "prepare parquet", "prepare csv",
-    "report",
+    "report", "predict",
 ]  # fmt: skip
 OTHERS_OPTIONS = {
     "--data-sub-sample-rate",
     "--data-randomize",
     "--signal",
+    "--dataset",
     "--dist",
 }  # the reference's, Slurm's, xdist's
 IN_ORDER = "docs/tutorial.md:"  # whose commands need each other: test_tutorial.py runs them

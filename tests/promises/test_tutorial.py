@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cachedlrm.predict import main as predict
 from cachedlrm.prepare.__main__ import main as prepare
 from cachedlrm.report.__main__ import main as report
 from cachedlrm.train import main as train
@@ -16,6 +17,7 @@ from support.documents import ROOT, blocks
 PROGRAMS = {
     "cachedlrm.prepare": lambda words: prepare([*words, "--ui=off"]),
     "cachedlrm.train": lambda words: train([*words, "--ui=off", "--threads=1"]),
+    "cachedlrm.predict": predict,
     "cachedlrm.report": report,
 }
 
@@ -34,10 +36,9 @@ def test_the_tutorial_runs_and_does_what_it_says(tmp_path, monkeypatch):
             python, flag, module, *words = shlex.split(line)
             assert (python, flag) == ("python", "-m")
             assert PROGRAMS[module](words) == 0, line
-    first, before, after = (measured(run) for run in ("day1", "day1-on-day2", "day2"))
+    first, after = measured("day1"), measured("day2")
     assert first["evicted_rows"] > 0 < after["evicted_rows"]
-    assert first["auc"] > 0.7
+    assert first["auc"] > 0.7 < after["auc"]
     assert first["normalized_entropy"] < 1
-    assert 0.6 < before["auc"] < after["auc"], "a day of training on it is worth something"
-    assert len(np.load("runs/day1-on-day2/predictions.npy")) == len(np.load("day2/test/test_labels.npy"))
+    assert len(np.load("predictions.npy")) == len(np.load("day2/test/test_labels.npy"))
     assert Path("comparison.html").stat().st_size > 10_000
