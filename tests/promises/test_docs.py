@@ -97,7 +97,8 @@ def help_of(program: str) -> str:
 
 
 def options_in(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9-]*[a-z0-9]", text))
+    """Ours; those of torchrec_dlrm have underscores."""
+    return set(re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9-]*[a-z0-9](?!\w)", text))
 
 
 def write_triple(folder: Path) -> None:
