@@ -38,7 +38,7 @@ from cachedlrm.options.run_files import OTHER_RUN_DIR
 from cachedlrm.store.environment import VOCABULARY
 from cachedlrm.store.host import RecordsBetween
 from cachedlrm.store.packing import word_dtype
-from cachedlrm.store.records import DTYPES_BEFORE
+from cachedlrm.store.records import OPTIONS_BEFORE
 from cachedlrm.store.spool import PLACE_BYTES
 
 FILE_NAME = "final.safetensors"
@@ -316,7 +316,7 @@ def _check_header(run_dir: Path, saved: Mapping[str, str], expected: Mapping[str
     """Whether the file belongs to ``config.toml``."""
     if not saved:
         raise _damaged(run_dir / FILE_NAME, "it does not say which run it is of")
-    saved = {**DTYPES_BEFORE, **saved}
+    saved = {**OPTIONS_BEFORE, **saved}
     for name in sorted((saved.keys() | expected.keys()) - set(_BESIDE_IDENTITY)):
         if saved.get(name) != expected.get(name):
             theirs, ours = (

@@ -18,7 +18,7 @@ import lmdb
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.files import cannot_write
-from cachedlrm.store.records import DTYPES_BEFORE
+from cachedlrm.store.records import OPTIONS_BEFORE
 
 FORMAT = 2
 """Version of the layout; a store of another one is refused."""
@@ -144,7 +144,10 @@ def claim(path: Path, environment: Any, identity: Mapping[str, str], shapes: Sha
             transaction.put(_IDENTITY, json.dumps(wanted).encode(), db=meta)
             transaction.put(_SHAPES, said, db=meta)
         return
-    found = {**{name: dtype for name, dtype in DTYPES_BEFORE.items() if name in wanted}, **parse_identity(path, value)}
+    found = {
+        **{name: before for name, before in OPTIONS_BEFORE.items() if name in wanted},
+        **parse_identity(path, value),
+    }
     for name in ("format", "byte-order", *sorted(found.keys() | wanted.keys())):
         if name == VOCABULARY and name not in found:  # an earlier release wrote it
             continue

@@ -45,6 +45,8 @@ STATE_DTYPES = ("fp32", "bf16")
 """How optimizer state may be kept; squares of gradients are below the least number of fp16."""
 DTYPES_BEFORE = {"row-dtype": "fp32", "row-state-dtype": "fp32"}
 """Of what an earlier release wrote, which says nothing of them; by option."""
+OPTIONS_BEFORE = {**DTYPES_BEFORE, "pooling": "sum"}
+"""The same of all options that decide what rows are and that an earlier release lacked."""
 
 
 @dataclass(frozen=True)

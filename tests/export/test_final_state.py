@@ -15,7 +15,7 @@ from cachedlrm.export.final_state import load_final_state, most_bytes
 from cachedlrm.export.formats.safetensors_file import write_tensors
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.profiles import load_resolved
-from cachedlrm.store.records import DTYPES_BEFORE
+from cachedlrm.store.records import OPTIONS_BEFORE
 from support.runs import one_line, train
 
 F4 = np.float32
@@ -56,11 +56,11 @@ def test_the_header_says_what_the_state_belongs_to(finished):
     assert {"optimizer", "init", "qr-flag", "md-flag", "arch-mlp-top"} <= metadata.keys()
 
 
-def test_a_state_of_an_earlier_release_has_rows_of_32_bits(run, tmp_path):
+def test_a_state_of_an_earlier_release_has_sums_of_rows_of_32_bits(run, tmp_path):
     path = run / "final.safetensors"
     with safe_open(str(path), "numpy") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert {metadata.pop(name) for name in DTYPES_BEFORE} == {"fp32"}
+    assert {metadata.pop(name) for name in OPTIONS_BEFORE} == {"fp32", "sum"}
     write_tensors(path, {name: (a.dtype, a.shape) for name, a in tensors.items()}, tensors.values(), metadata)
     assert main([str(run), str(tmp_path / "out")]) == 0
 

@@ -12,7 +12,7 @@ import pytest
 from cachedlrm.base.errors import UserError
 from cachedlrm.store.database import Meta, Put, open_database
 from cachedlrm.store.environment import CHECKPOINT, META, own_identity, parse_key, segment_key
-from cachedlrm.store.records import DTYPES_BEFORE
+from cachedlrm.store.records import OPTIONS_BEFORE
 from support.logs import SHAPES, opened
 from support.stores import IDENTITY, changing, make_store
 
@@ -53,8 +53,8 @@ def test_a_store_with_a_checkpoint_is_not_overwritten(tmp_path, identity, words)
     with pytest.raises(UserError, match=re.escape(f"the store in {tmp_path} {words}")):
         opened(tmp_path, **identity)
     opened(tmp_path, resumes=True).close()
-    # An earlier release said nothing of dtypes, and kept 32 bits.
-    opened(tmp_path, resumes=True, model="a", **DTYPES_BEFORE).close()
+    # An earlier release said nothing of dtypes and pooling: rows had 32 bits, bags were summed.
+    opened(tmp_path, resumes=True, model="a", **OPTIONS_BEFORE).close()
 
 
 def test_a_store_without_a_checkpoint_is_nobodys(tmp_path):
