@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from cachedlrm.options.torchrec import translate
 from cachedlrm.report.live_view import LiveView, RunHeader
 from support.documents import DOCUMENTS, ROOT, Block, all_blocks
 from support.runs import train
@@ -151,7 +152,8 @@ def test_commands_are_those_of_the_programs(where, command):
     elif words[1] == "-m":
         programs = [f"cachedlrm.{program}" for program in PROGRAMS]
         (program,) = [program for program in programs if f"{command} ".startswith(f"python -m {program} ")]
-        assert options_in(command) <= options_in(help_of(program))
+        ours = " ".join(translate(words[3:]))  # of a command line of TorchRec's trainer
+        assert options_in(ours) <= options_in(help_of(program))
     elif words[0] == "torchrun":  # of a program in the same document
         (program,) = [word for word in words if word.endswith(".py")]
         document = where.partition(":")[0]
