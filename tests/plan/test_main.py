@@ -193,7 +193,7 @@ def test_every_device_and_every_workload(device, workload):
     assert plan.tiers.device_limit == hardware.device_memory - (hardware.device_reserved or 0)
     assert (plan.options.run.device, hardware.device_type) == (("cpu",) if device == "laptop-cpu" else ("cuda",)) * 2
     assert (plan.tiers.device.breakdown["staging"] > 0) == (device != "laptop-cpu")
-    assert set(plan.prediction.step_ms) == {"arithmetic", "device memory", "link"}
+    assert set(plan.prediction.step_ms) == {"arithmetic", "device memory", "link", "host"}
     assert describe(plan, arguments).endswith(shlex.join(arguments))
 
 
