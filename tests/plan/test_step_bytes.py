@@ -131,8 +131,10 @@ def test_what_is_drawn_holds_no_more_than_is_accounted(tmp_path, seed):
 
         peak, parts = peak_bytes(work), job.tiers.step.fixed_bytes(tuple(most_rows))
         held = sum(parameter.nbytes for parameter in trainer.model.parameters())
+        state = [entry.values() for entry in trainer.optimizer_state().values()]
+        kept = sum(tensor.nbytes for tensors in state for tensor in tensors if tensor.dim())
     assert peak <= parts["working_set"] + parts["activations"], drawn_job(seed)
-    assert parts["dense"] >= 2 * held, "parameters and gradients"
+    assert parts["dense"] >= 2 * held + kept, "parameters, gradients and state"
 
 
 @pytest.mark.parametrize("trick", ["--qr-flag --qr-threshold=1 --qr-collisions=2", "--md-flag --md-threshold=1"])

@@ -33,6 +33,31 @@ def test_a_new_run_begins_at_the_first_batch(tmp_path):
         assert torch.get_num_threads() == 1, "--threads"
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *[
+            "--eps=0.1 --dense-eps=1e-10",
+            "--weight-decay=5",
+            "--dense-optimizer=sgd",
+            "--dense-learning-rate=0.1",
+            "--dense-eps=0.1",
+        ],
+        *["--dense-weight-decay=5", "--clip-grad-norm=0.01", "--lr-policy=linear"],
+    ],
+)
+def test_every_option_of_the_optimizers_reaches_them(tmp_path, option):
+    """That they do what torch does is shown of `Trainer`, in tests/promises/test_exactness.py."""
+
+    def losses(*options: str) -> list[list[float]]:
+        with closing(built_job(tmp_path, *SMALL, "--steps=3", *options)) as job:
+            return [job.trainer.step(batch).tolist() for batch in job.trainer.cache.prepare(job.schedule.batches())]
+
+    usual, changed = losses(), losses(*option.split())
+    assert changed[0] == usual[0]
+    assert changed[-1] != usual[-1]
+
+
 def test_a_job_that_fails_leaves_its_store_to_others(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("out of memory")
