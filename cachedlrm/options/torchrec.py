@@ -13,6 +13,7 @@ from cachedlrm.base.text import shown
 _NUM_TABLES, _NUM_DENSE = 26, 13  # of Criteo's data, the only ones there
 _RANDOM_BATCHES = 10  # of an epoch of random data there
 _HELD_OUT_DAY = "day_23"
+_KAGGLES_FILES = "train"  # of all stages there
 
 
 class _Carried(NamedTuple):
@@ -156,7 +157,8 @@ def _data(theirs: Mapping[str, str]) -> dict[str, str]:
     """Where samples come from.
 
     Random ones become zipf's. One-hot ids are taken modulo the rows of their table there, multi-hot ones as they are.
-    ``criteo_1t`` holds out the last day. ``criteo_kaggle`` has one file and evaluates on samples of it.
+    ``criteo_1t`` holds out the last day. ``criteo_kaggle`` evaluates on samples of the files it trains, as the test's
+    beside them have no labels.
     """
     one_hot, multi_hot = theirs.get("in_memory_binary_criteo_path"), theirs.get("synthetic_multi_hot_criteo_path")
     sizes, dataset = theirs.get("multi_hot_sizes"), theirs.get("dataset_name", "criteo_1t")
@@ -175,5 +177,6 @@ def _data(theirs: Mapping[str, str]) -> dict[str, str]:
         )
     data = f"npy:{multi_hot}" if one_hot is None else f"npy:{one_hot}:fold=rows"
     if dataset == "criteo_kaggle":
+        data = f"{data}:only={_KAGGLES_FILES}"
         return {"data": data, "test-data": data}
     return {"data": f"{data}:test={_HELD_OUT_DAY}"}

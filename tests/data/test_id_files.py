@@ -130,7 +130,7 @@ def test_a_prefix_is_held_out_and_ids_are_folded_to_their_rows(tmp_path):
     assert ids == expected
     for end, words in (
         (":test=day_2", "day_2_dense.npy is not there"),
-        (":fold=3", "test=PREFIX and fold=rows can follow the folder, each once"),
+        (":fold=3", "test=PREFIX or only=PREFIX, and fold=rows, can follow the folder, each once"),
         (":test=day_0:test=day_23", "each once"),
     ):
         assert words in refused(f"npy:{tmp_path}{end}")

@@ -36,6 +36,18 @@ def test_npy_joins_files_in_natural_order_and_maps_them(tmp_path):
     assert isinstance(source._triples[0].dense, np.memmap)
 
 
+def test_one_prefix_alone_is_read(tmp_path):
+    write_npy(tmp_path, "train", 5)
+    write_npy(tmp_path, "test", 4, labels=np.full((4, 1), -1), dense=np.ones((4, 9), np.float32))
+    spec = f"npy:{tmp_path}:only=train"
+    data = open_dataset(spec, spec, ANY)
+    assert (data.train.num_samples, data.test.num_samples, data.train.num_dense) == (5, 5, 2)
+    assert open_dataset(f"{spec}:fold=rows", None, DataRequest((2, 3, 4), None, 1, -1)).train.read(4, 5).rows.tolist() \
+        == [12 % 7 % 2, 2 + 13 % 7 % 3, 5]  # fmt: skip
+    assert "tes_dense.npy is not there; name the prefix of other files" in refused(f"npy:{tmp_path}:only=tes")
+    assert "test=PREFIX or only=PREFIX, and fold=rows" in refused(f"{spec}:test=test")
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, ">i4", np.int64, np.uint8, np.uint64])
 def test_npy_folds_ids_in_the_type_of_the_file(tmp_path, dtype):
     largest = np.iinfo(dtype).max  # of uint64 beyond int64

@@ -12,7 +12,7 @@ from cachedlrm.options.torchrec import translate
 from cachedlrm.train import main
 from support.options import OPTIONS
 from support.runs import report
-from support.samples import write_ids
+from support.samples import write_ids, write_npy
 
 PATHS = {"one_hot": "--in_memory_binary_criteo_path=D", "multi_hot": "--synthetic_multi_hot_criteo_path=D"}
 
@@ -70,7 +70,7 @@ def test_options_of_an_interaction_are_given_with_it_alone():
 def test_what_is_held_out():
     assert options(f"--data torchrec {PATHS['one_hot']}")["data"] == "npy:D:fold=rows:test=day_23"
     kaggle = options(f"--data torchrec {PATHS['multi_hot']} --dataset_name=criteo_kaggle")
-    assert (kaggle["data"], kaggle["test-data"]) == ("npy:D", "npy:D")
+    assert (kaggle["data"], kaggle["test-data"]) == ("npy:D:only=train", "npy:D:only=train")
 
 
 def test_flags_and_our_own_options():
@@ -134,3 +134,18 @@ def test_a_command_line_trains(tmp_path, path):
     told = report(tmp_path / "run")
     assert (told["steps"], told["samples"]) == (5, 100)
     assert len(np.load(tmp_path / "run" / "predictions.npy")) == 30
+
+
+def test_kaggles_test_files_are_not_read(tmp_path):
+    for name, labels in (("train", np.arange(60) % 2), ("test", np.full(40, -1))):
+        sparse = np.full((60 if name == "train" else 40, 3), 5, np.int32)
+        write_npy(tmp_path / "data", name, len(labels), dense=np.ones((len(labels), 13), np.float32), sparse=sparse,
+                  labels=labels.astype(np.int32)[:, None])  # fmt: skip
+    words = (
+        "--data torchrec --dataset_name criteo_kaggle --embedding_dim 8 --dense_arch_layer_sizes 16,8 "
+        "--over_arch_layer_sizes 16,1 --batch_size 20 --num_embeddings_per_feature 9,9,9 --learning_rate 0.1 "
+        f"{PATHS['one_hot'][:-1]}{tmp_path / 'data'}"
+    )
+    assert main([*words.split(), f"--run-dir={tmp_path / 'run'}", "--ui=off", "--save-predictions"]) == 0
+    assert report(tmp_path / "run")["samples"] == 60
+    assert len(np.load(tmp_path / "run" / "predictions.npy")) == 60
