@@ -69,6 +69,7 @@ def start_from(
     _check_tables(words, old, architecture)
     note = check_vocabulary(vocabulary, f"--data {options.data.data}", state.vocabulary, words)
     takes_state = before.optimisation.optimizer == options.optimisation.optimizer
+    _check_dtypes(words, before, options, takes_state)
     theirs, ours = before.optimisation.dense, options.optimisation.dense
     takes_layers = (theirs.name, theirs.state_keys) == (ours.name, ours.state_keys)
     drawn = initial_parameters(options, architecture, device)
@@ -182,6 +183,15 @@ def _check_model(words: str, before: Resolved, now: Resolved) -> None:
             option = f"--{name.replace('_', '-')}"
             said = [f"no {option}" if value is None else f"{option} {toml_value(value)}" for value in (ours, theirs)]
             raise UserError(f"{said[0]}: {words} is of a run with {said[1]}; drop the option to go on with that")
+
+
+def _check_dtypes(words: str, before: Resolved, now: Resolved, takes_state: bool) -> None:
+    """Rows that nobody touched begin in the dtype of the run that had them first: all runs of a chain have one."""
+    for name in ("row_dtype", "row_state_dtype") if takes_state else ("row_dtype",):
+        theirs, ours = getattr(before.optimisation, name), getattr(now.optimisation, name)
+        if theirs != ours:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {ours}: {words} is of a run with {option} {theirs}; keep {option} {theirs}")
 
 
 def _check_tables(words: str, old: Architecture, now: Architecture) -> None:

@@ -160,6 +160,20 @@ def test_another_optimizer_begins_without_state(tmp_path, capsys, adam):
         assert np.array_equal(after[f"emb_l.{number}.weight"][:rows], before[f"emb_l.{number}.weight"])
 
 
+def test_rows_of_16_bits_stay_so_and_those_that_nobody_touched_begin_as_they_did(tmp_path, capsys):
+    """The second run has another seed; what it evaluated is predicted with the same bits."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    dtypes = ["--row-dtype=bf16", "--row-state-dtype=bf16"]
+    assert train(first, SMALL, *FIRST, *dtypes, "--optimizer=adam") == 0
+    message = one_line(capsys, started(second, first, "--row-dtype=fp32"))
+    assert message.startswith("error: --row-dtype fp32: --start-from ")
+    assert message.endswith("is of a run with --row-dtype bf16; keep --row-dtype bf16\n")
+    assert started(second, first, *CACHED) == 0
+    assert predict([str(second), "--out", str(tmp_path / "p.npy"), "--ui=off"]) == 0
+    assert np.array_equal(np.load(tmp_path / "p.npy"), np.load(second / "predictions.npy"))
+    assert started(tmp_path / "adagrad", first, "--optimizer=adagrad", "--row-state-dtype=fp32", "--steps=1") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -167,6 +181,8 @@ def test_another_optimizer_begins_without_state(tmp_path, capsys, adam):
         (["--arch-embedding-size=400-30-900"], "has 4 tables and the data has 3"),
         (["--arch-mlp-top=8-1"], "--arch-mlp-top 8-1: --start-from"),
         (["--load-model=x.pt"], "--start-from"),
+        (["--row-dtype=bf16"], "is of a run with --row-dtype fp32; keep --row-dtype fp32"),
+        (["--row-state-dtype=bf16"], "is of a run with --row-state-dtype fp32; keep --row-state-dtype fp32"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, capsys, adam, arguments, words):
