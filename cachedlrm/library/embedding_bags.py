@@ -51,6 +51,9 @@ class CachedEmbeddingBags(CachedTables):
         lookahead: batches that policy ``lookahead`` knows ahead.
         prefetch_depth: batches that `prefetch` prepares ahead; 0: no thread.
         accumulate: batches whose gradients one step adds up.
+        row_dtype: how weights are kept everywhere: ``fp32``, ``bf16`` or ``fp16``, rounded stochastically by noise that
+            is a function of seed, row, column and step, so that a cached run has the bits of a resident one.
+        row_state_dtype: how optimizer state is kept: ``fp32`` or ``bf16``.
         weights: initial weights of the tables, [rows, D] each, which are copied. Default: uniform in
             ±sqrt(1 / rows), computed from ``seed`` when a row is first touched, so that tables of any size start at
             once and rows never touched take no memory.
@@ -77,6 +80,8 @@ class CachedEmbeddingBags(CachedTables):
         lookahead: int = 200,
         prefetch_depth: int = 2,
         accumulate: int = 1,
+        row_dtype: str = "fp32",
+        row_state_dtype: str = "fp32",
         weights: Sequence[Tensor] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -102,6 +107,8 @@ class CachedEmbeddingBags(CachedTables):
             store_path=None,
             host_budget=None if host_bytes is None else whole(host_bytes, "host_bytes", 1),
             row_counts=None,
+            row_dtype=row_dtype,
+            row_state_dtype=row_state_dtype,
             report_min=False,
         )
         table_set = TableSet(tables, pools=True)
@@ -176,8 +183,8 @@ class CachedEmbeddingBags(CachedTables):
     # --- state: rows and records, as ever
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The shape of the tables and the steps taken; the rows are beside it."""
-        return {"steps": self.steps, **self._identity()}
+        """The shape of the tables, the steps taken and the seed of rounding; the rows are beside it."""
+        return {"steps": self.steps, "rounding_seed": self._engine.seed, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
         """The tables that a state belongs to; ``seed`` is None if the state has all their rows."""
@@ -186,6 +193,8 @@ class CachedEmbeddingBags(CachedTables):
             "table_rows": list(self._table_rows),
             "dim": self._dim,
             "optimizer": engine.layouts[0].optimizer,
+            "row_dtype": engine.layouts[0].row_dtype,
+            "row_state_dtype": engine.layouts[0].state_dtype,
             "seed": None if engine.given else engine.seed,
         }
 
@@ -218,8 +227,8 @@ class CachedEmbeddingBags(CachedTables):
         self._drop_current()
         try:
             _check_state(self._engine, _State(rows.cpu(), records.cpu()), identity, self._identity())
-            if identity["seed"] is not None:
-                self._engine.seed = identity["seed"]
+            seed = identity["seed"]
+            self._engine.seed = identity.get("rounding_seed", self._engine.seed) if seed is None else seed
             self._engine.take_weights({})
             self._engine.open()
             self._engine.put(0, [(rows.cpu().numpy(), records.cpu().contiguous().numpy())])
@@ -246,6 +255,7 @@ def _check_state(engine: Engine, state: _State, identity: Mapping[str, Any], exp
         UserError: it is not, or damaged.
     """
     (layout,), (shape,) = engine.layouts, engine.shapes
+    identity = {"row_dtype": "fp32", "row_state_dtype": "fp32", **identity}  # a state of before has neither
     for name, value in {**expected, "seed": None}.items():
         if name not in identity or (name != "seed" and identity[name] != value):
             raise UserError(f"the state is of {name} {identity.get(name)}, these tables of {value}")

@@ -395,6 +395,36 @@ def test_a_loaded_run_goes_on_with_the_same_bits(optimizer, seeded, tmp_path):
             assert_same_dense(model, straight)
 
 
+@pytest.mark.parametrize(("row", "state"), [("bf16", "fp32"), ("fp16", "bf16")])
+def test_rows_of_16_bits_have_the_bits_of_resident_ones_after_a_load_too(row, state):
+    kept = {"row_dtype": row, "row_state_dtype": state, "seed": 5}
+    with make_bags(cache_rows=sum(TABLE_ROWS), **kept) as resident, make_bags(**kept) as cached:
+        straight, model = Model(resident), Model(cached)
+        whole = train_cached(straight, dense_optimizer(straight), batches())
+        dense = dense_optimizer(model)
+        losses = train_cached(model, dense, batches()[: STEPS // 2])
+        with make_bags(**{**kept, "seed": 6}) as second:
+            second.load_state_dict(cached.state_dict())
+            model.embeddings = second
+            losses += train_cached(model, dense, batches()[STEPS // 2 :])
+            assert losses == whole
+            assert_rows_travelled(second)
+            assert all(torch.equal(second.weight(table), resident.weight(table)) for table in range(NUM_TABLES))
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[row]
+        assert torch.equal(cached.weight(0).to(dtype).float(), cached.weight(0))
+
+
+def test_a_state_of_before_rows_had_a_type_is_one_of_32_bits():
+    with make_bags() as bags, make_bags(row_dtype="bf16") as others:
+        state = bags.state_dict()
+        before = {
+            name: value for name, value in state["_extra_state"].items() if not name.startswith(("row_", "rounding"))
+        }
+        bags.load_state_dict({**state, "_extra_state": before})
+        with pytest.raises(RuntimeError, match="the state is of row_dtype fp32, these tables of bf16"):
+            others.load_state_dict({**state, "_extra_state": before})
+
+
 @pytest.mark.parametrize("policy", ["lrfu", "lookahead"])
 def test_state_inside_the_loop_is_that_of_the_steps_taken(policy):
     with make_bags("adam", policy=policy, lookahead=5) as bags, make_bags("adam") as short:
@@ -553,6 +583,7 @@ def test_ids_of_another_form_are_refused(ids, offsets, words):
         ({"eps": 0.0}, "eps is 0.0; the least is 1e-30"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"policy": "static"}, "policy is 'static'; choose lru, "),
+        ({"row_dtype": "int8"}, "row_dtype is 'int8'; choose fp32, bf16, fp16"),
         ({"prefetch_depth": -1}, "prefetch_depth is -1"),
         ({"weights": initial_weights()[:3]}, "weights are "),
         ({"host_bytes": 0}, "host_bytes is 0"),
