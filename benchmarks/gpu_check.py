@@ -26,7 +26,11 @@ from cachedlrm.base.kernels import table_offsets
 from cachedlrm.report.environment import commit, cpu_model
 
 BUDGET_S = 465  # of 480: what starts this program and what a killed process still does takes time too
-TESTS = ("tests/gpu/test_cuda.py", "tests/library/test_embedding_bags.py")  # all that have tests for a GPU
+TESTS = (
+    "tests/gpu/test_cuda.py",
+    "tests/library/test_collections.py",
+    "tests/library/test_embedding_bags.py",
+)  # all that have tests for a GPU
 TESTS_S = 200
 GIB = 1 << 30
 
