@@ -61,7 +61,7 @@ class CachedCollection(CachedTables):
         row_dtype: how weights are kept everywhere: ``fp32``, ``bf16`` or ``fp16``, rounded stochastically by noise that
             is a function of seed, row, column and step, so that a cached run has the bits of a resident one.
         row_state_dtype: how optimizer state is kept: ``fp32`` or ``bf16``.
-        row_counts: lookups of each row of each table, by name; for policy ``static``.
+        row_counts: lookups of each row of each table, by name; of policy ``static`` alone.
         report_min: count the rows that Belady's MIN would move, for `stats`.
         device: where cached rows and results are.
 

@@ -53,10 +53,14 @@ class CurrentBatch:
         self._prepared.admitted.wait()
 
     def add(self, part: Part, vectors: Sequence[Tensor]) -> int:
-        """Takes in a part whose ``vectors``, [bags, D] of each group, were read where they are; its number."""
+        """Takes in a part whose ``vectors``, [bags, D] of each group, were read where they are; its number.
+
+        It is in hand from then on.
+        """
         self._parts.append(part)
         self._leaves.append([_leaf(of_group) for of_group in vectors])
-        return len(self._parts) - 1
+        self.in_hand = len(self._parts) - 1
+        return self.in_hand
 
     def vectors(self, number: int, trains: bool) -> list[Tensor]:
         """The vectors of a part, [bags, D] of each group: with ``trains`` for autograd to give gradients to."""
@@ -94,6 +98,10 @@ class CurrentBatch:
     def has_gradient(self) -> bool:
         """Whether ``backward`` brought one."""
         return any(leaf.grad is not None for leaf in self.leaves())
+
+    def part_has_gradient(self, number: int) -> bool:
+        """Whether ``backward`` brought one for the vectors of a part."""
+        return any(leaf.grad is not None for leaf in self._leaves[number] or [])
 
     def check_step(self) -> None:
         """Makes sure that there is something to step by.

@@ -13,7 +13,7 @@ from cachedlrm.library.ids import Ids, bag_ids
 from cachedlrm.library.lookups import Part, Routes
 from cachedlrm.library.module import CachedTables
 from cachedlrm.library.saved import saved_groups
-from cachedlrm.library.tables import EmbeddingTable, TableSet, one_of, whole
+from cachedlrm.library.tables import EmbeddingTable, TableSet, policy_of, whole
 
 _POLICIES = ("lru", "lfu", "lrfu", "lookahead")
 
@@ -98,7 +98,7 @@ class CachedEmbeddingBags(CachedTables):
             weight_decay=weight_decay,
             cache_rows=_cache_rows(cache_ratio, cache_rows, sum(self._table_rows)),
             cache_budget=None,
-            policy=one_of(policy, "policy", _POLICIES),
+            policy=policy_of(policy, _POLICIES),
             lookahead=lookahead,
             prefetch_depth=prefetch_depth,
             seed=seed,

@@ -1,6 +1,5 @@
 """The cache behind a collection: sized from its arguments, opened, read, and filled from a saved state."""
 
-import math
 import re
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from cachedlrm.cache.shares import share_bytes, share_rows, store_rows
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots
 from cachedlrm.cache.working_set import NEVER
 from cachedlrm.library.lookups import JoinedBatch
-from cachedlrm.library.tables import TableSet, one_of, whole
+from cachedlrm.library.tables import TableSet, one_of, policy_of, real, whole
 from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.database import open_database
 from cachedlrm.store.init import CounterInit, DeviceFill, RowInit
@@ -120,11 +119,9 @@ class Engine:
         one_of(choices.optimizer, "optimizer", tuple(OPTIMIZERS))
         if choices.eps is not None and not OPTIMIZERS[choices.optimizer].eps:
             raise UserError(f"eps is {choices.eps} and optimizer {choices.optimizer} has none; drop it")
-        if choices.eps is not None and not LEAST_EPS <= choices.eps < math.inf:
-            raise UserError(f"eps is {choices.eps}; the least is {LEAST_EPS}")
-        if not 0 <= choices.weight_decay < math.inf:
-            raise UserError(f"weight_decay is {choices.weight_decay}; give 0 or more")
-        one_of(choices.policy, "policy", POLICIES)
+        self._eps = None if choices.eps is None else real(choices.eps, "eps", LEAST_EPS)
+        self._weight_decay = real(choices.weight_decay, "weight_decay", 0.0)
+        policy_of(choices.policy, POLICIES)
         one_of(choices.store, "store", ("host", "lmdb"))
         one_of(choices.row_dtype, "row_dtype", ROW_DTYPES)
         one_of(choices.row_state_dtype, "row_state_dtype", STATE_DTYPES)
@@ -152,6 +149,10 @@ class Engine:
             raise UserError("store_path is of store='lmdb'; give both or neither")
         if choices.policy == "static" and choices.row_counts is None:
             raise UserError("policy='static' needs row_counts, how often each row of each table is looked up")
+        if choices.policy != "static" and choices.row_counts is not None:  # lookahead would need the epochs to come
+            raise UserError(
+                f"row_counts are of policy='static', and policy is {choices.policy!r}; give both or neither"
+            )
         self.seed = whole(choices.seed, "seed", -(2**63))
         self._folder: Path | None = None
         self.inits: list[RowInit] = []
@@ -275,8 +276,12 @@ class Engine:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def row_step(self, learning_rate: float, number: int) -> RowStep:
-        """The numbers of step ``number``, from 1 on."""
-        return RowStep(learning_rate, number, self._choices.eps, self._choices.weight_decay)
+        """The numbers of step ``number``, from 1 on.
+
+        Raises:
+            UserError: the learning rate is none.
+        """
+        return RowStep(real(learning_rate, "learning_rate", 0.0), number, self._eps, self._weight_decay)
 
     def check_fits(self, batch: JoinedBatch, where: str) -> None:
         """Makes sure that the next batch of the stream can be prepared.

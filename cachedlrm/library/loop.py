@@ -9,6 +9,7 @@ from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.library.loader import Loader
 from cachedlrm.library.lookups import JoinedBatch, Part, join
 from cachedlrm.library.stream import Stream
+from cachedlrm.library.tables import whole
 
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ def prefetch(batches: Iterable[T], ids: Mapping[Member, Callable[[T], Any]], *, 
     if len(together) != 1:
         raise UserError("the modules of one loop accumulate different numbers of batches; give all the same")
     (num_together,) = together
+    pause_every = whole(pause_every, "pause_every", 0)
     if pause_every % num_together:
         raise UserError(f"pause_every is {pause_every}; accumulate joins {num_together} batches, give a multiple of it")
     streams = [module._begin_loop(pause_every // num_together) for module in modules]

@@ -20,7 +20,7 @@ from cachedlrm.library.loop import prefetch
 from cachedlrm.library.saved import export_tables, load_tables, save_tables
 from cachedlrm.library.stats import Stats
 from cachedlrm.library.stream import Stream
-from cachedlrm.library.tables import TableSet, whole
+from cachedlrm.library.tables import TableSet, real, whole
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="CachedTables")
@@ -54,7 +54,7 @@ class CachedTables(nn.Module):
         accumulate: int,
     ) -> None:
         super().__init__()
-        self.learning_rate = learning_rate
+        self.learning_rate = real(learning_rate, "learning_rate", 0.0)
         self.steps = 0
         self.counters = CacheCounters()
         self._routes = routes
@@ -128,7 +128,7 @@ class CachedTables(nn.Module):
         current = self._current
         if current is not None and (trains or self._held.stream is not None):
             number = current.find(part)
-            if number is not None:
+            if number is not None and not self._is_next_part(current, number):
                 return current.vectors(number, trains)
         if not trains:
             self._check_at_rest("forward in evaluation mode")
@@ -138,10 +138,21 @@ class CachedTables(nn.Module):
                 "forward was called with other ids than those of the batch that prefetch handed out; "
                 "train that batch, or call eval() first if this is an evaluation"
             )
-        if current is not None and current.num_parts < self._accumulate and current.leaves():
+        if current is not None and self._has_room(current):
             return current.vectors(current.add(part, self._engine.cache.pooled(join([part]))), trains)
         self._leave_current("forward with the next batch")
         return self._begin(*self._prepare(join([part]))).vectors(0, trains)
+
+    def _has_room(self, current: CurrentBatch) -> bool:
+        """Whether the step takes in another batch."""
+        return current.num_parts < self._accumulate and bool(current.leaves())
+
+    def _is_next_part(self, current: CurrentBatch, number: int) -> bool:
+        """Whether ids equal to those of part ``number`` are a batch after it: its ``backward`` was called.
+
+        In a prefetch loop the part in hand says which batch it is.
+        """
+        return self._held.stream is None and current.part_has_gradient(number) and self._has_room(current)
 
     def _where(self) -> str:
         """The name in messages of what ``forward`` is called with."""
@@ -153,14 +164,16 @@ class CachedTables(nn.Module):
         """Moves the rows of the batch by the gradient that ``backward`` brought.
 
         Raises:
-            UserError: there is no batch, or no gradient.
+            UserError: there is no batch, or no gradient, or `learning_rate` is no finite number from 0 on; correct it
+                and call this again.
         """
         self._check_open()
         if self._current is None:
             raise UserError("step was called without a batch; call forward and backward first, once for each step")
         self._current.check_step()
+        numbers = self._engine.row_step(self.learning_rate, self.steps + 1)
         self._prepare_wider()
-        self._current.step(self._engine.row_step(self.learning_rate, self.steps + 1))
+        self._current.step(numbers)
         self.steps += 1
         self._current = None
 
@@ -310,7 +323,7 @@ class CachedTables(nn.Module):
         """
         self._check_open()
         self._check_at_rest("export")
-        export_tables(self._engine, Path(folder), self.learning_rate)
+        export_tables(self._engine, Path(folder), real(self.learning_rate, "learning_rate", 0.0))
 
     # --- life
 

@@ -1,11 +1,13 @@
 """The tables of a model's own: what a user says of them, and how they make groups."""
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import table_offsets
 from cachedlrm.data.batch import MOST_ROWS
 
+_MOST_FLOAT32 = float(np.finfo(np.float32).max)
 POOLINGS = ("sum", "mean", "none")
 
 
@@ -216,6 +219,37 @@ def whole(value: Any, name: str, least: int) -> int:
     if number < least:
         raise UserError(f"{name} is {number}; the least is {least}")
     return number
+
+
+def real(value: Any, name: str, least: float) -> float:
+    """A number that float32 holds.
+
+    Raises:
+        UserError: it is not one, is infinite or NaN, or below ``least``; says ``name``.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several elements
+        number = math.nan
+    if not abs(number) <= _MOST_FLOAT32:
+        raise UserError(f"{name} is {value!r:.60}; give a finite number, {least:g} or more")
+    if number < least:
+        raise UserError(f"{name} is {number}; the least is {least:g}")
+    return number
+
+
+def policy_of(name: str, choices: Sequence[str]) -> str:
+    """A policy that a module over a user's batches can have.
+
+    Raises:
+        UserError: it is none of the ``choices``.
+    """
+    if name == "oracle":
+        raise UserError(
+            "policy is 'oracle', which reads the ids of the whole run before it, and a user's batches are known only "
+            "as they are read; choose 'lookahead' with prefetch, which is as good inside its window"
+        )
+    return one_of(name, "policy", choices)
 
 
 def one_of(value: str, name: str, choices: Sequence[str]) -> str:

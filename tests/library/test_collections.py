@@ -1,5 +1,7 @@
 """The collections in a model and a loop of a user's own, beside the same model over plain torch."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -253,7 +255,13 @@ def test_state_dicts_have_torchrecs_names_and_load_weights_beside_the_optimizers
         ({"cache_rows": None, "cache_budget": "many"}, 'cache_budget: "many" is not a size'),
         ({"cache_rows": None, "cache_budget": 20}, "it leaves no row"),
         ({"optimizer": "lion"}, "optimizer is 'lion'; choose sgd, "),
-        ({"policy": "oracle"}, "policy is 'oracle'; choose lru, "),
+        ({"policy": "oracle"}, "policy is 'oracle', which reads the ids of the whole run .* choose 'lookahead'"),
+        ({"policy": "best"}, "policy is 'best'; choose lru, "),
+        ({"policy": "lookahead", "row_counts": {"user": np.ones(300)}}, "row_counts are of policy='static'"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; give a finite number"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1; the least is 0"),
+        ({"learning_rate": "0.1"}, "learning_rate is '0.1'; give a finite number"),
+        ({"optimizer": "adam", "eps": "x"}, "eps is 'x'; give a finite number"),
         ({"policy": "static"}, "needs row_counts"),
         ({"policy": "static", "row_counts": {"user": np.ones(3)}}, "row_counts of table user"),
         ({"store": "disk"}, "store is 'disk'; choose host, lmdb"),

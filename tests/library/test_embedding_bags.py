@@ -584,6 +584,8 @@ def test_ids_of_another_form_are_refused(ids, offsets, words):
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"policy": "static"}, "policy is 'static'; choose lru, "),
         ({"row_dtype": "int8"}, "row_dtype is 'int8'; choose fp32, bf16, fp16"),
+        ({"policy": "oracle"}, "choose 'lookahead'"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"prefetch_depth": -1}, "prefetch_depth is -1"),
         ({"weights": initial_weights()[:3]}, "weights are "),
         ({"host_bytes": 0}, "host_bytes is 0"),

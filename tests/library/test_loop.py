@@ -111,6 +111,36 @@ def test_accumulated_gradients_make_one_step(ahead):
     assert all(torch.equal(cached[name], resident[name]) for name in cached)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_batches_of_equal_ids_are_several_batches_of_a_step_with_and_without_prefetch(optimizer):
+    first = batches()[0]
+    stream = [first, first, first, first, batches()[1], first, first, batches()[1], batches()[1]]
+
+    def run(cache_rows: int, prefetches: bool) -> dict[str, torch.Tensor]:
+        with make_collection(accumulate=3, cache_rows=cache_rows, optimizer=optimizer) as collection:
+            ready = collection.prefetch(stream, lambda batch: batch.features) if prefetches else stream
+            for number, batch in enumerate(ready):
+                values = collection(batch.features).values()
+                again = collection(batch.features).values()  # the same batch: there was no backward
+                generator = torch.Generator().manual_seed(number)
+                (values * torch.rand(values.shape, generator=generator) + again * 0.1).sum().backward()
+                if number % 3 == 2:
+                    collection.step()
+            assert collection.steps == 3
+            rows = {name: collection.weight(name) for name in ("user", "place", "item", "tag")}
+            if cache_rows < 900:
+                for batch in batches()[2:12]:
+                    collection(batch.features).values().sum().backward()
+                    collection.step()
+                assert_rows_travelled(collection)
+            return rows
+
+    expected = run(900, prefetches=True)
+    for cache_rows, prefetches in ((330, True), (330, False), (900, False)):
+        found = run(cache_rows, prefetches)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_loop_of_two_batches_a_step_says_when_to_step():
     with make_collection(accumulate=2, cache_rows=330) as collection:
         for number, batch in enumerate(collection.prefetch(batches()[:3], lambda batch: batch.features)):
@@ -125,6 +155,9 @@ def test_a_loop_of_two_batches_a_step_says_when_to_step():
             next(prefetch(batches(), {collection: lambda batch: batch, other: lambda batch: batch}))
         with pytest.raises(UserError, match="pause_every is 3"):
             next(collection.prefetch(batches(), lambda batch: batch.features, pause_every=3))
+        for bad in (-1, -2, 2.0, "2"):
+            with pytest.raises(UserError, match="pause_every is "):
+                next(collection.prefetch(batches(), lambda batch: batch.features, pause_every=bad))
 
 
 def test_ids_that_changed_in_place_are_never_taken_for_unchanged():

@@ -1,6 +1,7 @@
 """What users put around modules over cached tables: scaling, autocast, compilation, evaluation, and the end."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -115,6 +116,25 @@ def test_models_that_look_up_twice_before_a_step():
         with pytest.raises(UserError, match="the batch before was not trained"):
             twice(batches()[2].features)
         twice.zero_grad()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1, "0.1", None])
+def test_a_learning_rate_that_became_none_moves_no_row(bad):
+    with make_collection(accumulate=2) as collection, make_collection(accumulate=2) as expected:
+        for module in (collection, expected):
+            for batch in batches()[:2]:
+                module(batch.features).values().sum().backward()
+        collection.learning_rate = bad
+        before = {name: collection.weight(name) for name in ("user", "place", "item", "tag")}
+        with pytest.raises(UserError, match="learning_rate is "):
+            collection.step()
+        assert all(torch.equal(collection.weight(name), before[name]) for name in before)
+        assert collection.steps == 0
+        collection.learning_rate = expected.learning_rate = 0.25
+        collection.step()
+        expected.step()
+        assert all(torch.equal(collection.weight(name), expected.weight(name)) for name in before)
+        assert not torch.equal(collection.weight("user"), before["user"])
 
 
 def test_a_batch_that_fits_nowhere_is_named():

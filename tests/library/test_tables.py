@@ -1,13 +1,25 @@
 """What a user says of tables, ours and TorchRec's, to groups."""
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.library.tables import EmbeddingTable, TableSet, one_of, own_init, table_of, whole, with_features
+from cachedlrm.library.tables import (
+    EmbeddingTable,
+    TableSet,
+    one_of,
+    own_init,
+    policy_of,
+    real,
+    table_of,
+    whole,
+    with_features,
+)
 
 
 def config(**fields) -> SimpleNamespace:
@@ -96,5 +108,13 @@ def test_values_that_do_not_fit_are_named():
     assert one_of("a", "n", ("a", "b")) == "a"
     with pytest.raises(UserError, match="n is 0; the least is 1"):
         whole(0, "n", 1)
+    assert real(np.float64(0.5), "n", 0.0) == real(torch.tensor(0.5), "n", 0.0) == 0.5
+    for value in (math.nan, math.inf, 1e39, 10**400, "0.5", "x", None, [1.0], torch.ones(2)):
+        with pytest.raises(UserError, match=r"n is .*; give a finite number, 0 or more"):
+            real(value, "n", 0.0)
+    with pytest.raises(UserError, match=r"n is -1\.0; the least is 0"):
+        real(-1, "n", 0.0)
+    with pytest.raises(UserError, match=r"oracle.*ids of the whole run.*choose 'lookahead'"):
+        policy_of("oracle", ("lru",))
     with pytest.raises(UserError, match="n is 'c'; choose a, b"):
         one_of("c", "n", ("a", "b"))
