@@ -159,8 +159,10 @@ def _open_samples(
             raise UserError(f"{run_dir} held out no samples; name some by --data")
         note = check_vocabulary(own.vocabulary, f"--data {options.data.data}", state.vocabulary, str(run_dir))
         return own.test, own.table_names or (), True, note
-    samples = open_samples(data, replace(data_request(options), needs_labels=False), options.data.data)
+    request = replace(data_request(options), needs_labels=False)
+    samples = open_samples(data, request, options.data.data, state.vocabulary)
     note = check_vocabulary(samples.vocabulary, f"--data {data}", state.vocabulary, str(run_dir))
+    note = "\n".join(filter(None, (*samples.notes, note)))
     return samples.source, samples.table_names or (), samples.source.has_labels, note
 
 

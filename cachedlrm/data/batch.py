@@ -102,6 +102,28 @@ class RoundedTargets(SourceWrapper):
         return replace(batch, labels=np.round(batch.labels))
 
 
+class KnownRows(SourceWrapper):
+    """A `Source` for smaller tables: rows beyond their ends become row 0 of their table, that of all other values.
+
+    Args:
+        source: whose tables have more rows.
+        table_rows: rows of each of the smaller tables.
+    """
+
+    def __init__(self, source: Source, table_rows: tuple[int, ...]) -> None:
+        super().__init__(source)
+        self.table_rows = table_rows
+        self._larger, self._first_rows = table_offsets(source.table_rows), table_offsets(table_rows)
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop - 1``."""
+        batch = super().read(start, stop)
+        tables = np.searchsorted(self._larger, batch.rows, side="right") - 1
+        ids = batch.rows - self._larger[tables]
+        ids[ids >= np.diff(self._first_rows)[tables]] = 0
+        return replace(batch, rows=ids + self._first_rows[tables])
+
+
 class WatchedSource(SourceWrapper):
     """A `Source` that reports how far it was read.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cachedlrm.base.errors import UserError, check_package
 from cachedlrm.base.text import shown
-from cachedlrm.data.batch import MOST_ROWS, Dataset, RoundedTargets, Source
+from cachedlrm.data.batch import MOST_ROWS, Dataset, KnownRows, RoundedTargets, Source
 from cachedlrm.data.fingerprint import Contents
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
 from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
@@ -69,7 +69,12 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         if request.least_rows is not None and len(request.least_rows) == len(rows):
             rows = tuple(map(max, rows, request.least_rows))
     train = data.open(rows, num_dense)
-    test = None if held_out is None else held_out.open(rows, num_dense)
+    trained = None if data.vocabulary is None else data.vocabulary.fingerprint
+    test = None if held_out is None else _open_known(held_out, rows, num_dense, trained)
+    notes = [note, None if num_dense else f"{data.words} has no dense features"]
+    if isinstance(test, KnownRows) and held_out is not None:
+        vocabulary = data.vocabulary  # that of the tables
+        notes.append(_row_0(held_out))
     if test is not None and held_out is not None and not held_out.is_generated:
         step = max(_LEAST_READ_SAMPLES, _READ_LOOKUPS // max(1, sum(test.max_lookups_per_bag)))
         for start in range(0, test.num_samples, step):
@@ -86,7 +91,7 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         data.row_counts(rows),
         vocabulary,
         data.table_names,
-        notes=tuple(filter(None, (note, None if num_dense else f"{data.words} has no dense features"))),
+        notes=tuple(filter(None, notes)),
         contents=tuple(contents),
     )
 
@@ -98,20 +103,26 @@ class Samples(NamedTuple):
         source: of the samples.
         vocabulary: which value each row stands for; None: not on record.
         table_names: the user's names of the tables, in order; None: they have none.
+        notes: what a user should know of them.
     """
 
     source: Source
     vocabulary: Vocabulary | None
     table_names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
 
 
-def open_samples(spec: str, request: DataRequest, trained_on: str) -> Samples:
+def open_samples(spec: str, request: DataRequest, trained_on: str, vocabulary: str | None) -> Samples:
     """Opens samples for a model whose tables and dense features are known.
+
+    Rows that a vocabulary has beyond the model's, which it extends, stand for values that the model does not know:
+    they become row 0.
 
     Args:
         spec: as ``--data`` names them.
         request: with the rows of the tables and the number of dense features.
         trained_on: ``--data`` of the model.
+        vocabulary: fingerprint of the model's; None: not on record.
 
     Raises:
         UserError: an unknown or unreadable source, or one that does not fit the model.
@@ -130,8 +141,24 @@ def open_samples(spec: str, request: DataRequest, trained_on: str) -> Samples:
         for what, count, needed in zip(("sparse columns", "dense features"), data.columns, wanted, strict=True):
             if count != needed:
                 raise UserError(f"{data.words} has {count} {what} and the model {needed}; name samples with {needed}")
-    source: Source = data.open(request.table_rows, request.num_dense)
-    return Samples(RoundedTargets(source) if request.round_targets else source, data.vocabulary, data.table_names)
+    source = _open_known(data, request.table_rows, request.num_dense, vocabulary)
+    notes = (_row_0(data),) if isinstance(source, KnownRows) else ()
+    if request.round_targets:
+        source = RoundedTargets(source)
+    return Samples(source, data.vocabulary, data.table_names, notes)
+
+
+def _open_known(data: SourceSpec, table_rows: tuple[int, ...], num_dense: int, vocabulary: str | None) -> Source:
+    """Samples for the tables of the vocabulary with that fingerprint, which the data's may extend."""
+    if data.vocabulary is None or not data.vocabulary.extends(vocabulary):
+        return data.open(table_rows, num_dense)
+    grown = tuple(map(max, table_rows, data.table_rows()))
+    source = data.open(grown, num_dense)
+    return source if grown == table_rows else KnownRows(source, table_rows)
+
+
+def _row_0(data: SourceSpec) -> str:
+    return f"{data.words} extends the vocabulary of the model; values that the model does not know: row 0"
 
 
 def _common_vocabulary(data: SourceSpec, test_data: SourceSpec | None) -> tuple[Vocabulary | None, str | None]:

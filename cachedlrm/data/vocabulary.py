@@ -44,7 +44,11 @@ class Vocabulary:
 
     def continues(self, other: str) -> bool:
         """Whether every row of the vocabulary with fingerprint ``other`` stands for the same value here."""
-        return other == self.fingerprint or other in self.bases
+        return other == self.fingerprint or self.extends(other)
+
+    def extends(self, other: str | None) -> bool:
+        """Whether rows were added to those of the vocabulary with fingerprint ``other``; None: not on record."""
+        return other in self.bases
 
     def folded(self, max_ind_range: int) -> "Vocabulary":
         """Of rows that are taken modulo ``max_ind_range``, if that is positive."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.data.batch import Batch, IdAdvice, RoundedTargets, WatchedSource, make_batch
+from cachedlrm.data.batch import Batch, IdAdvice, KnownRows, RoundedTargets, WatchedSource, make_batch
 
 TABLE_ROWS = (5, 3)
 OFFSETS = np.array([0, 2, 2, 3, 4])  # two samples; sample 0 has no id in table 1
@@ -53,6 +53,19 @@ def test_targets_are_rounded_halves_to_zero():
     source = RoundedTargets(Halves())
     assert (source.table_rows, source.num_samples, source.max_lookups_per_bag) == (TABLE_ROWS, 4, (1, 1))
     assert source.read(1, 4).labels.tolist() == [0, 1, 1]
+
+
+def test_rows_beyond_smaller_tables_are_row_0():
+    class Ids(Halves):
+        def read(self, start: int, stop: int) -> Batch:
+            return make()
+
+    source = KnownRows(Ids(), (4, 2))
+    batch = source.read(0, 2)
+    assert source.table_rows == (4, 2)
+    assert batch.rows.tolist() == [0, 0, 1, 4 + 0]
+    assert KnownRows(Ids(), (4, 3)).read(0, 2).rows.tolist() == [0, 0, 1, 4 + 2]
+    assert batch.offsets is OFFSETS
 
 
 def test_a_watched_source_tells_how_far_it_was_read():

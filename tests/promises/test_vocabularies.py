@@ -1,6 +1,8 @@
 """Rows mean values: whatever was trained on one preparation refuses the rows of another, by the names of both."""
 
 import json
+import re
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from safetensors import safe_open
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.export.__main__ import main as export_main
+from cachedlrm.predict import main as predict
 from cachedlrm.store.database import Meta, open_database
 from cachedlrm.store.environment import CHECKPOINT
 from cachedlrm.train import main as train_main
@@ -89,6 +92,36 @@ def test_another_day_under_the_vocabulary_of_the_first_is_predicted(days, tmp_pa
         assert json.loads((tmp_path / f"run{option}" / "report.json").read_text())["auc"] > 0.85
     loaded = [f"--load-model={days / 'model.pt'}", f"--test-data=npy:{tmp_path / '--vocabulary'}", "--inference-only"]
     assert train(tmp_path / "served", f"--data=npy:{days / 'a'}", *loaded) == 0
+
+
+def test_a_larger_vocabulary_is_predicted_with_its_new_values_as_row_0(days, tmp_path, capsys):
+    """As the same file is that was prepared under the vocabulary of the run."""
+    values, counts = np.arange(50, 90).repeat(5), np.arange(200, dtype=np.float32)
+    pq.write_table(pa.table({"label": values % 2, "price": counts / 200, "item": values}), tmp_path / "c.parquet")
+    predictions = {}
+    for option in ("--vocabulary", "--extend"):
+        command = ["parquet", tmp_path / "c.parquet", "--out", tmp_path / option, *COLUMNS, "--test-fraction=0"]
+        assert prepare(*command, option, days / "a") == 0
+        capsys.readouterr()
+        out = tmp_path / f"p{option}.npy"
+        assert predict([str(days / "run"), f"--data=npy:{tmp_path / option}", f"--out={out}", "--gauc-table=item"]) == 0
+        predictions[option] = np.load(out).tolist(), re.findall(r"AUC.*", said := capsys.readouterr().out)
+        assert ("values that the model does not know: row 0" in said) == (option == "--extend")
+    assert np.load(tmp_path / "--extend" / "train_sparse.npy").max() > 61
+    assert predictions["--extend"] == predictions["--vocabulary"]
+    assert len(predictions["--extend"][1]) == 2
+    for option, run in (("--vocabulary", tmp_path / "v"), ("--extend", tmp_path / "e")):
+        shutil.copytree(days / "run", run)
+        more = [
+            f"--test-data=npy:{tmp_path / option}",
+            "--nepochs=3",
+            "--test-freq=120",
+            "--save-predictions",
+            "--ui=off",
+        ]
+        assert train_main([f"--resume={run}", *more]) == 0
+    assert (np.load(tmp_path / "e" / "predictions.npy") == np.load(tmp_path / "v" / "predictions.npy")).all()
+    assert json.loads((tmp_path / "e" / "report.json").read_text())["vocabulary"] == fingerprint(days / "a")
 
 
 @pytest.mark.parametrize("options", [[], ["--inference-only"]])
