@@ -114,6 +114,8 @@ def _predict(
     state = load_final_state(run_dir, options, architecture)
     display = Display(ui, sys.stdout)
     source, names, has_labels, note = _open_samples(run_dir, options, state, data)
+    if gauc_table is not None and not has_labels:
+        raise UserError(f"--gauc-table {gauc_table} measures by labels, which --data {data} does not have; drop it")
     group_by = table_number(gauc_table, names, len(architecture.embeddings))
     if note:
         display.say(note)

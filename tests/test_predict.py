@@ -101,6 +101,10 @@ def test_samples_without_labels_are_predicted(samples, tmp_path, capsys):
     assert lines[0] == "prediction"
     assert (np.array(lines[1:], np.float32) == np.load(samples / "predictions.npy")).all()
     assert "AUC" not in capsys.readouterr().out
+    out.unlink()
+    message = one_line(capsys, main([str(samples), f"--data=npy:{tmp_path}", f"--out={out}", "--gauc-table=3"]))
+    assert message.startswith(f"error: --gauc-table 3 measures by labels, which --data npy:{tmp_path} does not have")
+    assert not out.exists()
 
 
 def test_progress_is_shown(samples, tmp_path, capsys, monkeypatch):
@@ -141,7 +145,8 @@ def test_other_columns_and_an_unfinished_run_are_refused(samples, tmp_path, caps
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.toml").write_bytes((samples / "config.toml").read_bytes())
-    assert "holds no finished run" in one_line(capsys, main([str(unfinished), f"--out={tmp_path / 'p.npy'}"]))
+    message = one_line(capsys, main([str(unfinished), f"--out={tmp_path / 'p.npy'}"]))
+    assert message.endswith("holds no finished run (final.safetensors is missing); let the run end first\n")
 
 
 def test_an_interrupt_leaves_nothing(samples, tmp_path, capsys, monkeypatch):

@@ -251,7 +251,7 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
     """
     path = run_dir / FILE_NAME
     if not path.is_file():
-        raise UserError(f"{run_dir} holds no finished run ({FILE_NAME} is missing); let the run end, then export")
+        raise UserError(f"{run_dir} holds no finished run ({FILE_NAME} is missing); let the run end first")
     try:
         file: Any = safe_open(str(path), framework="numpy")  # stays open for the slices
         about = file.metadata() or {}
