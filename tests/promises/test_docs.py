@@ -196,8 +196,10 @@ def test_commands_that_train_run(where, command, tmp_path, monkeypatch):
 )
 def test_commands_that_look_ahead_run(where, command, tmp_path, monkeypatch, capsys):
     write_triple(tmp_path / "DIR")
-    sample = "--sample=2" if "cachedlrm.plan" in command else "--steps=2"
-    assert run_here([*shlex.split(command)[1:], sample], tmp_path, monkeypatch) == 0
+    short = ["--sample=2" if "cachedlrm.plan" in command else "--steps=2"]
+    if "dlrm-dcnv2" in command:  # whose working sets are all counted where a card has no room for the largest possible
+        short.append("--mini-batch-size=256")
+    assert run_here([*shlex.split(command)[1:], *short], tmp_path, monkeypatch) == 0
     assert capsys.readouterr().out
 
 
