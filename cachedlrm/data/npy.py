@@ -106,12 +106,14 @@ class Prepared:
     Attributes:
         table_rows: rows of each table.
         test_folder: with held-out samples, if there are any.
+        test_samples: how many they are.
         row_counts: [rows of all tables] int64, lookups of each row in the triples; memory-mapped.
         max_lookups_per_bag: the most ids of a bag in each table; None: not recorded.
     """
 
     table_rows: tuple[int, ...]
     test_folder: str | None
+    test_samples: int
     row_counts: NDArray[np.int64]
     max_lookups_per_bag: tuple[int, ...] | None = None
 
@@ -244,6 +246,14 @@ class NpySpec(SourceSpec):
             return None
         return self.read(f"{self.words}, held-out part", self.prepared.test_folder, self.request, self)
 
+    @property
+    def left_out(self) -> str | None:
+        """See `SourceSpec`: what `cachedlrm.prepare` held out."""
+        if self.prepared is None or self.prepared.test_folder is None:
+            return None
+        samples, test = self.prepared.test_samples, self.prepared.test_folder
+        return shown(f"{self.folder} also holds out {samples:,} samples: --data npy:{test}")
+
     def row_counts(self, table_rows: tuple[int, ...]) -> NDArray[np.int64] | None:
         """Counts of prepared files, unless ids are folded."""
         if self.prepared is None or self.request.max_ind_range > 0 or table_rows != self.prepared.table_rows:
@@ -324,7 +334,8 @@ def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
         return None
     try:
         rows = tuple(int(count) for count in summary["table_rows"])
-        test_folder = str(folder / TEST_FOLDER) if summary["test_samples"] else None
+        test_samples = int(summary["test_samples"])
+        test_folder = str(folder / TEST_FOLDER) if test_samples else None
         most = summary.get("max_lookups_per_bag")
         most = None if most is None else tuple(int(count) for count in most)
     except (ValueError, KeyError, TypeError) as error:
@@ -337,7 +348,7 @@ def _read_prepared(folder: Path, num_tables: int) -> Prepared | None:
             f"{shown(path)} and counts.npy beside it are not those of the triples there; prepare the data again, or "
             "remove both"
         )
-    return Prepared(rows, test_folder, counts.astype(np.int64, copy=False), most)
+    return Prepared(rows, test_folder, test_samples, counts.astype(np.int64, copy=False), most)
 
 
 def _open_triple(folder: Path, prefix: str, names: Sequence[str], found: str, needs_labels: bool) -> _Triple:

@@ -142,10 +142,10 @@ def open_samples(spec: str, request: DataRequest, trained_on: str, vocabulary: s
             if count != needed:
                 raise UserError(f"{data.words} has {count} {what} and the model {needed}; name samples with {needed}")
     source = _open_known(data, request.table_rows, request.num_dense, vocabulary)
-    notes = (_row_0(data),) if isinstance(source, KnownRows) else ()
+    notes = filter(None, (_row_0(data) if isinstance(source, KnownRows) else None, data.left_out))
     if request.round_targets:
         source = RoundedTargets(source)
-    return Samples(source, data.vocabulary, data.table_names, notes)
+    return Samples(source, data.vocabulary, data.table_names, tuple(notes))
 
 
 def _open_known(data: SourceSpec, table_rows: tuple[int, ...], num_dense: int, vocabulary: str | None) -> Source:

@@ -143,6 +143,11 @@ class SourceSpec(ABC):
         """Held-out samples that belong to these and have their tables; None: there are none."""
         return None
 
+    @property
+    def left_out(self) -> str | None:
+        """The held-out samples beside these and how ``--data`` names them, for the user; None: there are none such."""
+        return None
+
     def row_counts(self, table_rows: tuple[int, ...]) -> NDArray[np.int64] | None:
         """Lookups of each row of the tables in an epoch [rows of all tables], if known in advance."""
         return None

@@ -100,16 +100,21 @@ def test_a_larger_vocabulary_is_predicted_with_its_new_values_as_row_0(days, tmp
     pq.write_table(pa.table({"label": values % 2, "price": counts / 200, "item": values}), tmp_path / "c.parquet")
     predictions = {}
     for option in ("--vocabulary", "--extend"):
-        command = ["parquet", tmp_path / "c.parquet", "--out", tmp_path / option, *COLUMNS, "--test-fraction=0"]
+        command = ["parquet", tmp_path / "c.parquet", "--out", tmp_path / option, *COLUMNS, "--test-fraction=0.1"]
         assert prepare(*command, option, days / "a") == 0
         capsys.readouterr()
         out = tmp_path / f"p{option}.npy"
         assert predict([str(days / "run"), f"--data=npy:{tmp_path / option}", f"--out={out}", "--gauc-table=item"]) == 0
         predictions[option] = np.load(out).tolist(), re.findall(r"AUC.*", said := capsys.readouterr().out)
         assert ("values that the model does not know: row 0" in said) == (option == "--extend")
+        assert f"{tmp_path / option} also holds out 20 samples: --data npy:{tmp_path / option / 'test'}\n" in said
+        assert "180 predictions: " in said
     assert np.load(tmp_path / "--extend" / "train_sparse.npy").max() > 61
     assert predictions["--extend"] == predictions["--vocabulary"]
     assert len(predictions["--extend"][1]) == 2
+    assert predict([str(days / "run"), f"--data=npy:{tmp_path / '--extend' / 'test'}", f"--out={out}"]) == 0
+    assert "holds out" not in (said := capsys.readouterr().out)
+    assert "20 predictions: " in said
     for option, run in (("--vocabulary", tmp_path / "v"), ("--extend", tmp_path / "e")):
         shutil.copytree(days / "run", run)
         more = [
