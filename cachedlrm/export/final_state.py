@@ -28,6 +28,7 @@ from torch import Tensor
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.table_group import TableGroup
+from cachedlrm.data.vocabulary import Vocabulary
 from cachedlrm.export.formats.safetensors_file import DTYPES, TensorSpec, write_tensors
 from cachedlrm.export.full_tables import chunk_rows, current_records
 from cachedlrm.model.dlrm import Dlrm
@@ -45,8 +46,8 @@ FILE_NAME = "final.safetensors"
 _ROW_BYTES = 8  # of a row's number
 _PIECE_ROWS = 1 << 20
 _STATE = "optimizer."
-_STEP, _UPDATES, _BEGINNINGS = "step", "updates", "beginnings"
-_BESIDE_IDENTITY = (_STEP, _UPDATES, _BEGINNINGS, VOCABULARY)
+_STEP, _UPDATES, _BEGINNINGS, _BASES = "step", "updates", "beginnings", "vocabulary-bases"
+_BESIDE_IDENTITY = (_STEP, _UPDATES, _BEGINNINGS, VOCABULARY, _BASES)
 """Names in the header that say nothing of what the tensors belong to."""
 
 
@@ -74,7 +75,7 @@ def save_final_state(
     cache: EmbeddingCache,
     model: Dlrm,
     options: Resolved,
-    vocabulary: str | None = None,
+    vocabulary: Vocabulary | None = None,
     *,
     dense_state: DenseState = MappingProxyType({}),
     step: int = 0,
@@ -89,7 +90,7 @@ def save_final_state(
         cache: tables.
         model: dense part.
         options: of the run, resolved.
-        vocabulary: fingerprint of what the rows stand for; None: not on record.
+        vocabulary: what the rows stand for; None: not on record.
         dense_state: of the dense parameters' optimizer.
         step: steps trained.
         num_updates: how often parameters moved, in the run whose state was loaded too.
@@ -134,7 +135,9 @@ def save_final_state(
 
     about = {**model_identity(options), _STEP: str(step), _UPDATES: str(num_updates)}
     if vocabulary is not None:
-        about[VOCABULARY] = vocabulary
+        about[VOCABULARY] = vocabulary.fingerprint
+        if vocabulary.bases:
+            about[_BASES] = msgspec.json.encode(vocabulary.bases).decode()
     if beginnings:
         about[_BEGINNINGS] = msgspec.json.encode(list(beginnings)).decode()
     write_tensors(path, specs, chunks(), about, OTHER_RUN_DIR)
@@ -228,6 +231,7 @@ class FinalState:
             versions.
         num_updates: how often parameters moved; 0 in files of earlier versions.
         beginnings: of the runs that this one went on from.
+        vocabulary_bases: fingerprints of the vocabularies that this one's extends; none in files of earlier versions.
     """
 
     groups: tuple[SavedGroup, ...]
@@ -236,6 +240,7 @@ class FinalState:
     dense_state: dict[str, dict[str, NDArray[np.float32]]]
     num_updates: int
     beginnings: tuple[Beginning, ...]
+    vocabulary_bases: tuple[str, ...] = ()
 
 
 def load_final_state(run_dir: Path, options: Resolved, architecture: Architecture) -> FinalState:
@@ -282,9 +287,10 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
             dense_state.setdefault(name, {})[key] = file.get_tensor(full_name)
         num_updates = int(about.get(_UPDATES, "0"))
         beginnings = msgspec.json.decode(about.get(_BEGINNINGS, "[]"), type=tuple[Beginning, ...])
+        bases = msgspec.json.decode(about.get(_BASES, "[]"), type=tuple[str, ...])
     except (SafetensorError, OSError, ValueError) as error:  # msgspec's errors are ValueErrors, too
         raise _damaged(path, str(error)) from error
-    return FinalState(tuple(groups), dense, about.get(VOCABULARY), dense_state, num_updates, beginnings)
+    return FinalState(tuple(groups), dense, about.get(VOCABULARY), dense_state, num_updates, beginnings, bases)
 
 
 def saved_step(path: Path) -> int | None:

@@ -116,7 +116,7 @@ class FinalStates:
             trainer.cache,
             trainer.model,
             self._job.options,
-            self._job.dataset.vocabulary_fingerprint,
+            self._job.dataset.vocabulary,
             dense_state=trainer.optimizer_state(),
             step=self._progress.steps,
             num_updates=trainer.num_updates,

@@ -129,6 +129,25 @@ def test_a_larger_vocabulary_is_predicted_with_its_new_values_as_row_0(days, tmp
     assert json.loads((tmp_path / "e" / "report.json").read_text())["vocabulary"] == fingerprint(days / "a")
 
 
+def test_a_run_predicts_the_data_that_its_vocabulary_extends(days, tmp_path, capsys):
+    """Held-out samples of a larger vocabulary give the run that one; its training samples are not foreign for that."""
+    run, later, raw = tmp_path / "run", tmp_path / "later", days / "b.parquet"
+    command = ["parquet", raw, *COLUMNS, "--test-fraction=0", "--extend", days / "a"]
+    assert prepare(*command, "--min-count=3", "--out", later) == 0
+    assert train(run, f"--data=npy:{days / 'a'}", f"--test-data=npy:{later}", "--nepochs=1") == 0
+    out, small = tmp_path / "p.npy", ["--ui=off", f"--out={tmp_path / 'p.npy'}"]
+    assert predict([str(run), f"--data=npy:{days / 'a'}", *small]) == 0
+    predictions = np.load(out)
+    same = ["parquet", days / "a.parquet", *COLUMNS, "--test-fraction=0", "--vocabulary", later]
+    assert prepare(*same, "--out", tmp_path / "same") == 0
+    assert predict([str(run), f"--data=npy:{tmp_path / 'same'}", *small]) == 0
+    assert np.array_equal(np.load(out), predictions)
+    capsys.readouterr()
+    assert f"{run} has {fingerprint(later)}" in one_line(
+        capsys, predict([str(run), f"--data=npy:{days / 'b'}", *small])
+    )
+
+
 @pytest.mark.parametrize("options", [[], ["--inference-only"]])
 def test_a_model_of_another_day_is_refused(days, tmp_path, capsys, options):
     loaded = [f"--load-model={days / 'model.pt'}", f"--test-data=npy:{days / 'b'}", *options]
