@@ -39,7 +39,7 @@ def take_fingerprint(contents: Sequence[Contents]) -> dict[str, Any]:
         UserError: a file cannot be read.
     """
     return {
-        words: {"samples": num_samples, "files": dict(zip(_names(files), map(_file, files), strict=True))}
+        words: {"samples": num_samples, "files": dict(zip(_names(files), map(file_fingerprint, files), strict=True))}
         for words, num_samples, files in contents
     }
 
@@ -93,8 +93,12 @@ def _names(files: Sequence[Path]) -> list[str]:
     return [os.path.relpath(file.absolute(), folder) for file in files]
 
 
-def _file(path: Path) -> list[int]:
-    """Bytes of a file, and a CRC-32 of its content."""
+def file_fingerprint(path: Path) -> list[int]:
+    """Bytes of a file, and a CRC-32 of its content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             size, checksum = os.fstat(file.fileno()).st_size, 0

@@ -14,7 +14,7 @@ import torch
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
 from cachedlrm.data.batch import Dataset
-from cachedlrm.data.fingerprint import difference, take_fingerprint
+from cachedlrm.data.fingerprint import difference, file_fingerprint, take_fingerprint
 from cachedlrm.export.final_state import FILE_NAME, model_identity
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolved import Resolved
@@ -24,6 +24,7 @@ from cachedlrm.store.checkpoint_value import Checkpoint, decode_checkpoint
 from cachedlrm.store.database import Database, Meta, open_database
 from cachedlrm.store.environment import CHECKPOINT, DATA, VOCABULARY, Shapes
 
+_STARTED = "start-from-file"
 _MOST_PENDING_BYTES = 256 << 20
 
 
@@ -57,7 +58,8 @@ def open_durability(
     spills = options.store.store == "lmdb"
     pending = min(_MOST_PENDING_BYTES, host_limit // 4) if spills else _MOST_PENDING_BYTES
     resumes = options.run.resume is not None
-    database = open_database(path, store_identity(options, vocabulary), shapes, pending, resumes=resumes)
+    identity = store_identity(options, vocabulary)
+    database = open_database(path, identity, shapes, pending, resumes=resumes, before=_identity_before(options))
     try:
         checkpoint = _read_checkpoint(database, len(shapes)) if resumes else None
     except BaseException:
@@ -67,7 +69,7 @@ def open_durability(
 
 
 def store_identity(options: Resolved, vocabulary: str | None = None) -> dict[str, str]:
-    """The run that a store belongs to; that of a loaded model includes the file, whose rows begin untouched ones."""
+    """The run that a store belongs to; that of a loaded model, or of a finished run, includes the file."""
     identity = model_identity(options)
     if vocabulary is not None:
         identity[VOCABULARY] = vocabulary
@@ -76,9 +78,17 @@ def store_identity(options: Resolved, vocabulary: str | None = None) -> dict[str
         about = model.stat()
         identity["load-model-file"] = f"of {about.st_size} bytes at {about.st_mtime_ns}"
     if options.run.start_from is not None:
-        about = (options.run.start_from / FILE_NAME).stat()
-        identity["start-from-file"] = f"of {about.st_size} bytes at {about.st_mtime_ns}"
+        size, checksum = file_fingerprint(options.run.start_from / FILE_NAME)
+        identity[_STARTED] = f"of {size} bytes with checksum {checksum:08x}"
     return identity
+
+
+def _identity_before(options: Resolved) -> dict[str, str]:
+    """What earlier releases recorded in place of what `store_identity` has."""
+    if options.run.start_from is None:
+        return {}
+    about = (options.run.start_from / FILE_NAME).stat()
+    return {_STARTED: f"of {about.st_size} bytes at {about.st_mtime_ns}"}
 
 
 def _read_checkpoint(database: Database, num_groups: int) -> Checkpoint | None:

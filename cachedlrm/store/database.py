@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import lmdb
@@ -304,6 +305,7 @@ def open_database(
     *,
     resumes: bool,
     map_bytes: int = FIRST_MAP_BYTES,
+    before: Mapping[str, str] = MappingProxyType({}),
 ) -> Database:
     """Opens a store for training; makes one where there is none, or none that was ever committed.
 
@@ -314,6 +316,7 @@ def open_database(
         pending_bytes: the most that may wait to be written.
         resumes: whether to go on from the checkpoint there.
         map_bytes: of the map at first, or the size of the file; it grows.
+        before: values that earlier releases recorded in place of those of ``identity``.
 
     Raises:
         UserError: another process uses it, it is of another model, it holds a run that is not resumed, it is damaged,
@@ -332,7 +335,7 @@ def open_database(
         with contextlib.ExitStack() as undo:
             undo.callback(environment.close)
             check_length(path, environment)
-            claim(path, environment, identity, shapes, resumes)
+            claim(path, environment, identity, shapes, resumes=resumes, before=before)
             undo.pop_all()
         return Database(path, environment, len(shapes), owner, pending_bytes)
     except (lmdb.Error, OSError) as error:

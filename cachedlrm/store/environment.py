@@ -117,7 +117,15 @@ def open_environment(path: Path, num_groups: int, map_bytes: int, read_only: boo
     return environment
 
 
-def claim(path: Path, environment: Any, identity: Mapping[str, str], shapes: Shapes, resumes: bool) -> None:
+def claim(
+    path: Path,
+    environment: Any,
+    identity: Mapping[str, str],
+    shapes: Shapes,
+    *,
+    resumes: bool,
+    before: Mapping[str, str],
+) -> None:
     """Makes sure that a store is of this model; one without a checkpoint holds nothing to lose and is emptied.
 
     Args:
@@ -126,6 +134,7 @@ def claim(path: Path, environment: Any, identity: Mapping[str, str], shapes: Sha
         identity: what its records belong to; see `cachedlrm.store.database.open_database`.
         shapes: of its groups.
         resumes: whether to go on from the checkpoint there.
+        before: values that earlier releases recorded in place of those of ``identity``.
 
     Raises:
         UserError: it is of another model, or holds a run that is not resumed.
@@ -145,13 +154,13 @@ def claim(path: Path, environment: Any, identity: Mapping[str, str], shapes: Sha
             transaction.put(_SHAPES, said, db=meta)
         return
     found = {
-        **{name: before for name, before in OPTIONS_BEFORE.items() if name in wanted},
+        **{name: usual for name, usual in OPTIONS_BEFORE.items() if name in wanted},
         **parse_identity(path, value),
     }
     for name in ("format", "byte-order", *sorted(found.keys() | wanted.keys())):
         if name == VOCABULARY and name not in found:  # an earlier release wrote it
             continue
-        if found.get(name) != wanted.get(name):
+        if found.get(name) not in (wanted.get(name), before.get(name, wanted.get(name))):
             option = _NO_OPTIONS.get(name, f"--{name}")
             theirs = f"with {option} {found[name]}" if name in found else f"without {option}"
             ours = f"{option} {wanted[name]}" if name in wanted else f"no {option}"

@@ -5,6 +5,7 @@ each row that either of them touched, the optimizer's state and the layers; a ro
 """
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, adam):
         patch.setattr(train_module.Progress, "trained", dies)
         with pytest.raises(RuntimeError, match="killed"):
             started(run, adam, *CACHED, *LMDB)
+    os.utime(adam / "final.safetensors", ns=(5, 7))  # as if it was copied back
     assert main([f"--resume={run}", "--ui=off"]) == 0
     assert (losses(run), state(run)) == (losses(whole), state(whole))
 

@@ -20,6 +20,8 @@ from cachedlrm.run.checkpoint import (
     store_identity,
 )
 from cachedlrm.store.checkpoint_value import Checkpoint
+from cachedlrm.store.database import Meta, open_database
+from cachedlrm.store.environment import CHECKPOINT
 from support.options import built_job, resolved
 from support.runs import SMALL
 
@@ -54,6 +56,29 @@ def test_a_store_belongs_to_the_model_and_to_the_file_it_was_loaded_from(tmp_pat
     os.utime(path, ns=(5, 7))
     options = resolved(*SMALL, f"--load-model={path}")
     assert store_identity(options) == {**model_identity(options), "load-model-file": "of 12 bytes at 7"}
+
+
+def test_a_store_belongs_to_the_content_of_the_finished_run_that_it_goes_on_from(tmp_path):
+    """A copy is the same one; the time that earlier releases recorded is known, too."""
+    path = tmp_path / "final.safetensors"
+    options = resolved(*SMALL)
+    options = replace(options, run=replace(options.run, start_from=tmp_path))
+    said = []
+    for content, time in ((b"12", 7), (b"12", 8), (b"13", 8)):
+        path.write_bytes(content)
+        os.utime(path, ns=(5, time))
+        said.append(store_identity(options)["start-from-file"])
+    assert said[0] == said[1] == "of 2 bytes with checksum 4f5344cd"
+    assert said[1] != said[2]
+    earlier = {**store_identity(options), "start-from-file": "of 2 bytes at 8"}
+    database = open_database(tmp_path / "store", earlier, SHAPES, 1 << 20, resumes=False)
+    database.write(Meta(CHECKPOINT, b"x"))
+    database.close()
+    for time, words in ((8, "is damaged"), (9, "of a run with a --start-from state of 2 bytes at 8, and this run has")):
+        os.utime(path, ns=(5, time))
+        going_on = replace(options, run=replace(options.run, resume=tmp_path))
+        with pytest.raises(UserError, match=words):
+            open_durability(going_on, tmp_path, SHAPES, 1 << 30)
 
 
 def test_a_checkpoint_restores_another_trainer(tmp_path):

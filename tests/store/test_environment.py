@@ -36,6 +36,9 @@ def test_another_file_under_the_same_name_is_another_model(tmp_path):
     words = "of a run with a --load-model file of 5 bytes at 7, and this run has a --load-model file of 6 bytes at 7;"
     with pytest.raises(UserError, match=words):
         open_database(tmp_path, after, SHAPES, 1 << 20, resumes=True)
+    with pytest.raises(UserError, match=words):
+        open_database(tmp_path, after, SHAPES, 1 << 20, resumes=True, before={"load-model-file": "of 5 bytes at 8"})
+    open_database(tmp_path, after, SHAPES, 1 << 20, resumes=True, before=before).close()
 
 
 @pytest.mark.parametrize(
