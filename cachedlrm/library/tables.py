@@ -232,7 +232,8 @@ def real(value: Any, name: str, least: float) -> float:
     except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several elements
         number = math.nan
     if not abs(number) <= _MOST_FLOAT32:
-        raise UserError(f"{name} is {value!r:.60}; give a finite number, {least:g} or more")
+        shown = " ".join(repr(value).split())[:60]  # a tensor has several lines
+        raise UserError(f"{name} is {shown}; give a finite number, {least:g} or more")
     if number < least:
         raise UserError(f"{name} is {number}; the least is {least:g}")
     return number
