@@ -1,7 +1,8 @@
 """``--data torchrec`` before a command line of facebookresearch/dlrm's torchrec_dlrm/dlrm_main.py, or of MLPerf's copy.
 
 Before a command line is parsed, each of that program's options becomes one of ours, with its default there where it is
-left out. Our own options may stand beside them.
+left out. Our own options may stand beside them, and decide like theirs which defaults matter. Names of several words
+have underscores there and dashes here, so ``--dcn_num_layers`` is theirs and ``--dcn-num-layers`` is ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
 
 _NUM_TABLES, _NUM_DENSE = 26, 13  # of Criteo's data, the only ones there
-_RANDOM_BATCHES = 10  # of an epoch of random data there
+_RANDOM_BATCHES = 10  # of an epoch of generated data; there as many distinct ones, which come again without end
 _HELD_OUT_DAY = "day_23"
 _KAGGLES_FILES = "train"  # of all stages there
 
@@ -22,7 +23,7 @@ class _Carried(NamedTuple):
     Attributes:
         ours: without dashes before it.
         default: there, if it is not ours.
-        interaction: the only ``--interaction_type`` it matters to.
+        interaction: the only ``--arch-interaction-op`` it matters to.
     """
 
     ours: str
@@ -69,6 +70,17 @@ _FLAGS: dict[str, str | None] = {
 }
 """Options without a value, and ours; None: it decides another one, or is as it is here anyway."""
 
+_DECIDE = {
+    **{carried.ours: (name,) for name, carried in _VALUES.items()},
+    **{flag.removeprefix("--"): (name,) for name, flag in _FLAGS.items() if flag},
+    "arch-interaction-op": ("interaction_type",),
+    "arch-mlp-bot": ("dense_arch_layer_sizes",),
+    "arch-embedding-size": ("num_embeddings_per_feature", "num_embeddings"),
+    "optimizer": ("adagrad",),
+    "data": ("in_memory_binary_criteo_path", "synthetic_multi_hot_criteo_path", "multi_hot_sizes", "dataset_name"),
+}
+"""Our options, and those there that decide them."""
+
 _EVALUATIONS = "evaluations read all held-out samples; name others by --test-data"
 _REFUSED = {
     "limit_val_batches": _EVALUATIONS,
@@ -87,20 +99,32 @@ def translate(arguments: Sequence[str]) -> list[str]:
     """A command line in our options; one without ``--data torchrec`` as it is.
 
     Raises:
-        UserError: an option there is not carried over, lacks its value, or does not go with another one.
+        UserError: an option there is not carried over, lacks its value, does not go with another one, or is given in our
+            words too.
     """
     at = _place_of_data(arguments)
     if at is None:
         return list(arguments)
     theirs, ours = _split([*arguments[: at.start], *arguments[at.stop :]])
-    given = {argument.split("=")[0] for argument in ours if argument.startswith("--")}
-    translated = {**_model(theirs), **_data(theirs)}
+    given = _given(ours)
+    for name in given:
+        for other in _DECIDE.get(name, ()):
+            if other in theirs:
+                raise UserError(f"--{other} and --{name} decide the same thing; leave out one of them")
+    translated = _model(theirs)
+    effective = {**translated, **given}
+    if "data" not in given:
+        translated |= _data(theirs)
+    if effective["optimizer"] == "adagrad":
+        translated["eps"] = theirs.get("eps", "1e-8")
+    elif "eps" in theirs and "optimizer" in given:  # sgd there leaves it aside
+        translated["eps"] = theirs["eps"]
     for name, carried in _VALUES.items():
-        if carried.interaction in (None, theirs.get("interaction_type")):
+        if carried.interaction in (None, effective["arch-interaction-op"]):
             value = theirs.get(name, carried.default)
             if value is not None:
                 translated[carried.ours] = value.replace(",", "-")
-    kept = [f"--{name}={value}" for name, value in translated.items() if f"--{name}" not in given]
+    kept = [f"--{name}={value}" for name, value in translated.items() if name not in given]
     return [*kept, *(flag for name, flag in _FLAGS.items() if name in theirs and flag), *ours]
 
 
@@ -114,6 +138,16 @@ def _place_of_data(arguments: Sequence[str]) -> range | None:
     return None
 
 
+def _given(ours: Sequence[str]) -> dict[str, str]:
+    """Our options by name, without dashes before it, and their values."""
+    given = {}
+    for argument, following in zip(ours, [*ours, ""][1:], strict=True):
+        if argument.startswith("--"):
+            words, equals, value = argument.removeprefix("--").partition("=")
+            given[words.replace("_", "-")] = value if equals else following
+    return given
+
+
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Options there by name, without dashes, and all other arguments."""
     theirs: dict[str, str] = {}
@@ -121,7 +155,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     left = iter(arguments)
     for argument in left:
         words, equals, value = argument.partition("=")
-        name = words.removeprefix("--").replace("-", "_") if words.startswith("--") else ""
+        name = words.removeprefix("--") if words.startswith("--") else ""
         if name in _REFUSED:
             raise UserError(f"{words} of torchrec_dlrm's dlrm_main.py is not carried over: {_REFUSED[name]}")
         if name in _FLAGS:
@@ -144,13 +178,12 @@ def _model(theirs: Mapping[str, str]) -> dict[str, str]:
         raise UserError(f"--interaction_type {shown(interaction)} is none of original, dcn and projection")
     layers = theirs.get("dense_arch_layer_sizes", "512,256,64").replace(",", "-")
     rows = theirs.get("num_embeddings_per_feature") or ",".join([theirs.get("num_embeddings", "100000")] * _NUM_TABLES)
-    options = {
+    return {
         "arch-interaction-op": "dot" if interaction == "original" else interaction,
         "arch-mlp-bot": f"{_NUM_DENSE}-{layers}",
         "arch-embedding-size": rows.replace(",", "-"),
         "optimizer": "adagrad" if "adagrad" in theirs else "sgd",
     }
-    return {**options, "eps": theirs.get("eps", "1e-8")} if "adagrad" in theirs else options
 
 
 def _data(theirs: Mapping[str, str]) -> dict[str, str]:

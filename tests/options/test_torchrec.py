@@ -67,6 +67,46 @@ def test_options_of_an_interaction_are_given_with_it_alone():
     assert options("--data torchrec --adagrad")["eps"] == "1e-8"
 
 
+def test_our_own_interaction_and_optimizer_decide_too():
+    found = options("--data torchrec --optimizer adagrad --eps 1e-4")
+    assert (found["eps"], options("--data torchrec --optimizer=adagrad")["eps"]) == ("1e-4", "1e-8")
+    assert options("--data torchrec --optimizer=adam --eps=1e-4")["eps"] == "1e-4"
+    assert "eps" not in options("--data torchrec --optimizer adam")
+    found = translate(
+        ["--data=torchrec", "--arch-interaction-op", "dcn", "--dcn_low_rank_dim=4", "--dcn-num-layers", "5"]
+    )
+    assert ("--dcn-low-rank-dim=4" in found, found[-2:]) == (True, ["--dcn-num-layers", "5"])
+    assert not any(argument.startswith("--dcn-num-layers=") for argument in found)
+    sizes = ["--interaction-branch1-layer-sizes", "24-32"]
+    for interaction in ("--interaction_type=projection", "--arch-interaction-op=projection"):
+        found = translate(["--data=torchrec", interaction, *sizes])
+        assert found[-2:] == sizes
+        assert "--interaction-branch2-layer-sizes=2048-2048" in found
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("--batch_size 64", "--mini-batch-size 16"),
+        ("--dcn_num_layers=4", "--dcn-num-layers=5"),
+        ("--adagrad", "--optimizer adam"),
+        ("--learning_rate=1", "--learning-rate=1"),
+        ("--num_embeddings 9", "--arch-embedding-size=9-9"),
+        ("--in_memory_binary_criteo_path=D", "--data npy:D"),
+    ],
+)
+def test_one_thing_given_twice_is_refused_with_both_names(theirs, ours):
+    names = [re.split("[ =]", words)[0] for words in (theirs, ours)]
+    with pytest.raises(UserError, match=f"{names[0]} and {names[1]} decide the same thing; leave out one of them"):
+        translate(["--data=torchrec", *theirs.split(), *ours.split()])
+
+
+def test_data_of_ours_have_no_ten_batches():
+    found = translate(["--data", "torchrec", "--data", "npy:D:test=day_23", "--test-data", "npy:E"])
+    assert not any(argument.startswith("--num-batches") for argument in found)
+    assert [argument for argument in found if "data" in argument] == ["--data", "--test-data"]
+
+
 def test_what_is_held_out():
     assert options(f"--data torchrec {PATHS['one_hot']}")["data"] == "npy:D:fold=rows:test=day_23"
     kaggle = options(f"--data torchrec {PATHS['multi_hot']} --dataset_name=criteo_kaggle")
