@@ -99,8 +99,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
     """A command line in our options; one without ``--data torchrec`` as it is.
 
     Raises:
-        UserError: an option there is not carried over, lacks its value, does not go with another one, or is given in our
-            words too.
+        UserError: an option there is not carried over, lacks its value, does not go with another one, or is given in
+            our words too.
     """
     at = _place_of_data(arguments)
     if at is None:
