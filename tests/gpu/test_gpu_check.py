@@ -287,8 +287,6 @@ def test_without_a_gpu_the_report_says_what_was_not_run(tmp_path, monkeypatch, c
     monkeypatch.setattr(gpu_check, "run_tests", lambda budget: ("127 skipped", True))
     assert gpu_check.main() == 0
     (report,) = (tmp_path / "profiles").iterdir()
-    assert (
-        "`pytest -m gpu tests/gpu/test_cuda.py tests/library/test_embedding_bags.py`: 127 skipped" in report.read_text()
-    )
+    assert f"`pytest -m gpu {' '.join(gpu_check.TESTS)}`: 127 skipped" in report.read_text()
     assert "**Not run:** this machine has no CUDA device" in report.read_text()
     assert report.read_text() in capsys.readouterr().out
