@@ -6,6 +6,7 @@ profiles/before-after_<date>.md: medians over ROUNDS (default 5) runs of the mil
 of the seconds of the whole command; losses must be equal.
 """
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -51,7 +52,8 @@ def main() -> None:
     lines = []
     for name, options in JOBS.items():
         runs = [(run(other, options), run(ROOT, options)) for _ in range(rounds)]
-        assert len({one[2] for pair in runs for one in pair}) == 1, f"{name}: losses differ"
+        losses = [(one[2], two[2]) for one, two in runs]
+        assert len(set(itertools.chain(*losses))) == 1, f"{name}: losses differ: {losses}"
         before, after = (
             [statistics.median(one[kind] for one in side) for kind in (0, 1)] for side in zip(*runs, strict=True)
         )
