@@ -32,7 +32,7 @@ COUNTED = 6
 """Steps whose launches, bytes and waits are counted, at the end of a run."""
 
 DEVICES = ["rtx3050-4gb", "rtx3050-6gb", "rtx3050-8gb", "rtx3060-12gb"]
-WORKLOADS = ["criteo-kaggle", "avazu", "flights", "criteo-1tb"]
+WORKLOADS = ["criteo-kaggle", "avazu", "flights", "criteo-1tb", "dlrm-dcnv2"]
 STEPS = {
     "adagrad": ["--gpu-cache-ratio=0.01"],
     "sgd": ["--gpu-cache-ratio=0.01", "--optimizer=sgd"],

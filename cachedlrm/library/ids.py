@@ -219,21 +219,31 @@ def _check_offsets(offsets: Int64s, num_ids: int, what: str) -> None:
 # They return -1, or the sample times T plus the place of the feature whose id, written to ``rows[0]``, is out of range.
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _take(ids: Int64s, first: int, last: int, first_row: int, num_rows: int, rows: Int64s, place: int) -> int:
+    """Puts the rows of ids ``first`` to ``last - 1`` at ``place`` and on; the place after them, -1: one is no row."""
+    for number in range(first, last):
+        value = ids[number]
+        if value < 0 or value >= num_rows:
+            rows[0] = value
+            return -1
+        rows[place] = value + first_row
+        place += 1
+    return place
+
+
 @numba.njit(cache=True, nogil=True)
 def fixed_bags(ids: Int64s, features: Int64s, first_rows: Int64s, num_rows: Int64s, rows: Int64s) -> int:
     """Of ids [B, F, L]; bags are sample after sample."""
-    num_samples, _, size = ids.shape
+    num_samples, num_features, size = ids.shape
+    flat = ids.reshape(ids.size)
     place = 0
     for sample in range(num_samples):
         for column in range(len(features)):
-            feature = features[column]
-            for number in range(size):
-                value = ids[sample, feature, number]
-                if value < 0 or value >= num_rows[column]:
-                    rows[0] = value
-                    return int(sample * len(features) + column)
-                rows[place] = value + first_rows[column]
-                place += 1
+            first = (sample * num_features + features[column]) * size
+            place = _take(flat, first, first + size, first_rows[column], num_rows[column], rows, place)
+            if place < 0:
+                return int(sample * len(features) + column)
     return -1
 
 
@@ -253,13 +263,9 @@ def jagged_bags(
     for sample in range(num_samples):
         for column in range(len(features)):
             bag = features[column] * num_samples + sample
-            for number in range(offsets[bag], offsets[bag + 1]):
-                value = ids[number]
-                if value < 0 or value >= num_rows[column]:
-                    rows[0] = value
-                    return int(sample * len(features) + column)
-                rows[place] = value + first_rows[column]
-                place += 1
+            place = _take(ids, offsets[bag], offsets[bag + 1], first_rows[column], num_rows[column], rows, place)
+            if place < 0:
+                return int(sample * len(features) + column)
             new_offsets[sample * len(features) + column + 1] = place
     return -1
 
@@ -279,11 +285,7 @@ def sequences(
     for column in range(len(features)):
         for sample in range(num_samples):
             bag = features[column] * num_samples + sample
-            for number in range(offsets[bag], offsets[bag + 1]):
-                value = ids[number]
-                if value < 0 or value >= num_rows[column]:
-                    rows[0] = value
-                    return int(sample * len(features) + column)
-                rows[place] = value + first_rows[column]
-                place += 1
+            place = _take(ids, offsets[bag], offsets[bag + 1], first_rows[column], num_rows[column], rows, place)
+            if place < 0:
+                return int(sample * len(features) + column)
     return -1

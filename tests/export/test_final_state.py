@@ -1,7 +1,6 @@
 """The state that a run leaves, and what is refused of one that does not belong to its config.toml."""
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,25 +15,8 @@ from cachedlrm.export.formats.safetensors_file import write_tensors
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.profiles import load_resolved
 from cachedlrm.store.records import OPTIONS_BEFORE
-from support.runs import one_line, train
 
 F4 = np.float32
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    assert train(directory, "--steps=3") == 0
-    return directory
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def refusal(capsys, run: Path | str, out: Path | str) -> str:
-    return one_line(capsys, main([str(run), str(out)]))
 
 
 def rewrite(run: Path, **changes: np.ndarray | None) -> None:
@@ -83,12 +65,12 @@ def test_a_state_of_an_earlier_release_has_sums_of_rows_of_32_bits(run, tmp_path
         ("md-round-dims = false", "md-flag = true", ["config.toml"]),
     ],
 )
-def test_a_config_of_another_run_is_refused_by_name(run, tmp_path, capsys, old, new, words):
+def test_a_config_of_another_run_is_refused_by_name(run, tmp_path, refusal, old, new, words):
     config = run / "config.toml"
     text = config.read_text()
     assert old in text
     config.write_text(text.replace(old, new))
-    message = refusal(capsys, run, tmp_path / "out")
+    message = refusal(run, tmp_path / "out")
     assert all(word in message for word in [str(config), *words]), message
     assert not (tmp_path / "out").exists()
 
@@ -119,21 +101,21 @@ def test_options_that_do_not_matter_may_change(run, tmp_path):
         ({"more": np.zeros(1, F4)}, "more does not belong there"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_fit_are_refused(run, tmp_path, capsys, changes, words):
+def test_tensors_that_do_not_fit_are_refused(run, tmp_path, refusal, changes, words):
     rewrite(run, **changes)
-    message = refusal(capsys, run, tmp_path / "out")
+    message = refusal(run, tmp_path / "out")
     assert words in message
     assert str(run / "final.safetensors") in message
 
 
-def test_a_state_without_a_name_is_refused(run, tmp_path, capsys):
+def test_a_state_without_a_name_is_refused(run, tmp_path, refusal):
     path = run / "final.safetensors"
     tensors = load_file(path)
     write_tensors(path, {name: (a.dtype, a.shape) for name, a in tensors.items()}, tensors.values())
-    assert "does not say which run" in refusal(capsys, run, tmp_path / "out")
+    assert "does not say which run" in refusal(run, tmp_path / "out")
 
 
-def test_damage_is_one_line(run, tmp_path, capsys):
+def test_damage_is_one_line(run, tmp_path, refusal):
     path = run / "final.safetensors"
     whole = path.read_bytes()
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
@@ -146,11 +128,11 @@ def test_damage_is_one_line(run, tmp_path, capsys):
                whole.replace(b'"F32"', b'"BF6"')]  # fmt: skip
     for content in damaged:
         path.write_bytes(content)
-        assert str(path) in refusal(capsys, run, tmp_path / "out")
+        assert str(path) in refusal(run, tmp_path / "out")
     path.unlink()
-    assert "holds no finished run" in refusal(capsys, run, tmp_path / "out")
+    assert "holds no finished run" in refusal(run, tmp_path / "out")
     path.mkdir()
-    assert "holds no finished run" in refusal(capsys, run, tmp_path / "out")
+    assert "holds no finished run" in refusal(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -13,22 +12,6 @@ from safetensors.torch import load_file as load_torch
 
 from cachedlrm.export.__main__ import main
 from support.runs import one_line, train
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    assert train(directory, "--steps=3") == 0
-    return directory
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def refusal(capsys, run: Path | str, out: Path | str) -> str:
-    return one_line(capsys, main([str(run), str(out)]))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +30,7 @@ def refusal(capsys, run: Path | str, out: Path | str) -> str:
         ("n" * 300, "File name too long; choose another place"),
     ],
 )
-def test_a_place_that_is_no_file_is_refused(run, tmp_path, monkeypatch, capsys, out, words):
+def test_a_place_that_is_no_file_is_refused(run, tmp_path, monkeypatch, refusal, out, words):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("file").write_text("text")
@@ -55,7 +38,7 @@ def test_a_place_that_is_no_file_is_refused(run, tmp_path, monkeypatch, capsys, 
     Path("link-to-pipe").symlink_to("pipe")
     Path("loop").symlink_to("loop")
     before = sorted(tmp_path.rglob("*"))
-    message = refusal(capsys, run, out)
+    message = refusal(run, out)
     assert words in message
     assert "free space" not in message
     assert sorted(tmp_path.rglob("*")) == before
@@ -63,12 +46,12 @@ def test_a_place_that_is_no_file_is_refused(run, tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize("name", ["final.safetensors", "config.toml", "metrics.jsonl", "model.onnx", "run.lock"])
-def test_the_runs_own_files_are_not_overwritten(run, tmp_path, capsys, name):
+def test_the_runs_own_files_are_not_overwritten(run, tmp_path, refusal, name):
     (tmp_path / "link").symlink_to(run / name)
     (tmp_path / "folder").symlink_to(run)
     before = {path: path.read_bytes() for path in run.iterdir()}
     for out in (run / name, tmp_path / "link", tmp_path / "folder" / name, run / ".." / "run" / name):
-        assert f"is {name} of the run itself" in refusal(capsys, run, out)
+        assert f"is {name} of the run itself" in refusal(run, out)
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -83,12 +66,12 @@ def test_a_link_leads_to_the_file_that_is_written(run, tmp_path):
     ("number", "words"),
     [(errno.ENOSPC, "free space there"), (errno.EFBIG, "ulimit -f"), (errno.EACCES, "; choose another place")],
 )
-def test_what_the_system_refuses_has_its_own_advice(run, tmp_path, monkeypatch, capsys, number, words):
+def test_what_the_system_refuses_has_its_own_advice(run, tmp_path, monkeypatch, refusal, number, words):
     def refuse(file: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    assert words in refusal(capsys, run, tmp_path / "out")
+    assert words in refusal(run, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
