@@ -105,6 +105,8 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     group_by = table_number(options.evaluation.gauc_table, dataset.table_names or (), len(dataset.train.table_rows))
     architecture = build_architecture(options.model, optimisation)
     tiers = size_tiers(options, architecture, dataset, device)
+    if device.type == "cuda":
+        _limit_allocator(device, options.cache.gpu_budget)
     step = tiers.step
     started = None
     if options.run.start_from is not None:
@@ -177,6 +179,16 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
         undo.pop_all()
     note = "\n".join(filter(None, (initial.note, data_note))) or None
     return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, group_by, started, checkpoint)
+
+
+def _limit_allocator(device: torch.device, budget: int | None) -> None:
+    """Makes torch's allocator give idle segments back to the driver before it holds more than ``--gpu-budget``.
+
+    The account bounds what is in use at a time. Segments that one part of a step leaves idle may be too small for the
+    tensors of the next, so without a limit the allocator would reserve more.
+    """
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (budget or total) / total), device)
 
 
 def _compares_with_min(checkpoint: Checkpoint) -> bool:

@@ -11,6 +11,7 @@ from cachedlrm.store.checkpoint_value import Checkpoint
 from cachedlrm.store.database import open_database
 from cachedlrm.store.environment import DATA_FILE
 from cachedlrm.train import main
+from simcuda import simulated_cuda
 from support.options import built_job
 from support.runs import SMALL, one_line, train
 
@@ -31,6 +32,14 @@ def test_a_new_run_begins_at_the_first_batch(tmp_path):
         assert [group.num_rows for group in job.tiers.step.groups] == [1335]
         assert job.trainer.learning_rate(1) == job.options.optimisation.learning_rate
         assert torch.get_num_threads() == 1, "--threads"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="simulates a device")
+def test_a_budget_is_a_limit_of_the_allocator(tmp_path):
+    with simulated_cuda(total_bytes=1 << 30, computes=False) as machine:
+        for budget, limit in ((["--gpu-budget=200MiB"], 200 << 20), ([], 1 << 30)):
+            with closing(built_job(tmp_path, *SMALL, *budget, "--device=cuda")):
+                assert machine.allocators[0].limit_bytes == limit
 
 
 @pytest.mark.parametrize(

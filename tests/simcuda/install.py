@@ -98,6 +98,7 @@ def _functions(machine: Machine) -> dict[str, Any]:
         "memory_reserved": lambda device=None: allocator(device).reserved,
         "max_memory_reserved": lambda device=None: allocator(device).peak_reserved,
         "reset_peak_memory_stats": lambda device=None: allocator(device).reset_peaks(),
+        "set_per_process_memory_fraction": lambda fraction, device=None: allocator(device).limit(fraction),
         "empty_cache": lambda: allocator().release_idle_segments(),
         "set_sync_debug_mode": set_sync_debug_mode,
         "get_sync_debug_mode": lambda: machine.sync_debug_mode,

@@ -38,10 +38,13 @@ class CachingAllocator:
 
     Args:
         total_bytes: of the device.
+
+    Attributes:
+        limit_bytes: the most that may be reserved.
     """
 
     def __init__(self, total_bytes: int) -> None:
-        self.total_bytes = total_bytes
+        self.total_bytes = self.limit_bytes = total_bytes
         self.allocated = self.peak_allocated = self.reserved = self.peak_reserved = 0
         self._free: dict[tuple[int, bool, object], list[Block]] = {}
 
@@ -79,9 +82,9 @@ class CachingAllocator:
             size = MEDIUM_SEGMENT_BYTES
         else:
             size = _rounded(wanted, SEGMENT_ROUNDING)
-        if self.reserved + size > self.total_bytes:
+        if self.reserved + size > self.limit_bytes:
             self.release_idle_segments()
-        if self.reserved + size > self.total_bytes:
+        if self.reserved + size > self.limit_bytes:
             raise MemoryError
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
@@ -116,6 +119,10 @@ class CachingAllocator:
                 idle = [block for block in free if block.before is None and block.after is None]
                 self.reserved -= sum(block.num_bytes for block in idle)
                 free[:] = [block for block in free if block not in idle]
+
+    def limit(self, fraction: float) -> None:
+        """As ``torch.cuda.set_per_process_memory_fraction``."""
+        self.limit_bytes = int(fraction * self.total_bytes)
 
     def reset_peaks(self) -> None:
         """As ``torch.cuda.reset_peak_memory_stats``."""
