@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -38,6 +39,7 @@ from cachedlrm.options.config import (
 from cachedlrm.options.optimisation import OptimisationOptions
 from cachedlrm.options.profiles import with_profiles
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.torchrec import in_its_words
 from cachedlrm.options.types import Bytes, Flag, Names, Positive, Ratios, option_group
 from cachedlrm.plan.simulation import HIT_MARGIN, Curve, CurvePoint, miss_ratio_curve
 
@@ -121,7 +123,11 @@ def parse_simulation(arguments: Sequence[str]) -> tuple[Options, Simulation]:
 
 def main(arguments: Sequence[str]) -> int:
     """Simulates as the arguments say; the exit status: 0 done, 2 the user's input is wrong, 130 interrupted."""
-    return run_program(lambda _: simulate(arguments), interrupted="interrupted; nothing was written")
+    return run_program(
+        lambda _: simulate(arguments),
+        interrupted="interrupted; nothing was written",
+        worded=partial(in_its_words, arguments),
+    )
 
 
 def simulate(arguments: Sequence[str]) -> None:

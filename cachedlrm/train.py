@@ -36,6 +36,7 @@ from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.profiles import to_toml
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.run_files import CUT_METRICS_FILE
+from cachedlrm.options.torchrec import in_its_words
 from cachedlrm.plan.id_pass import discard_next_uses
 from cachedlrm.plan.prediction import predict
 from cachedlrm.report.console import Console, open_console
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     return run_program(
         lambda interrupts: train(arguments, interrupts),
         interrupted="interrupted before the first step; nothing was written",
+        worded=partial(in_its_words, arguments),
     )
 
 

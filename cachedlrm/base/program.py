@@ -109,12 +109,13 @@ def recognised() -> Iterator[None]:
         raise KeyboardInterrupt(*cause.args) from error
 
 
-def run_program(body: Callable[[Interrupts], None], interrupted: str) -> int:
+def run_program(body: Callable[[Interrupts], None], interrupted: str, worded: Callable[[str], str] = str) -> int:
     """Runs a command's work; its exit status: 0 done, 2 the user's input is wrong, 130 interrupted.
 
     Args:
         body: the work.
         interrupted: what to say of a KeyboardInterrupt without words of its own.
+        worded: the message of a mistake as the user is to read it.
     """
     interrupts = Interrupts()
     if not gc.isenabled():  # `start_program` came before
@@ -124,7 +125,7 @@ def run_program(body: Callable[[Interrupts], None], interrupted: str) -> int:
         with interrupts.installed():
             body(interrupts)
     except UserError as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"error: {worded(str(error))}", sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         say(str(error) or interrupted, sys.stderr)

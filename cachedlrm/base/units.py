@@ -48,6 +48,20 @@ def parse_budget(text: str) -> int | Literal["auto"]:
         raise ValueError(f"{error}, nor is it auto") from error
 
 
+def parse_frequency(text: str) -> int | Literal["epoch"]:
+    """A number of steps as `parse_whole` takes it, or ``epoch``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text.strip().lower() == "epoch":
+        return "epoch"
+    try:
+        return parse_whole(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor is it epoch") from error
+
+
 def parse_whole(text: str) -> int:
     """A whole number in decimal digits.
 

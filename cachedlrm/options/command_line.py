@@ -56,7 +56,7 @@ def parse_options(
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    arguments = translate(arguments)
+    defaults, arguments, _ = translate(arguments)
     for argument in arguments:
         try:
             as_utf8(argument)
@@ -67,7 +67,7 @@ def parse_options(
     def collect(*, options: Annotated[kind, Parameter(name="*")] = nothing) -> _Command:  # type: ignore[valid-type]
         return options
 
-    command = parse(arguments, program, help_text, collect, refused=_NOT_CARRIED)
+    command = parse([*defaults, *arguments], program, help_text, collect, refused=_NOT_CARRIED)
     return command, {argument.split("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
 
 

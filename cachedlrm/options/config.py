@@ -19,6 +19,7 @@ from cachedlrm.options.types import (
     Depth,
     EmbeddingBits,
     Flag,
+    Frequency,
     Lookups,
     MayChange,
     MlpBits,
@@ -128,9 +129,9 @@ class BatchOptions:
     """Seed of everything random: initial parameters and generated data."""
     max_ind_range: PositiveOrOff = -1
     """Fold ids: take each modulo this, in every table; -1: as they are."""
-    test_freq: MayChange[PositiveOrOff | None] = None
-    """Steps between evaluations, and one more at the end; -1: never. Default: ten evaluations a run; -1 for
-    reference data and for data without held-out samples."""
+    test_freq: MayChange[Frequency | None] = None
+    """Steps between evaluations, and one more at the end; epoch: at the end of each epoch; -1: never. Default: ten
+    evaluations a run; -1 for reference data and for data without held-out samples."""
     test_mini_batch_size: MayChange[PositiveOrOff] = -1
     """Samples of an evaluation step; -1: as many as go through the layers at a time in training."""
     print_freq: MayChange[Positive] = 50

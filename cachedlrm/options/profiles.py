@@ -47,6 +47,14 @@ def with_profiles(command: _Command, names: Sequence[str], given: set[str]) -> t
     return command, given
 
 
+def profile_values(names: Sequence[str]) -> Values:
+    """What profiles give, a later one over an earlier one."""
+    merged: dict[str, Any] = {}
+    for name in names:
+        merged |= read_profile(_find_profile(name), Options)[1]
+    return merged
+
+
 def with_values(command: _Command, values: Values, given: set[str], either: set[str]) -> _Command:
     """``command`` with values for options not ``given``; one given of ``either`` keeps all of them."""
     names = values.keys() - given - (either if given & either else set())
@@ -135,6 +143,7 @@ _TOML_TYPES: dict[object, tuple[tuple[type, ...], str]] = {
     float: ((float, int), "a number"),
     "BYTES": ((int, str), "a whole number or a string such as 2GiB"),
     "BYTES|auto": ((int, str), "a whole number, a string such as 2GiB, or auto"),
+    "N|epoch": ((int, str), "a whole number or epoch"),
 }
 """Types of values in TOML and words for them, by an option's type or metavar; strings for all others."""
 

@@ -176,10 +176,9 @@ def resolve(options: Options, dataset: Dataset, device: torch.device | None = No
     )
     schedule = Schedule(resolved, dataset.train)
     resolved = replace(resolved, optimisation=definite(resolved.optimisation, schedule.num_batches))
-    num_steps = schedule.num_steps
-    test_freq = _resolve_test_freq(options, dataset, num_steps, defaults)
+    test_freq = _resolve_test_freq(options, dataset, schedule, defaults)
     if trains:
-        _check_evaluations(options, dataset, num_steps, test_freq)
+        _check_evaluations(options, dataset, schedule.num_steps, test_freq)
     return replace(resolved, batches=replace(batches, test_freq=test_freq))
 
 
@@ -282,18 +281,21 @@ def _threads(multiplications: int) -> int:
     return min(usable_processors(), _MOST_THREADS) if multiplications >= _WORTH_THREADS else 1
 
 
-def _resolve_test_freq(options: Options, dataset: Dataset, num_steps: int, defaults: _SourceDefaults) -> int:
+def _resolve_test_freq(options: Options, dataset: Dataset, schedule: Schedule, defaults: _SourceDefaults) -> int:
+    """Steps between evaluations; as many as an epoch has for one at its end, since steps are counted over epochs."""
     test_freq = options.batches.test_freq
     if dataset.test is None:
-        if test_freq is not None and test_freq > 0:
+        if test_freq not in (None, _NEVER):
             raise UserError(
                 f"--test-freq {test_freq}: --data {options.data.data} holds out no samples; "
                 "name them by --test-data, or drop --test-freq"
             )
         return _NEVER
+    if test_freq == "epoch":
+        return schedule.steps_per_epoch
     if test_freq is not None:
         return test_freq
-    return max(1, num_steps // _EVALUATIONS_PER_RUN) if defaults.evaluates else _NEVER
+    return max(1, schedule.num_steps // _EVALUATIONS_PER_RUN) if defaults.evaluates else _NEVER
 
 
 def _check_evaluations(options: Options, dataset: Dataset, num_steps: int, test_freq: int) -> None:
@@ -317,7 +319,7 @@ def _check_evaluations(options: Options, dataset: Dataset, num_steps: int, test_
     if test_freq < 0:
         raise UserError(
             f"{asked[0]} needs evaluations and --test-freq is {test_freq}: never; give --test-freq N, N steps between "
-            "evaluations"
+            "evaluations, or epoch"
         )
     if not num_steps:
         raise UserError(

@@ -1,15 +1,18 @@
 """``--data torchrec`` before a command line of facebookresearch/dlrm's torchrec_dlrm/dlrm_main.py, or of MLPerf's copy.
 
-Before a command line is parsed, each of that program's options becomes one of ours, with its default there where it is
-left out. Our own options may stand beside them, and decide like theirs which defaults matter. Names of several words
-have underscores there and dashes here, so ``--dcn_num_layers`` is theirs and ``--dcn-num-layers`` is ours.
+Before a command line is parsed, each of that program's options becomes one of ours. Our own options may stand beside
+them, and profiles lie below both; they decide like theirs which defaults there matter. Those lie below the profiles.
+Names of several words have underscores there and dashes here, so ``--dcn_num_layers`` is theirs and
+``--dcn-num-layers`` is ours. Mistakes are told in the names there.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import shown
+from cachedlrm.options.profiles import profile_values
 
 _NUM_TABLES, _NUM_DENSE = 26, 13  # of Criteo's data, the only ones there
 _RANDOM_BATCHES = 10  # of an epoch of generated data; there as many distinct ones, which come again without end
@@ -38,7 +41,7 @@ _VALUES = {
     "limit_train_batches": _Carried("num-batches"),
     "seed": _Carried("numpy-rand-seed"),
     "learning_rate": _Carried("learning-rate", "15.0"),
-    "validation_freq_within_epoch": _Carried("test-freq"),
+    "validation_freq_within_epoch": _Carried("test-freq"),  # without it: see _data
     "validation_auroc": _Carried("stop-at-auc"),
     "lr_warmup_steps": _Carried("lr-num-warmup-steps"),
     "lr_decay_start": _Carried("lr-decay-start-step"),
@@ -67,17 +70,27 @@ _FLAGS: dict[str, str | None] = {
     "print_lr": None,  # it is in metrics.jsonl
     "print_progress": None,  # see --ui
     "evaluate_on_training_end": None,  # it always is
+    "evaluate_on_epoch_end": None,  # --test-freq
 }
 """Options without a value, and ours; None: it decides another one, or is as it is here anyway."""
 
-_DECIDE = {
+_FILES = ("in_memory_binary_criteo_path", "synthetic_multi_hot_criteo_path")
+_SAMPLES = (*_FILES, "multi_hot_sizes")
+_RENAMED = {
     **{carried.ours: (name,) for name, carried in _VALUES.items()},
+    "arch-embedding-size": ("num_embeddings_per_feature", "num_embeddings"),
+    "eps": ("eps",),
+}
+"""Our options, and those there that have the same values."""
+
+_DECIDE = {
+    **_RENAMED,
     **{flag.removeprefix("--"): (name,) for name, flag in _FLAGS.items() if flag},
     "arch-interaction-op": ("interaction_type",),
     "arch-mlp-bot": ("dense_arch_layer_sizes",),
-    "arch-embedding-size": ("num_embeddings_per_feature", "num_embeddings"),
     "optimizer": ("adagrad",),
-    "data": ("in_memory_binary_criteo_path", "synthetic_multi_hot_criteo_path", "multi_hot_sizes", "dataset_name"),
+    "test-freq": ("validation_freq_within_epoch", "evaluate_on_epoch_end"),
+    "data": (*_SAMPLES, "dataset_name"),  # which says how the files of the others are read
 }
 """Our options, and those there that decide them."""
 
@@ -88,44 +101,83 @@ _REFUSED = {
     "undersampling_rate": "all samples of the files are trained",
     "drop_last_training_batch": "the last batch of an epoch is trained too, if smaller",
     "shuffle_batches": "the order within a batch decides no gradient; --shuffle_training_set mixes the whole set",
-    "evaluate_on_epoch_end": "the end of the run is always evaluated; give --validation_freq_within_epoch for more",
     "collect_multi_hot_freqs_stats": "python -m cachedlrm.simulate says how often rows are used",
-    "multi_hot_distribution_type": "bags are read as they are, and generated ones have zipf's distribution",
+    "multi_hot_distribution_type": "bags are read as they are, and generated ones have zipf's distribution; drop it",
     "print_sharding_plan": "one process trains on one device; python -m cachedlrm.plan says what is where",
 }
 
 
-def translate(arguments: Sequence[str]) -> list[str]:
+class Translation(NamedTuple):
+    """A command line in our options.
+
+    Attributes:
+        defaults: arguments for what it leaves open and means there; profiles override them.
+        arguments: what it gives.
+        names: of our options, without dashes before them, as it spells them.
+    """
+
+    defaults: list[str]
+    arguments: list[str]
+    names: Mapping[str, str]
+
+
+def translate(arguments: Sequence[str]) -> Translation:
     """A command line in our options; one without ``--data torchrec`` as it is.
 
     Raises:
         UserError: an option there is not carried over, lacks its value, does not go with another one, or is given in
-            our words too.
+            our words too; or a profile is wrong.
     """
     at = _place_of_data(arguments)
     if at is None:
-        return list(arguments)
+        return Translation([], list(arguments), {})
     theirs, ours = _split([*arguments[: at.start], *arguments[at.stop :]])
-    given = _given(ours)
+    given, profiles = _given(ours)
     for name in given:
         for other in _DECIDE.get(name, ()):
             if other in theirs:
                 raise UserError(f"--{other} and --{name} decide the same thing; leave out one of them")
-    translated = _model(theirs)
-    effective = {**translated, **given}
-    if "data" not in given:
-        translated |= _data(theirs)
-    if effective["optimizer"] == "adagrad":
-        translated["eps"] = theirs.get("eps", "1e-8")
-    elif "eps" in theirs and "optimizer" in given:  # sgd there leaves it aside
-        translated["eps"] = theirs["eps"]
-    for name, carried in _VALUES.items():
-        if carried.interaction in (None, effective["arch-interaction-op"]):
-            value = theirs.get(name, carried.default)
-            if value is not None:
-                translated[carried.ours] = value.replace(",", "-")
-    kept = [f"--{name}={value}" for name, value in translated.items() if name not in given]
-    return [*kept, *(flag for name, flag in _FLAGS.items() if name in theirs and flag), *ours]
+    model, data = _model(theirs), _data(theirs)
+    typed = {name for name, others in _DECIDE.items() if any(other in theirs for other in others)} - {"data"}
+    if any(name in theirs for name in _SAMPLES):
+        typed |= {"data", "test-data"}
+    profiled = {name.replace("_", "-"): value for name, value in profile_values(profiles).items()}
+    decided = {**{name: value for name, value in profiled.items() if name not in typed}, **given}
+    translated = (
+        model | ({} if "data" in decided else data) | _plain(theirs, {**model, **decided}, "optimizer" in decided)
+    )
+    flags = [flag for name, flag in _FLAGS.items() if name in theirs and flag]
+    spelled = {name: f"--{name}={value}" for name, value in translated.items() if name not in given}
+    return Translation(
+        [argument for name, argument in spelled.items() if name not in typed],
+        [*(argument for name, argument in spelled.items() if name in typed), *flags, *ours],
+        _names(theirs, decided.keys()),
+    )
+
+
+def in_its_words(arguments: Sequence[str], message: str) -> str:
+    """A mistake with the names of options that the command line has for them.
+
+    An option whose value is another there keeps our name, as the message may go on with its value, and theirs follows.
+    """
+    try:
+        names = translate(arguments).names
+    except UserError:  # the mistake itself, which has them
+        return message
+    return re.sub(r"(?<![\w-])--([a-z0-9-]+)(?![\w=-])", lambda found: names.get(found[1], found[0]), message)
+
+
+def _names(theirs: Mapping[str, str], ours: Set[str]) -> dict[str, str]:
+    """See `Translation`; ``ours`` are those that are given in our words."""
+    names = {}
+    for name, others in _DECIDE.items():
+        typed = [other for other in others if other in theirs]
+        if name in ours or not (typed or name in _RENAMED):
+            continue
+        other = f"--{(typed or others)[0]}"
+        has_value = name in _RENAMED or f"--{name}" in _FLAGS.values()
+        names[name] = other if has_value else f"--{name} ({other})"
+    return names
 
 
 def _place_of_data(arguments: Sequence[str]) -> range | None:
@@ -138,14 +190,16 @@ def _place_of_data(arguments: Sequence[str]) -> range | None:
     return None
 
 
-def _given(ours: Sequence[str]) -> dict[str, str]:
-    """Our options by name, without dashes before it, and their values."""
-    given = {}
+def _given(ours: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Our options by name, without dashes before it, and their values; and the profiles among them."""
+    given, profiles = {}, []
     for argument, following in zip(ours, [*ours, ""][1:], strict=True):
         if argument.startswith("--"):
             words, equals, value = argument.removeprefix("--").partition("=")
-            given[words.replace("_", "-")] = value if equals else following
-    return given
+            name, value = words.replace("_", "-"), value if equals else following
+            given[name] = value
+            profiles += [value] if name == "profile" else []
+    return given, profiles
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -171,6 +225,34 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return theirs, ours
 
 
+def _plain(theirs: Mapping[str, str], decided: Mapping[str, Any], names_optimizer: bool) -> dict[str, str]:
+    """Options whose values are ours, or that say how often to evaluate.
+
+    Args:
+        theirs: given.
+        decided: interaction and optimizer, by our names.
+        names_optimizer: whether that is said in our words.
+    """
+    translated = {}
+    for name, carried in _VALUES.items():
+        if carried.interaction in (None, decided["arch-interaction-op"]):
+            value = theirs.get(name, carried.default)
+            if value is not None:
+                translated[carried.ours] = value.replace(",", "-")
+    if "evaluate_on_epoch_end" in theirs:
+        if "test-freq" in translated:
+            raise UserError(
+                "--evaluate_on_epoch_end and --validation_freq_within_epoch: evaluations come at the end of each epoch "
+                "or in equal steps, and one at the end of the run; leave out one of them"
+            )
+        translated["test-freq"] = "epoch"
+    if decided["optimizer"] == "adagrad":
+        translated["eps"] = theirs.get("eps", "1e-8")
+    elif "eps" in theirs and names_optimizer:  # sgd there leaves it aside
+        translated["eps"] = theirs["eps"]
+    return translated
+
+
 def _model(theirs: Mapping[str, str]) -> dict[str, str]:
     """Options of model and optimizer that depend on others."""
     interaction = theirs.get("interaction_type", "original")
@@ -187,29 +269,36 @@ def _model(theirs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _data(theirs: Mapping[str, str]) -> dict[str, str]:
-    """Where samples come from.
+    """Where samples come from, and what belongs to that.
 
     Random ones become zipf's. One-hot ids are taken modulo the rows of their table there, multi-hot ones as they are.
     ``criteo_1t`` holds out the last day. ``criteo_kaggle`` evaluates on samples of the files it trains, as the test's
-    beside them have no labels.
+    beside them have no labels. All are evaluated at the end of each epoch.
     """
-    one_hot, multi_hot = theirs.get("in_memory_binary_criteo_path"), theirs.get("synthetic_multi_hot_criteo_path")
+    one_hot, multi_hot = (theirs.get(name) for name in _FILES)
     sizes, dataset = theirs.get("multi_hot_sizes"), theirs.get("dataset_name", "criteo_1t")
     if dataset not in ("criteo_1t", "criteo_kaggle"):
         raise UserError(f"--dataset_name {shown(dataset)} is neither criteo_1t nor criteo_kaggle")
     if one_hot is not None and multi_hot is not None:
         raise UserError("--in_memory_binary_criteo_path and --synthetic_multi_hot_criteo_path exclude each other")
+    if multi_hot is not None and sizes is not None:
+        raise UserError(
+            "--multi_hot_sizes is for one-hot ids and --synthetic_multi_hot_criteo_path has bags of its own; drop the "
+            "sizes"
+        )
+    if one_hot is not None and sizes is not None:
+        raise UserError(
+            "--multi_hot_sizes with --in_memory_binary_criteo_path is not carried over: there each id brings a bag "
+            "from a table of random ids, rows times sizes, all in memory (22 GiB for MLPerf's). Write the bags once "
+            "with torchrec_dlrm's scripts/materialize_synthetic_multihot_dataset.py and --copy_labels_and_dense, and "
+            "name that folder by --synthetic_multi_hot_criteo_path in place of both"
+        )
+    each_epoch = {"test-freq": "epoch"}
     if one_hot is None and multi_hot is None:
         hot = "" if sizes is None else f":hot={sizes.replace(',', '-')}"
-        return {"data": f"zipf{hot}", "num-batches": str(_RANDOM_BATCHES)}
-    if sizes is not None:
-        raise UserError(
-            "--multi_hot_sizes makes bags of one-hot ids while they are read, which is not carried over: write them "
-            "with torchrec_dlrm's materialize_synthetic_multihot_dataset.py and name "
-            "--synthetic_multi_hot_criteo_path, or leave out the path for generated samples"
-        )
+        return {"data": f"zipf{hot}", "num-batches": str(_RANDOM_BATCHES), **each_epoch}
     data = f"npy:{multi_hot}" if one_hot is None else f"npy:{one_hot}:fold=rows"
     if dataset == "criteo_kaggle":
         data = f"{data}:only={_KAGGLES_FILES}"
-        return {"data": data, "test-data": data}
-    return {"data": f"{data}:test={_HELD_OUT_DAY}"}
+        return {"data": data, "test-data": data, **each_epoch}
+    return {"data": f"{data}:test={_HELD_OUT_DAY}", **each_epoch}

@@ -13,6 +13,7 @@ from cachedlrm.base.units import (
     LARGEST,
     parse_budget,
     parse_bytes,
+    parse_frequency,
     parse_ratios,
     parse_sizes,
     parse_switch,
@@ -72,6 +73,11 @@ Budget = Annotated[
     int | Literal["auto"],
     _parsed(parse_budget, "BYTES|auto"),
     _must_be(f"auto, or from 1 to {LARGEST}", lambda n: n == "auto" or 1 <= n <= LARGEST),
+]
+Frequency = Annotated[
+    int | Literal["epoch"],
+    _parsed(parse_frequency, "N|epoch"),
+    _must_be("epoch, -1, or 1 or more", lambda steps: steps in ("epoch", -1) or steps >= 1),
 ]
 Names = Annotated[
     tuple[str, ...],

@@ -14,6 +14,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import torch
 from cyclopts import Parameter
@@ -31,6 +32,7 @@ from cachedlrm.options.config import Options
 from cachedlrm.options.profiles import with_profiles
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.options.resolved import Resolved
+from cachedlrm.options.torchrec import in_its_words
 from cachedlrm.options.types import Flag, Positive, option_group
 from cachedlrm.plan.device_tier import CacheRequest, largest_batch
 from cachedlrm.plan.prediction import Expectation, Prediction, predict
@@ -155,7 +157,11 @@ class RunPlan:
 
 def main(arguments: Sequence[str]) -> int:
     """Plans as the arguments say; the exit status: 0 done, 2 the user's input is wrong, 130 interrupted."""
-    return run_program(lambda _: _run(arguments), interrupted="interrupted; nothing was written")
+    return run_program(
+        lambda _: _run(arguments),
+        interrupted="interrupted; nothing was written",
+        worded=partial(in_its_words, arguments),
+    )
 
 
 def _run(arguments: Sequence[str]) -> None:

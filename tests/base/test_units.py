@@ -14,6 +14,7 @@ from cachedlrm.base.units import (
     format_seconds,
     parse_budget,
     parse_bytes,
+    parse_frequency,
     parse_ratios,
     parse_sizes,
     parse_switch,
@@ -35,6 +36,8 @@ UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
         (parse_bytes, "9007199254740993", 2**53 + 1),  # no float holds it
         (parse_budget, "AUTO", "auto"),
         (parse_budget, "2KiB", 2048),
+        (parse_frequency, "Epoch", "epoch"),
+        (parse_frequency, "-1", -1),
         (parse_whole, " -7 ", -7),
         (parse_whole, str(LARGEST), LARGEST),
         (parse_sizes, "512-256-1", (512, 256, 1)),
@@ -60,6 +63,7 @@ def test_values_are_read(parse, text, value):
         (parse_bytes, "1 PiB"),
         (parse_bytes, str(LARGEST + 1)),
         (parse_budget, "automatic"),
+        (parse_frequency, "epochs"),
         (parse_whole, "3.5"),
         (parse_whole, "1e3"),
         (parse_whole, "٣"),  # a digit of another script

@@ -130,7 +130,7 @@ def all_options(draw):
             nepochs=count,
             numpy_rand_seed=count,
             max_ind_range=positive_or_off,
-            test_freq=maybe(positive_or_off),
+            test_freq=maybe(st.just("epoch") | positive_or_off),
             test_mini_batch_size=positive_or_off,
             print_freq=positive,
         ),

@@ -65,6 +65,13 @@ def test_ten_evaluations_a_run_unless_asked():
     assert resolved(*SMALL, "--nepochs=5", "--test-freq=-1").batches.test_freq == -1
 
 
+def test_an_evaluation_at_the_end_of_each_epoch():
+    options = [*SMALL, "--nepochs=3", "--test-freq=epoch"]
+    assert resolved(*options).batches.test_freq == 20
+    assert resolved(*options, "--num-batches=7").batches.test_freq == 7
+    assert resolved(*options, "--steps=4").batches.test_freq == 20  # one at the end alone
+
+
 @pytest.mark.parametrize(
     ("batch", "threads", "prefetch_depth"), [(8, 1, 0), (128, 1, 2), (2048, usable_processors(), 2)]
 )
@@ -116,7 +123,8 @@ def test_evaluations_need_held_out_samples(tmp_path):
     np.save(tmp_path / "a_labels.npy", np.zeros((8, 1), np.int32))
     data = f"--data=npy:{tmp_path}"
     assert resolved(data).batches.test_freq == -1
-    for option, words in (("--test-freq=5", "--test-freq 5"), ("--save-predictions", "--save-predictions")):
+    for option in ("--test-freq=5", "--test-freq=epoch", "--save-predictions"):
+        words = option.replace("=", " ")
         with pytest.raises(UserError, match=f"{words}: --data npy:.* holds out no samples.* name them by --test-data"):
             resolved(data, option)
 

@@ -1,5 +1,6 @@
 """Command lines of torchrec_dlrm/dlrm_main.py in our options, and what of them is refused by name."""
 
+import json
 import re
 
 import numpy as np
@@ -7,14 +8,20 @@ import pytest
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.options import torchrec
+from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.config import Options
-from cachedlrm.options.torchrec import translate
 from cachedlrm.train import main
 from support.options import OPTIONS
-from support.runs import report
+from support.runs import one_line, report
 from support.samples import write_ids, write_npy
 
 PATHS = {"one_hot": "--in_memory_binary_criteo_path=D", "multi_hot": "--synthetic_multi_hot_criteo_path=D"}
+
+
+def translate(arguments: list[str]) -> list[str]:
+    """The whole command line: what it leaves open, and what it gives."""
+    translation = torchrec.translate(arguments)
+    return [*translation.defaults, *translation.arguments]
 
 
 def options(text: str) -> dict[str, str]:
@@ -29,7 +36,7 @@ def test_other_command_lines_stay_as_they_are():
 
 def test_defaults_are_those_there():
     assert options("--data torchrec") == {
-        "data": "zipf", "num-batches": "10", "mini-batch-size": "32", "learning-rate": "15.0",
+        "data": "zipf", "num-batches": "10", "test-freq": "epoch", "mini-batch-size": "32", "learning-rate": "15.0",
         "arch-sparse-feature-size": "64", "arch-mlp-bot": "13-512-256-64", "arch-mlp-top": "512-512-256-1",
         "arch-embedding-size": "-".join(["100000"] * 26), "arch-interaction-op": "dot", "optimizer": "sgd",
     }  # fmt: skip
@@ -103,8 +110,9 @@ def test_one_thing_given_twice_is_refused_with_both_names(theirs, ours):
 
 def test_data_of_ours_have_no_ten_batches():
     found = translate(["--data", "torchrec", "--data", "npy:D:test=day_23", "--test-data", "npy:E"])
-    assert not any(argument.startswith("--num-batches") for argument in found)
+    assert not any(argument.startswith(("--num-batches", "--test-freq")) for argument in found)
     assert [argument for argument in found if "data" in argument] == ["--data", "--test-data"]
+    assert "--test-freq=epoch" in translate(["--data=torchrec", "--data=npy:D", "--evaluate_on_epoch_end"])
 
 
 def test_what_is_held_out():
@@ -135,7 +143,9 @@ def test_what_is_not_carried_over_is_refused_by_name(name):
         ("--interaction_type cat", "--interaction_type cat is none of original, dcn and projection"),
         ("--dataset_name movielens", "--dataset_name movielens is neither"),
         ("{one_hot} {multi_hot}", "exclude each other"),
-        ("{one_hot} --multi_hot_sizes 1,2", "--multi_hot_sizes makes bags of one-hot ids .* materialize_synthetic"),
+        ("{one_hot} --multi_hot_sizes 1,2", "all in memory .* Write the bags once with .*materialize_synthetic"),
+        ("{multi_hot} --multi_hot_sizes 1,2", "criteo_path has bags of its own; drop the sizes"),
+        ("--evaluate_on_epoch_end --validation_freq_within_epoch=3", "in equal steps, .* leave out one of them"),
         ("--batch_size", "--batch_size needs a value"),
         ("--batch_size --adagrad", "--batch_size needs a value"),
         ("--mmap_mode=True", "--mmap_mode takes no value; leave out =True"),
@@ -148,10 +158,78 @@ def test_mistakes_are_named(text, words):
 
 def test_every_option_there_becomes_one_that_is_here():
     ours = {carried.ours for carried in torchrec._VALUES.values()}
-    ours |= {flag.removeprefix("--") for flag in torchrec._FLAGS.values() if flag}
-    assert ours | {"eps", "optimizer", "test-data", "arch-interaction-op"} <= set(OPTIONS)
+    ours |= {*torchrec._DECIDE, *options(f"--data torchrec {PATHS['one_hot']} --dataset_name criteo_kaggle")}
+    assert ours <= set(OPTIONS)
     assert not set(torchrec._REFUSED) & {*torchrec._VALUES, *torchrec._FLAGS, *torchrec._OTHERS}
     assert Options().data.data != "torchrec"
+
+
+PROFILE = """
+[model]
+arch-interaction-op = "dcn"
+arch-sparse-feature-size = 4
+arch-mlp-bot = "13-9-4"
+[batches]
+mini-batch-size = 7
+[data]
+data = "zipf:samples=90"
+[optimisation]
+optimizer = "adagrad"
+"""
+
+
+def test_a_profile_lies_between_what_is_given_and_what_is_meant(tmp_path):
+    (tmp_path / "p.toml").write_text(PROFILE)
+    line = ["--data=torchrec", "--profile", str(tmp_path / "p.toml")]
+    found = parse_command_line(line)
+    assert (found.data.data, found.batches.num_batches, found.batches.test_freq) == ("zipf:samples=90", 0, None)
+    assert (found.model.arch_interaction_op, found.model.arch_mlp_bot) == ("dcn", (13, 9, 4))
+    assert (found.model.dcn_low_rank_dim, found.model.arch_mlp_top) == (512, (512, 512, 256, 1))  # what is meant there
+    assert (found.optimisation.optimizer, found.optimisation.eps) == ("adagrad", 1e-8)
+    assert (found.batches.mini_batch_size, found.optimisation.learning_rate) == (7, 15.0)
+    found = parse_command_line([*line, "--dcn_low_rank_dim=5", "--batch_size", "3", "--eps=1e-4", "--nepochs=2"])
+    assert (found.model.dcn_low_rank_dim, found.batches.mini_batch_size) == (5, 3)
+    assert (found.optimisation.eps, found.batches.nepochs) == (1e-4, 2)
+    sizes = ["--interaction_type=original", "--embedding_dim=8", "--dense_arch_layer_sizes=8", PATHS["one_hot"]]
+    found = parse_command_line([*line, *sizes])
+    assert (found.model.arch_interaction_op, found.model.dcn_num_layers) == ("dot", None)
+    assert (found.data.data, found.batches.test_freq) == ("npy:D:fold=rows:test=day_23", "epoch")
+    found = parse_command_line([*line, "--dataset_name=criteo_1t"])  # of no file
+    assert found.data.data == "zipf:samples=90"
+    assert parse_command_line([*line, "--multi_hot_sizes=2,1"]).data.data == "zipf:hot=2-1"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--embedding_dim=8 --dense_arch_layer_sizes 9,4", "--arch-mlp-bot (--dense_arch_layer_sizes) ends in 4 but "
+         "--embedding_dim is 8; end it in 8"),
+        ("--dense_arch_layer_sizes 9,4", "ends in 4 but --embedding_dim is 64"),
+        ("--batch_size 0", "--batch_size"),
+        ("--dcn_low_rank_dim=x --interaction_type dcn", "--dcn_low_rank_dim"),
+        ("--num_embeddings_per_feature 5,6 --multi_hot_sizes=1,2,3", "set the tables by --num_embeddings_per_feature"),
+        ("--num_embeddings_per_feature=5,6 --multi_hot_sizes=1,2,3", "--data (--multi_hot_sizes) zipf:hot=1-2-3:"),
+        ("--num_embeddings=5 --multi_hot_sizes=1,2", "or set the tables by --num_embeddings\n"),
+        ("--arch-embedding-size=5-6 --multi_hot_sizes=1,2,3", "or set the tables by --arch-embedding-size"),
+        ("--adagrad --learning-rate=-1", "--learning-rate"),
+        ("--adagrad --learning_rate=-1", "--learning_rate"),
+        ("--row-state-dtype=bf16", "--optimizer sgd keeps no state"),
+        ("--batch_size 64 --mini-batch-size 16", "--batch_size and --mini-batch-size decide the same thing"),
+    ],
+)  # fmt: skip
+def test_mistakes_found_later_have_the_names_that_were_typed(capsys, tmp_path, line, words):
+    message = one_line(capsys, main(["--data=torchrec", *line.split(), f"--run-dir={tmp_path / 'run'}", "--ui=off"]))
+    assert words in message, message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_that_a_profile_gives_keeps_the_name_it_has_there(tmp_path):
+    (tmp_path / "p.toml").write_text(PROFILE)
+    line = ["--data=torchrec", f"--profile={tmp_path / 'p.toml'}", "--embedding_dim=8"]
+    message = "--arch-mlp-bot ends in 4 but --arch-sparse-feature-size is 8; --num-batches=4, --dcn-num-layers"
+    told = "--arch-mlp-bot ends in 4 but --embedding_dim is 8; --num-batches=4, --dcn_num_layers"
+    assert torchrec.in_its_words(line, message) == told
+    assert torchrec.in_its_words(["--data=zipf"], message) == message
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -167,12 +245,14 @@ def test_a_command_line_trains(tmp_path, path):
     words = (
         "--data torchrec --embedding_dim 8 --dense_arch_layer_sizes 16,8 --over_arch_layer_sizes 16,1 --batch_size 20 "
         f"--num_embeddings_per_feature 30,30,30,{'30,30' if path == 'multi_hot' else '7,9'} --learning_rate 0.1 "
-        "--adagrad --interaction_type dcn --dcn_low_rank_dim 4 --gpu-cache-rows 130"
+        "--adagrad --interaction_type dcn --dcn_low_rank_dim 4 --gpu-cache-rows 130 --epochs 2"
     ).split()
     place = f"{PATHS[path][:-1]}{tmp_path / 'data'}"
     assert main([*words, place, f"--run-dir={tmp_path / 'run'}", "--ui=off", "--save-predictions"]) == 0
     told = report(tmp_path / "run")
-    assert (told["steps"], told["samples"]) == (5, 100)
+    assert (told["steps"], told["samples"]) == (10, 200)
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "auc" in line] == [5, 10]  # the end of each epoch, as there
     assert len(np.load(tmp_path / "run" / "predictions.npy")) == 30
 
 

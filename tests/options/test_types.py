@@ -32,6 +32,7 @@ def test_sizes(text, size):
         ("--arch-mlp-top=16-1", "model", (16, 1)),
         ("--gpu-budget=auto", "cache", "auto"),
         ("--test-freq=-1", "batches", -1),
+        ("--test-freq=epoch", "batches", "epoch"),
         ("--learning-rate=1e-3", "optimisation", 0.001),
         ("--round-targets=True", "model", True),
         ("--profile-trace=1000", "run", 1000),

@@ -152,7 +152,7 @@ def test_commands_are_those_of_the_programs(where, command):
     elif words[1] == "-m":
         programs = [f"cachedlrm.{program}" for program in PROGRAMS]
         (program,) = [program for program in programs if f"{command} ".startswith(f"python -m {program} ")]
-        ours = " ".join(translate(words[3:]))  # of a command line of TorchRec's trainer
+        ours = " ".join(translate(words[3:]).arguments)  # of a command line of TorchRec's trainer
         assert options_in(ours) <= options_in(help_of(program))
     elif words[0] == "torchrun":  # of a program in the same document
         (program,) = [word for word in words if word.endswith(".py")]
