@@ -30,7 +30,7 @@ from cachedlrm.base.text import aligned
 from cachedlrm.cache.reading import RowReader
 from cachedlrm.data.batch import Source
 from cachedlrm.data.open import open_dataset, open_samples
-from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
+from cachedlrm.data.vocabulary import common_vocabulary
 from cachedlrm.export.final_state import FinalState, load_final_state
 from cachedlrm.export.formats.predictions import check_suffix, prediction_file
 from cachedlrm.export.started import saved_rows
@@ -159,20 +159,13 @@ def _open_samples(
         own = open_dataset(options.data.data, options.data.test_data, data_request(options))
         if own.test is None:
             raise UserError(f"{run_dir} held out no samples; name some by --data")
-        note = _check(own.vocabulary, options.data.data, state, run_dir)
+        _, note = common_vocabulary(own.vocabulary, f"--data {options.data.data}", state.vocabulary, str(run_dir))
         return own.test, own.table_names or (), True, note
     request = replace(data_request(options), needs_labels=False)
     samples = open_samples(data, request, options.data.data, state.vocabulary)
-    note = _check(samples.vocabulary, data, state, run_dir)
+    _, note = common_vocabulary(samples.vocabulary, f"--data {data}", state.vocabulary, str(run_dir))
     note = "\n".join(filter(None, (*samples.notes, note)))
     return samples.source, samples.table_names or (), samples.source.has_labels, note
-
-
-def _check(vocabulary: Vocabulary | None, data: str, state: FinalState, run_dir: Path) -> str | None:
-    """Refuses another vocabulary; one that the run's extends is taken, too: its rows come first in that."""
-    if vocabulary is not None and vocabulary.fingerprint in state.vocabulary_bases:
-        return None
-    return check_vocabulary(vocabulary, f"--data {data}", state.vocabulary, str(run_dir))
 
 
 def _model(architecture: Architecture, state: FinalState, bits: int, device: torch.device) -> Model:

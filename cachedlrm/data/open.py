@@ -8,7 +8,7 @@ from cachedlrm.base.text import shown
 from cachedlrm.data.batch import MOST_ROWS, Dataset, KnownRows, RoundedTargets, Source
 from cachedlrm.data.fingerprint import Contents
 from cachedlrm.data.spec import DataRequest, SourceSpec, too_many_rows
-from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
+from cachedlrm.data.vocabulary import Vocabulary, common_vocabulary
 
 _READ_LOOKUPS, _LEAST_READ_SAMPLES = 1 << 21, 1 << 8
 
@@ -57,7 +57,8 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
     _check_options(data, (num_tables, num_dense), request)
     if held_out is not None:
         _check_held_out(held_out, data, (num_tables, num_dense))
-    vocabulary, note = _common_vocabulary(data, test_data)
+    tested = test_data or data
+    vocabulary, note = common_vocabulary(tested.vocabulary, tested.words, data.vocabulary, data.words)
     if rows is None:
         rows = data.table_rows()
         if test_data is not None and type(test_data) is type(data):
@@ -69,8 +70,7 @@ def open_dataset(spec: str, test_spec: str | None, request: DataRequest) -> Data
         if request.least_rows is not None and len(request.least_rows) == len(rows):
             rows = tuple(map(max, rows, request.least_rows))
     train = data.open(rows, num_dense)
-    trained = None if data.vocabulary is None else data.vocabulary.fingerprint
-    test = None if held_out is None else _open_known(held_out, rows, num_dense, trained)
+    test = None if held_out is None else _open_known(held_out, rows, num_dense, data.vocabulary)
     notes = [note, None if num_dense else f"{data.words} has no dense features"]
     if isinstance(test, KnownRows) and held_out is not None:
         vocabulary = data.vocabulary  # that of the tables
@@ -112,7 +112,7 @@ class Samples(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_samples(spec: str, request: DataRequest, trained_on: str, vocabulary: str | None) -> Samples:
+def open_samples(spec: str, request: DataRequest, trained_on: str, vocabulary: Vocabulary | None) -> Samples:
     """Opens samples for a model whose tables and dense features are known.
 
     Rows that a vocabulary has beyond the model's, which it extends, stand for values that the model does not know:
@@ -122,7 +122,7 @@ def open_samples(spec: str, request: DataRequest, trained_on: str, vocabulary: s
         spec: as ``--data`` names them.
         request: with the rows of the tables and the number of dense features.
         trained_on: ``--data`` of the model.
-        vocabulary: fingerprint of the model's; None: not on record.
+        vocabulary: of the model; None: not on record.
 
     Raises:
         UserError: an unknown or unreadable source, or one that does not fit the model.
@@ -148,8 +148,8 @@ def open_samples(spec: str, request: DataRequest, trained_on: str, vocabulary: s
     return Samples(source, data.vocabulary, data.table_names, tuple(notes))
 
 
-def _open_known(data: SourceSpec, table_rows: tuple[int, ...], num_dense: int, vocabulary: str | None) -> Source:
-    """Samples for the tables of the vocabulary with that fingerprint, which the data's may extend."""
+def _open_known(data: SourceSpec, table_rows: tuple[int, ...], num_dense: int, vocabulary: Vocabulary | None) -> Source:
+    """Samples for the tables of that vocabulary, which the data's may extend."""
     if data.vocabulary is None or not data.vocabulary.extends(vocabulary):
         return data.open(table_rows, num_dense)
     grown = tuple(map(max, table_rows, data.table_rows()))
@@ -159,19 +159,6 @@ def _open_known(data: SourceSpec, table_rows: tuple[int, ...], num_dense: int, v
 
 def _row_0(data: SourceSpec) -> str:
     return f"{data.words} extends the vocabulary of the model; values that the model does not know: row 0"
-
-
-def _common_vocabulary(data: SourceSpec, test_data: SourceSpec | None) -> tuple[Vocabulary | None, str | None]:
-    """The vocabulary of ``--data``, or the one of ``--test-data`` that extends it; and what could not be checked.
-
-    Raises:
-        UserError: they have two that have nothing to do with each other.
-    """
-    if test_data is None or test_data.is_generated:
-        return data.vocabulary, None
-    known = None if data.vocabulary is None else data.vocabulary.fingerprint
-    note = check_vocabulary(test_data.vocabulary, test_data.words, known, data.words)
-    return test_data.vocabulary or data.vocabulary, note
 
 
 def _asked_rows(request: DataRequest) -> tuple[int, ...] | None:

@@ -42,13 +42,13 @@ class Vocabulary:
     fingerprint: str
     bases: tuple[str, ...] = ()
 
-    def continues(self, other: str) -> bool:
-        """Whether every row of the vocabulary with fingerprint ``other`` stands for the same value here."""
-        return other == self.fingerprint or self.extends(other)
+    def continues(self, other: "Vocabulary") -> bool:
+        """Whether every row of ``other`` stands for the same value here."""
+        return other.fingerprint == self.fingerprint or self.extends(other)
 
-    def extends(self, other: str | None) -> bool:
-        """Whether rows were added to those of the vocabulary with fingerprint ``other``; None: not on record."""
-        return other in self.bases
+    def extends(self, other: "Vocabulary | None") -> bool:
+        """Whether rows were added to those of ``other``; None: not on record."""
+        return other is not None and other.fingerprint in self.bases
 
     def folded(self, max_ind_range: int) -> "Vocabulary":
         """Of rows that are taken modulo ``max_ind_range``, if that is positive."""
@@ -151,34 +151,39 @@ def garbled(path: Path) -> UserError:
     return UserError(f"{shown(path)} is garbled; prepare the data again, or remove it")
 
 
-def check_vocabulary(data: Vocabulary | None, words: str, model: str | None, model_words: str) -> str | None:
-    """Refuses data whose rows would stand for other values than in what was trained.
-
-    Data of a vocabulary that extends the model's is taken: the rows of the model come first in it.
+def common_vocabulary(
+    data: Vocabulary | None, words: str, model: Vocabulary | None, model_words: str
+) -> tuple[Vocabulary | None, str | None]:
+    """The vocabulary that data and what was trained have in common: that of one of them, which may extend the other's.
 
     Args:
-        data: vocabulary of the data; None: not on record.
+        data: of the data; None: not on record.
         words: what the data is, as in ``--data npy:DIR``.
-        model: fingerprint of the vocabulary of what was trained; None: not on record.
+        model: of what was trained; None: not on record.
         model_words: what that is, as in ``--load-model FILE``.
 
     Returns:
-        What a user should know where only one of them is on record, so that nothing could be checked; else None.
+        The vocabulary, None if neither is on record; and what a user should know where only one of them is, so that
+        nothing could be checked, else None.
 
     Raises:
-        UserError: they are of two vocabularies; names both.
+        UserError: rows of one would stand for other values in the other; names both.
     """
     if data is None or model is None:
-        fingerprint = data.fingerprint if data is not None else model
-        if fingerprint is None or fingerprint.startswith(IDS_AS_THEY_ARE):
-            return None
-        known, unknown = (words, model_words) if model is None else (model_words, words)
-        return (
-            f"{known} has vocabulary {fingerprint}; {unknown} does not say which it has, and is taken to have the same"
+        found = model if data is None else data
+        if found is None or found.fingerprint.startswith(IDS_AS_THEY_ARE):
+            return found, None
+        known, unknown = (model_words, words) if data is None else (words, model_words)
+        return found, (
+            f"{known} has vocabulary {found.fingerprint}; {unknown} does not say which it has, and is taken to have "
+            "the same"
         )
     if data.continues(model):
-        return None
+        return data, None
+    if model.continues(data):
+        return model, None
     raise UserError(
-        f"{words} has vocabulary {data.fingerprint} and {model_words} has {model}, in which a row stands for another "
-        "value; prepare the data with --vocabulary DIR, where DIR is the prepared data that has the other one"
+        f"{words} has vocabulary {data.fingerprint} and {model_words} has {model.fingerprint}, in which a row stands "
+        "for another value; name data prepared with --vocabulary DIR, where DIR is the prepared data that has the "
+        "other one"
     )

@@ -27,6 +27,7 @@ from cachedlrm.base.kernels import GAMMA, mix, table_offsets
 from cachedlrm.base.text import shown
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.spec import DataRequest, SourceSpec
+from cachedlrm.data.vocabulary import IDS_AS_THEY_ARE, Vocabulary
 
 # Criteo Kaggle's cardinalities without a frequency threshold: 33,762,577 rows.
 CRITEO_KAGGLE_ROWS = (
@@ -177,6 +178,11 @@ class ZipfSpec(SourceSpec):
             given[key] = list(map(int, numbers))
         (samples,), hot = given.get("samples", [_NUM_TRAIN_SAMPLES]), given.get("hot", [1])
         return cls(words, request.seed, samples, hot[0] if len(hot) == 1 else tuple(hot))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """None but the ids, which stand for nothing that was prepared."""
+        return Vocabulary(IDS_AS_THEY_ARE)
 
     def table_rows(self) -> tuple[int, ...]:
         """Those of Criteo's Kaggle set."""

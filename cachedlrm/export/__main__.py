@@ -86,7 +86,7 @@ def export(
             tables,
             state.dense,
             with_optimizer_state=with_optimizer_state,
-            vocabulary=state.vocabulary,
+            vocabulary=None if state.vocabulary is None else state.vocabulary.fingerprint,
         )
     else:
         _write_reference(target, tables, state, with_optimizer_state=with_optimizer_state, as_kept=as_kept)
@@ -115,7 +115,8 @@ def _write_reference(
             yield from tensor.pieces()
         yield from state.dense.values()
 
-    write_tensors(target, specs, chunks(), {} if state.vocabulary is None else {VOCABULARY: state.vocabulary})
+    about = {} if state.vocabulary is None else {VOCABULARY: state.vocabulary.fingerprint}
+    write_tensors(target, specs, chunks(), about)
 
 
 def _folder(out: Path) -> Path:

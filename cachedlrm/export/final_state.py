@@ -226,21 +226,19 @@ class FinalState:
     Attributes:
         groups: of tables.
         dense: parameters by name.
-        vocabulary: fingerprint of what the rows stand for; None: not on record.
+        vocabulary: what the rows stand for, without its bases in files of earlier versions; None: not on record.
         dense_state: of the parameters' optimizer, by parameter name and torch's key; empty in files of earlier
             versions.
         num_updates: how often parameters moved; 0 in files of earlier versions.
         beginnings: of the runs that this one went on from.
-        vocabulary_bases: fingerprints of the vocabularies that this one's extends; none in files of earlier versions.
     """
 
     groups: tuple[SavedGroup, ...]
     dense: dict[str, NDArray[np.float32]]
-    vocabulary: str | None
+    vocabulary: Vocabulary | None
     dense_state: dict[str, dict[str, NDArray[np.float32]]]
     num_updates: int
     beginnings: tuple[Beginning, ...]
-    vocabulary_bases: tuple[str, ...] = ()
 
 
 def load_final_state(run_dir: Path, options: Resolved, architecture: Architecture) -> FinalState:
@@ -290,7 +288,8 @@ def load_final_state(run_dir: Path, options: Resolved, architecture: Architectur
         bases = msgspec.json.decode(about.get(_BASES, "[]"), type=tuple[str, ...])
     except (SafetensorError, OSError, ValueError) as error:  # msgspec's errors are ValueErrors, too
         raise _damaged(path, str(error)) from error
-    return FinalState(tuple(groups), dense, about.get(VOCABULARY), dense_state, num_updates, beginnings, bases)
+    vocabulary = Vocabulary(about[VOCABULARY], bases) if VOCABULARY in about else None
+    return FinalState(tuple(groups), dense, vocabulary, dense_state, num_updates, beginnings)
 
 
 def saved_step(path: Path) -> int | None:

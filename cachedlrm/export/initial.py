@@ -1,7 +1,7 @@
 """Initial parameters of a run: how untouched rows begin, and what replaces the drawn dense parameters."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from cachedlrm.data.vocabulary import Vocabulary
 from cachedlrm.export.formats.model_file import load_model, record_parts
-from cachedlrm.model.dense_settings import DenseSettings, counterpart
+from cachedlrm.model.dense_settings import counterpart
 from cachedlrm.model.reference_init import reference_parameters
 from cachedlrm.options.architecture import Architecture, pooling_name, split_parameters
 from cachedlrm.options.resolved import Resolved
+from cachedlrm.store.grown import GrownInit
 from cachedlrm.store.init import ArrayInit, CounterInit, RowInit
 from cachedlrm.store.records import OPTIMIZERS
 
@@ -29,6 +30,7 @@ class InitialParameters:
         dense_state: state of their optimizer, by name and torch's key; empty: as it starts.
         note: what a user should know of a loaded model; else None.
         steps: that the rows' optimizer has made before.
+        vocabulary: what the rows stand for: that of the data, or of a model which extends it; None: not on record.
     """
 
     rows: tuple[RowInit, ...]
@@ -36,6 +38,7 @@ class InitialParameters:
     dense_state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     note: str | None = None
     steps: int = 0
+    vocabulary: Vocabulary | None = None
 
 
 def initial_parameters(
@@ -53,43 +56,52 @@ def initial_parameters(
         UserError: the model file cannot be read, or is of another model or vocabulary.
     """
     if options.inference.load_model is not None:
-        layers, data_words = options.optimisation.dense, f"--data {options.data.data}"
-        return _loaded_parameters(options.inference.load_model, architecture, layers, vocabulary, data_words)
+        drawn = replace(options, inference=replace(options.inference, load_model=None))
+        new_rows = initial_parameters(drawn, architecture, device).rows
+        return _loaded_parameters(options, architecture, options.inference.load_model, vocabulary, new_rows)
     seed = options.batches.numpy_rand_seed
     if options.store.init == "reference":
         bot, top = architecture.mlp_bot, architecture.mlp_top
         parameters = reference_parameters(seed, architecture.embeddings, bot[-1], bot, top)
         tables, dense = split_parameters(architecture, parameters)
-        return InitialParameters(tuple(ArrayInit([[table] for table in group]) for group in tables), dense)
+        rows = tuple(ArrayInit([[table] for table in group]) for group in tables)
+        return InitialParameters(rows, dense, vocabulary=vocabulary)
     inits, first_element = [], 0
     for group in architecture.shapes:
         inits.append(CounterInit(seed, group.table_rows, group.layout, device, first_element))
         first_element += group.num_rows * group.layout.dim
-    return InitialParameters(tuple(inits), {})
+    return InitialParameters(tuple(inits), {}, vocabulary=vocabulary)
 
 
 def _loaded_parameters(
-    path: Path, architecture: Architecture, layers: DenseSettings, vocabulary: Vocabulary | None, data_words: str
+    options: Resolved,
+    architecture: Architecture,
+    path: Path,
+    vocabulary: Vocabulary | None,
+    new_rows: Sequence[RowInit],
 ) -> InitialParameters:
-    """Those of a model file, which is mapped into memory and not read."""
-    model = load_model(path, architecture, layers, vocabulary, data_words)
+    """Those of a model file, which is mapped into memory and not read; of each group also rows that it lacks."""
+    layers = options.optimisation.dense
+    model = load_model(path, architecture, layers, vocabulary, f"--data {options.data.data}")
     optimizer = architecture.layouts[0].optimizer
     both = optimizer if layers.name == counterpart(optimizer) else f"{optimizer} and {layers.name}"
     steps = 0
     dense = dict(model.parameters)
     inits: list[RowInit] = []
-    for group, layout in zip(architecture.groups, architecture.layouts, strict=True):
+    for group, shape, new in zip(architecture.groups, architecture.shapes, new_rows, strict=True):
         tables = []
         for table in group:
             arrays = []
-            for name, key, _ in record_parts(layout, table.name, pooling_name(table)):
+            for name, key, _ in record_parts(shape.layout, table.name, pooling_name(table)):
                 if key is None:
                     arrays.append(dense.pop(name))
                 elif model.state is not None:
                     arrays.append(model.state[name][key])
                     steps = int(model.state[name]["step"])
             tables.append(arrays)
-        inits.append(ArrayInit(tables))
+        in_file = replace(shape, table_rows=tuple(len(arrays[0]) for arrays in tables))
+        init = ArrayInit(tables)
+        inits.append(init if in_file == shape else GrownInit(init, in_file, new, shape))
     if not OPTIMIZERS[optimizer].state_keys and not layers.state_keys:
         note = f"parameters of {path}"
     elif model.state is None:
@@ -99,4 +111,4 @@ def _loaded_parameters(
     if model.note is not None:
         note += f"\n{model.note}"
     state = {name: entry for name, entry in (model.state or {}).items() if name in dense}
-    return InitialParameters(tuple(inits), dense, state, note, steps)
+    return InitialParameters(tuple(inits), dense, state, note, steps, model.vocabulary)

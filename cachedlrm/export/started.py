@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
+from cachedlrm.data.vocabulary import Vocabulary, common_vocabulary
 from cachedlrm.export.final_state import Beginning, FinalState, SavedGroup, load_final_state
 from cachedlrm.export.initial import InitialParameters, initial_parameters
 from cachedlrm.options.architecture import Architecture, build_architecture
@@ -67,7 +67,8 @@ def start_from(
     state = load_final_state(run_dir, before, old)
     _check_model(words, before, options)
     _check_tables(words, old, architecture)
-    note = check_vocabulary(vocabulary, f"--data {options.data.data}", state.vocabulary, words)
+    data_words = f"--data {options.data.data}"
+    common, note = common_vocabulary(vocabulary, data_words, state.vocabulary, words)
     takes_state = before.optimisation.optimizer == options.optimisation.optimizer
     _check_dtypes(words, before, options, takes_state)
     theirs, ours = before.optimisation.dense, options.optimisation.dense
@@ -82,6 +83,7 @@ def start_from(
             state.dense_state if takes_layers else {},
             "\n".join(filter(None, [_note(words, before, state, takes_state, takes_layers), note])),
             state.num_updates if takes_state else 0,
+            common,
         ),
         (*state.beginnings, own_beginning(before)),
         tuple(partial(_kept_rows, *one) for one in zip(rows, state.groups, strict=True)),

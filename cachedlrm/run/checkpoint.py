@@ -24,7 +24,6 @@ from cachedlrm.store.checkpoint_value import Checkpoint, decode_checkpoint
 from cachedlrm.store.database import Database, Meta, open_database
 from cachedlrm.store.environment import CHECKPOINT, DATA, VOCABULARY, Shapes
 
-_STARTED = "start-from-file"
 _MOST_PENDING_BYTES = 256 << 20
 
 
@@ -73,22 +72,26 @@ def store_identity(options: Resolved, vocabulary: str | None = None) -> dict[str
     identity = model_identity(options)
     if vocabulary is not None:
         identity[VOCABULARY] = vocabulary
-    model = options.inference.load_model
-    if model is not None:
-        about = model.stat()
-        identity["load-model-file"] = f"of {about.st_size} bytes at {about.st_mtime_ns}"
-    if options.run.start_from is not None:
-        size, checksum = file_fingerprint(options.run.start_from / FILE_NAME)
-        identity[_STARTED] = f"of {size} bytes with checksum {checksum:08x}"
+    for name, path in _begins_with(options).items():
+        size, checksum = file_fingerprint(path)
+        identity[name] = f"of {size} bytes with checksum {checksum:08x}"
     return identity
 
 
 def _identity_before(options: Resolved) -> dict[str, str]:
     """What earlier releases recorded in place of what `store_identity` has."""
-    if options.run.start_from is None:
-        return {}
-    about = (options.run.start_from / FILE_NAME).stat()
-    return {_STARTED: f"of {about.st_size} bytes at {about.st_mtime_ns}"}
+    files = {name: path.stat() for name, path in _begins_with(options).items()}
+    return {name: f"of {about.st_size} bytes at {about.st_mtime_ns}" for name, about in files.items()}
+
+
+def _begins_with(options: Resolved) -> dict[str, Path]:
+    """The files that a run's rows come from, by the names that stores have for them."""
+    files = {}
+    if options.inference.load_model is not None:
+        files["load-model-file"] = options.inference.load_model
+    if options.run.start_from is not None:
+        files["start-from-file"] = options.run.start_from / FILE_NAME
+    return files
 
 
 def _read_checkpoint(database: Database, num_groups: int) -> Checkpoint | None:

@@ -1,7 +1,7 @@
 """From options and data to everything a run needs, decided and checked before the first step."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -112,6 +112,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     if options.run.start_from is not None:
         started = start_from(options.run.start_from, options, architecture, device, dataset.vocabulary)
     initial = started.parameters if started else initial_parameters(options, architecture, device, dataset.vocabulary)
+    dataset = replace(dataset, vocabulary=initial.vocabulary)
     dlrm = architecture.dlrm(batches.numpy_rand_seed)
     if initial.dense:
         dense = {name: torch.from_numpy(values) for name, values in initial.dense.items()}

@@ -83,7 +83,7 @@ def save_models(job: Job, report: Report, onnx_path: Path, final_tables: Callabl
             steps=trainer.num_updates,
             next_step=trainer.num_batches + 1,
             training=_training(job, report),
-            vocabulary=job.dataset.vocabulary_fingerprint,
+            vocabulary=job.dataset.vocabulary,
         )
     if inference.save_onnx:
         from cachedlrm.export.formats.onnx import save_onnx  # noqa: PLC0415 - needs an optional package

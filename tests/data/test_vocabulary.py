@@ -10,7 +10,7 @@ from cachedlrm.data.open import open_dataset
 from cachedlrm.data.vocabulary import (
     IDS_AS_THEY_ARE,
     Vocabulary,
-    check_vocabulary,
+    common_vocabulary,
     make_fingerprint,
     read_table_names,
     read_vocabulary,
@@ -18,6 +18,7 @@ from cachedlrm.data.vocabulary import (
 from support.samples import ANY, refused, write_npy
 
 KEYS = np.array([0, 5, 6, 0, 7], np.uint64)
+A, B, IDS = Vocabulary("a"), Vocabulary("b", ("a",)), Vocabulary(IDS_AS_THEY_ARE)
 SAME = {"names": ["a", "b"], "table_rows": [3, 2], "max_ind_range": -1}
 
 
@@ -32,47 +33,44 @@ def test_a_fingerprint_is_of_names_rows_folding_and_values():
 
 def test_an_extended_vocabulary_continues_its_bases_and_no_other():
     vocabulary = Vocabulary("c", ("b", "a"))
-    assert [vocabulary.continues(other) for other in "abcd"] == [True, True, True, False]
-    assert not Vocabulary("a").continues("c")
+    assert [vocabulary.continues(Vocabulary(other)) for other in "abcd"] == [True, True, True, False]
+    assert [vocabulary.extends(other) for other in (Vocabulary("a"), vocabulary, None)] == [True, False, False]
+    assert not Vocabulary("a").continues(vocabulary)
     assert vocabulary.folded(-1) == vocabulary
     assert vocabulary.folded(10) == Vocabulary("c-modulo-10")
 
 
 @pytest.mark.parametrize(
-    ("data", "model", "says"),
+    ("data", "model", "common", "says"),
     [
-        (Vocabulary("a"), "a", None),
-        (Vocabulary("b", ("a",)), "a", None),
-        (Vocabulary(IDS_AS_THEY_ARE), IDS_AS_THEY_ARE, None),
-        (Vocabulary(IDS_AS_THEY_ARE), None, None),
-        (None, IDS_AS_THEY_ARE, None),
-        (None, None, None),
+        (A, A, A, None),
+        (B, A, B, None),
+        (A, B, B, None),
+        (IDS, IDS, IDS, None),
+        (IDS, None, IDS, None),
+        (None, IDS, IDS, None),
+        (None, None, None, None),
         (
-            Vocabulary("a"),
+            A,
             None,
+            A,
             "DATA has vocabulary a; MODEL does not say which it has, and is taken to have the same",
         ),
-        (None, "a", "MODEL has vocabulary a; DATA does not say which it has, and is taken to have the same"),
+        (None, A, A, "MODEL has vocabulary a; DATA does not say which it has, and is taken to have the same"),
     ],
 )
-def test_what_may_be_mixed(data, model, says):
-    assert check_vocabulary(data, "DATA", model, "MODEL") == says
+def test_what_may_be_mixed(data, model, common, says):
+    assert common_vocabulary(data, "DATA", model, "MODEL") == (common, says)
 
 
 @pytest.mark.parametrize(
-    ("data", "model"),
-    [
-        (Vocabulary("b"), "a"),
-        (Vocabulary("a"), "b"),
-        (Vocabulary("a"), IDS_AS_THEY_ARE),
-        (Vocabulary(IDS_AS_THEY_ARE), "a"),
-    ],
+    ("data", "model"), [(Vocabulary("b"), A), (A, Vocabulary("b")), (Vocabulary("c", ("a",)), B), (A, IDS), (IDS, A)]
 )
 def test_two_vocabularies_are_refused_by_name(data, model):
     with pytest.raises(UserError) as caught:
-        check_vocabulary(data, "DATA", model, "MODEL")
+        common_vocabulary(data, "DATA", model, "MODEL")
     assert str(caught.value).startswith(
-        f"DATA has vocabulary {data.fingerprint} and MODEL has {model}, in which a row "
+        f"DATA has vocabulary {data.fingerprint} and MODEL has {model.fingerprint}, in which a row "
     )
 
 
@@ -122,7 +120,8 @@ def test_held_out_samples_have_the_vocabulary_of_the_training_samples(tmp_path):
         assert refused(same, folder).startswith(f"--test-data {folder} {both}")
     assert open_dataset(same, f"{same}/test", ANY).vocabulary == ours
     assert open_dataset(same, extended, ANY).vocabulary.fingerprint == "x"
-    assert refused(extended, same).startswith(f"--test-data {same} has vocabulary ")
+    assert open_dataset(extended, same, ANY).vocabulary.fingerprint == "x"
+    assert refused(same, "zipf").startswith("--test-data zipf has vocabulary ids-as-they-are and --data ")
     unsaid = open_dataset(same, f"npy:{tmp_path / 'd'}", ANY)
     assert unsaid.vocabulary == ours
     assert [note.endswith("is taken to have the same") for note in unsaid.notes] == [True]

@@ -76,7 +76,7 @@ def test_everything_that_leaves_a_run_says_its_vocabulary(days, tmp_path):
 def test_held_out_samples_of_another_day_are_refused(days, tmp_path, capsys):
     message = one_line(capsys, train(tmp_path / "run", f"--data=npy:{days / 'a'}", f"--test-data=npy:{days / 'b'}"))
     assert f"--test-data npy:{days / 'b'} has vocabulary {fingerprint(days / 'b')} and --data npy:" in message
-    assert f"{days / 'a'} has {fingerprint(days / 'a')}, in which a row stands for another value; prepare" in message
+    assert f"{days / 'a'} has {fingerprint(days / 'a')}, in which a row stands for another value; name data " in message
     assert not (tmp_path / "run").exists()
 
 
@@ -146,6 +146,60 @@ def test_a_run_predicts_the_data_that_its_vocabulary_extends(days, tmp_path, cap
     assert f"{run} has {fingerprint(later)}" in one_line(
         capsys, predict([str(run), f"--data=npy:{days / 'b'}", *small])
     )
+
+
+def rows_of(model: Path) -> torch.Tensor:
+    """The rows of the one table [rows, 4] and their state [rows, 4]."""
+    content = torch.load(model, weights_only=True)
+    state = content["opt_state_dict"]["state"]
+    return torch.hstack([content["state_dict"]["emb_l.0.weight"], *(state[0]["sum"],)])
+
+
+def test_a_model_file_goes_on_with_a_larger_vocabulary_and_knows_the_smaller_one(days, tmp_path, capsys):
+    """Its rows come first in the larger tables; the others begin as without it."""
+    later, old = tmp_path / "later", days / "model.pt"
+    values = np.arange(40, 90).repeat(20)
+    raw = {"label": values % 2, "price": np.linspace(0, 1, 1000, dtype=np.float32), "item": values}
+    pq.write_table(pa.table(raw), tmp_path / "c.parquet")
+    command = ["parquet", tmp_path / "c.parquet", *COLUMNS, "--test-fraction=0", "--extend", days / "a"]
+    assert prepare(*command, "--out", later) == 0
+    loaded = [f"--data=npy:{later}", f"--load-model={old}"]
+    for name, options in (
+        ("fresh", [f"--data=npy:{later}", "--steps=0"]),
+        ("same", [*loaded, "--steps=0"]),
+        ("resident", loaded),
+        ("cached", [*loaded, "--gpu-cache-rows=20", "--store=lmdb", "--host-budget=1MiB"]),
+    ):
+        assert train(tmp_path / name, f"--save-model={tmp_path / name}.pt", *options) == 0
+    rows, known = rows_of(tmp_path / "same.pt"), rows_of(old)
+    assert len(rows) == 91
+    assert len(known) == 61
+    assert torch.equal(rows[:61], known)
+    assert torch.equal(rows[61:], rows_of(tmp_path / "fresh.pt")[61:])
+    assert json.loads((tmp_path / "cached" / "report.json").read_text())["fetched_rows"] > 30
+    assert torch.equal(rows_of(tmp_path / "cached.pt"), rows_of(tmp_path / "resident.pt"))
+    content = torch.load(tmp_path / "cached.pt", weights_only=True)
+    assert (content["vocabulary"], content["vocabulary_bases"]) == (fingerprint(later), [fingerprint(days / "a")])
+    # and back: the data of the smaller one, in the tables of the larger one
+    larger = [f"--data=npy:{days / 'a'}", f"--load-model={tmp_path / 'cached.pt'}"]
+    message = one_line(capsys, train(tmp_path / "back", *larger))
+    assert "is 91 x 4 in the file and 61 x 4 in this model;" in message
+    assert "or the file's vocabulary extends that of the data, set --arch-embedding-size to the file's" in message
+    assert train(tmp_path / "back", *larger, "--arch-embedding-size=91", "--steps=3") == 0
+    # a run that goes on with the smaller one's data still has the rows of the larger one
+    assert train(tmp_path / "on", f"--data=npy:{days / 'a'}", f"--start-from={tmp_path / 'cached'}", "--steps=3") == 0
+    report = json.loads((tmp_path / "on" / "report.json").read_text())
+    assert (report["vocabulary"], report["table_rows"]) == (fingerprint(later), 91)
+    assert predict([str(tmp_path / "on"), f"--data=npy:{later}", f"--out={tmp_path / 'p.npy'}", "--ui=off"]) == 0
+    assert train(tmp_path / "other", f"--data=npy:{days / 'b'}", f"--load-model={tmp_path / 'cached.pt'}") == 2
+
+
+def test_generated_ids_are_rows_of_no_vocabulary(days, tmp_path, capsys):
+    spec, prepared = "zipf:samples=100", f"--data=npy:{days / 'a'}"
+    message = one_line(capsys, predict([str(days / "run"), f"--data={spec}", f"--out={tmp_path / 'p.npy'}"]))
+    assert f"--data {spec} has vocabulary ids-as-they-are and {days / 'run'} has {fingerprint(days / 'a')}" in message
+    message = one_line(capsys, train(tmp_path / "run", prepared, f"--test-data={spec}"))
+    assert f"--test-data {spec} has vocabulary ids-as-they-are and --data npy:" in message
 
 
 @pytest.mark.parametrize("options", [[], ["--inference-only"]])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.data.vocabulary import IDS_AS_THEY_ARE
 from cachedlrm.export.final_state import model_identity
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.run.checkpoint import (
@@ -55,26 +56,33 @@ def test_a_store_belongs_to_the_model_and_to_the_file_it_was_loaded_from(tmp_pat
     path.write_bytes(bytes(12))
     os.utime(path, ns=(5, 7))
     options = resolved(*SMALL, f"--load-model={path}")
-    assert store_identity(options) == {**model_identity(options), "load-model-file": "of 12 bytes at 7"}
+    content = "of 12 bytes with checksum 7bd5c66f"
+    assert store_identity(options) == {**model_identity(options), "load-model-file": content}
 
 
-def test_a_store_belongs_to_the_content_of_the_finished_run_that_it_goes_on_from(tmp_path):
+@pytest.mark.parametrize("option", ["load-model", "start-from"])
+def test_a_store_belongs_to_the_content_of_the_file_that_it_begins_with(tmp_path, option):
     """A copy is the same one; the time that earlier releases recorded is known, too."""
     path = tmp_path / "final.safetensors"
-    options = resolved(*SMALL)
-    options = replace(options, run=replace(options.run, start_from=tmp_path))
+    path.touch()
+    options = resolved(*SMALL, f"--load-model={path}")
+    kind, name = "file", "load-model-file"
+    if option == "start-from":
+        options = resolved(*SMALL)
+        options = replace(options, run=replace(options.run, start_from=tmp_path))
+        kind, name = "state", "start-from-file"
     said = []
     for content, time in ((b"12", 7), (b"12", 8), (b"13", 8)):
         path.write_bytes(content)
         os.utime(path, ns=(5, time))
-        said.append(store_identity(options)["start-from-file"])
+        said.append(store_identity(options)[name])
     assert said[0] == said[1] == "of 2 bytes with checksum 4f5344cd"
     assert said[1] != said[2]
-    earlier = {**store_identity(options), "start-from-file": "of 2 bytes at 8"}
+    earlier = {**store_identity(options), name: "of 2 bytes at 8"}
     database = open_database(tmp_path / "store", earlier, SHAPES, 1 << 20, resumes=False)
     database.write(Meta(CHECKPOINT, b"x"))
     database.close()
-    for time, words in ((8, "is damaged"), (9, "of a run with a --start-from state of 2 bytes at 8, and this run has")):
+    for time, words in ((8, "is damaged"), (9, f"of a run with a --{option} {kind} of 2 bytes at 8, and this run has")):
         os.utime(path, ns=(5, time))
         going_on = replace(options, run=replace(options.run, resume=tmp_path))
         with pytest.raises(UserError, match=words):
@@ -95,7 +103,7 @@ def test_a_checkpoint_restores_another_trainer(tmp_path):
             for name, entry in trainer.optimizer_state().items()
         }
     options = resuming(tmp_path / "a")
-    durability, checkpoint = open_durability(options, tmp_path / "a", SHAPES, 1 << 30)
+    durability, checkpoint = open_durability(options, tmp_path / "a", SHAPES, 1 << 30, IDS_AS_THEY_ARE)
     with closing(durability.database):
         assert (checkpoint.batches, checkpoint.steps_before, checkpoint.progress) == (1, 3, {"steps": 1})
         assert not durability.spills
@@ -124,4 +132,4 @@ def test_a_checkpoint_of_other_groups_lets_others_open_the_store(tmp_path):
     options = resuming(tmp_path)
     for _ in range(2):
         with pytest.raises(UserError, match="is damaged: it is of 1 groups of tables, not 2; put back a copy"):
-            open_durability(options, tmp_path, [*SHAPES, (5, 3)], 1 << 30)
+            open_durability(options, tmp_path, [*SHAPES, (5, 3)], 1 << 30, IDS_AS_THEY_ARE)

@@ -3,7 +3,8 @@
 ``torch.save`` of a dictionary: ``state_dict`` with the parameters, ``opt_state_dict`` with the optimizer's state by the
 parameters' numbers in that order, and where training stood: ``nepochs``, ``nbatches``, ``nbatches_test``, ``epoch``,
 ``iter``, ``train_loss``, ``total_loss``, ``test_acc``. ``vocabulary`` is ours: the fingerprint of what its rows stand
-for (`cachedlrm.data.vocabulary`), where that is known. Where layers have an optimizer of their own, ``param_groups``
+for (`cachedlrm.data.vocabulary`), where that is known, and ``vocabulary_bases`` those of the vocabularies that it
+extends. Where layers have an optimizer of their own, ``param_groups``
 has one entry for rows and one for layers; the reference has no optimizer that takes such a file.
 """
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.data.vocabulary import Vocabulary, check_vocabulary
+from cachedlrm.data.vocabulary import Vocabulary, common_vocabulary
 from cachedlrm.export.formats.piecewise import piecewise
 from cachedlrm.export.formats.torch_file import write_torch_file
 from cachedlrm.export.full_tables import FullTable
@@ -90,11 +91,13 @@ class LoadedModel:
         parameters: by name, float32; mapped into memory from the file, not read.
         state: of the optimizers, if the file's are the chosen ones': arrays, and ``step`` as a number.
         note: on its vocabulary, where that could not be checked; else None.
+        vocabulary: what its rows stand for, or those of the data where these extend them; None: not on record.
     """
 
     parameters: dict[str, NDArray[np.float32]]
     state: State | None
     note: str | None = None
+    vocabulary: Vocabulary | None = None
 
 
 def load_model(
@@ -104,7 +107,7 @@ def load_model(
     vocabulary: Vocabulary | None = None,
     data_words: str = "the data",
 ) -> LoadedModel:
-    """Reads a model file.
+    """Reads a model file. Tables may have fewer rows than the model, if the data's vocabulary extends the file's.
 
     Args:
         path: the file.
@@ -121,9 +124,9 @@ def load_model(
     parameters = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(parameters, Mapping):
         raise UserError(f"{path} holds no model: it lacks state_dict; check --load-model")
-    trained = content.get("vocabulary")
-    trained = trained if isinstance(trained, str) else None
-    note = check_vocabulary(vocabulary, data_words, trained, f"--load-model {path}")
+    trained = _vocabulary(content)
+    common, note = common_vocabulary(vocabulary, data_words, trained, f"--load-model {path}")
+    grows = vocabulary is not None and vocabulary.extends(trained)
     shapes = parameter_shapes(architecture)
     for name, shape in shapes.items():
         if name not in parameters:
@@ -132,10 +135,29 @@ def load_model(
         if name not in shapes:
             line = " ".join(str(name).split())
             raise UserError(f"{path} has parameter {line}, which this model lacks; {_advice(line)}")
+    if grows:
+        shapes = {name: _shape_before(parameters[name], name, shape) for name, shape in shapes.items()}
     arrays = {name: _array(path, name, parameters[name], shape) for name, shape in shapes.items()}
     optimizer = architecture.layouts[0].optimizer
     keys = {name: _state_keys(optimizer, dense, name) for name in shapes}
-    return LoadedModel(arrays, _load_state(path, content.get("opt_state_dict"), shapes, keys), note)
+    state = _load_state(path, content.get("opt_state_dict"), shapes, keys)
+    return LoadedModel(arrays, state, note, common)
+
+
+def _vocabulary(content: Mapping[str, Any]) -> Vocabulary | None:
+    """What a file's rows stand for; None: it does not say, as those of the reference."""
+    fingerprint, bases = content.get("vocabulary"), content.get("vocabulary_bases", ())
+    if not isinstance(fingerprint, str):
+        return None
+    bases = bases if isinstance(bases, list) else ()
+    return Vocabulary(fingerprint, tuple(base for base in bases if isinstance(base, str)))
+
+
+def _shape_before(tensor: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a parameter in a file, where its table has grown since; else ``shape``."""
+    if not _is_of_rows(name) or not isinstance(tensor, Tensor) or not 0 < tensor.ndim == len(shape):
+        return shape
+    return (min(shape[0], len(tensor)), *shape[1:])
 
 
 def _load(path: Path) -> Any:
@@ -206,7 +228,8 @@ def _array(path: Path, name: str, tensor: Any, shape: tuple[int, ...]) -> NDArra
 
 _OTHER_DATA = (
     "a table has its rows from the data: prepare this data with --vocabulary DIR, where DIR is the prepared data of "
-    "the file's model; only where ids are rows as they are, set --arch-embedding-size to the file's"
+    "the file's model; only where ids are rows as they are, or the file's vocabulary extends that of the data, set "
+    "--arch-embedding-size to the file's"
 )
 
 
@@ -268,7 +291,7 @@ def save_model(
     steps: int,
     next_step: int,
     training: Training,
-    vocabulary: str | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Writes a model file; it appears only when complete. Tables are never in memory as a whole.
 
@@ -282,7 +305,7 @@ def save_model(
         steps: times that parameters have moved, in this run and in those whose state it went on with.
         next_step: of this run, from 1.
         training: where it stands.
-        vocabulary: fingerprint of what the rows stand for; None: not on record.
+        vocabulary: what the rows stand for; None: not on record.
 
     Raises:
         UserError: the file could not be written.
@@ -302,9 +325,11 @@ def save_model(
                 entry = state.setdefault(name, {"step": _step(torch.tensor(float(steps)), optimizer)})
                 entry[key] = table.tensor(columns)
     names = list(parameter_shapes(architecture))
+    said = {} if vocabulary is None else {"vocabulary": vocabulary.fingerprint}
     content = {
         **vars(training),
-        **({} if vocabulary is None else {"vocabulary": vocabulary}),
+        **said,
+        **({"vocabulary_bases": list(vocabulary.bases)} if vocabulary is not None and vocabulary.bases else {}),
         "state_dict": {name: parameters[name] for name in names},
         "opt_state_dict": {
             "state": {number: state[name] for number, name in enumerate(names) if name in state},
