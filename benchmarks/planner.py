@@ -32,7 +32,7 @@ NUM_ROWS = sum(CRITEO_KAGGLE_ROWS)
 def inform(policy: Policy, batches: list[Batch], folder: Path) -> None:
     """Gives policies what they read ahead."""
     if isinstance(policy, Static):
-        book = AddressBook(NUM_ROWS)
+        book = AddressBook(NUM_ROWS, keeps_previous=False)
         policy.count(book.working_set(index, b.rows, b.offsets) for index, b in enumerate(batches))
     if isinstance(policy, Lookahead):
         counts = np.zeros(NUM_ROWS, np.uint16)
@@ -54,7 +54,8 @@ def measure(name: str, ratio: float, batches: list[Batch], folder: Path) -> tupl
     quota = int(ratio * NUM_ROWS)
     policy = make_policy(name, quota + 26 * BATCH, NUM_ROWS, WINDOW)
     inform(policy, batches, folder)
-    planner, book = Planner(quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH), AddressBook(NUM_ROWS)
+    planner = Planner(quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH)
+    book = AddressBook(NUM_ROWS, keeps_previous=planner.window > 0)
     found, planned, evicted = [], [], 0
     waiting: deque[WorkingSet] = deque()
     for index, batch in enumerate(batches):
@@ -83,7 +84,7 @@ def row_bytes() -> tuple[float, float]:
     rows = 4_000_000
     before = host_memory()[0]
     policy = make_policy("lrfu", 60_000, rows, 0)
-    planner, book = Planner(1000, 60_000, policy, 0), AddressBook(rows)
+    planner, book = Planner(1000, 60_000, policy, 0), AddressBook(rows, keeps_previous=False)
     step = 50_000
     book._address_of[:] = 0  # backs every page of the map, as rows touched here and there do
     mapped = host_memory()[0]

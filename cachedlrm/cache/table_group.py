@@ -118,8 +118,8 @@ class TableGroup:
         num_rows, layout = shape.num_rows, shape.layout
         self.shape = shape
         self.layout = layout
-        self.book = AddressBook(num_rows)
         self.policy = make_policy(settings.policy, slots.total, num_rows, settings.window)
+        self.book = AddressBook(num_rows, keeps_previous=self.policy.window > 0 or settings.report_min)
         self.planner = Planner(
             slots.quota, slots.total, self.policy, in_flight=settings.prefetch_depth,
             minimum=MinimumMoves(slots.quota) if settings.report_min else None,

@@ -17,6 +17,9 @@ Int64s = NDArray[np.int64]
 
 NEVER = -1
 
+_LOOKUPS_AHEAD = 4 * AHEAD  # as three of four lookups find the line of their row at hand
+_NOT_KEPT: Int64s = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class WorkingSet:
@@ -31,7 +34,7 @@ class WorkingSet:
         lookups: [U] int32, how many lookups each row has.
         first_lookups: [U] int32, the first of them, ascending.
         previous: [U] int64, where each row appeared last before this batch: ``batch index << 32 | position``,
-            or `NEVER`.
+            or `NEVER`; [0] from a book that does not keep it.
     """
 
     index: int
@@ -74,70 +77,81 @@ def _transpose(positions: Int32s, offsets: Int32s, starts: Int32s, bags_by_posit
 @numba.njit(cache=True, nogil=True)
 def _deduplicate(
     rows: Int64s,
-    index: int,
     num_addresses: int,
     address_of: Int32s,
     row_of: Int64s,
-    last_seen: Int64s,
     unique_rows: Int64s,
     unique_addresses: Int64s,
-    previous: Int64s,
     positions: Int32s,
     lookups: Int32s,
     first_lookups: Int32s,
 ) -> tuple[int, int]:
-    """Fills the arrays of a `WorkingSet`, ``lookups`` of zeros; returns its size and the new number of addresses."""
+    """Fills the arrays of a `WorkingSet`; returns its size and the new number of addresses.
+
+    From a row's first lookup to the end of the batch the map has its position, as a negative number, in place of its
+    address. So a lookup reads one line of one map.
+    """
     num_lookups = len(rows)
-    # Maps of millions of rows are in no cache, so their lines are on the way before a lookup needs them.
-    for lookup in range(min(num_lookups, 2 * AHEAD)):
+    # A map of millions of rows is in no cache, so its lines are on the way before a lookup needs them.
+    for lookup in range(min(num_lookups, _LOOKUPS_AHEAD)):
         load_ahead(address_of, rows[lookup])
-    for lookup in range(min(num_lookups, AHEAD)):
-        load_ahead(last_seen, max(address_of[rows[lookup]] - 1, 0))
-    now = np.int64(index + 1) << 32  # batch index i is kept as i + 1; 0: in no batch
     size = 0
     for lookup in range(num_lookups):
-        if lookup + 2 * AHEAD < num_lookups:
-            load_ahead(address_of, rows[lookup + 2 * AHEAD])
-        if lookup + AHEAD < num_lookups:
-            load_ahead(last_seen, max(address_of[rows[lookup + AHEAD]] - 1, 0))
+        if lookup + _LOOKUPS_AHEAD < num_lookups:
+            load_ahead(address_of, rows[lookup + _LOOKUPS_AHEAD])
         row = rows[lookup]
-        address = int(address_of[row]) - 1
-        if address < 0:  # 0 in the map: never touched
-            address = num_addresses
+        found = address_of[row]
+        if found < 0:
+            position = ~found
+            positions[lookup] = position
+            lookups[position] += 1
+            continue
+        if found == 0:  # never touched
+            row_of[num_addresses] = row
             num_addresses += 1
-            address_of[row] = address + 1
-            row_of[address] = row
-            last_seen[address] = 0
-        # Whether a row is new in this batch cannot be predicted, so there is no branch: the next position is written in
-        # any case, and taken only by a new row.
-        seen = last_seen[address]
-        is_new = seen < now
-        position = size if is_new else seen & 0xFFFFFFFF
-        unique_rows[size], unique_addresses[size] = row, address
-        previous[size] = seen - (np.int64(1) << 32) if seen else NEVER
-        first_lookups[size] = lookup
-        last_seen[address] = now | position
-        size += is_new
-        positions[lookup] = position
-        lookups[position] += 1
+            found = np.int32(num_addresses)
+        unique_rows[size], unique_addresses[size] = row, found - 1
+        first_lookups[size], lookups[size], positions[lookup] = lookup, 1, size
+        address_of[row] = ~np.int32(size)
+        size += 1
+    for position in range(size):
+        address_of[unique_rows[position]] = unique_addresses[position] + 1
     return size, num_addresses
+
+
+@numba.njit(cache=True, nogil=True)
+def _appear(index: int, addresses: Int64s, last_seen: Int64s) -> Int64s:
+    """Marks the rows of batch ``index`` as seen in it; where they were before, as `WorkingSet.previous` has it."""
+    previous = np.empty(len(addresses), np.int64)
+    one_batch = np.int64(1) << 32
+    now = np.int64(index + 1) << 32  # batch index i is kept as i + 1; 0: in no batch
+    for position in range(len(addresses)):
+        if position + AHEAD < len(addresses):
+            load_ahead(last_seen, addresses[position + AHEAD])
+        seen = last_seen[addresses[position]]
+        previous[position] = seen - one_batch if seen else NEVER
+        last_seen[addresses[position]] = now | position
+    return previous
 
 
 class AddressBook:
     """Gives each row its address at first touch and reduces batches to working sets.
 
-    Memory: 4 bytes per table row and 16 per touched row, backed by the system as pages are used.
+    Memory: 4 bytes per table row and 8 per touched row, 16 with ``keeps_previous``; backed by the system as pages are
+    used.
 
     Args:
         num_rows: rows of all tables.
+        keeps_previous: whether working sets are to say where their rows appeared before.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, *, keeps_previous: bool = True) -> None:
         # Zeroed pages cost nothing until touched, so "never touched" is zero and addresses are kept plus one.
         self._address_of = np.zeros(num_rows, np.int32)
         self._row_of = np.empty(num_rows, np.int64)
-        self._last_seen = np.empty(num_rows, np.int64)
-        self._room = np.empty((3, 0), np.int64)  # for rows, addresses and last uses of a batch
+        self._keeps_previous = keeps_previous
+        self._last_seen = np.zeros(num_rows if keeps_previous else 0, np.int64)
+        self._room = np.empty((2, 0), np.int64), np.empty((2, 0), np.int32)  # for what a batch has of each row
         self.num_addresses = 0
         self._newest = -1
 
@@ -152,18 +166,19 @@ class AddressBook:
         assert index > self._newest, "batches are numbered in order"
         self._newest = index
         num_lookups = len(rows)
-        if num_lookups > self._room.shape[1]:
-            self._room = np.empty((3, num_lookups + num_lookups // 4), np.int64)
-        unique_rows, addresses, previous = self._room
-        positions, first_lookups = np.empty(num_lookups, np.int32), np.empty(num_lookups, np.int32)
-        lookups = np.zeros(num_lookups, np.int32)
+        if num_lookups > self._room[0].shape[1]:
+            shape = 2, num_lookups + num_lookups // 4
+            self._room = np.empty(shape, np.int64), np.empty(shape, np.int32)
+        (unique_rows, addresses), (lookups, first_lookups) = self._room
+        positions = np.empty(num_lookups, np.int32)
         size, self.num_addresses = _deduplicate(
-            rows, index, self.num_addresses, self._address_of, self._row_of, self._last_seen,
-            unique_rows, addresses, previous, positions, lookups, first_lookups,
+            rows, self.num_addresses, self._address_of, self._row_of,
+            unique_rows, addresses, positions, lookups, first_lookups,
         )  # fmt: skip
         return WorkingSet(
             index, unique_rows[:size].copy(), addresses[:size].copy(), offsets.astype(np.int32), positions,
-            lookups[:size].copy(), first_lookups[:size].copy(), previous[:size].copy(),
+            lookups[:size].copy(), first_lookups[:size].copy(),
+            _appear(index, addresses[:size], self._last_seen) if self._keeps_previous else _NOT_KEPT,
         )  # fmt: skip
 
     def addresses(self, rows: Int64s) -> Int64s:
@@ -177,9 +192,7 @@ class AddressBook:
     def register(self, rows: Int64s) -> Int64s:
         """Addresses of ``rows`` [n]; rows without one get the next, in order."""
         addresses = np.empty(len(rows), np.int64)
-        self.num_addresses = _register(
-            rows, self.num_addresses, self._address_of, self._row_of, self._last_seen, addresses
-        )
+        self.num_addresses = _register(rows, self.num_addresses, self._address_of, self._row_of, addresses)
         return addresses
 
     def rows(self, num_addresses: int | None = None) -> Int64s:
@@ -193,9 +206,7 @@ class AddressBook:
 
 
 @numba.njit(cache=True, nogil=True)
-def _register(
-    rows: Int64s, num_addresses: int, address_of: Int32s, row_of: Int64s, last_seen: Int64s, addresses: Int64s
-) -> int:
+def _register(rows: Int64s, num_addresses: int, address_of: Int32s, row_of: Int64s, addresses: Int64s) -> int:
     """Fills ``addresses``; the new number of addresses."""
     for index in range(len(rows)):
         address = int(address_of[rows[index]]) - 1
@@ -204,6 +215,5 @@ def _register(
             num_addresses += 1
             address_of[rows[index]] = address + 1
             row_of[address] = rows[index]
-            last_seen[address] = 0
         addresses[index] = address
     return num_addresses

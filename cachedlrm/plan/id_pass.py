@@ -130,7 +130,7 @@ def _count_uses(
     by_group: Sequence[Sequence[Policy]], num_rows: Sequence[int], router: Router, schedule: Schedule, tell: Tell
 ) -> None:
     """Policy ``static`` ranks rows by the batches of an epoch that use them."""
-    books = [AddressBook(rows) for rows in num_rows]
+    books = [AddressBook(rows, keeps_previous=False) for rows in num_rows]
     num_batches = min(schedule.batches_per_epoch, schedule.num_batches)
     for index, batch in enumerate(schedule.one_epoch()):
         tell(index / num_batches)

@@ -66,6 +66,16 @@ def test_two_batches_by_hand():
     assert first.addresses.tolist() == [0, 1, 2]
 
 
+def test_a_book_that_keeps_no_previous_appearances():
+    book = AddressBook(10, keeps_previous=False)
+    for index in range(2):
+        got = book.working_set(index, np.array([3, 5, 3, 9 - index]), np.array([0, 3, 4]))
+        assert got.positions.tolist() == [0, 1, 0, 2]
+        assert got.lookups.tolist() == [2, 1, 1]
+        assert got.addresses.tolist() == [0, 1, 2 + index]
+        assert got.previous.tolist() == []
+
+
 @pytest.mark.parametrize("bags", [0, 1, 5])
 def test_a_batch_without_lookups(bags):
     book = AddressBook(10)
