@@ -171,7 +171,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
             clip_grad_norm=optimisation.clip_grad_norm,
         )
         if checkpoint is not None:
-            _check_not_beyond(checkpoint, schedule, options)
+            _check_end(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)
         elif initial.dense_state:
             trainer.load_optimizer_state(initial.dense_state)
@@ -198,9 +198,18 @@ def _compares_with_min(checkpoint: Checkpoint) -> bool:
     return not checkpoint.batches or (isinstance(counters, dict) and counters.get("moved_rows_min") != 0)
 
 
-def _check_not_beyond(checkpoint: Checkpoint, schedule: Schedule, options: Resolved) -> None:
+def _check_end(checkpoint: Checkpoint, schedule: Schedule, options: Resolved) -> None:
+    """The run may end later than it did, but not before what is trained, nor in a batch that was cut short."""
     if checkpoint.batches > schedule.num_batches:
         raise UserError(
             f"--resume {options.run.resume}: {checkpoint.batches:,} batches are trained and the run is now to end "
             f"after {schedule.num_batches:,}; raise --steps or --nepochs"
+        )
+    trained = checkpoint.progress.get("steps")
+    if checkpoint.batches and trained is not None and trained != schedule.steps(checkpoint.batches - 1)[1]:
+        accumulated = options.optimisation.mlperf_grad_accum_iter
+        raise UserError(
+            f"--resume {options.run.resume}: it ended after step {trained}, which cut {accumulated} mini-batches of "
+            f"--mlperf-grad-accum-iter short, and parameters have moved; start it again with --steps a multiple of "
+            f"{accumulated}"
         )

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="simulates a d
 COMMON = ["--data=zipf:samples=800", "--mini-batch-size=50", "--numpy-rand-seed=3", "--print-freq=50", "--test-freq=9"]
 MIXED = ["--md-flag", "--md-threshold=40"]
 RESUMED = "resumed"
+STARTED = "goes on from another, whose tables were smaller"
 LIBRARY = "library"  # where no copy of a model makes the host wait first
 
 # Plain sgd is not among them: on the CPU it takes each gradient in its turn, on CUDA their sum (model/row_update.py).
@@ -81,6 +82,10 @@ RUNS = {
         *["--policy=lru", "--prefetch-depth=3", "--gpu-cache-rows=170", "--optimizer=rwsadagrad", *MIXED],
         *["--checkpoint-every=7", "--eps=1e-4", "--dense-optimizer=sgd", "--dense-momentum=0.9", "--lr-policy=linear"],
     ],
+    STARTED: [
+        *["--policy=lookahead", "--prefetch-depth=3", "--gpu-cache-rows=170", "--row-dtype=fp16", "--shuffle"],
+        *["--optimizer=adam", "--store=lmdb", "--host-budget=1MiB", "--numpy-rand-seed=9"],
+    ],
 }
 OTHERS = ["copies-first", "training-first", "random"]
 SETTINGS = {
@@ -107,6 +112,12 @@ def trained(name: str, run: Path, device: str) -> tuple[dict[str, bytes], list[o
     """Final parameters and optimizer state by name, and what the report says that must not differ."""
     given = {option.split("=")[0] for option in RUNS[name]}
     common = [option for option in COMMON if option.split("=")[0] not in given]
+    if name == STARTED:
+        first = run.with_name("first")
+        if not first.exists():
+            of_rows = ["--optimizer=adam", "--row-dtype=fp16", "--device=cpu"]
+            assert train(first, *COMMON, *of_rows, "--arch-embedding-size=300-30-700-5", "--steps=6") == 0
+        common = [*common, f"--start-from={first}"]
     assert train(run, *common, *RUNS[name], f"--device={device}") == 0
     if name == RESUMED:
         assert main([f"--resume={run}", "--ui=off", "--nepochs=2"]) == 0

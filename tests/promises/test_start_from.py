@@ -7,6 +7,7 @@ each row that either of them touched, the optimizer's state and the layers; a ro
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from cachedlrm import train as train_module
+from cachedlrm.base.rounding import FORMATS, TORCH_DTYPES, narrow_tensor, noise_state
 from cachedlrm.data.batch import Batch
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.profiles import load_resolved
@@ -45,19 +47,17 @@ def state(run: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in {**parameters(run, with_optimizer_state=True), **layers}.items()}
 
 
+def assert_same(run: Path, other: Path) -> None:
+    assert losses(run) == losses(other)
+    assert state(run) == state(other)
+
+
 def started(run: Path, first: Path, *arguments: str) -> int:
     """The second run; the options of model and optimizer are the first one's."""
     usual = [*SECOND, "--mini-batch-size=100", "--threads=1", "--save-predictions", "--ui=off"]
     given = {argument.split("=")[0] for argument in arguments}
     usual = [argument for argument in usual if argument.split("=")[0] not in given]
     return main([f"--start-from={first}", f"--run-dir={run}", *usual, *arguments])
-
-
-@pytest.fixture(scope="module", params=["sgd", "adagrad", "rwsadagrad", "adam"])
-def first(request, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp(request.param) / "first"
-    assert train(run, SMALL, *FIRST, f"--optimizer={request.param}", "--learning-rate=0.05") == 0
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +74,34 @@ def batches(run: Path) -> list[Batch]:
     return list(Schedule(options, dataset.train).batches())
 
 
-def test_a_run_goes_on_with_the_bits_of_plain_torch(tmp_path, first):
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "order"),
+    [
+        ("sgd", "fp32", []),
+        ("adagrad", "fp32", ["--shuffle"]),
+        ("rwsadagrad", "fp32", []),
+        ("adam", "fp32", []),
+        ("adagrad", "bf16", []),
+        ("adam", "fp16", ["--shuffle"]),
+    ],
+)
+def test_a_run_goes_on_with_the_bits_of_plain_torch(tmp_path, optimizer, dtype, order):
     """One torch.optim optimizer over both days, on whole tables; those of the second day's rows are appended."""
-    optimizer = load_resolved(first / "config.toml").optimisation.optimizer
+    first, rows_of = tmp_path / "first", [f"--optimizer={optimizer}", f"--row-dtype={dtype}"]
+    assert train(first, SMALL, *FIRST, *rows_of, "--learning-rate=0.05") == 0
     runs = {}
     for place, options in PLACES.items():
         runs[place] = tmp_path / place
-        assert started(runs[place], first, *options) == 0
+        assert started(runs[place], first, *options, *order) == 0
     for place in ("cached", "lmdb"):
         made = report(runs[place])
         assert min(made["evicted_rows"], made["fetched_rows"]) > 100
-        assert losses(runs[place]) == losses(runs["resident"])
-        assert state(runs[place]) == state(runs["resident"])
+        assert_same(runs[place], runs["resident"])
         assert np.array_equal(np.load(runs[place] / "predictions.npy"), np.load(runs["resident"] / "predictions.npy"))
 
     begun, untouched = tmp_path / "begun", tmp_path / "untouched"
-    assert train(begun, SMALL, "--steps=0", f"--optimizer={optimizer}") == 0  # as the first day began
-    assert train(untouched, GROWN, "--steps=0", f"--optimizer={optimizer}", "--numpy-rand-seed=9") == 0
+    assert train(begun, SMALL, "--steps=0", *rows_of) == 0  # as the first day began
+    assert train(untouched, GROWN, "--steps=0", *rows_of, "--numpy-rand-seed=9") == 0
     before, appended = parameters(begun), parameters(untouched)
     tables = []
     for number in range(4):
@@ -98,7 +109,8 @@ def test_a_run_goes_on_with_the_bits_of_plain_torch(tmp_path, first):
         tables.append(torch.cat([old, new[len(old) :]]))
     dense = {name: torch.from_numpy(array) for name, array in before.items() if not name.startswith("emb_l")}
     days = [moved(batch, (400, 30, 900, 5), (500, 30, 1500, 5)) for batch in batches(first)] + batches(runs["cached"])
-    plain, rows, layers = train_plain(days, tables, dense, optimizer, 0.05)
+    kept = None if dtype == "fp32" else rounding(dtype)
+    plain, rows, layers = train_plain(days, tables, dense, optimizer, 0.05, kept=kept)
     assert plain == losses(first) + losses(runs["cached"])
     left = parameters(runs["cached"])
     for number, table in enumerate(rows):
@@ -107,11 +119,54 @@ def test_a_run_goes_on_with_the_bits_of_plain_torch(tmp_path, first):
         assert np.array_equal(left[name], layer.numpy())
 
 
+def rounding(dtype: str) -> Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """What is kept of rows of 16 bits after a step of either day: of a day are the seed and the numbers of rows."""
+
+    def kept(step: int, table: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        sizes, seed = ((400, 30, 900), 123) if step <= 12 else ((500, 30, 1500), 9)
+        halves = narrow_tensor(weights, rows + sum(sizes[:table]), noise_state(seed, step), FORMATS[dtype], 0)
+        return halves.view(TORCH_DTYPES[dtype]).float()
+
+    return kept
+
+
 def moved(batch: Batch, old: tuple[int, ...], new: tuple[int, ...]) -> Batch:
     """A batch with its rows counted over larger tables."""
     first_old, first_new = np.cumsum([0, *old]), np.cumsum([0, *new])
     table = np.searchsorted(first_old, batch.rows, side="right") - 1
     return replace(batch, rows=batch.rows - first_old[table] + first_new[table])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_quotients_and_remainders_go_on_in_tables_that_have_grown(tmp_path, dtype):
+    """A quotient has its row by number, and a remainder keeps its table."""
+    first = tmp_path / "first"
+    split = ["--qr-flag", "--qr-threshold=100", "--qr-collisions=3"]
+    assert train(first, SMALL, *FIRST, *split, "--optimizer=adagrad", f"--row-dtype={dtype}") == 0
+    assert train(tmp_path / "new", GROWN, *split, "--steps=0", "--numpy-rand-seed=9", f"--row-dtype={dtype}") == 0
+    assert started(tmp_path / "still", first, "--learning-rate=0", "--steps=1") == 0
+    before, appended, still = (parameters(tmp_path / name) for name in ("first", "new", "still"))
+    assert len(before["emb_l.0.weight_q"]) == 134 < len(still["emb_l.0.weight_q"]) == 167
+    for name in (name for name in before if name.startswith("emb_l")):
+        assert np.array_equal(still[name], np.concatenate([before[name], appended[name][len(before[name]) :]])), name
+    for place, options in PLACES.items():
+        assert started(tmp_path / place, first, *options) == 0
+        assert place == "resident" or report(tmp_path / place)["fetched_rows"] > 50
+        assert_same(tmp_path / place, tmp_path / "resident")
+
+
+def test_tables_of_mixed_dimensions_go_on_where_their_dimensions_stay(tmp_path, capsys):
+    first, mixed = tmp_path / "first", ["--md-flag", "--md-threshold=10", "--md-round-dims"]
+    assert train(first, SMALL, *FIRST, *mixed, "--optimizer=adam", "--row-dtype=bf16") == 0
+    slightly = "--arch-embedding-size=410-30-910-5"
+    for place in ("resident", "lmdb"):
+        assert started(tmp_path / place, first, slightly, *PLACES[place]) == 0
+    assert report(tmp_path / "lmdb")["fetched_rows"] > 50
+    assert_same(tmp_path / "lmdb", tmp_path / "resident")
+    capsys.readouterr()
+    message = one_line(capsys, started(tmp_path / "run", first, "--arch-embedding-size=400-30-90000-5"))
+    assert "as its tables grow, --qr-threshold or the --md options split them in another way" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_chain_of_runs_is_predicted_and_exported_without_the_earlier_ones(tmp_path, adam):
@@ -150,7 +205,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, adam):
             started(run, adam, *CACHED, *LMDB)
     os.utime(adam / "final.safetensors", ns=(5, 7))  # as if it was copied back
     assert main([f"--resume={run}", "--ui=off"]) == 0
-    assert (losses(run), state(run)) == (losses(whole), state(whole))
+    assert_same(run, whole)
 
 
 def test_another_optimizer_begins_without_state(tmp_path, capsys, adam):

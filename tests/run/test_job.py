@@ -26,6 +26,16 @@ def test_an_end_before_the_checkpoint_is_refused(tmp_path, capsys):
     assert "--steps" in message
 
 
+def test_an_accumulated_batch_that_was_cut_short_is_not_gone_on_with(tmp_path, capsys):
+    """Its last mini-batch was skipped without a word."""
+    run, accumulated = tmp_path / "run", "--mlperf-grad-accum-iter=2"
+    assert train(run, "--steps=5", accumulated, *LMDB) == 0
+    assert main([f"--resume={run}", "--ui=off"]) == 0
+    capsys.readouterr()
+    message = one_line(capsys, main([f"--resume={run}", "--ui=off", "--steps=8"]))
+    assert "it ended after step 5, which cut 2 mini-batches of --mlperf-grad-accum-iter short" in message
+
+
 def test_a_new_run_begins_at_the_first_batch(tmp_path):
     with closing(built_job(tmp_path, *SMALL, "--optimizer=adam")) as job:
         assert (job.first_batch, job.checkpoint, job.note) == (0, None, None)

@@ -77,6 +77,7 @@ def train_plain(
     layers: Callable[[list[nn.Parameter]], Any] | None = None,
     clip: float | None = None,
     rates: Callable[[int], tuple[float, float]] | None = None,
+    kept: Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[list[float], list[torch.Tensor], dict[str, torch.Tensor]]:
     """Losses of every step, final tables and final dense parameters.
 
@@ -86,7 +87,8 @@ def train_plain(
 
     ``row_settings`` are of the rows' optimizer, as torch calls them; ``weight_decay`` is of the rows of the batch,
     decoupled; ``layers`` makes the optimizer of dense parameters, by default the rows'; ``clip`` is the most that the
-    norm of all gradients may be; ``rates`` gives those of rows and of dense parameters by step, from 1.
+    norm of all gradients may be; ``rates`` gives those of rows and of dense parameters by step, from 1; ``kept`` gives
+    what is kept of rows after a step, from its number, that of the table, the rows' numbers there and their weights.
     """
     pooling = _ordered_pooling if ordered and (optimizer != "sgd" or clip) else _bag_pooling
     more = row_settings or {}
@@ -123,6 +125,10 @@ def train_plain(
                 parameter.grad = torch.sparse_coo_tensor(rows[None], parameter.grad[rows], parameter.shape)
         row_optimizer.step()
         dense_optimizer.step()
+        for table, (ids, _) in enumerate(lookups if kept is not None else ()):
+            with torch.no_grad():
+                rows = ids.unique()
+                parameters[table][rows] = kept(step, table, rows, parameters[table][rows])
         losses.append(loss.item())
     final_dense = {f"bot_l.{k}": v for k, v in bot.state_dict().items()}
     final_dense |= {f"top_l.{k}": v for k, v in top.state_dict().items()}
