@@ -104,6 +104,12 @@ class CachedCollection(CachedTables):
         given |= {table_set.number(name): weight for name, weight in (weights or {}).items()}
         self._feature_names = [feature.name for feature in table_set.features]
         self._output_names = [feature.output for feature in table_set.features]
+        of_features = [table_set.tables[feature.table] for feature in table_set.features]
+        self._lengths = [table.embedding_dim for table in of_features]
+        self._means = [
+            np.array([of_features[feature].pooling == "mean" for feature in group.features])
+            for group in table_set.groups
+        ]
         labels = [f"feature {feature.name}" for feature in table_set.features]
         counts = None
         if row_counts is not None:
@@ -242,37 +248,32 @@ class CachedEmbeddingBagCollection(CachedCollection):
             UserError: ids that do not fit; other ids than those of the batch that `prefetch` handed out; the batch
                 before was not trained.
         """
-        return self._forward(features)
+        return (self._not_compiled if torch.compiler.is_compiling() else self._look_up)(features)
 
-    @torch.compiler.disable
-    def _forward(self, features: Any) -> Any:
+    def _look_up(self, features: Any) -> Any:
         where = self._where()
         ids = self._ids(features, where)
         part = self._routes(ids, where)
         tables = self._engine.tables
-        blocks: list[Tensor] = [torch.empty(0)] * len(tables.features)
         vectors = self._vectors(part)
-        lengths = [tables.tables[feature.table].embedding_dim for feature in tables.features]
+        if len(vectors) == 1:
+            pooled = self._averaged(vectors[0], part, 0).view(ids.num_samples, sum(self._lengths))
+            return keyed_tensor(features, self._output_names, self._lengths, pooled)
+        blocks: list[Tensor] = [torch.empty(0)] * len(tables.features)
         for number, group in enumerate(tables.groups):
-            pooled = vectors[number].view(ids.num_samples, len(group.features), group.dim)
-            pooled = self._averaged(pooled, part, number)
-            if len(tables.groups) == 1:
-                values = pooled.flatten(1)
-                return keyed_tensor(features, self._output_names, lengths, values)
-            for feature, block in zip(group.features, pooled.unbind(1), strict=True):
+            of_group = self._averaged(vectors[number], part, number).view(ids.num_samples, -1, group.dim)
+            for feature, block in zip(group.features, of_group.unbind(1), strict=True):
                 blocks[feature] = block
-        return keyed_tensor(features, self._output_names, lengths, torch.cat(blocks, dim=1))
+        return keyed_tensor(features, self._output_names, self._lengths, torch.cat(blocks, dim=1))
 
     def _averaged(self, pooled: Tensor, part: Part, group: int) -> Tensor:
-        """Sums [B, T, D] to means where tables say so."""
-        tables = self._engine.tables
-        of = tables.groups[group]
-        means = [tables.tables[tables.features[feature].table].pooling == "mean" for feature in of.features]
-        if not any(means):
+        """Sums [B * T, D] to means where tables say so."""
+        means = self._means[group]
+        if not means.any():
             return pooled
-        sizes = np.diff(part.lookups[group].offsets).reshape(pooled.shape[:2])
-        divisors = np.where(np.array(means), np.maximum(sizes, 1), 1).astype(np.float32)
-        return pooled / torch.from_numpy(divisors).to(pooled.device, non_blocking=True).unsqueeze(2)
+        sizes = np.diff(part.lookups[group].offsets)
+        divisors = np.where(np.tile(means, part.num_samples), np.maximum(sizes, 1), 1).astype(np.float32)
+        return pooled / torch.from_numpy(divisors).to(pooled.device, non_blocking=True).unsqueeze(1)
 
     def embedding_bag_configs(self) -> list[Any]:
         """The tables, as they were given."""
@@ -306,11 +307,10 @@ class CachedEmbeddingCollection(CachedCollection):
             UserError: ids that do not fit; other ids than those of the batch that `prefetch` handed out; the batch
                 before was not trained.
         """
-        found: dict[str, Any] = self._forward(features)
+        found: dict[str, Any] = (self._not_compiled if torch.compiler.is_compiling() else self._look_up)(features)
         return found
 
-    @torch.compiler.disable
-    def _forward(self, features: Any) -> dict[str, Any]:
+    def _look_up(self, features: Any) -> dict[str, Any]:
         where = self._where()
         ids = self._ids(features, where)
         vectors = self._vectors(self._routes(ids, where))

@@ -1,6 +1,7 @@
 """The batch that a model trains now: its rows' records, the vectors that autograd sees, and the step."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 
 import torch
@@ -66,18 +67,23 @@ class CurrentBatch:
         """The vectors of a part, [bags, D] of each group: with ``trains`` for autograd to give gradients to."""
         leaves = self._leaves[number]
         if leaves is None:
-            with torch.inference_mode(False), torch.enable_grad():  # where it is first read, it may be trained yet
-                if not self._updates:
-                    self.wait()
-                    self._updates = self._cache.begin(self._prepared)
-                bags = [slice(*self._bags(group, number)) for group in range(len(self._updates))]
-                leaves = [_leaf(update.pooled[of]) for update, of in zip(self._updates, bags, strict=True)]
+            with nullcontext() if not torch.is_inference_mode_enabled() else torch.inference_mode(False):
+                leaves = self._new_leaves(number)  # where it is first read, it may be trained yet
             self._leaves[number] = leaves
             self._may_be_left = self._may_be_left or all(of is None or of is leaves for of in self._leaves)
         if not trains:
             return [leaf.detach() for leaf in leaves]
         self._may_be_left = False
         return leaves
+
+    def _new_leaves(self, number: int) -> list[Tensor]:
+        if not self._updates:
+            self.wait()
+            self._updates = self._cache.begin(self._prepared)
+        if len(self._parts) == 1:
+            return [_leaf(update.pooled) for update in self._updates]
+        bags = [slice(*self._bags(group, number)) for group in range(len(self._updates))]
+        return [_leaf(update.pooled[of]) for update, of in zip(self._updates, bags, strict=True)]
 
     def _bags(self, group: int, number: int) -> tuple[int, int]:
         """The first bag of a part among those of a group, and the first after it."""
@@ -109,9 +115,10 @@ class CurrentBatch:
         Raises:
             UserError: there is no gradient, or not of all parts yet.
         """
-        if not self.leaves():
+        leaves = self.leaves()
+        if not leaves:
             raise UserError("step was called before forward; call forward and backward first, once for each step")
-        if not self.has_gradient:
+        if all(leaf.grad is None for leaf in leaves):
             raise UserError("step was called without a gradient; call loss.backward() first")
         if self.in_hand < self._num_prepared - 1:
             raise UserError(
@@ -133,6 +140,8 @@ class CurrentBatch:
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of all bags of each group, [bags, D]; None where ``backward`` brought none."""
+        if len(self._leaves) == 1:
+            return [leaf.grad for leaf in self.leaves()]
         found: list[Tensor | None] = []
         for group in range(len(self._updates)):
             leaves = [None if of_part is None else of_part[group] for of_part in self._leaves]

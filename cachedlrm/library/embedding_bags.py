@@ -153,11 +153,10 @@ class CachedEmbeddingBags(CachedTables):
             UserError: ids that do not fit; other ids than those of the batch that `prefetch` handed out; the batch
                 before was not trained.
         """
-        pooled: Tensor = self._forward(ids, offsets)
-        return pooled
+        found: Tensor = (self._not_compiled if torch.compiler.is_compiling() else self._look_up)(ids, offsets)
+        return found
 
-    @torch.compiler.disable
-    def _forward(self, ids: Ids, offsets: Ids | None) -> Tensor:
+    def _look_up(self, ids: Ids, offsets: Ids | None) -> Tensor:
         (pooled,) = self._vectors(self._part(ids, offsets, self._where()))
         return pooled.view(-1, len(self._table_rows), self._dim)
 

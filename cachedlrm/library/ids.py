@@ -5,7 +5,8 @@ What comes out holds no reference to what went in: ids may be changed in place a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -20,28 +21,50 @@ Int64s = NDArray[np.int64]
 Ids = Tensor | NDArray[Any] | Sequence[Any]
 """Ids of B samples in T tables; see `bag_ids`."""
 
+_ARRAYS = (Tensor, np.ndarray)
+
 
 @dataclass(frozen=True)
 class FeatureIds:
     """Ids of B samples in F features on the host, local to their tables.
 
+    Bags of a feature lie at equal distances in ``values`` and have one size (``spacing``), or any ids (``offsets``).
+
     Attributes:
-        values: [B, F, L] int64, L ids a bag; or [num_ids], feature after feature and in one sample after sample.
-        offsets: for the second, [F * B + 1] int64: boundaries of bags.
+        values: [num_ids] int64.
         num_samples: B.
+        spacing: [3, F] int64: of each feature where its first bag begins, from one bag to the next, and ids of a bag.
+        offsets: [F * B + 1] int64: boundaries of bags, feature after feature and in one sample after sample.
     """
 
     values: Int64s
-    offsets: Int64s | None
     num_samples: int
+    spacing: Int64s | None = None
+    offsets: Int64s | None = None
 
     def jagged(self) -> tuple[Int64s, Int64s]:
         """Values and offsets feature after feature."""
-        if self.offsets is not None:
+        if self.spacing is None:
+            assert self.offsets is not None
             return self.values, self.offsets
-        size, num_bags = self.values.shape[2], self.values.shape[0] * self.values.shape[1]
-        values = np.ascontiguousarray(self.values.transpose(1, 0, 2)).reshape(-1)
-        return values, np.arange(num_bags + 1, dtype=np.int64) * size
+        first, distance, sizes = self.spacing
+        bounds = bag_ends(sizes.repeat(self.num_samples))
+        if np.array_equal(distance, sizes):  # they are there feature after feature
+            return self.values, bounds
+        values = [
+            np.lib.stride_tricks.as_strided(
+                self.values[start:], (self.num_samples, size), (8 * step, 8), writeable=False
+            ).reshape(-1)
+            for start, step, size in zip(first, distance, sizes, strict=True)
+        ]
+        return np.concatenate(values), bounds
+
+
+def bag_ends(sizes: Int64s) -> Int64s:
+    """Boundaries [n + 1] of bags of ``sizes`` [n], one after the other."""
+    ends = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    return ends
 
 
 def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int, where: str) -> FeatureIds:
@@ -62,7 +85,7 @@ def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int, where: str) -> Featu
         UserError: another form.
     """
     if offsets is None:
-        if not isinstance(ids, Tensor | np.ndarray):
+        if not isinstance(ids, _ARRAYS):
             raise UserError(
                 f"{where}: one tensor of ids for each table needs offsets beside it, or stack them to [B, T]"
             )
@@ -70,38 +93,37 @@ def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int, where: str) -> Featu
         array = _array(ids, num_axes, f"{where}: ids without offsets")
         if array.shape[1] != num_tables:
             raise UserError(f"{where}: ids are {list(array.shape)}; the second axis is for the {num_tables} tables")
-        return FeatureIds(
-            array.reshape(len(array), num_tables, array.shape[2] if num_axes == 3 else 1), None, len(array)
-        )
-    if isinstance(ids, Tensor | np.ndarray) != isinstance(offsets, Tensor | np.ndarray):
+        size = array.shape[2] if num_axes == 3 else 1
+        return FeatureIds(array.reshape(-1), len(array), _sample_spacing(size, num_tables))
+    if isinstance(ids, _ARRAYS) != isinstance(offsets, _ARRAYS):
         raise UserError(f"{where}: ids and offsets are both a tensor, or both one tensor for each table")
-    if not isinstance(ids, Tensor | np.ndarray):
+    if not isinstance(ids, _ARRAYS):
         return _of_tables(list(ids), list(offsets), num_tables, where)
     local, by_table = _array(ids, 1, f"{where}: ids"), _array(offsets, 1, f"{where}: offsets")
     if not len(by_table) or (len(by_table) - 1) % num_tables:
         raise UserError(
             f"{where}: {len(by_table)} offsets; for B samples in {num_tables} tables there are {num_tables} * B + 1"
         )
-    _check_offsets(by_table, len(local), f"{where}: offsets")
-    return FeatureIds(local, by_table, (len(by_table) - 1) // num_tables)
+    size = _bag_size(by_table, len(local), f"{where}: offsets")
+    return _feature_after_feature(local, by_table, size, num_tables)
 
 
 def _of_tables(ids: list[Any], offsets: list[Any], num_tables: int, where: str) -> FeatureIds:
     """From ids and offsets of each table, as ``nn.EmbeddingBag`` takes them."""
     if len(ids) != num_tables or len(offsets) != num_tables:
         raise UserError(f"{where}: {len(ids)} tensors of ids and {len(offsets)} of offsets for {num_tables} tables")
-    parts: list[tuple[Int64s, Int64s]] = []
+    parts: list[_Bags] = []
     for table, (table_ids, table_offsets) in enumerate(zip(ids, offsets, strict=True)):
         values = _array(table_ids, 1, f"{where}: ids of table {table}")
         starts = _array(table_offsets, 1, f"{where}: offsets of table {table}")
-        if parts and len(starts) != len(parts[0][1]) - 1:
+        if parts and len(starts) != parts[0].num_samples:
             raise UserError(
-                f"{where}: table {table} has {len(starts)} bags and table 0 has {len(parts[0][1]) - 1}; a sample has "
+                f"{where}: table {table} has {len(starts)} bags and table 0 has {parts[0].num_samples}; a sample has "
                 "one in each table, an empty one too"
             )
         bounds = np.append(starts, len(values))
-        _check_offsets(bounds, len(values), f"{where}: offsets of table {table}")
-        parts.append((values, bounds))
+        size = _bag_size(bounds, len(values), f"{where}: offsets of table {table}")
+        parts.append(_Bags(values, len(starts), size, bounds))
     return _joined(parts)
 
 
@@ -122,13 +144,13 @@ def named_ids(features: Any, names: Sequence[str], where: str) -> FeatureIds:
     """
     if isinstance(features, Mapping):
         parts = [_of_feature(_entry(features, name, where), f"{where}: feature {name}") for name in names]
-        sizes = [len(offsets) - 1 for _, offsets in parts]
-        if len(set(sizes)) > 1:
-            odd = next(n for n, size in enumerate(sizes) if size != sizes[0])
-            raise UserError(
-                f"{where}: feature {names[odd]} has {sizes[odd]} bags and {names[0]} has {sizes[0]}; a sample has one "
-                "in each feature, an empty one too"
-            )
+        num_samples = parts[0].num_samples
+        for name, part in zip(names, parts, strict=True):
+            if part.num_samples != num_samples:
+                raise UserError(
+                    f"{where}: feature {name} has {part.num_samples} bags and {names[0]} has {num_samples}; a sample "
+                    "has one in each feature, an empty one too"
+                )
         return _joined(parts)
     if not all(callable(getattr(features, name, None)) for name in ("keys", "values", "offsets")):
         raise UserError(
@@ -149,19 +171,41 @@ def _of_keyed(features: Any, names: Sequence[str], where: str) -> FeatureIds:
     keys = list(features.keys())
     values = _array(features.values(), 1, f"{where}: values")
     offsets = _array(features.offsets(), 1, f"{where}: offsets")
-    if not keys or (len(offsets) - 1) % len(keys):
+    if not keys or not len(offsets) or (len(offsets) - 1) % len(keys):
         raise UserError(f"{where}: {len(offsets)} offsets for {len(keys)} keys; each key has one bag for each sample")
-    _check_offsets(offsets, len(values), f"{where}: offsets")
+    size = _bag_size(offsets, len(values), f"{where}: offsets")
     num_samples = (len(offsets) - 1) // len(keys)
     if keys == list(names):
-        return FeatureIds(values, offsets, num_samples)
+        return _feature_after_feature(values, offsets, size, len(keys))
     place = {key: number for number, key in enumerate(keys)}
     parts = []
     for name in names:
         first = _entry(place, name, where) * num_samples
         bounds = offsets[first : first + num_samples + 1]
-        parts.append((values[bounds[0] : bounds[-1]], bounds - bounds[0]))
+        parts.append(_Bags(values[bounds[0] : bounds[-1]], num_samples, size, bounds - bounds[0]))
     return _joined(parts)
+
+
+@lru_cache(maxsize=16)
+def _sample_spacing(size: int, num_features: int) -> Int64s:
+    """The spacing of bags of one size that lie sample after sample. Nobody changes it."""
+    first = np.arange(num_features) * size
+    return np.stack([first, np.full_like(first, num_features * size), np.full_like(first, size)])
+
+
+@lru_cache(maxsize=16)
+def _feature_spacing(sizes: tuple[int, ...], num_samples: int) -> Int64s:
+    """The spacing of bags of one size in each feature that lie feature after feature. Nobody changes it."""
+    of_bags = np.array(sizes, np.int64)
+    return np.stack([bag_ends(of_bags * num_samples)[:-1], of_bags, of_bags])
+
+
+def _feature_after_feature(values: Int64s, offsets: Int64s, size: int, num_features: int) -> FeatureIds:
+    """Of bags that are all of one ``size``, or else of any."""
+    num_samples = (len(offsets) - 1) // num_features
+    if size < 0:
+        return FeatureIds(values, num_samples, offsets=offsets)
+    return FeatureIds(values, num_samples, _feature_spacing((size,) * num_features, num_samples))
 
 
 def _entry(features: Mapping[str, Any], name: str, where: str) -> Any:
@@ -170,12 +214,27 @@ def _entry(features: Mapping[str, Any], name: str, where: str) -> Any:
     return features[name]
 
 
-def _of_feature(entry: Any, what: str) -> tuple[Int64s, Int64s]:
-    """Values and offsets of one feature."""
-    if isinstance(entry, Tensor | np.ndarray):
+class _Bags(NamedTuple):
+    """The ids of one feature.
+
+    Attributes:
+        values: [L], sample after sample.
+        num_samples: B.
+        size: ids of each bag; `_RAGGED`: as ``offsets`` say.
+        offsets: [B + 1]; None: bags of one size.
+    """
+
+    values: Int64s
+    num_samples: int
+    size: int
+    offsets: Int64s | None = None
+
+
+def _of_feature(entry: Any, what: str) -> _Bags:
+    """The bags of one feature."""
+    if isinstance(entry, _ARRAYS):
         array = _array(entry, 2 if entry.ndim == 2 else 1, what)
-        size = array.shape[1] if array.ndim == 2 else 1
-        return array.reshape(-1), np.arange(len(array) + 1, dtype=np.int64) * size
+        return _Bags(array.reshape(-1), len(array), array.shape[1] if array.ndim == 2 else 1)
     if callable(getattr(entry, "values", None)) and callable(getattr(entry, "offsets", None)):
         entry = (entry.values(), entry.offsets())
     if not isinstance(entry, tuple | list) or len(entry) != 2:
@@ -188,16 +247,22 @@ def _of_feature(entry: Any, what: str) -> tuple[Int64s, Int64s]:
             f"{what}: offsets end with {offsets[-1]} and there are {len(values)} values; for B samples give B + 1 "
             "offsets, the last of which is the number of values"
         )
-    _check_offsets(offsets, len(values), f"{what}: offsets")
-    return values, offsets
+    size = _bag_size(offsets, len(values), f"{what}: offsets")
+    return _Bags(values, len(offsets) - 1, size, offsets)
 
 
-def _joined(parts: Sequence[tuple[Int64s, Int64s]]) -> FeatureIds:
-    """Features side by side, of which each has values [L_f] and offsets [B + 1]."""
-    ends = np.cumsum([0, *(len(values) for values, _ in parts)])
-    offsets = [bounds[:-1] + end for (_, bounds), end in zip(parts, ends, strict=False)]
-    values = np.concatenate([values for values, _ in parts])
-    return FeatureIds(values, np.concatenate([*offsets, ends[-1:]]), len(parts[0][1]) - 1)
+def _joined(parts: Sequence[_Bags]) -> FeatureIds:
+    """Features side by side."""
+    values, num_samples = np.concatenate([part.values for part in parts]), parts[0].num_samples
+    sizes = tuple(part.size for part in parts)
+    if _RAGGED not in sizes:
+        return FeatureIds(values, num_samples, _feature_spacing(sizes, num_samples))
+    offsets, end = [], 0
+    for part in parts:
+        of_part = part.offsets if part.offsets is not None else np.arange(num_samples + 1) * part.size
+        offsets.append(of_part[:-1] + end)
+        end += len(part.values)
+    return FeatureIds(values, num_samples, offsets=np.concatenate([*offsets, np.array([end])]))
 
 
 def _array(tensor: object, num_axes: int, what: str) -> Int64s:
@@ -206,16 +271,45 @@ def _array(tensor: object, num_axes: int, what: str) -> Int64s:
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64) or tensor.ndim != num_axes:
         found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise UserError(f"{what} are {found}; give an int64 or int32 tensor of {num_axes} axes")
-    array: Int64s = tensor.detach().cpu().to(torch.int64).contiguous().numpy()
+    if tensor.device.type != "cpu" or tensor.dtype != torch.int64 or not tensor.is_contiguous():
+        tensor = tensor.cpu().to(torch.int64).contiguous()
+    array: Int64s = tensor.numpy()
     return array
 
 
-def _check_offsets(offsets: Int64s, num_ids: int, what: str) -> None:
-    if (num_ids and offsets[0] != 0) or offsets[-1] != num_ids or (np.diff(offsets) < 0).any():
+_RAGGED, _NOT_RISING = -1, -2
+
+
+def _bag_size(offsets: Int64s, num_ids: int, what: str) -> int:
+    """The ids of each bag; `_RAGGED`: bags differ.
+
+    Raises:
+        UserError: these are no boundaries of bags.
+    """
+    size = int(_common_size(offsets, num_ids))
+    if size == _NOT_RISING:
         raise UserError(f"{what} do not rise from 0 to the number of ids, {num_ids}; every id is in one bag")
+    return size
 
 
-# Kernels from `FeatureIds` to the lookups of a group of T features, rows [num_lookups] global over the group's tables.
+@numba.njit(cache=True, nogil=True)
+def _common_size(offsets: Int64s, num_ids: int) -> int:
+    num_bags = len(offsets) - 1
+    if offsets[0] != 0 or offsets[num_bags] != num_ids:
+        return _NOT_RISING
+    size = offsets[1] - offsets[0] if num_bags else 0
+    least, differs = size, False
+    for bag in range(num_bags):
+        of_bag = offsets[bag + 1] - offsets[bag]
+        least = min(least, of_bag)
+        differs |= of_bag != size
+    if least < 0:
+        return _NOT_RISING
+    return _RAGGED if differs else size
+
+
+# Kernels from `FeatureIds` to the lookups of a group, rows [num_lookups] global over the group's tables. ``columns``
+# [3, T] int64 has the group's features, and of each the first row of its table in the group and how many rows it has.
 # They return -1, or the sample times T plus the place of the feature whose id, written to ``rows[0]``, is out of range.
 
 
@@ -233,32 +327,37 @@ def _take(ids: Int64s, first: int, last: int, first_row: int, num_rows: int, row
 
 
 @numba.njit(cache=True, nogil=True)
-def fixed_bags(ids: Int64s, features: Int64s, first_rows: Int64s, num_rows: Int64s, rows: Int64s) -> int:
-    """Of ids [B, F, L]; bags are sample after sample."""
-    num_samples, num_features, size = ids.shape
-    flat = ids.reshape(ids.size)
+def spaced_bags(ids: Int64s, spacing: Int64s, num_samples: int, columns: Int64s, rows: Int64s) -> int:
+    """Of bags at equal distances; they come out sample after sample."""
+    features, first_rows, num_rows = columns[0], columns[1], columns[2]
+    starts, distances, sizes = spacing[0][features], spacing[1][features], spacing[2][features]
+    num_features = len(features)
+    if (sizes == 1).all():  # the usual case: one check for all ids, so that the loop has no way out
+        is_beyond, place = False, 0
+        for sample in range(num_samples):
+            for column in range(num_features):
+                value = ids[starts[column] + sample * distances[column]]
+                is_beyond |= (value < 0) | (value >= num_rows[column])
+                rows[place] = value + first_rows[column]
+                place += 1
+        if not is_beyond:
+            return -1
     place = 0
     for sample in range(num_samples):
-        for column in range(len(features)):
-            first = (sample * num_features + features[column]) * size
-            place = _take(flat, first, first + size, first_rows[column], num_rows[column], rows, place)
+        for column in range(num_features):
+            first = starts[column] + sample * distances[column]
+            place = _take(ids, first, first + sizes[column], first_rows[column], num_rows[column], rows, place)
             if place < 0:
-                return int(sample * len(features) + column)
+                return int(sample * num_features + column)
     return -1
 
 
 @numba.njit(cache=True, nogil=True)
 def jagged_bags(
-    ids: Int64s,
-    offsets: Int64s,
-    num_samples: int,
-    features: Int64s,
-    first_rows: Int64s,
-    num_rows: Int64s,
-    rows: Int64s,
-    new_offsets: Int64s,
+    ids: Int64s, offsets: Int64s, num_samples: int, columns: Int64s, rows: Int64s, new_offsets: Int64s
 ) -> int:
-    """Of ids [num_ids] feature after feature; bags are sample after sample, with ``new_offsets`` [B * T + 1]."""
+    """Of ids feature after feature; bags come out sample after sample, with ``new_offsets`` [B * T + 1]."""
+    features, first_rows, num_rows = columns[0], columns[1], columns[2]
     place = 0
     for sample in range(num_samples):
         for column in range(len(features)):
@@ -271,16 +370,9 @@ def jagged_bags(
 
 
 @numba.njit(cache=True, nogil=True)
-def sequences(
-    ids: Int64s,
-    offsets: Int64s,
-    num_samples: int,
-    features: Int64s,
-    first_rows: Int64s,
-    num_rows: Int64s,
-    rows: Int64s,
-) -> int:
-    """Of ids [num_ids] feature after feature, as they are; each lookup is a bag of its own."""
+def sequences(ids: Int64s, offsets: Int64s, num_samples: int, columns: Int64s, rows: Int64s) -> int:
+    """Of ids feature after feature, as they are; each lookup is a bag of its own."""
+    features, first_rows, num_rows = columns[0], columns[1], columns[2]
     place = 0
     for column in range(len(features)):
         for sample in range(num_samples):

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.lookups import Lookups
-from cachedlrm.library.ids import FeatureIds, Int64s, fixed_bags, jagged_bags, sequences
+from cachedlrm.library.ids import FeatureIds, Int64s, bag_ends, jagged_bags, sequences, spaced_bags
 from cachedlrm.library.tables import TableSet
 
 _NONE = np.empty((0, 0), np.float32)
@@ -29,7 +30,8 @@ class Part:
     def equals(self, other: "Part") -> bool:
         """Whether the same rows are looked up in the same bags."""
         return self.num_samples == other.num_samples and all(
-            np.array_equal(ours.rows, theirs.rows) and np.array_equal(ours.offsets, theirs.offsets)
+            (ours.offsets is theirs.offsets or np.array_equal(ours.offsets, theirs.offsets))
+            and np.array_equal(ours.rows, theirs.rows)
             for ours, theirs in zip(self.lookups, other.lookups, strict=True)
         )
 
@@ -87,10 +89,12 @@ class Routes:
         for group in tables.groups:
             of = [tables.features[feature].table for feature in group.features]
             self._groups.append(
-                (
-                    np.array(group.features),
-                    np.array([tables.first_rows[table] for table in of]),
-                    np.array([tables.tables[table].num_embeddings for table in of]),
+                np.array(
+                    [
+                        group.features,
+                        [tables.first_rows[table] for table in of],
+                        [tables.tables[table].num_embeddings for table in of],
+                    ]
                 )
             )
 
@@ -104,32 +108,38 @@ class Routes:
         Raises:
             UserError: an id outside its table; names sample and feature.
         """
-        return Part(tuple(self._lookups(ids, *group, where) for group in self._groups), ids.num_samples)
+        return Part(tuple(self._lookups(ids, group, where) for group in self._groups), ids.num_samples)
 
-    def _lookups(self, ids: FeatureIds, features: Int64s, first_rows: Int64s, num_rows: Int64s, where: str) -> Lookups:
-        num_samples = ids.num_samples
+    def _lookups(self, ids: FeatureIds, columns: Int64s, where: str) -> Lookups:
+        features, num_samples = columns[0], ids.num_samples
         if not self._pools:
             values, offsets = ids.jagged()
             rows = np.empty(_num_ids(offsets, features, num_samples), np.int64)
-            bad = sequences(values, offsets, num_samples, features, first_rows, num_rows, rows)
+            bad = sequences(values, offsets, num_samples, columns, rows)
             bags = np.arange(len(rows) + 1)
         elif ids.offsets is None:
-            size = ids.values.shape[2]
-            rows = np.empty(num_samples * len(features) * size, np.int64)
-            bad = fixed_bags(ids.values, features, first_rows, num_rows, rows)
-            bags = np.arange(num_samples * len(features) + 1) * size
+            assert ids.spacing is not None
+            bags = _alike_bags(num_samples, ids.spacing[2][features].tobytes())
+            rows = np.empty(bags[-1], np.int64)
+            bad = spaced_bags(ids.values, ids.spacing, num_samples, columns, rows)
         else:
             rows = np.empty(_num_ids(ids.offsets, features, num_samples), np.int64)
             bags = np.zeros(num_samples * len(features) + 1, np.int64)
-            bad = jagged_bags(ids.values, ids.offsets, num_samples, features, first_rows, num_rows, rows, bags)
+            bad = jagged_bags(ids.values, ids.offsets, num_samples, columns, rows, bags)
         if bad >= 0:
             sample, column = divmod(bad, len(features))
             advice = "ids count from 0; correct the data" if rows[0] < 0 else self._beyond
             raise UserError(
                 f"{where}: sample {sample}, {self._labels[features[column]]}: id {rows[0]} is outside "
-                f"0..{num_rows[column] - 1}; {advice}"
+                f"0..{columns[2, column] - 1}; {advice}"
             )
         return Lookups(rows, bags)
+
+
+@lru_cache(maxsize=16)
+def _alike_bags(num_samples: int, sizes: bytes) -> Int64s:
+    """Boundaries of the bags of samples that all have bags of these ``sizes``, int64. Nobody changes them."""
+    return bag_ends(np.tile(np.frombuffer(sizes, np.int64), num_samples))
 
 
 def _num_ids(offsets: Int64s, features: Int64s, num_samples: int) -> int:

@@ -14,7 +14,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.library.current import CurrentBatch
-from cachedlrm.library.engine import Choices, Engine, Weights, in_arguments
+from cachedlrm.library.engine import Choices, Engine, Weights, in_words_of_arguments
 from cachedlrm.library.lookups import JoinedBatch, Part, Routes, join
 from cachedlrm.library.loop import prefetch
 from cachedlrm.library.saved import export_tables, load_tables, save_tables
@@ -24,6 +24,9 @@ from cachedlrm.library.tables import TableSet, real, whole
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="CachedTables")
+
+_OF_EACH_STEP = frozenset({"steps", "counters", "_current", "_next_batch"})
+"""Attributes that a step sets."""
 
 
 class CachedTables(nn.Module):
@@ -78,7 +81,22 @@ class CachedTables(nn.Module):
         rows = f"{len(tables.tables)} tables, {tables.num_rows:,} rows of {dims}"
         return f"{rows}, {sum(engine.slots):,} on {engine.device}, {engine.layouts[0].optimizer}"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OF_EACH_STEP:  # none is a parameter or a module, which nn.Module looks for each time
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # --- training
+
+    @abstractmethod
+    def _look_up(self, *ids: Any) -> Any:
+        """``forward``."""
+
+    @torch.compiler.disable(reason="rows are looked up outside compiled code; drop fullgraph=True")
+    def _not_compiled(self, *ids: Any) -> Any:
+        """``forward`` in a compiled model, outside its graph. Elsewhere torch's wrapper would only cost time."""
+        return self._look_up(*ids)
 
     @abstractmethod
     def _asked(self, found: Any, where: str) -> Part:
@@ -212,8 +230,10 @@ class CachedTables(nn.Module):
     def _prepare(self, batch: JoinedBatch) -> tuple[JoinedBatch, PreparedBatch]:
         """A batch whose rows are prepared now."""
         self._engine.check_fits(batch, f"batch {self._next_batch}")
-        with in_arguments():
+        try:
             (prepared,) = self._engine.cache.prepare([batch], self._next_batch)
+        except UserError as error:
+            raise in_words_of_arguments(error) from error.__cause__
         self._next_batch += 1
         return batch, prepared
 
@@ -333,6 +353,14 @@ class CachedTables(nn.Module):
             raise UserError(
                 f"{type(self).__name__} stays float32 on {self.device}; choose its device when you make it, and call "
                 "to() on the other modules"
+            )
+        return self
+
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        """Refuses ``False``, which means nothing without parameters."""
+        if not requires_grad:
+            raise UserError(
+                f"{type(self).__name__} has no parameters to freeze; call eval() on it, and leave out prefetch and step"
             )
         return self
 

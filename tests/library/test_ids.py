@@ -68,6 +68,7 @@ def test_one_table_is_a_case_of_many(ids, offsets):
         (torch.arange(4), [torch.arange(2)], "both a tensor"),
         (torch.arange(4), torch.tensor([0, 1, 2, 3]), "2 * B + 1"),
         (torch.arange(0), torch.arange(0), "2 * B + 1"),
+        (torch.arange(0), torch.tensor([-4, -2, 0, 0, 0]), "do not rise"),
         (torch.arange(4), torch.tensor([0, 3, 2, 3, 4]), "do not rise"),
         ([ZEROS], [ZEROS], "1 tensors of ids and 1 of offsets for 2 tables"),
         ([ZEROS, ZEROS], [ZEROS, ZEROS[:1]], "table 1 has 1 bags and table 0 has 4"),
@@ -82,7 +83,7 @@ def test_other_forms_are_refused(ids, offsets, words):
 def keyed(keys, values, offsets, **more) -> SimpleNamespace:
     """What a KeyedJaggedTensor offers."""
     return SimpleNamespace(
-        keys=lambda: keys, values=lambda: torch.tensor(values), offsets=lambda: torch.tensor(offsets), **more
+        keys=lambda: keys, values=lambda: torch.as_tensor(values), offsets=lambda: torch.as_tensor(offsets), **more
     )
 
 
@@ -116,6 +117,7 @@ def test_named_features(features):
         ({"a": ZEROS, "b": "ids"}, "feature b is str; give (values, offsets), or ids [B] or [B, L]"),
         ({"a": ZEROS, "b": ZEROS.float()}, "feature b are torch.float32 [4]"),
         (keyed(["a", "b"], [1, 2], [0, 1, 1, 2]), "4 offsets for 2 keys"),
+        (keyed(["a"], torch.arange(0), torch.arange(0)), "0 offsets for 1 keys"),
         (keyed(["a", "b"], [1, 2], [0, 1, 2], weights_or_none=lambda: ZEROS), "has weights"),
     ],
 )

@@ -32,6 +32,30 @@ def test_bags_are_sample_after_sample_and_rows_global_in_their_group():
     assert narrow.offsets.tolist() == [0, 1, 2]
 
 
+SIZES = {"x": torch.tensor([[1, 2], [3, 4]]), "y": torch.tensor([9, 8]), "z": torch.zeros(2, 0, dtype=torch.int64)}
+
+
+@pytest.mark.parametrize("spelled", [True, False])
+def test_bags_of_one_size_in_each_feature(spelled):
+    ids = {**SIZES, "w": torch.tensor([0, 6])}
+    if spelled:
+        ids = {name: (of.reshape(-1), torch.arange(3) * (of.numel() // 2)) for name, of in ids.items()}
+    found = named_ids(ids, NAMES, "batch 0")
+    assert found.offsets is None
+    wide, narrow = routes(pools=True)(found, "batch 0").lookups
+    assert wide.rows.tolist() == [1, 2, 9, 10, 3, 4, 8, 16]
+    assert wide.offsets.tolist() == [0, 2, 3, 4, 6, 7, 8]
+    assert narrow.offsets.tolist() == [0, 0, 0]
+    wide, _ = routes(pools=False)(found, "batch 0").lookups
+    assert wide.rows.tolist() == [1, 2, 3, 4, 9, 8, 10, 16]
+
+
+def test_an_id_outside_its_table_is_named_among_larger_bags():
+    ids = {**SIZES, "w": torch.tensor([0, 6]), "x": torch.tensor([[1, 2], [3, 10]])}
+    with pytest.raises(UserError, match=r"sample 1, feature x: id 10 is outside 0\.\.9"):
+        routes(pools=True)(named_ids(ids, NAMES, "batch 0"), "batch 0")
+
+
 def test_sequences_are_feature_after_feature():
     part = routes(pools=False)(named_ids(FEATURES, NAMES, "batch 0"), "batch 0")
     wide, _ = part.lookups

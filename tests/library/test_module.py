@@ -166,3 +166,17 @@ def test_it_stays_where_it_was_made_and_ends():
         with pytest.raises(UserError, match="closed"):
             call()
     collection.close()
+
+
+def test_tables_are_frozen_by_eval_alone():
+    with make_collection() as collection:
+        assert collection.requires_grad_() is collection
+        with pytest.raises(UserError, match=r"no parameters to freeze; call eval\(\) on it"):
+            collection.requires_grad_(False)
+
+
+def test_a_graph_without_breaks_is_refused_with_the_reason():
+    with make_collection() as collection:
+        compiled = torch.compile(Model(collection), backend="eager", fullgraph=True)
+        with pytest.raises(Exception, match="rows are looked up outside compiled code; drop fullgraph=True"):
+            compiled(batches()[0].features)
