@@ -32,8 +32,12 @@ from cachedlrm.data.files import numbered, spans
 POOL_BYTES = 256 << 20
 """Of the samples that are mixed. It decides the order, and so it is the same on every machine."""
 
-_LARGEST_PIECE = 1 << 16  # samples, where a source can be read in pieces of any size: 256 KiB of every column
-_PIECES = 16  # that fit the pool, at least, where a source can be read in pieces of any size
+ORDER = 2
+"""Number of the way in which samples are dealt out: a run goes on in the order that it began with."""
+
+# Where a source can be read in pieces of any size:
+_LARGEST_PIECE = 1 << 14  # samples, 2.6 MB of Criteo's shape
+_PIECES = 64  # that fit the pool, at least
 _LEAST_PIECES = 8  # where it cannot: fewer do not mix
 _READ_SAMPLES = 1 << 12
 _KEPT_BLOCKS = 2  # a batch may lie across the boundary of two

@@ -15,6 +15,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.cache.table_group import Durability
 from cachedlrm.data.batch import Dataset
 from cachedlrm.data.fingerprint import difference, file_fingerprint, take_fingerprint
+from cachedlrm.data.shuffle import ORDER
 from cachedlrm.export.final_state import FILE_NAME, model_identity
 from cachedlrm.options.config import Options
 from cachedlrm.options.resolved import Resolved
@@ -22,7 +23,7 @@ from cachedlrm.options.run_files import STORE_FOLDER
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.checkpoint_value import Checkpoint, decode_checkpoint
 from cachedlrm.store.database import Database, Meta, open_database
-from cachedlrm.store.environment import CHECKPOINT, DATA, VOCABULARY, Shapes
+from cachedlrm.store.environment import CHECKPOINT, DATA, SHUFFLE_ORDER, VOCABULARY, Shapes
 
 _MOST_PENDING_BYTES = 256 << 20
 
@@ -72,6 +73,8 @@ def store_identity(options: Resolved, vocabulary: str | None = None) -> dict[str
     identity = model_identity(options)
     if vocabulary is not None:
         identity[VOCABULARY] = vocabulary
+    if options.data.shuffle:
+        identity[SHUFFLE_ORDER] = str(ORDER)
     for name, path in _begins_with(options).items():
         size, checksum = file_fingerprint(path)
         identity[name] = f"of {size} bytes with checksum {checksum:08x}"

@@ -37,9 +37,16 @@ TRANSACTION_BYTES = 4 << 20
 VOCABULARY = "vocabulary"
 """Name in an identity, and in headers of files, of the fingerprint of what the rows stand for; see
 `cachedlrm.data.vocabulary`. Earlier releases recorded none."""
+SHUFFLE_ORDER = "shuffle-order"
+"""Name in an identity of how a shuffled run deals out its samples, `cachedlrm.data.shuffle.ORDER`. Earlier releases
+recorded none; theirs was the first."""
 _SLACK_PAGES = 64  # pages at the end of the file that were taken and never written
 OTHERWISE = "choose another --store-path"
-_ITS_DATA = "name by --data what the run was started with, prepared as it was then"
+_OTHERWISE = {
+    VOCABULARY: "name by --data what the run was started with, prepared as it was then",
+    SHUFFLE_ORDER: "go on with the release that began it, or start another run without --resume",
+}
+"""What to do about a name in an identity, where it is not `OTHERWISE`."""
 _MOST = 1 << 32  # rows of a group: those of a segment are uint32
 _NO_OPTIONS = {
     "format": "format",
@@ -47,6 +54,7 @@ _NO_OPTIONS = {
     "load-model-file": "a --load-model file",
     "start-from-file": "a --start-from state",
     VOCABULARY: "vocabulary",
+    SHUFFLE_ORDER: "order of --shuffle",
 }
 """Names in an identity that are not those of options, as messages call them."""
 
@@ -153,8 +161,9 @@ def claim(
             transaction.put(_IDENTITY, json.dumps(wanted).encode(), db=meta)
             transaction.put(_SHAPES, said, db=meta)
         return
+    usual_before = {**OPTIONS_BEFORE, SHUFFLE_ORDER: "1"}
     found = {
-        **{name: usual for name, usual in OPTIONS_BEFORE.items() if name in wanted},
+        **{name: usual for name, usual in usual_before.items() if name in wanted},
         **parse_identity(path, value),
     }
     for name in ("format", "byte-order", *sorted(found.keys() | wanted.keys())):
@@ -164,7 +173,7 @@ def claim(
             option = _NO_OPTIONS.get(name, f"--{name}")
             theirs = f"with {option} {found[name]}" if name in found else f"without {option}"
             ours = f"{option} {wanted[name]}" if name in wanted else f"no {option}"
-            otherwise = _ITS_DATA if name == VOCABULARY else OTHERWISE
+            otherwise = _OTHERWISE.get(name, OTHERWISE)
             raise UserError(f"the store in {path} is of a run {theirs}, and this run has {ours}; {otherwise}")
     if not resumes:
         raise UserError(f"the store in {path} holds a run; go on with --resume RUN_DIR, or {OTHERWISE} (or delete it)")

@@ -18,9 +18,9 @@ CACHED = ["--gpu-cache-ratio=0.3", "--report-min", "--lookahead=3"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _pieces():
-    """A pool of 16 of 25 pieces of 80 samples, so that a step reads a piece and drops one."""
+    """A pool of 64 of 100 pieces of 20 samples, so that a step reads pieces and drops as many."""
     with pytest.MonkeyPatch.context() as patch:
-        small = functools.partial(ShuffledEpochs, pool_bytes=16 * 80 * 4 * (3 + 2 + 2 * 4))
+        small = functools.partial(ShuffledEpochs, pool_bytes=64 * 20 * 4 * (3 + 2 + 2 * 4))
         patch.setattr("cachedlrm.options.schedule.ShuffledEpochs", small)
         yield
 

@@ -89,6 +89,19 @@ def test_a_store_belongs_to_the_content_of_the_file_that_it_begins_with(tmp_path
             open_durability(going_on, tmp_path, SHAPES, 1 << 30)
 
 
+def test_a_shuffled_run_of_an_earlier_release_is_refused(tmp_path):
+    """Its samples were dealt out in another way, so it would see some twice."""
+    options = resolved(*SMALL, "--shuffle")
+    identity = store_identity(options)
+    del identity["shuffle-order"]
+    database = open_database(tmp_path / "store", identity, SHAPES, 1 << 20, resumes=False)
+    database.write(Meta(CHECKPOINT, b"x"))
+    database.close()
+    words = "of a run with order of --shuffle 1, and this run has order of --shuffle 2; go on with the release that"
+    with pytest.raises(UserError, match=words):
+        open_durability(replace(options, run=replace(options.run, resume=tmp_path)), tmp_path, SHAPES, 1 << 30)
+
+
 def test_a_checkpoint_restores_another_trainer(tmp_path):
     with closing(built_job(tmp_path / "a", *CASE)) as job:
         trainer = job.trainer
