@@ -111,11 +111,8 @@ class Planner:
 
     def announce(self, working_set: WorkingSet) -> None:
         """Makes a batch known."""
-        if working_set.num_rows:
-            num_addresses = int(working_set.addresses.max()) + 1
-            if num_addresses > self.num_addresses:
-                self.slot_of[self.num_addresses : num_addresses] = NEVER
-                self.num_addresses = num_addresses
+        self.slot_of[self.num_addresses : working_set.num_addresses] = NEVER
+        self.num_addresses = working_set.num_addresses
         self._policy.announce(working_set, self.slot_of)
 
     def plan(self, working_set: WorkingSet) -> Plan:
@@ -226,13 +223,13 @@ def _look_up(
         last_use: by slot; changed.
         slots: [U]; filled with states of ``slot_of``.
         missing: [U]; filled with positions of rows that are not resident.
-        table_counts: [num_tables, 4]; the `TABLE_COUNTS` of the batch are added.
+        table_counts: [num_tables, 4] of zeros; filled with the `TABLE_COUNTS` of the batch.
 
     Returns:
         The number of missing positions, and of lookups that hit.
     """
     num_tables = len(table_counts)
-    num_missing = hit_lookups = 0
+    num_missing = np.uint32(0)  # unsigned, as `_deduplicate` has its indices
     last_bag = len(offsets) - 2
     first_bag = bag = before = 0  # `first_bag` of a sample; as first lookups ascend, no division is needed
     for position in range(min(len(addresses), 2 * AHEAD)):
@@ -241,29 +238,32 @@ def _look_up(
         if position + 2 * AHEAD < len(addresses):
             load_ahead(slot_of, addresses[position + 2 * AHEAD])
         if position + AHEAD < len(addresses):
-            load_ahead(last_use, max(slot_of[addresses[position + AHEAD]], 0))
-        slot = slots[position] = slot_of[addresses[position]]
+            load_ahead(last_use, max(slot_of[np.uint64(addresses[position + AHEAD])], 0))
+        slot = slots[position] = slot_of[np.uint64(addresses[position])]
         first = first_lookups[position]
         bag = min(bag + first - before, last_bag)  # its bag, where bags have one lookup each
-        while offsets[bag] > first:
+        while offsets[np.uint32(bag)] > first:
             bag -= 1
-        while offsets[bag + 1] <= first:
+        while offsets[np.uint32(bag + 1)] <= first:
             bag += 1
         before = first
         while bag >= first_bag + num_tables:
             first_bag += num_tables
-        table = bag - first_bag
-        table_counts[table, 0] += lookups[position]
+        table = np.uint32(bag - first_bag)
         table_counts[table, 2] += 1
         if slot >= 0:
-            last_use[slot] = index
+            last_use[np.uint32(slot)] = index
             table_counts[table, 1] += lookups[position]
-            hit_lookups += lookups[position]
         else:
+            table_counts[table, 0] += lookups[position]  # those that hit are added below
             table_counts[table, 3] += slot == NEVER
             missing[num_missing] = position
-            num_missing += 1
-    return num_missing, hit_lookups
+            num_missing = np.uint32(num_missing + 1)
+    hit_lookups = 0
+    for each in range(num_tables):
+        hit_lookups += table_counts[each, 1]
+        table_counts[each, 0] += table_counts[each, 1]
+    return int(num_missing), hit_lookups
 
 
 @numba.njit(cache=True, nogil=True)

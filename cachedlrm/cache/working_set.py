@@ -27,6 +27,7 @@ class WorkingSet:
 
     Attributes:
         index: number of the batch in the training stream.
+        num_addresses: rows touched by this batch or before.
         rows: [U] int64.
         addresses: [U] int64.
         offsets: [num_bags + 1] int32, bag boundaries in ``positions``.
@@ -38,6 +39,7 @@ class WorkingSet:
     """
 
     index: int
+    num_addresses: int
     rows: Int64s
     addresses: Int64s
     offsets: Int32s
@@ -95,14 +97,14 @@ def _deduplicate(
     # A map of millions of rows is in no cache, so its lines are on the way before a lookup needs them.
     for lookup in range(min(num_lookups, _LOOKUPS_AHEAD)):
         load_ahead(address_of, rows[lookup])
-    size = 0
+    size = np.uint32(0)
     for lookup in range(num_lookups):
         if lookup + _LOOKUPS_AHEAD < num_lookups:
             load_ahead(address_of, rows[lookup + _LOOKUPS_AHEAD])
-        row = rows[lookup]
+        row = np.uint64(rows[lookup])  # unsigned: numba looks at the sign of other indices, as -1 is the last element
         found = address_of[row]
         if found < 0:
-            position = ~found
+            position = np.uint32(~found)
             positions[lookup] = position
             lookups[position] += 1
             continue
@@ -113,10 +115,10 @@ def _deduplicate(
         unique_rows[size], unique_addresses[size] = row, found - 1
         first_lookups[size], lookups[size], positions[lookup] = lookup, 1, size
         address_of[row] = ~np.int32(size)
-        size += 1
-    for position in range(size):
-        address_of[unique_rows[position]] = unique_addresses[position] + 1
-    return size, num_addresses
+        size = np.uint32(size + 1)
+    for place in range(size):
+        address_of[np.uint64(unique_rows[place])] = unique_addresses[place] + 1
+    return int(size), num_addresses
 
 
 @numba.njit(cache=True, nogil=True)
@@ -176,8 +178,8 @@ class AddressBook:
             unique_rows, addresses, positions, lookups, first_lookups,
         )  # fmt: skip
         return WorkingSet(
-            index, unique_rows[:size].copy(), addresses[:size].copy(), offsets.astype(np.int32), positions,
-            lookups[:size].copy(), first_lookups[:size].copy(),
+            index, self.num_addresses, unique_rows[:size].copy(), addresses[:size].copy(), offsets.astype(np.int32),
+            positions, lookups[:size].copy(), first_lookups[:size].copy(),
             _appear(index, addresses[:size], self._last_seen) if self._keeps_previous else _NOT_KEPT,
         )  # fmt: skip
 
