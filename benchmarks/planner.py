@@ -55,7 +55,7 @@ def measure(name: str, ratio: float, batches: list[Batch], folder: Path) -> tupl
     policy = make_policy(name, quota + 26 * BATCH, NUM_ROWS, WINDOW)
     inform(policy, batches, folder)
     planner = Planner(quota, quota + 26 * BATCH, policy, PREFETCH_DEPTH)
-    book = AddressBook(NUM_ROWS, keeps_previous=planner.window > 0)
+    book = AddressBook(NUM_ROWS, keeps_previous=policy.needs_previous)
     found, planned, evicted = [], [], 0
     waiting: deque[WorkingSet] = deque()
     for index, batch in enumerate(batches):

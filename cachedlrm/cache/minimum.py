@@ -38,6 +38,7 @@ class MinimumMoves:
         Args:
             working_set: of a batch later than all before.
         """
+        assert working_set.previous is not None
         batch = working_set.index
         if not len(self._places):
             self._base = self._first = batch

@@ -37,10 +37,12 @@ class Policy:
         last_use: [num_slots] int32, the planner's; beside the keys in memory, as code that needs one needs the other.
         slot_of: [num_rows] int32 by address, the planner's; beside the history of policies that keep one.
         window: batches to be known ahead.
+        needs_previous: whether `announce` needs to know where rows appeared before.
         known_from: keys from here on are those of rows whose next use is known; 2^31: of none.
     """
 
     window = 0
+    needs_previous = False
     known_from = 2**31
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
@@ -127,6 +129,7 @@ class Lookahead(Lrfu):
         window: batches known ahead.
     """
 
+    needs_previous = True
     known_from = 2**30
 
     def __init__(self, num_slots: int, num_rows: int, window: int) -> None:
@@ -148,6 +151,7 @@ class Lookahead(Lrfu):
         self._left = lookups_left(row_counts, epochs, passed)
 
     def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
+        assert working_set.previous is not None
         size = working_set.num_rows
         if size > self._next_uses.shape[1]:
             spare = np.empty((self.window + 1, size + size // 4 - self._next_uses.shape[1]), np.int32)

@@ -119,7 +119,7 @@ class TableGroup:
         self.shape = shape
         self.layout = layout
         self.policy = make_policy(settings.policy, slots.total, num_rows, settings.window)
-        self.book = AddressBook(num_rows, keeps_previous=self.policy.window > 0 or settings.report_min)
+        self.book = AddressBook(num_rows, keeps_previous=self.policy.needs_previous or settings.report_min)
         self.planner = Planner(
             slots.quota, slots.total, self.policy, in_flight=settings.prefetch_depth,
             minimum=MinimumMoves(slots.quota) if settings.report_min else None,

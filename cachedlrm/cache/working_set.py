@@ -18,7 +18,6 @@ Int64s = NDArray[np.int64]
 NEVER = -1
 
 _LOOKUPS_AHEAD = 4 * AHEAD  # as three of four lookups find the line of their row at hand
-_NOT_KEPT: Int64s = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class WorkingSet:
         lookups: [U] int32, how many lookups each row has.
         first_lookups: [U] int32, the first of them, ascending.
         previous: [U] int64, where each row appeared last before this batch: ``batch index << 32 | position``,
-            or `NEVER`; [0] from a book that does not keep it.
+            or `NEVER`; None from a book that does not keep it.
     """
 
     index: int
@@ -46,7 +45,7 @@ class WorkingSet:
     positions: Int32s
     lookups: Int32s
     first_lookups: Int32s
-    previous: Int64s
+    previous: Int64s | None
 
     @property
     def num_rows(self) -> int:
@@ -180,7 +179,7 @@ class AddressBook:
         return WorkingSet(
             index, self.num_addresses, unique_rows[:size].copy(), addresses[:size].copy(), offsets.astype(np.int32),
             positions, lookups[:size].copy(), first_lookups[:size].copy(),
-            _appear(index, addresses[:size], self._last_seen) if self._keeps_previous else _NOT_KEPT,
+            _appear(index, addresses[:size], self._last_seen) if self._keeps_previous else None,
         )  # fmt: skip
 
     def addresses(self, rows: Int64s) -> Int64s:

@@ -73,7 +73,7 @@ def test_a_book_that_keeps_no_previous_appearances():
         assert got.positions.tolist() == [0, 1, 0, 2]
         assert got.lookups.tolist() == [2, 1, 1]
         assert got.addresses.tolist() == [0, 1, 2 + index]
-        assert got.previous.tolist() == []
+        assert got.previous is None
 
 
 @pytest.mark.parametrize("bags", [0, 1, 5])
