@@ -173,7 +173,7 @@ class EmbeddingCache:
         for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
             lookups = self.router(batch)
-            with self._at_rest():
+            with self._at_rest:
                 working_sets = [group.announce(index, part) for group, part in zip(self.groups, lookups, strict=True)]
             waiting.append((batch.dense, batch.labels, working_sets))
             spans += (Span("read", asked, started), Span("plan", started, time.perf_counter()))
@@ -199,7 +199,7 @@ class EmbeddingCache:
         counted = [
             with_bytes(plan.counters, group.layout.record_bytes) for group, plan in zip(self.groups, plans, strict=True)
         ]
-        with self._at_rest(), self._stream():
+        with self._at_rest, self._stream():
             tensors, moves = self._upload(dense, labels, working_sets, plans)
             for group, plan, group_moves in zip(self.groups, plans, moves, strict=True):
                 spans += group.transfer.execute(plan, group_moves)

@@ -6,8 +6,8 @@ waits for the device inside a step. On the CPU operators have finished when they
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
 
 import torch
 
@@ -58,25 +58,24 @@ class CopyStream:
 class AtRest:
     """Keeps apart whoever prepares batches and whoever reads rows: a reader must not meet rows that are on their way.
 
-    Nobody waits for the other, who may wait for training in turn: that they meet is a mistake of the program.
+    A block inside it has planner, slab and store to itself. Nobody waits for the other, who may wait for training in
+    turn: that they meet is a mistake of the program.
+
+    Raises:
+        RuntimeError: another thread is inside.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """The block has planner, slab and store to itself.
-
-        Raises:
-            RuntimeError: another thread has them.
-        """
+    def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("rows were read or saved while a batch was being prepared; pause the prefetch first")
-        try:
-            yield
-        finally:
-            self._lock.release()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
 
 
 class StoppedError(Exception):

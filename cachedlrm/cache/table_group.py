@@ -185,7 +185,7 @@ class TableGroup:
         Rows on the device do not leave it, so reading costs only the other rows. Call it while nothing is in
         flight.
         """
-        with self._at_rest():
+        with self._at_rest:
             addresses = self.book.addresses(rows)
             slots = np.where(addresses >= 0, self.planner.slot_of[np.maximum(addresses, 0)], NEVER).astype(np.int64)
             below = np.flatnonzero(slots < NEVER)
@@ -203,7 +203,7 @@ class TableGroup:
 
     def records(self, addresses: Int64s) -> NDArray[np.float32]:
         """Records of ``addresses`` [n] below the device, [n, width]; `flush` brings them there first."""
-        with self._at_rest():
+        with self._at_rest:
             return self.transfer.read(addresses)
 
     def touched(self) -> tuple[Int64s, RecordsBetween]:
@@ -214,7 +214,7 @@ class TableGroup:
         Raises:
             UserError: the disk has no room for bringing them into order.
         """
-        with self._at_rest():
+        with self._at_rest:
             rows, addresses = self.book.in_order()
             resident, slots = self.planner.resident()
             self.transfer.finish_write_backs()
@@ -236,14 +236,14 @@ class TableGroup:
             UserError: the log cannot be written.
         """
         assert self.log is not None
-        with self._at_rest():
+        with self._at_rest:
             self.transfer.save(*self.planner.resident(since), self.log)
             self.store.save_changed()
             return self.log.begin_checkpoint(), self.log.fingerprint()
 
     def flush(self) -> None:
         """Brings the store up to date with the slab. Call it while nothing is in flight."""
-        with self._at_rest():
+        with self._at_rest:
             self.transfer.flush(*self.planner.resident())
 
     @property

@@ -10,7 +10,7 @@ side by side in memory. Square roots stay torch's, whose last bit is not IEEE's.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -21,8 +21,7 @@ from torch import Tensor
 from cachedlrm.store.records import ADAM_BETAS, OPTIMIZERS, RecordLayout
 
 
-@dataclass(frozen=True)
-class RowStep:
+class RowStep(NamedTuple):
     """The numbers of one step.
 
     Attributes:

@@ -118,9 +118,11 @@ class Schedule:
 
     def evaluates_after(self, batch: int) -> bool:
         """Whether an evaluation is due after batch ``batch``, counted from 0: at one of its steps, or at the end."""
-        first, last = self.steps(batch)
         every = self._test_freq
-        return every > 0 and (last // every > first // every or last == self.num_steps)
+        if every <= 0:
+            return False
+        first, last = self.steps(batch)
+        return last // every > first // every or last == self.num_steps
 
     def checkpoint_after(self, batch: int) -> bool:
         """Whether a checkpoint is due after batch ``batch``: at one of its steps, or at the end."""

@@ -24,32 +24,34 @@ class PhaseClock:
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._starts: list[torch.cuda.Event] = []
         self._spare: list[torch.cuda.Event] = []
-        self._last = self._now()
+        self._last = 0.0
+        self._last_event: torch.cuda.Event | None = None
         self._phase: str | None = None
         self.ranges: PhaseRanges | None = None
 
-    def _now(self) -> "float | torch.cuda.Event":
-        if not self._on_cuda:
-            return time.perf_counter()
-        event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def enter(self, phase: str | None) -> None:
         """Ends the phase before and begins ``phase``; None ends the step."""
-        now = self._now()
-        if self._phase is None:
-            if not isinstance(now, float):
-                self._starts.append(now)
-        elif isinstance(now, float):
-            assert isinstance(self._last, float)
-            self._totals[self._phase] += (now - self._last) * 1e3
+        if self._on_cuda:
+            self._mark()
         else:
-            assert isinstance(self._last, torch.cuda.Event)
-            self._pending.append((self._phase, self._last, now))
-        self._phase, self._last = phase, now
+            now = time.perf_counter()
+            if self._phase is not None:
+                self._totals[self._phase] += (now - self._last) * 1e3
+            self._last = now
+        self._phase = phase
         if self.ranges is not None:
             self.ranges.enter(phase)
+
+    def _mark(self) -> None:
+        """Puts the end of the phase before into the training stream."""
+        event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
+        event.record()
+        if self._phase is None:
+            self._starts.append(event)
+        else:
+            assert self._last_event is not None
+            self._pending.append((self._phase, self._last_event, event))
+        self._last_event = event
 
     def add(self, milliseconds: dict[str, float]) -> None:
         """Adds phases measured elsewhere."""

@@ -1,6 +1,6 @@
 """Counters add up, and their shares are of the right whole."""
 
-from dataclasses import astuple
+from msgspec.structs import astuple
 
 from cachedlrm.cache.counters import CacheCounters, with_bytes
 

@@ -132,12 +132,12 @@ def test_a_reader_that_meets_the_preparation_of_a_batch_is_an_error():
 
     def read() -> None:
         try:
-            with at_rest():
+            with at_rest:
                 pass
         except RuntimeError as error:
             errors.append(str(error))
 
-    with at_rest(), at_rest():  # whoever reads may read within
+    with at_rest, at_rest:  # whoever reads may read within
         thread = threading.Thread(target=read)
         thread.start()
         thread.join()

@@ -2,9 +2,9 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from cachedlrm.plan.prediction import PredictedCache, PredictedRun
 from cachedlrm.report.record import InferenceReport, TableReport, read_report, report_json, report_values
@@ -63,7 +63,7 @@ def test_the_report_has_the_keys_of_the_contract():
 def test_a_report_comes_back_with_its_types(made):
     assert read_report(report_json(made)) == made
     assert json.loads(report_json(made)) == json.loads(json.dumps(report_values(made)))
-    assert made.counters == replace(COUNTERS, moved_rows_min=made.moved_rows_min or 0)
+    assert made.counters == structs.replace(COUNTERS, moved_rows_min=made.moved_rows_min or 0)
 
 
 def test_missed_lookups_are_whole():
