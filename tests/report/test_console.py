@@ -5,10 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import rich.console
+from msgspec import structs
 
 from cachedlrm.cache.counters import PHASES, CacheCounters
 from cachedlrm.report.console import LiveConsole, PlainConsole, open_console
@@ -118,7 +118,7 @@ def test_a_tiny_terminal_has_the_step_in_one_line():
 
 
 def test_the_distance_to_min_is_shown_where_it_is_known():
-    known = screen(80, 24, cache=replace(snapshot().cache, moved_rows_min=80))
+    known = screen(80, 24, cache=structs.replace(snapshot().cache, moved_rows_min=80))
     assert "90.00% over the run, rows moved 1.250 x MIN  " in "\n".join(known)
     assert len(known) == len(screen(80, 24))
     assert "MIN" not in "\n".join(screen(80, 24))
