@@ -40,6 +40,8 @@ def simulated_cuda(schedule: str = "late", **settings: Any) -> Iterator[Machine]
     machine = Machine(schedule, **settings)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **_functions(machine)))
+        current_stream = torch.cuda.current_stream  # for torch.optim of torch 2.15
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_stream", current_stream))
         stack.enter_context(mock.patch.multiple(torch, **_factories(machine)))
         stack.enter_context(mock.patch.multiple(torch.Tensor, **_moves(machine)))
         stack.enter_context(mock.patch.multiple(threading.Thread, **_starts(machine)))
@@ -86,7 +88,7 @@ def _functions(machine: Machine) -> dict[str, Any]:
         "Stream": lambda device=None, **_: Stream(machine, index(device)),
         "stream": machine.on_stream,
         "current_stream": lambda device=None: machine.current_stream(index(device)),
-        "is_current_stream_capturing": lambda: machine.current_stream(machine.current_device).graph is not None,
+        "is_current_stream_capturing": lambda: machine.current_stream(machine.current_device).is_capturing(),
         "default_stream": lambda device=None: machine.default_streams[index(device)],
         "Event": Event,
         "CUDAGraph": Graph,

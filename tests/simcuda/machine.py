@@ -87,6 +87,9 @@ class Stream:
     def wait_stream(self, other: "Stream") -> None:
         self.wait_event(other.record_event())
 
+    def is_capturing(self) -> bool:
+        return self.graph is not None
+
     def query(self) -> bool:
         return not self.queue
 
