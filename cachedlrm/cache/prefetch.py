@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from cachedlrm.cache.embedding_cache import PreparedBatch
 from cachedlrm.cache.streams import StoppedError, TrainedBatches
 
+_LONG_S = 1.0
+"""After waiting so long for a batch the consumer looks whether the thread is there."""
+
 
 class Prefetcher:
     """Iterates, once, over prepared batches, up to ``depth`` of them ahead of the consumer.
@@ -39,6 +42,7 @@ class Prefetcher:
         self._ahead = threading.Semaphore(depth)
         self._resume = threading.Semaphore(0)
         self._stop = False
+        self._pauses = False  # the consumer holds a batch before a pause
 
     @property
     def runs_ahead(self) -> bool:
@@ -60,20 +64,39 @@ class Prefetcher:
 
     def __iter__(self) -> Iterator[PreparedBatch]:
         self.start()
-        return self._batches()
+        return self
 
-    def _batches(self) -> Iterator[PreparedBatch]:
+    def __next__(self) -> PreparedBatch:
+        # No generator: an interrupt of the consumer would end it, and the thread would go on unseen.
         if not self._depth:
-            while not self._stop and (batch := next(self._prepared, None)) is not None:
-                yield batch
-            return
-        while (item := self._ready.get()) is not None:
-            self._ahead.release()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            if self._pause_after(item.tensors.index):
-                self._resume.release()
+            if self._stop:
+                raise StopIteration
+            return next(self._prepared)
+        if self._pauses:
+            self._pauses = False
+            self._resume.release()
+        item = self._take()
+        self._ahead.release()
+        if item is None:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        self._pauses = self._pause_after(item.tensors.index)
+        return item
+
+    def _take(self) -> PreparedBatch | BaseException | None:
+        while self._thread is not None:
+            try:
+                return self._ready.get(timeout=_LONG_S)
+            except queue.Empty:
+                if not self._thread.is_alive() and self._ready.empty():
+                    break  # an interrupt took away the last item
+        return None
+
+    def skip_pauses(self) -> None:
+        """Lets the thread go on where it may wait for a consumer that an interrupt took by surprise."""
+        self._ahead.release()
+        self._resume.release()
 
     def finish(self) -> None:
         """Prepares no further batch; those that are prepared, or nearly, are still to be consumed."""

@@ -80,6 +80,7 @@ class Stream:
             Exception: what was fed.
             UserError: its rows cannot be prepared; the disk is full, say.
         """
+        self.at_rest = self._depth == 0
         try:
             prepared = next(self._prepared, None)
         except UserError as error:
@@ -100,6 +101,12 @@ class Stream:
         """
         self._ended.set()
         self._fed.put(None)
+        if not self.at_rest:
+            # An interrupt may have taken a batch away on its way from the thread, which may wait for its training. So
+            # the next number counts as trained, whether there is a batch of it or not, and is not used again.
+            self._cache.trained.mark(self.next_batch)
+            self.next_batch += 1
+            self._prefetcher.skip_pauses()
         for prepared in self._prepared:
             self.next_batch = prepared.tensors.index + 1
             prepared.admitted.wait()

@@ -2,18 +2,21 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cachedlrm import CachedEmbeddingBags, UserError, prefetch
+from cachedlrm.cache.prefetch import Prefetcher
 from support.cached_collections import (
     Model,
     assert_rows_travelled,
     batches,
     child_environment,
     dense_optimizer,
+    loss_of,
     make_collection,
     train,
     train_batch,
@@ -201,3 +204,38 @@ raise ZeroDivisionError
     )
     assert run.returncode == 1, run.stderr
     assert run.stderr.rstrip().endswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize("policy", ["lrfu", "lookahead"])
+@pytest.mark.parametrize("takes", [False, True])
+def test_after_an_interrupt_the_next_loop_trains_as_if_there_had_been_none(monkeypatch, policy, takes):
+    """Ctrl-C while the loop waits for the thread, or with a batch on its way to it."""
+    weights = []
+    for interrupted_at in (5, None):
+        with make_collection(policy=policy, lookahead=3) as collection:
+            torch.manual_seed(0)
+            model = Model(collection)
+            take, taken = Prefetcher._take, []
+
+            def interrupted(self, at=interrupted_at, take=take, taken=taken):
+                item = take(self) if takes else None
+                taken.append(item)
+                if len(taken) - 1 == at:
+                    raise KeyboardInterrupt
+                return item if takes else take(self)
+
+            monkeypatch.setattr(Prefetcher, "_take", interrupted)
+            with suppress(KeyboardInterrupt):
+                stream = batches()[:5] if interrupted_at is None else batches()
+                for batch in collection.prefetch(stream, lambda batch: batch.features):
+                    loss_of(model, batch).backward()
+                    collection.step()
+            monkeypatch.setattr(Prefetcher, "_take", take)
+            for batch in collection.prefetch(batches()[5:], lambda batch: batch.features):
+                loss_of(model, batch).backward()
+                collection.step()
+            assert collection.steps == len(batches())
+            assert_rows_travelled(collection)
+            weights.append(collection.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
