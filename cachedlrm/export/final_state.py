@@ -147,7 +147,10 @@ def _with_kept(
     group: TableGroup, rows: NDArray[np.int64], records_between: RecordsBetween, kept: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], RecordsBetween]:
     """The rows that were touched, and those that the run before had left; both in order, as the result is."""
-    all_rows = np.union1d(rows, kept)
+    is_there = np.zeros(group.shape.num_rows, bool)  # a sort of both would take several times their bytes
+    is_there[rows] = is_there[kept] = True
+    all_rows = np.flatnonzero(is_there)
+    del is_there
 
     def between(first: int, last: int) -> NDArray[np.float32]:
         part = all_rows[first:last]

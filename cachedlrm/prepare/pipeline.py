@@ -25,7 +25,7 @@ from cachedlrm.prepare.tables import FinishedTable, TableBuilder
 from cachedlrm.prepare.vocabulary import SLOT_BYTES
 from cachedlrm.prepare.work import Work, open_work, write_json
 
-_RESERVE_BYTES = 64 << 20  # compiled kernels and the display
+_RESERVE_BYTES = 96 << 20  # compiled kernels, the display, and freed memory that the C library keeps
 _THREAD_BYTES = 32 << 20  # pieces of columns
 _LEAST_TABLE_BYTES = 16 << 20
 _PIECE_BYTES = 1 << 20

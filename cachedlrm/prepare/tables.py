@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.base.machine import give_back_freed_memory
 from cachedlrm.data.raw.samples import Keys
 from cachedlrm.prepare.base import Base, BaseTable
 from cachedlrm.prepare.options import MOST_ROWS
@@ -199,6 +200,7 @@ class TableBuilder:
             keys.tofile(part.keys)
             counts.tofile(_counts(part))
             del keys, counts  # before the next range is counted
+            give_back_freed_memory()
             parts.append(part)
         return parts
 
@@ -222,6 +224,8 @@ class TableBuilder:
                     file.write(found.data)
                     start += len(chunk)
                     done((number + share) / len(parts))
+            del map_keys_, map_rows
+            give_back_freed_memory()
 
     def _chunks(self, column: Path, count: int) -> Iterator[tuple[float, Keys]]:
         for start in range(0, count, _CHUNK):

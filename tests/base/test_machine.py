@@ -1,6 +1,7 @@
 """Free memory where control groups limit it, against folders that look like the kernel's."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -40,3 +41,17 @@ def test_version_1_has_a_tree_for_memory(tmp_path):
 def test_without_control_groups_the_machine_counts(tmp_path):
     assert memory._free_in_cgroups(tmp_path, tmp_path / "absent") == []
     assert 0 < memory.free_host_bytes() <= psutil.virtual_memory().total
+
+
+def test_freed_memory_goes_back_where_the_c_library_can(monkeypatch):
+    class Library:
+        kept: ClassVar[list[int]] = []
+
+        def malloc_trim(self, kept: int) -> None:
+            self.kept.append(kept)
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Library())
+    memory.give_back_freed_memory()
+    assert Library.kept == [0]
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    memory.give_back_freed_memory()

@@ -128,7 +128,7 @@ def test_new_values_get_rows_after_those_of_the_base(tmp_path, days, min_count):
     assert run(tmp_path, 2, "third", "--extend", tmp_path / "second") == 0
     third = read_vocabulary(tmp_path / "third")
     assert third.bases == (second.fingerprint, first.fingerprint)
-    assert third.continues(first.fingerprint)
+    assert third.continues(first)
 
 
 def test_an_extension_by_nothing_is_the_base(tmp_path, days):
