@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numba
 import numpy as np
 
+from cachedlrm.base.kernels import AHEAD, load_ahead
 from cachedlrm.cache.working_set import Int32s, Int64s
 
 _SAMPLE = 4096  # slots whose ranks say where the threshold lies
@@ -217,11 +218,12 @@ def _below(
 
     A second pass is made if there are more than ``room``.
     """
+    most = np.int32(threshold >> 32)  # key of such a slot; few have it, so uses of the others are not read
     while True:
         ranks, slots = np.empty(room, np.int64), np.empty(room, np.int32)
         size = 0
         for slot in range(used_slots):
-            if 0 <= last_use[slot] <= newest:
+            if keys[slot] <= most and 0 <= last_use[slot] <= newest:
                 rank = _rank(keys[slot], last_use[slot])
                 if rank < threshold:
                     if size < room:
@@ -270,9 +272,13 @@ def _pop(ranks: Int64s, slots: Int32s, size: int) -> int:
 def _used_below(batch: int, used: Int64s, keys: Int32s, last_use: Int32s, threshold: np.int64) -> Int64s:
     """The slots among ``used`` last used by ``batch`` whose rank is below the threshold."""
     low = np.empty(len(used), np.int64)
+    most = np.int32(threshold >> 32)
     size = 0
-    for slot in used:
-        if last_use[slot] == batch and _rank(keys[slot], last_use[slot]) < threshold:
+    for index in range(len(used)):
+        if index + AHEAD < len(used):
+            load_ahead(keys, used[index + AHEAD])
+        slot = used[index]
+        if keys[slot] <= most and last_use[slot] == batch and _rank(keys[slot], last_use[slot]) < threshold:
             low[size] = slot
             size += 1
     return low[:size].copy()
@@ -328,6 +334,9 @@ def _take(
         if (ranks[taken] if is_sorted else heap_ranks[0]) >> 32 >= below_key:
             return found, taken, heap_size, latest, True
         if is_sorted:
+            if taken + AHEAD < len(slots):
+                load_ahead(last_use, slots[taken + AHEAD])
+                load_ahead(keys, slots[taken + AHEAD])
             entered, slot = ranks[taken], slots[taken]
             taken += 1
         else:

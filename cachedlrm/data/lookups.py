@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedlrm.base.kernels import table_offsets
+from cachedlrm.base.kernels import AHEAD, load_ahead, table_offsets
 from cachedlrm.data.batch import Batch
 
 Int64s = NDArray[np.int64]
@@ -76,6 +76,11 @@ class Router:
     def num_groups(self) -> int:
         return len(self._groups)
 
+    @property
+    def num_rows(self) -> tuple[int, ...]:
+        """Rows of each group."""
+        return tuple(int(first_rows[-1]) for _, first_rows, _, _ in self._groups)
+
     def __call__(self, batch: Batch) -> tuple[Lookups, ...]:
         """The batch's lookups, group by group."""
         if self.is_identity:
@@ -84,6 +89,26 @@ class Router:
             Lookups(*_route(batch.rows, batch.offsets, self._first_ids, features, first_rows, divisors, moduli))
             for features, first_rows, divisors, moduli in self._groups
         )
+
+
+def row_bits(num_rows: int) -> NDArray[np.uint8]:
+    """Room for `count_unique`: a bit for each row, all 0."""
+    return np.zeros(-(-num_rows // 8), np.uint8)
+
+
+@numba.njit(cache=True, nogil=True)
+def count_unique(rows: Int64s, bits: NDArray[np.uint8]) -> int:
+    """How many different rows there are among ``rows`` [L]; leaves ``bits``, see `row_bits`, as they were."""
+    count = 0
+    for lookup in range(len(rows)):
+        if lookup + AHEAD < len(rows):
+            load_ahead(bits, rows[lookup + AHEAD] >> 3)
+        place, bit = rows[lookup] >> 3, np.uint8(1 << (rows[lookup] & 7))
+        count += bits[place] & bit == 0
+        bits[place] |= bit
+    for row in rows:
+        bits[row >> 3] = 0
+    return count
 
 
 @numba.njit(cache=True, nogil=True)

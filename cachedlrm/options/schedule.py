@@ -3,11 +3,9 @@
 import itertools
 from collections.abc import Iterator
 
-import numpy as np
-
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Source
-from cachedlrm.data.lookups import Router
+from cachedlrm.data.lookups import Router, count_unique, row_bits
 from cachedlrm.data.shuffle import ShuffledEpochs
 from cachedlrm.options.resolved import Resolved
 
@@ -130,9 +128,23 @@ class Schedule:
         every = self._checkpoint_every
         return last == self.num_steps or (every is not None and last // every > first // every)
 
+    @property
+    def lookups_per_batch(self) -> int:
+        """The most lookups of a batch."""
+        samples = min(self._steps_per_batch * self._mini_batch_size, self._source.num_samples)
+        return samples * sum(self._source.max_lookups_per_bag)
+
+    @property
+    def lookups_to_count(self) -> int:
+        """The most lookups that `largest_working_sets` reads."""
+        batches = self.num_batches if self._shuffled is not None else min(self.num_batches, self.batches_per_epoch)
+        return batches * self.lookups_per_batch
+
     def largest_working_sets(self, router: Router) -> tuple[int, ...]:
         """The most unique rows of any batch in each group of tables, counted; 0 without batches."""
-        largest = (0,) * router.num_groups
+        bits = [row_bits(rows) for rows in router.num_rows]
+        largest = [0] * len(bits)
         for batch in self.one_epoch() if self._shuffled is None else self.batches():
-            largest = tuple(map(max, largest, (len(np.unique(lookups.rows)) for lookups in router(batch))))
-        return largest
+            for group, lookups in enumerate(router(batch)):
+                largest[group] = max(largest[group], count_unique(lookups.rows, bits[group]))
+        return tuple(largest)

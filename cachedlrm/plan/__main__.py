@@ -46,8 +46,9 @@ from cachedlrm.store.record_log import SPARE_SEGMENTS, USED_SHARE, segment_bytes
 class Planning:
     """Options of ``python -m cachedlrm.plan`` itself."""
 
-    sample: Positive = 200
-    """Batches whose ids the prediction reads, from the first on."""
+    sample: Positive | None = None
+    """Batches whose ids the prediction reads, from the first on. Default: 200, or as many as have 50 million
+    lookups, but 20."""
     json: Flag = False
     """Print JSON instead of tables."""
 
@@ -172,12 +173,12 @@ def _run(arguments: Sequence[str]) -> None:
         say(line, sys.stdout)
 
 
-def make_plan(options: Options, sampled_batches: int) -> RunPlan:
+def make_plan(options: Options, sampled_batches: int | None = None) -> RunPlan:
     """Plans a run.
 
     Args:
         options: as the user gave them. The device that they name or describe need not be there.
-        sampled_batches: batches whose ids are read for the prediction.
+        sampled_batches: batches whose ids are read for the prediction; None: see `predict`.
 
     Raises:
         UserError: the input is wrong, or the run does not fit; says what to change.

@@ -10,6 +10,7 @@ from cachedlrm.cache.table_group import GroupSlots
 from cachedlrm.plan.step_bytes import StepShape
 
 _MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle
+_WORTH_COUNTING = 1 / 20  # of what is left beside the layers, taken for rows that a batch may have and may not
 
 
 @dataclass(frozen=True)
@@ -71,34 +72,59 @@ def size_device(
     request: CacheRequest,
     limit_bytes: int,
     largest_working_sets: Callable[[], tuple[int, ...]],
+    is_counted_soon: bool = False,
 ) -> DeviceSizes:
     """Slots for a request, with temporary slots where a batch may need more than the cache keeps.
+
+    A budget of its own decides the slots; what a step takes beside them depends on the most rows that a batch has. The
+    bound on these, all ids different, is taken where it is a small part of the budget; else rows are counted if that is
+    soon done, so that no more is kept free than needed. A larger budget then never has fewer slots: just below the one
+    from which the bound is taken, there are no more than at that one.
 
     Args:
         step: the training step.
         request: ratio, rows or budget.
         limit_bytes: the most the device may hold: the budget if there is one, else the free memory.
         largest_working_sets: counts the unique rows of every batch in each group; called only if the bound does not
-            fit.
+            fit, or is worth counting.
+        is_counted_soon: whether that takes seconds, not minutes or hours.
 
     Raises:
         UserError: it does not fit; gives the rows needed, the slots there are and the options to change.
     """
     bounds = step.working_set_bounds
     sizes = _sizes(step, request, limit_bytes, bounds)
-    if sizes.holds(bounds, limit_bytes):
+    plenty = _plenty(step) if is_counted_soon and not request.has_slots else 0
+    if sizes.holds(bounds, limit_bytes) and (limit_bytes >= plenty or sizes.quota_slots == step.num_rows):
         return sizes
     needed = largest_working_sets()
-    sizes = _sizes(step, request, limit_bytes, needed)
+    most_slab = plenty - sum(step.fixed_bytes(bounds).values()) if plenty else None
+    sizes = _sizes(step, request, limit_bytes, needed, most_slab)
     if sizes.holds(needed, limit_bytes):
         return sizes
     raise UserError(_does_not_fit(step, request, limit_bytes, needed))
 
 
-def _sizes(step: StepShape, request: CacheRequest, limit_bytes: int, working_sets: tuple[int, ...]) -> DeviceSizes:
-    """Slots if every working set has at most so many rows; may exceed the limit."""
+def _plenty(step: StepShape) -> int:
+    """Bytes of a device from which on the bound on working sets is a small part of them."""
+    layers, bound = (
+        sum(step.fixed_bytes(rows).values()) for rows in ((0,) * len(step.groups), step.working_set_bounds)
+    )
+    return layers + int((bound - layers) / _WORTH_COUNTING)
+
+
+def _sizes(
+    step: StepShape,
+    request: CacheRequest,
+    limit_bytes: int,
+    working_sets: tuple[int, ...],
+    most_slab_bytes: int | None = None,
+) -> DeviceSizes:
+    """Slots if every working set has at most so many rows; may exceed the limit, but not ``most_slab_bytes``."""
     fixed = step.fixed_bytes(working_sets)
     room = max(0, limit_bytes - sum(fixed.values()))
+    if most_slab_bytes is not None:
+        room = min(room, most_slab_bytes)
     quotas = _quotas(step, request, room)
     slots = []
     room -= sum(quota * group.layout.record_bytes for quota, group in zip(quotas, step.groups, strict=True))

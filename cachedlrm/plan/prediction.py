@@ -15,7 +15,8 @@ from cachedlrm.plan.roofline import step_ms
 from cachedlrm.plan.simulation import planned_batches, sizes_at, smallest_enough
 from cachedlrm.plan.tiers import Tiers
 
-SAMPLED_BATCHES = 200
+_SAMPLED_BATCHES, _SAMPLED_LOOKUPS = 200, 50_000_000  # whichever is fewer batches
+_LEAST_SAMPLED_BATCHES = 20
 _CURVE = (1 / 64, 1 / 16, 1 / 4, 4)  # sizes of the other caches, as multiples of the run's
 
 
@@ -173,7 +174,7 @@ def predict(
     options: Resolved,
     dataset: Dataset,
     tiers: Tiers,
-    sampled_batches: int = SAMPLED_BATCHES,
+    sampled_batches: int | None = None,
     tell: Tell = tell_nobody,
 ) -> Prediction:
     """Plans the first batches of a run with its cache and some larger and smaller ones; the rest is extrapolated.
@@ -182,13 +183,16 @@ def predict(
         options: resolved.
         dataset: that they were resolved with.
         tiers: sizes of the run.
-        sampled_batches: batches to read.
+        sampled_batches: batches to read. None: 200, or 20 to 200 that have 50 million lookups.
         tell: called with the share of them planned so far.
 
     Raises:
         UserError: ids are wrong, or next uses do not fit the temporary folder.
     """
     schedule = Schedule(options, dataset.train)
+    if sampled_batches is None:
+        with_lookups = _SAMPLED_LOOKUPS // max(1, schedule.lookups_per_batch)
+        sampled_batches = min(_SAMPLED_BATCHES, max(_LEAST_SAMPLED_BATCHES, with_lookups))
     sampled = min(sampled_batches, schedule.num_batches)
     # Policy lookahead need not see the batches after the sample: their rows cannot hit in it.
     steps = schedule.steps(sampled - 1)[1] if sampled else 0

@@ -20,6 +20,8 @@ from cachedlrm.plan.step_bytes import StepShape
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
 
+_COUNTED_LOOKUPS = 2**28  # some seconds of reading
+
 MOST_STAGING_ROWS = 16384
 """Rows that move in one turn, at most."""
 
@@ -92,7 +94,13 @@ def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, 
             "first size of --arch-mlp-bot"
         )
     request, limit = _request(options, device)
-    sizes = size_device(step, request, limit, lambda: schedule.largest_working_sets(architecture.router()))
+    sizes = size_device(
+        step,
+        request,
+        limit,
+        lambda: schedule.largest_working_sets(architecture.router()),
+        is_counted_soon=schedule.lookups_to_count <= _COUNTED_LOOKUPS,
+    )
     window = min(options.cache.lookahead, schedule.num_batches)
     counted = knows_counts(options.cache, architecture.router(), dataset.row_counts)
     map_bytes = step.num_rows * (_ADDRESS_BYTES + bytes_per_row(options.cache.policy, counted))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cachedlrm.data.batch import Batch
-from cachedlrm.data.lookups import Router, TablePart
+from cachedlrm.data.lookups import Router, TablePart, count_unique, row_bits
 
 FEATURE_ROWS = (10, 7, 4)
 # Ids of sample 0: 9 and 3, none, 2; of sample 1: 0, 6, 1 and 1. Global rows begin at 0, 10 and 17.
@@ -38,3 +38,14 @@ def test_quotients_and_remainders():
     (lookups,) = Router(FEATURE_ROWS, [parts])(BATCH)
     assert lookups.offsets.tolist() == [0, 2, 4, 5, 6]
     assert lookups.rows.tolist() == [2, 0, 3 + 1, 3 + 3, 0, 3 + 0]
+
+
+def test_unique_rows_are_counted_and_the_bits_left_clear():
+    rng, bits = np.random.default_rng(1), row_bits(203)
+    for size in (0, 1, 50, 900):
+        rows = rng.integers(0, 203, size)
+        assert count_unique(rows, bits) == len(np.unique(rows))
+        assert not bits.any()
+    assert count_unique(np.array([202, 0, 202]), bits) == 2
+    router = Router(FEATURE_ROWS, [[TablePart(2, 4), TablePart(0, 10)], [TablePart(1, 7)]])
+    assert router.num_rows == (14, 7)

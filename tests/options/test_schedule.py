@@ -118,17 +118,25 @@ def test_more_batches_than_31_bits_are_refused():
 
 def test_the_largest_working_set_of_the_run():
     def router(batch: Batch) -> tuple[SimpleNamespace, SimpleNamespace]:
-        return SimpleNamespace(rows=batch.labels), SimpleNamespace(rows=batch.labels // 3)
+        rows = batch.labels.astype(int)
+        return SimpleNamespace(rows=rows), SimpleNamespace(rows=rows // 3)
 
-    router.num_groups = 2
+    router.num_rows = (10, 4)
     assert schedule().largest_working_sets(router) == (3, 1)
     assert schedule(steps=0).largest_working_sets(router) == (0, 0)
 
 
+def test_how_many_lookups_counting_reads_at_most():
+    assert (schedule().lookups_per_batch, schedule().lookups_to_count) == (3, 12)  # of an epoch
+    assert schedule(shuffle=True).lookups_to_count == 24
+    assert schedule(steps=2).lookups_to_count == 6
+    assert schedule(at_once=9).lookups_per_batch == 10
+
+
 def test_the_largest_working_set_of_a_shuffled_run_is_that_of_all_epochs():
     def router(batch: Batch) -> tuple[SimpleNamespace]:
-        return (SimpleNamespace(rows=batch.labels[batch.labels < 3]),)
+        return (SimpleNamespace(rows=batch.labels[batch.labels < 3].astype(int)),)
 
-    router.num_groups = 1
+    router.num_rows = (10,)
     assert schedule(nepochs=1, shuffle=True).largest_working_sets(router) < (3,)
     assert schedule(nepochs=99, shuffle=True).largest_working_sets(router) == (3,)

@@ -12,6 +12,7 @@ from cachedlrm.model.interaction import InteractionKind
 from cachedlrm.plan.device_tier import (
     CacheRequest,
     DeviceSizes,
+    _plenty,
     largest_batch,
     size_device,
     smallest_ratio,
@@ -261,6 +262,34 @@ def test_sizes_fit_or_the_message_says_what_would(data, shape):
 def check(sizes: DeviceSizes, limit: int) -> bool:
     """Whether sizes are consistent and within a limit."""
     return 0 < sizes.quota_slots <= sizes.num_slots and sizes.total_bytes <= limit
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(data=st.data(), shape=shapes)
+def test_a_larger_budget_never_has_fewer_slots(data, shape):
+    bound = shape.working_set_bounds[0]
+    needed = data.draw(st.integers(max(1, bound // 20), bound), label="needed")
+    least, most = step_bytes(shape, needed, needed), 3 * step_bytes(shape, bound, shape.num_rows) + 30 * bound * 1000
+    shares = data.draw(st.lists(st.floats(0, 1), min_size=2, max_size=12), label="shares")
+    edges = [edge + more for edge in (step_bytes(shape, bound, bound), _plenty(shape)) for more in (-1, 0, 1)]
+    limits = sorted({*(int(least * (most / least) ** share) for share in shares), *edges, least})
+    slots = []
+    for limit in (limit for limit in limits if limit >= least):
+        sizes = size_device(shape, CacheRequest(None, None, limit), limit, lambda: (needed,), is_counted_soon=True)
+        assert check(sizes, limit)
+        assert sizes.num_slots >= min(needed, shape.num_rows)
+        slots.append(sizes.quota_slots)
+    assert slots == sorted(slots)
+
+
+def test_a_bound_that_takes_much_of_a_budget_is_counted_where_that_is_soon_done():
+    limit = step_bytes(STEP, 55, 100)
+    request, counted = CacheRequest(None, None, limit), size_device
+    assert counted(STEP, request, limit, lambda: (9,)).quota_slots == 100  # the bound fits, and counting may take hours
+    assert counted(STEP, request, limit, lambda: (9,), is_counted_soon=True).quota_slots > 200
+    with_slots = CacheRequest(None, 60, limit)
+    assert counted(STEP, with_slots, limit, unmeasured, is_counted_soon=True).quota_slots == 60
+    assert counted(STEP, request, _plenty(STEP), unmeasured, is_counted_soon=True).quota_slots == 1015
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)

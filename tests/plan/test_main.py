@@ -15,6 +15,7 @@ from cachedlrm.data.open import open_dataset
 from cachedlrm.options.architecture import build_architecture
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.plan import prediction
 from cachedlrm.plan.__main__ import describe, main, make_plan, parse_plan
 from cachedlrm.plan.prediction import extrapolate, predict
 from cachedlrm.plan.simulation import planned_batches
@@ -355,15 +356,24 @@ def test_hits_are_predicted_within_two_points_from_a_part_of_the_batches(argumen
     options = resolve(options, dataset)
     architecture = build_architecture(options.model, options.optimisation)
     tiers = size_tiers(options, architecture, dataset, torch.device("cpu"))
-    prediction = predict(options, dataset, tiers, sampled)
-    predicted = prediction.chosen
+    predicted_run = predict(options, dataset, tiers, sampled)
+    predicted = predicted_run.chosen
     batches = planned_batches(options, dataset, [tiers.device.groups])
     measured = sum((counters for (counters,) in batches), CacheCounters())
-    assert prediction.num_batches >= 2.7 * prediction.sampled_batches == 2.7 * sampled
+    assert predicted_run.num_batches >= 2.7 * predicted_run.sampled_batches == 2.7 * sampled
     assert measured.evicted_rows > 0
     assert abs(predicted.hit_ratio - measured.hit_ratio) < 0.02
     assert predicted.lookups == pytest.approx(measured.lookups, rel=0.01)
     assert predicted.first_touch_rows == pytest.approx(measured.first_touch_rows, rel=0.25)
+
+
+def test_batches_of_many_lookups_are_sampled_less(capsys, monkeypatch):
+    case = ["--data=zipf:samples=3000,hot=2", "--arch-embedding-size=400-30", "--mini-batch-size=100"]
+    monkeypatch.setattr(prediction, "_LEAST_SAMPLED_BATCHES", 4)
+    for lookups, sampled in ((100 * 2 * 2 * 7, 7), (1, 4), (10**9, 30)):
+        monkeypatch.setattr(prediction, "_SAMPLED_LOOKUPS", lookups)
+        assert planned(capsys, *case)["prediction"]["sampled_batches"] == sampled
+    assert planned(capsys, *case, "--sample=2")["prediction"]["sampled_batches"] == 2
 
 
 def test_the_sampled_batches_are_those_of_the_run(monkeypatch):
