@@ -104,6 +104,9 @@ class EmbeddingCache:
         settings: choices that hold for all.
         device: where the slabs are.
         durability: the tier on disk, if there is one.
+
+    Attributes:
+        is_broken: whether preparing a batch ended halfway: some of its rows may have moved, and others not.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class EmbeddingCache:
         durability: Durability | None = None,
     ) -> None:
         self.router = router
+        self.is_broken = False
         self._durability = durability
         self._averages = settings.averages
         self.device = device
@@ -161,9 +165,19 @@ class EmbeddingCache:
             first_batch: number of its first batch in the run.
 
         Raises:
-            UserError: a store cannot hold the rows touched.
+            UserError: a store cannot hold the rows touched. After this and any other error, an interrupt included, the
+                cache `is_broken`.
         """
         self.trained.begin(first_batch)
+        try:
+            yield from self._prepare(batches, first_batch)
+        except GeneratorExit:  # closed between two batches
+            raise
+        except BaseException:
+            self.is_broken = True
+            raise
+
+    def _prepare(self, batches: Iterable[Samples], first_batch: int) -> Iterator[PreparedBatch]:
         # Batches known and not planned: dense features, labels, and the working set of each group, which takes fewer
         # bytes than the lookups it was made of. Policy ``lookahead`` keeps a window of them.
         waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32], list[WorkingSet]]] = deque()

@@ -159,7 +159,7 @@ class CachedCollection(CachedTables):
     # --- state, in TorchRec's names
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix_: str, keep_vars: bool) -> None:
-        self._check_open()
+        self._check_whole()
         self._check_at_rest("state_dict")
         num_bytes = sum(4 * table.num_embeddings * table.embedding_dim for table in self._engine.tables.tables)
         if num_bytes > free_host_bytes():
@@ -184,7 +184,7 @@ class CachedCollection(CachedTables):
         error_msgs: list[str],
     ) -> None:
         """Takes over weights. Optimizer state stays, as it does where parameters are loaded beside an optimizer."""
-        self._check_open()
+        self._check_whole()
         engine = self._engine
         keys = {number: f"{prefix_}{self._key(table.name)}" for number, table in enumerate(engine.tables.tables)}
         ours = {key for key in state_dict if key.startswith(prefix_)}

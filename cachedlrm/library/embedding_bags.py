@@ -198,7 +198,7 @@ class CachedEmbeddingBags(CachedTables):
         }
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self._check_open()
+        self._check_whole()
         self._check_at_rest("state_dict")
         super()._save_to_state_dict(destination, prefix, keep_vars)  # the extra state
         ((rows, records),) = saved_groups(self._engine)

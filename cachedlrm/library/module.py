@@ -141,7 +141,7 @@ class CachedTables(nn.Module):
         Raises:
             UserError: other ids than those of the batch that `prefetch` handed out; the batch before was not trained.
         """
-        self._check_open()
+        self._check_whole()
         trains = self.training and torch.is_grad_enabled()
         current = self._current
         if current is not None and (trains or self._held.stream is not None):
@@ -185,7 +185,7 @@ class CachedTables(nn.Module):
             UserError: there is no batch, or no gradient, or `learning_rate` is no finite number from 0 on; correct it
                 and call this again.
         """
-        self._check_open()
+        self._check_whole()
         if self._current is None:
             raise UserError("step was called without a batch; call forward and backward first, once for each step")
         self._current.check_step()
@@ -255,7 +255,7 @@ class CachedTables(nn.Module):
     # --- what a loop over batches of several modules does with each; see `cachedlrm.library.loop`
 
     def _begin_loop(self, pause_every: int) -> Stream:
-        self._check_open()
+        self._check_whole()
         self._leave_current("starting to prefetch")
         self.end_prefetch()
         self._num_loops += 1
@@ -280,7 +280,7 @@ class CachedTables(nn.Module):
     # --- reading
 
     def _read_weight(self, table: int, ids: Tensor | None) -> Tensor:
-        self._check_open()
+        self._check_whole()
         self._check_at_rest("weight")
         return self._engine.weight(table, ids)
 
@@ -312,7 +312,7 @@ class CachedTables(nn.Module):
         Raises:
             UserError: it cannot be written, or rows are on the move.
         """
-        self._check_open()
+        self._check_whole()
         self._check_at_rest("save")
         if self._current is not None and self._current.has_gradient:
             raise UserError("save: the batch before was not trained; call step() or zero_grad() first")
@@ -341,7 +341,7 @@ class CachedTables(nn.Module):
         Raises:
             UserError: it cannot be written, or rows are on the move.
         """
-        self._check_open()
+        self._check_whole()
         self._check_at_rest("export")
         export_tables(self._engine, Path(folder), real(self.learning_rate, "learning_rate", 0.0))
 
@@ -376,6 +376,14 @@ class CachedTables(nn.Module):
     def _check_open(self) -> None:
         if self._engine.is_closed:
             raise UserError(f"these {type(self).__name__} are closed; make new ones")
+
+    def _check_whole(self) -> None:
+        self._check_open()
+        if self._engine.cache.is_broken:
+            raise UserError(
+                "preparing a batch ended halfway, by an interrupt or an error, so rows may be in the wrong place; "
+                "load() what was saved last, or make new tables"
+            )
 
     def __enter__(self: Self) -> Self:
         return self

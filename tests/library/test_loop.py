@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cachedlrm import CachedEmbeddingBags, UserError, prefetch
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.cache.transfer import Transfer
 from support.cached_collections import (
     Model,
     assert_rows_travelled,
@@ -239,3 +240,37 @@ def test_after_an_interrupt_the_next_loop_trains_as_if_there_had_been_none(monke
             weights.append(collection.state_dict())
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_rows_whose_move_broke_off_are_not_used_until_a_save_is_loaded(monkeypatch, tmp_path, depth):
+    def go_on(stream):
+        for batch in collection.prefetch(stream, lambda batch: batch.features):
+            loss_of(model, batch).backward()
+            collection.step()
+
+    with make_collection(prefetch_depth=depth) as collection:
+        torch.manual_seed(0)
+        model = Model(collection)
+        go_on(batches()[:5])
+        collection.save(tmp_path / "saved")
+        expected = collection.state_dict()
+        execute = Transfer.execute
+        broken_off = iter([False, True])
+
+        def breaks_off(self, *arguments):
+            if next(broken_off, False):
+                raise KeyboardInterrupt
+            return execute(self, *arguments)
+
+        monkeypatch.setattr(Transfer, "execute", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(batches()[5:])
+        for use in (collection.state_dict, lambda: collection.save(tmp_path / "other"), lambda: go_on(batches()[5:])):
+            with pytest.raises(UserError, match=r"preparing a batch ended halfway.* load\(\) what was saved last"):
+                use()
+        collection.load(tmp_path / "saved")
+        weights = collection.state_dict()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        go_on(batches()[5:])
+        assert collection.steps == len(batches())
