@@ -205,9 +205,8 @@ def _check_end(checkpoint: Checkpoint, schedule: Schedule, options: Resolved) ->
             f"--resume {options.run.resume}: {checkpoint.batches:,} batches are trained and the run is now to end "
             f"after {schedule.num_batches:,}; raise --steps or --nepochs"
         )
-    trained = checkpoint.progress.get("steps")
-    if checkpoint.batches and trained is not None and trained != schedule.steps(checkpoint.batches - 1)[1]:
-        accumulated = options.optimisation.mlperf_grad_accum_iter
+    accumulated, trained = options.optimisation.mlperf_grad_accum_iter, checkpoint.progress.get("steps")
+    if accumulated > 1 and checkpoint.batches and trained not in (None, schedule.steps(checkpoint.batches - 1)[1]):
         raise UserError(
             f"--resume {options.run.resume}: it ended after step {trained}, which cut {accumulated} mini-batches of "
             f"--mlperf-grad-accum-iter short, and parameters have moved; start it again with --steps a multiple of "
