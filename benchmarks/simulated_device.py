@@ -54,7 +54,7 @@ class Cost:
     """Of a run.
 
     Attributes:
-        account: bytes of device memory that the plan says.
+        account: bytes of device memory that the plan says; all of a budget that has no room for another row.
         allocated: the most that tensors took.
         reserved: the most that the allocator took from the driver.
         pinned_account: bytes of pinned host memory that the plan says.
@@ -103,9 +103,11 @@ def cost(arguments: Sequence[str], steps: int = 12) -> Cost:
                 after = Counts(machine)
                 if dataset.test is not None:
                     next(predict(job.trainer.model, cache.reader(), dataset.test, test_size, cache.device))
-        allocator = machine.allocators[0]
+        allocator, account, budget = machine.allocators[0], job.tiers.device.total_bytes, resolved.cache.gpu_budget
+        if budget is not None and budget - account < max(group.layout.record_bytes for group in cache.groups):
+            account = budget
         return Cost(
-            job.tiers.device.total_bytes,
+            account,
             allocator.peak_allocated,
             allocator.peak_reserved,
             job.tiers.host.pinned,
