@@ -41,7 +41,7 @@ class Prefetcher:
         self._ready: queue.SimpleQueue[PreparedBatch | BaseException | None] = queue.SimpleQueue()
         self._ahead = threading.Semaphore(depth)
         self._resume = threading.Semaphore(0)
-        self._stop = False
+        self._stop = self._is_over = False
         self._pauses = False  # the consumer holds a batch before a pause
 
     @property
@@ -72,15 +72,16 @@ class Prefetcher:
             if self._stop:
                 raise StopIteration
             return next(self._prepared)
+        if self._is_over:
+            raise StopIteration
         if self._pauses:
             self._pauses = False
             self._resume.release()
         item = self._take()
         self._ahead.release()
-        if item is None:
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
+        if item is None or isinstance(item, BaseException):
+            self._is_over = True  # the thread puts nothing after these
+            raise StopIteration if item is None else item
         self._pauses = self._pause_after(item.tensors.index)
         return item
 

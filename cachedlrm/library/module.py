@@ -229,12 +229,13 @@ class CachedTables(nn.Module):
 
     def _prepare(self, batch: JoinedBatch) -> tuple[JoinedBatch, PreparedBatch]:
         """A batch whose rows are prepared now."""
-        self._engine.check_fits(batch, f"batch {self._next_batch}")
+        number = self._next_batch
+        self._engine.check_fits(batch, f"batch {number}")
+        self._next_batch += 1  # before an interrupt may come: a number is not used twice
         try:
-            (prepared,) = self._engine.cache.prepare([batch], self._next_batch)
+            (prepared,) = self._engine.cache.prepare([batch], number)
         except UserError as error:
             raise in_words_of_arguments(error) from error.__cause__
-        self._next_batch += 1
         return batch, prepared
 
     def _begin(self, batch: JoinedBatch, prepared: PreparedBatch) -> CurrentBatch:

@@ -80,7 +80,7 @@ class Stream:
             Exception: what was fed.
             UserError: its rows cannot be prepared; the disk is full, say.
         """
-        self.at_rest = self._depth == 0
+        self.at_rest = False
         try:
             prepared = next(self._prepared, None)
         except UserError as error:

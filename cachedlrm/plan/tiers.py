@@ -20,7 +20,7 @@ from cachedlrm.plan.step_bytes import StepShape
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
 
-_COUNTED_LOOKUPS = 2**28  # some seconds of reading
+_COUNTED_LOOKUPS = 2**27  # at most a quarter of a minute of reading
 
 MOST_STAGING_ROWS = 16384
 """Rows that move in one turn, at most."""

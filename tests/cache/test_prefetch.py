@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -296,4 +297,18 @@ def test_nothing_is_prepared_before_it_starts():
     time.sleep(0.02)
     assert preparation.made == []
     assert len(list(prefetcher)) == 3
+    close_in_time(prefetcher)
+
+
+@pytest.mark.parametrize("error", [None, OSError])
+def test_after_the_end_nothing_is_waited_for(monkeypatch, error):
+    def fails(index: int) -> None:
+        if error is not None and index == 1:
+            raise error
+
+    prefetcher = Prefetcher(iter(Preparation(2, fails)), 1, trained_batches(), never)
+    with suppress(OSError):
+        list(prefetcher)
+    monkeypatch.setattr(prefetcher, "_take", lambda: pytest.fail("waits for a thread that has ended"))
+    assert list(prefetcher) == []
     close_in_time(prefetcher)
