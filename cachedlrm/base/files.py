@@ -47,6 +47,18 @@ def writing(path: Path, otherwise: str = _OTHERWISE) -> Iterator[None]:
         raise cannot_write(path, error, otherwise) from error
 
 
+def without_links(path: Path) -> Path:
+    """Where ``path`` leads.
+
+    Raises:
+        RuntimeError: to itself. Python 3.13 no longer says so.
+    """
+    target = path.resolve()
+    if target.is_symlink():
+        raise RuntimeError(f"{path} leads to itself")
+    return target
+
+
 def writable_file(path: Path, name: str, runs: Sequence[Path], of_runs: Sequence[str]) -> Path:
     """Where ``path`` leads through symbolic links, if a file may be written there.
 
@@ -62,7 +74,7 @@ def writable_file(path: Path, name: str, runs: Sequence[Path], of_runs: Sequence
         UserError: no file may be written there; says why.
     """
     try:
-        target = path.resolve()
+        target = without_links(path)
         mode = target.stat().st_mode if target.exists() else stat.S_IFREG
         is_in_run = any(target.parent == run.resolve() for run in runs)
     except OSError as error:

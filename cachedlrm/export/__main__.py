@@ -30,7 +30,7 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.files import cannot_write, writable_file
+from cachedlrm.base.files import cannot_write, without_links, writable_file
 from cachedlrm.export.final_state import FinalState, load_final_state
 from cachedlrm.export.formats.piecewise import PiecewiseTensor
 from cachedlrm.export.formats.safetensors_file import BFLOAT16, TensorSpec, write_tensors
@@ -124,8 +124,9 @@ def _folder(out: Path) -> Path:
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"OUT {out} is there; for --format torchrec name a folder to make")
-        if not out.resolve().parent.is_dir():
-            raise UserError(f"OUT {out}: {out.resolve().parent} is not a folder; make it or name another place")
+        parent = without_links(out).parent
+        if not parent.is_dir():
+            raise UserError(f"OUT {out}: {parent} is not a folder; make it or name another place")
     except OSError as error:
         raise cannot_write(out, error) from error
     except RuntimeError as error:  # a loop of symbolic links

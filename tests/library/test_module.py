@@ -67,6 +67,7 @@ def test_autocast_around_the_users_layers():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiled_models_have_the_same_numbers():
     losses, _ = plain_run("sgd")
     with make_collection() as collection:
