@@ -248,8 +248,8 @@ def policy_of(name: str, choices: Sequence[str]) -> str:
     if name == "oracle":
         raise UserError(
             "policy is 'oracle', which reads the ids of the whole run before it, and a user's batches are known only "
-            "as they are read; choose 'lookahead' with prefetch, whose rows are the same where lookahead is the number "
-            "of batches of the loop"
+            "as they are read; choose 'lookahead' with prefetch: with lookahead=N, N the batches of the loop, it moves "
+            "no more rows"
         )
     return one_of(name, "policy", choices)
 

@@ -238,7 +238,7 @@ def _plain(theirs: Mapping[str, str], decided: Mapping[str, Any], names_optimize
         if carried.interaction in (None, decided["arch-interaction-op"]):
             value = theirs.get(name, carried.default)
             if value is not None:
-                translated[carried.ours] = value.replace(",", "-")
+                translated[carried.ours] = value.replace(",", "-") if name.endswith("_sizes") else value
     if "evaluate_on_epoch_end" in theirs:
         if "test-freq" in translated:
             raise UserError(
