@@ -33,7 +33,7 @@ class Span(NamedTuple):
 class CacheCounters(msgspec.Struct, frozen=True):
     """The cache's work, over one batch or summed over many.
 
-    A Struct, as every step makes several: a dataclass that is frozen takes ten times as long.
+    A Struct, as every step makes several: a frozen dataclass takes ten times as long to make.
 
     Attributes:
         lookups: lookups in all bags.

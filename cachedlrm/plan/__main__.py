@@ -47,8 +47,8 @@ class Planning:
     """Options of ``python -m cachedlrm.plan`` itself."""
 
     sample: Positive | None = None
-    """Batches whose ids the prediction reads, from the first on. Default: 200, or as many as have 50 million
-    lookups, but 20."""
+    """Batches whose ids the prediction reads, from the first on. Default: 200, or fewer where they have more than 50
+    million lookups, but at least 20."""
     json: Flag = False
     """Print JSON instead of tables."""
 

@@ -10,7 +10,7 @@ from cachedlrm.cache.table_group import GroupSlots
 from cachedlrm.plan.step_bytes import StepShape
 
 _MOST_PASSES = 16  # that are advised for a mini-batch; more would leave a device idle
-_WORTH_COUNTING = 1 / 20  # of what is left beside the layers, taken for rows that a batch may have and may not
+_WORTH_COUNTING = 1 / 20  # the share of what the layers leave that the bound may take without a count
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,8 @@ def predict(
         options: resolved.
         dataset: that they were resolved with.
         tiers: sizes of the run.
-        sampled_batches: batches to read. None: 200, or 20 to 200 that have 50 million lookups.
+        sampled_batches: batches to read. None: 200, or fewer where they have more than 50 million
+            lookups, but at least 20.
         tell: called with the share of them planned so far.
 
     Raises:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cachedlrm import CachedEmbeddingBags, UserError, prefetch
+from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.transfer import Transfer
 from support.cached_collections import (
@@ -274,3 +275,40 @@ def test_rows_whose_move_broke_off_are_not_used_until_a_save_is_loaded(monkeypat
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
         go_on(batches()[5:])
         assert collection.steps == len(batches())
+
+
+@pytest.mark.parametrize("where", ["loop", "forward"])
+def test_a_batch_that_an_interrupt_takes_away_without_a_thread_is_prepared_again(monkeypatch, where):
+    """Ctrl-C after a batch was prepared, and before anybody knows of it."""
+    weights = []
+    for interrupted_at in (5, None):
+        with make_collection(prefetch_depth=0) as collection:
+            torch.manual_seed(0)
+            model = Model(collection)
+            owner, name = (Prefetcher, "__next__") if where == "loop" else (EmbeddingCache, "prepare")
+            plain, taken = getattr(owner, name), []
+
+            def interrupted(*arguments, plain=plain, taken=taken, at=interrupted_at):
+                found = plain(*arguments)
+                found = found if where == "loop" else list(found)
+                taken.append(found)
+                if len(taken) - 1 == at:
+                    raise KeyboardInterrupt
+                return found
+
+            def go_on(stream, model=model, collection=collection):
+                if where == "loop":
+                    stream = collection.prefetch(stream, lambda batch: batch.features)
+                for batch in stream:
+                    loss_of(model, batch).backward()
+                    collection.step()
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, interrupted)
+                with suppress(KeyboardInterrupt):
+                    go_on(batches()[:5] if interrupted_at is None else batches())
+            go_on(batches()[5:])
+            assert collection.steps == len(batches())
+            assert_rows_travelled(collection)
+            weights.append(collection.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

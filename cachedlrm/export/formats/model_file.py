@@ -4,8 +4,8 @@
 parameters' numbers in that order, and where training stood: ``nepochs``, ``nbatches``, ``nbatches_test``, ``epoch``,
 ``iter``, ``train_loss``, ``total_loss``, ``test_acc``. ``vocabulary`` is ours: the fingerprint of what its rows stand
 for (`cachedlrm.data.vocabulary`), where that is known, and ``vocabulary_bases`` those of the vocabularies that it
-extends. Where layers have an optimizer of their own, ``param_groups``
-has one entry for rows and one for layers; the reference has no optimizer that takes such a file.
+extends. Where layers have an optimizer of their own, ``param_groups`` has one entry for rows and one for layers; the
+reference has no optimizer that takes such a file.
 """
 
 import pickle
