@@ -2,11 +2,11 @@
 
 Writes generated samples of Criteo-Kaggle's shape into FOLDER as npy arrays. `cost` (default 3,000,000 samples, 3
 rounds): processor time of reading an epoch in the order of the files and shuffled, in turn, beside that of a step of
-the default job; one thread. `mixing` (default 1,200,000 samples, 8 seeds): AUC after an epoch of training on samples
-sorted by label, with --shuffle, beside that on the same samples permuted. A seed decides the initial weights, the same
-for both, and both orders; the difference of the two comes with its standard error over the seeds. The learning rate
-falls to 0 and the vectors are not multiplied (--arch-interaction-op cat), so that chance decides less. The pool is as
-small against the data as the real one against Criteo's 40 million samples.
+the default job; one thread. `mixing` (default 1,200,000 samples, 8 seeds; a further number is the first seed): AUC
+after an epoch of training on samples sorted by label, with --shuffle, beside that on the same samples permuted. A seed
+decides the initial weights, the same for both, and both orders; the difference of the two comes with its standard error
+over the seeds. The learning rate falls to 0 and the vectors are not multiplied (--arch-interaction-op cat), so that
+chance decides less. The pool is as small against the data as the real one against Criteo's 40 million samples.
 """
 
 import functools
@@ -100,12 +100,12 @@ def step_seconds() -> float:
     return (taken[1] - taken[0]) / 40
 
 
-def mixing(folder: Path, samples: int, seeds: int) -> None:
+def mixing(folder: Path, samples: int, seeds: int, first: int = 0) -> None:
     schedule.ShuffledEpochs = functools.partial(ShuffledEpochs, pool_bytes=POOL_BYTES * samples // CRITEO_SAMPLES)
     write(folder, "sorted", samples)
     print(f"AUC {'--shuffle':>9} permuted  difference", flush=True)
     differences: list[float] = []
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         write(folder, "permuted", samples, seed)
         of_seed = f"--numpy-rand-seed={seed}"
         shuffled = auc(folder / "sorted", ["--shuffle", of_seed])

@@ -29,14 +29,14 @@ from cachedlrm.base.kernels import GAMMA, mix
 from cachedlrm.data.batch import Batch, Source
 from cachedlrm.data.files import numbered, spans
 
-POOL_BYTES = 256 << 20
+POOL_BYTES = 768 << 20
 """Of the samples that are mixed. It decides the order, and so it is the same on every machine."""
 
-ORDER = 2
+ORDER = 3
 """Number of the way in which samples are dealt out: a run goes on in the order that it began with."""
 
 # Where a source can be read in pieces of any size:
-_LARGEST_PIECE = 1 << 14  # samples, 2.6 MB of Criteo's shape
+_LARGEST_PIECE = 1 << 16  # samples: 256 KiB of labels, 10 MiB of Criteo's shape
 _PIECES = 64  # that fit the pool, at least
 _LEAST_PIECES = 8  # where it cannot: fewer do not mix
 _READ_SAMPLES = 1 << 12
@@ -146,8 +146,14 @@ class ShuffledEpochs:
 
     @cached_property
     def _sample_bytes(self) -> float:
-        """Of a sample in the pool: dense features, label, place in its piece's order, rows and bag boundaries."""
-        return 4 * (self._source.num_dense + 2 + self._lookups_of_a_sample() + self._num_tables)
+        """Of a sample in the pool: dense features, label, place in its piece's order, rows, and bag boundaries if any.
+
+        Where bags have one lookup or none, and some have none, boundaries come on top.
+        """
+        num_dense, num_tables = self._source.num_dense, self._num_tables
+        if set(self._source.max_lookups_per_bag) == {1}:
+            return 4 * (num_dense + 2 + num_tables)
+        return 4 * (num_dense + 2 + self._lookups_of_a_sample() + num_tables)
 
     @cached_property
     def _layout(self) -> tuple[tuple[int, ...], int]:
@@ -174,10 +180,8 @@ class ShuffledEpochs:
         return first_samples, min(count, fitting)
 
     def _lookups_of_a_sample(self) -> float:
-        """On average, estimated from samples all over the data where it is not the number of tables."""
+        """On average, estimated from samples all over the data."""
         source = self._source
-        if set(source.max_lookups_per_bag) == {1}:
-            return self._num_tables
         counted = lookups = 0
         for probe in range(_PROBES):
             start = source.num_samples * probe // _PROBES
