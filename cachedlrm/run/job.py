@@ -10,12 +10,13 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import choose_device, usable_processors
 from cachedlrm.base.units import format_bytes
 from cachedlrm.cache.embedding_cache import EmbeddingCache
-from cachedlrm.cache.table_group import CacheSettings
+from cachedlrm.cache.table_group import CacheSettings, Durability
 from cachedlrm.data.batch import Dataset
 from cachedlrm.export.initial import initial_parameters
 from cachedlrm.export.started import Started, start_from
+from cachedlrm.model.dlrm import Dlrm
 from cachedlrm.model.graphed_pass import CudaRecorder
-from cachedlrm.model.losses import make_loss
+from cachedlrm.model.losses import Loss, make_loss
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
@@ -25,6 +26,7 @@ from cachedlrm.run.checkpoint import check_data, keeps_log, open_durability, res
 from cachedlrm.run.evaluation import table_number
 from cachedlrm.run.trainer import Trainer
 from cachedlrm.store.checkpoint_value import Checkpoint
+from cachedlrm.store.init import RowInit
 
 
 @dataclass(frozen=True)
@@ -95,25 +97,23 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     Raises:
         UserError: something does not fit; says what to change.
     """
-    optimisation, batches = options.optimisation, options.batches
     device = choose_device(options.run.device)
     torch.set_num_threads(options.run.threads or usable_processors())
     if options.run.deterministic:
         torch.use_deterministic_algorithms(True)
-    torch.backends.cuda.matmul.allow_tf32 = optimisation.tf32
+    torch.backends.cuda.matmul.allow_tf32 = options.optimisation.tf32
     schedule = Schedule(options, dataset.train)
     group_by = table_number(options.evaluation.gauc_table, dataset.table_names or (), len(dataset.train.table_rows))
-    architecture = build_architecture(options.model, optimisation)
+    architecture = build_architecture(options.model, options.optimisation)
     tiers = size_tiers(options, architecture, dataset, device)
     if device.type == "cuda":
         _limit_allocator(device, options.cache.gpu_budget)
-    step = tiers.step
     started = None
     if options.run.start_from is not None:
         started = start_from(options.run.start_from, options, architecture, device, dataset.vocabulary)
     initial = started.parameters if started else initial_parameters(options, architecture, device, dataset.vocabulary)
     dataset = replace(dataset, vocabulary=initial.vocabulary)
-    dlrm = architecture.dlrm(batches.numpy_rand_seed)
+    dlrm = architecture.dlrm(options.batches.numpy_rand_seed)
     if initial.dense:
         dense = {name: torch.from_numpy(values) for name, values in initial.dense.items()}
         dlrm.load_state_dict(dense, strict=False)  # facebookresearch/dlrm draws none for interactions it does not have
@@ -121,65 +121,94 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     durability = checkpoint = data_note = None
     with ExitStack() as undo:
         if keeps_log(options):
-            shapes = [(group.num_rows, group.layout.width) for group in step.groups]
+            shapes = [(group.num_rows, group.layout.width) for group in tiers.step.groups]
             durability, checkpoint = open_durability(
                 options, run_dir, shapes, tiers.host.records, dataset.vocabulary_fingerprint
             )
             undo.callback(durability.database.close)
             data_note = check_data(durability.database, dataset, options.run.resume, checkpoint is not None)
-        counts_min = options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint))
-        settings = CacheSettings(
-            policy=options.cache.policy,
-            window=tiers.window,
-            prefetch_depth=options.cache.prefetch_depth,
-            staging_rows=step.staging_rows or MOST_STAGING_ROWS,
-            report_min=counts_min,
-            seed=batches.numpy_rand_seed,
-            averages=options.model.pooling == "mean",
+        cache = _cache(
+            options,
+            architecture,
+            tiers,
+            inits=initial.rows,
+            counts_min=options.cache.report_min and (checkpoint is None or _compares_with_min(checkpoint)),
+            device=device,
+            durability=durability,
         )
-        try:
-            cache = EmbeddingCache(
-                architecture.router(),
-                groups=step.groups,
-                slots=tiers.device.groups,
-                store_rows=tiers.host.store_rows,
-                inits=initial.rows,
-                settings=settings,
-                device=device,
-                durability=durability,
-            )
-        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError and a subclass
-            raise UserError(
-                f"{format_bytes(tiers.device.breakdown['slab'])} of slots or {format_bytes(tiers.host.records)} of "
-                "host records cannot be reserved; lower --gpu-cache-ratio or --host-budget"
-            ) from error
-        dtype = torch.bfloat16 if optimisation.bf16 else torch.float32
-        record = CudaRecorder() if optimisation.cuda_graphs else None
-        trainer = Trainer(
-            cache,
-            dlrm.to(device),
-            optimisation.row_rate,
-            loss,
-            batches.mini_batch_size,
-            micro_batch_size=batches.micro_batch_size,
-            dtype=dtype,
-            record=record,
-            dense=optimisation.dense,
-            dense_learning_rate=optimisation.dense_rate,
-            eps=optimisation.eps,
-            weight_decay=optimisation.weight_decay,
-            clip_grad_norm=optimisation.clip_grad_norm,
-        )
+        trainer = _trainer(options, cache, dlrm.to(device), loss)
         if checkpoint is not None:
             _check_end(checkpoint, schedule, options)
             restore_trainer(trainer, checkpoint)
-        elif initial.dense_state:
-            trainer.load_optimizer_state(initial.dense_state)
-        if checkpoint is None:
+        else:
             trainer.steps_before = initial.steps
+            if initial.dense_state:
+                trainer.load_optimizer_state(initial.dense_state)
         undo.pop_all()
     note = "\n".join(filter(None, (initial.note, data_note))) or None
     return Job(options, architecture, dataset, schedule, device, tiers, trainer, note, group_by, started, checkpoint)
+
+
+def _cache(
+    options: Resolved,
+    architecture: Architecture,
+    tiers: Tiers,
+    *,
+    inits: tuple[RowInit, ...],
+    counts_min: bool,
+    device: torch.device,
+    durability: Durability | None,
+) -> EmbeddingCache:
+    """The cache over all tiers.
+
+    Raises:
+        UserError: memory cannot be reserved.
+    """
+    settings = CacheSettings(
+        policy=options.cache.policy,
+        window=tiers.window,
+        prefetch_depth=options.cache.prefetch_depth,
+        staging_rows=tiers.step.staging_rows or MOST_STAGING_ROWS,
+        report_min=counts_min,
+        seed=options.batches.numpy_rand_seed,
+        averages=options.model.pooling == "mean",
+    )
+    try:
+        return EmbeddingCache(
+            architecture.router(),
+            groups=tiers.step.groups,
+            slots=tiers.device.groups,
+            store_rows=tiers.host.store_rows,
+            inits=inits,
+            settings=settings,
+            device=device,
+            durability=durability,
+        )
+    except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError and a subclass
+        raise UserError(
+            f"{format_bytes(tiers.device.breakdown['slab'])} of slots or {format_bytes(tiers.host.records)} of "
+            "host records cannot be reserved; lower --gpu-cache-ratio or --host-budget"
+        ) from error
+
+
+def _trainer(options: Resolved, cache: EmbeddingCache, dlrm: Dlrm, loss: Loss) -> Trainer:
+    """Model and optimizers around the cache, at the first step."""
+    optimisation, batches = options.optimisation, options.batches
+    return Trainer(
+        cache,
+        dlrm,
+        optimisation.row_rate,
+        loss,
+        batches.mini_batch_size,
+        micro_batch_size=batches.micro_batch_size,
+        dtype=torch.bfloat16 if optimisation.bf16 else torch.float32,
+        record=CudaRecorder() if optimisation.cuda_graphs else None,
+        dense=optimisation.dense,
+        dense_learning_rate=optimisation.dense_rate,
+        eps=optimisation.eps,
+        weight_decay=optimisation.weight_decay,
+        clip_grad_norm=optimisation.clip_grad_norm,
+    )
 
 
 def _limit_allocator(device: torch.device, budget: int | None) -> None:
