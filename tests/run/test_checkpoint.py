@@ -97,7 +97,7 @@ def test_a_shuffled_run_of_an_earlier_release_is_refused(tmp_path):
     database = open_database(tmp_path / "store", identity, SHAPES, 1 << 20, resumes=False)
     database.write(Meta(CHECKPOINT, b"x"))
     database.close()
-    words = "of a run with order of --shuffle 1, and this run has order of --shuffle 2; go on with the release that"
+    words = "of a run with order of --shuffle 1, and this run has order of --shuffle 3; go on with the release that"
     with pytest.raises(UserError, match=words):
         open_durability(replace(options, run=replace(options.run, resume=tmp_path)), tmp_path, SHAPES, 1 << 30)
 
