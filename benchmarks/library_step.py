@@ -2,14 +2,24 @@
 
 From ids in memory to moved rows, the tables of `embedding_step.py` (Criteo-Kaggle's, 33.8 M rows, dim 16, 2,048 samples
 of one id a table) with slots for 5 % of the rows, and those of the tutorial in docs/library.md (three tables, 500
-samples). "trainer" is the cache as `cachedlrm.train` uses it, fed with rows; the library's modules take the same ids
-as a user's batches have them, give vectors to autograd, and get gradients from it. FBGEMM's operator has every row
-resident; it is loaded if it is there (see peers.py). All take the same batches in turn, step by step in an order drawn
-anew for each, in one thread with nothing prepared ahead; the clock is its processor time. Medians and p10-p90 over
-STEPS (default 200) steps. Writes profiles/library-step_<date>.md.
+samples). Everybody has the same batches in turn, step by step in an order drawn anew for each, in one thread with
+nothing prepared ahead; the clock is its processor time. Medians and p10-p90 over STEPS (default 200) steps, and the
+median as a multiple of the trainer's. Writes profiles/library-step_<date>.md.
+
+trainer: the cache as `cachedlrm.train` uses it. Ids, local to their tables, are checked and made rows (`make_batch`,
+    which all sources of data call), prepared, pooled and moved by a gradient that is there.
+trainer, from rows: the same without `make_batch`.
+CachedEmbeddingBags: the same ids as a tensor [B, T]. ``forward``, what ``backward`` does once the gradient of its
+    result is there, and ``step``. What comes before in ``backward``, autograd's start and a model's layers, is the
+    model's: the clock rests until a hook sees that gradient.
+CachedEmbeddingBagCollection: the same, ids a dictionary of values and offsets of each feature.
+…, all of backward: with a whole call of ``backward`` on the result alone, which a model calls for its layers anyhow.
+FBGEMM, resident: its operator with every row resident, whose ``backward`` moves the rows, all of it; measured if it can
+    be loaded (see peers.py).
 """
 
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,11 +31,11 @@ from measuring import described, made_by, write_profile
 
 from cachedlrm import CachedEmbeddingBagCollection, CachedEmbeddingBags, EmbeddingTable
 from cachedlrm.base.kernels import table_offsets
-from cachedlrm.data.batch import Batch
+from cachedlrm.data.batch import Batch, make_batch
 from cachedlrm.data.zipf import CRITEO_KAGGLE_ROWS, ZipfSource
 
-Step = Callable[[Batch], float]
-"""Trains a batch; milliseconds."""
+Step = Callable[[Batch], dict[str, float]]
+"""Trains a batch; milliseconds by name."""
 
 CASES = {
     "Criteo-Kaggle": (CRITEO_KAGGLE_ROWS, 2048, 0.05, 300),
@@ -38,12 +48,17 @@ RATE = 0.01
 def of_trainer(rows: tuple[int, ...], optimizer: str, ratio: float, grad: torch.Tensor) -> Step:
     """The cache as the trainer uses it."""
     cache = Ours(optimizer, ratio, depth=0, row_dtype="fp32", rows=rows)
+    first_rows = table_offsets(rows)[:-1]
 
-    def step(batch: Batch) -> float:
+    def step(batch: Batch) -> dict[str, float]:
+        ids = (batch.rows.reshape(-1, len(rows)) - first_rows).reshape(-1)
         started = time.thread_time()
-        cache.feed(batch)
+        of_ids = make_batch(batch.dense, ids, batch.offsets, batch.labels, rows, where="", first_sample=0)
+        from_rows = time.thread_time()
+        cache.feed(of_ids)
         cache.train(cache.prepared(), grad)
-        return (time.thread_time() - started) * 1e3
+        ended = time.thread_time()
+        return {"trainer": (ended - started) * 1e3, "trainer, from rows": (ended - from_rows) * 1e3}
 
     return step
 
@@ -54,12 +69,9 @@ def of_bags(rows: tuple[int, ...], optimizer: str, ratio: float, grad: torch.Ten
     first_rows = torch.from_numpy(table_offsets(rows)[:-1])
     grads = grad.view(-1, len(rows), DIM)
 
-    def step(batch: Batch) -> float:
+    def step(batch: Batch) -> dict[str, float]:
         ids = torch.from_numpy(batch.rows).view(-1, len(rows)) - first_rows
-        started = time.thread_time()
-        bags(ids).backward(grads)
-        bags.step()
-        return (time.thread_time() - started) * 1e3
+        return timed("CachedEmbeddingBags", lambda: bags(ids), grads, bags.step)
 
     return step
 
@@ -73,15 +85,34 @@ def of_collection(rows: tuple[int, ...], optimizer: str, ratio: float, grad: tor
     grads = grad.view(-1, len(rows) * DIM)
     offsets = torch.arange(len(grads) + 1)
 
-    def step(batch: Batch) -> float:
+    def step(batch: Batch) -> dict[str, float]:
         columns = (batch.rows.reshape(-1, len(rows)) - first_rows).T.copy()
         features = {table.name: (torch.from_numpy(ids), offsets) for table, ids in zip(tables, columns, strict=True)}
-        started = time.thread_time()
-        bags(features).values().backward(grads)
-        bags.step()
-        return (time.thread_time() - started) * 1e3
+        return timed("CachedEmbeddingBagCollection", lambda: bags(features).values(), grads, bags.step)
 
     return step
+
+
+def timed(
+    name: str, forward: Callable[[], torch.Tensor], grads: torch.Tensor, step: Callable[[], None]
+) -> dict[str, float]:
+    """Milliseconds of a step of the library, without and with the part of ``backward`` that is a model's."""
+    come: list[float] = []  # when the gradient of the result was there
+    started = time.thread_time()
+    pooled = forward()
+    looked_up = time.thread_time()
+    pooled.register_hook(lambda _: come.append(time.thread_time()))
+    going_back = time.thread_time()
+    pooled.backward(grads)
+    del pooled
+    gone_back = time.thread_time()
+    step()
+    ended = time.thread_time()
+    around = looked_up - started + ended - gone_back
+    return {
+        name: (around + gone_back - come[0]) * 1e3,
+        f"{name}, all of backward": (around + gone_back - going_back) * 1e3,
+    }
 
 
 def measure(case: str, optimizer: str, steps: int) -> dict[str, list[float]]:
@@ -97,17 +128,22 @@ def measure(case: str, optimizer: str, steps: int) -> dict[str, list[float]]:
         of_fbgemm(optimizer, grad, time.thread_time) if rows == embedding_step.ROWS and samples == SAMPLES else None
     )
     if fbgemm is not None:
-        everybody["FBGEMM, resident"] = lambda batch: next(iter(fbgemm(batch).values()))
+        everybody["FBGEMM"] = lambda batch: {"FBGEMM, resident": next(iter(fbgemm(batch).values()))}
     source = ZipfSource(rows, 1, 1, 1 << 40)
-    times: dict[str, list[float]] = {name: [] for name in everybody}
+    times: dict[str, list[float]] = {}
     draw = random.Random(1)
     for number in range(warm_up + steps):
         batch = source.read(number * samples, (number + 1) * samples)
-        for name in draw.sample(list(everybody), len(everybody)):
-            taken = everybody[name](batch)
-            if number >= warm_up:
-                times[name].append(taken)
+        taken = {name: everybody[name](batch) for name in draw.sample(list(everybody), len(everybody))}
+        for of_step in (taken[name] for name in everybody if number >= warm_up):  # so that the table is in their order
+            for name, milliseconds in of_step.items():
+                times.setdefault(name, []).append(milliseconds)
     return times
+
+
+def compared(times: dict[str, list[float]], name: str) -> str:
+    """Milliseconds of ``name``, and of the trainer's how many times as many."""
+    return f"{described(times[name], 3)}, {statistics.median(times[name]) / statistics.median(times['trainer']):.2f}"
 
 
 def main() -> None:
@@ -119,19 +155,18 @@ def main() -> None:
         results = {}
         for optimizer in ("sgd", "adagrad"):
             results[optimizer] = measure(case, optimizer, steps)
-            for name, values in results[optimizer].items():
-                print(f"{case:14} {optimizer:8} {name:30} {described(values, 3)}", flush=True)
+            for name in results[optimizer]:
+                print(f"{case:14} {optimizer:8} {name:45} {compared(results[optimizer], name)}", flush=True)
         names = list(next(iter(results.values())))
         lines = [f"**{case}**", "", f"| | {' | '.join(results)} |", f"|---|{'---:|' * len(results)}"]
-        lines += [
-            f"| {name} | {' | '.join(described(times[name], 3) for times in results.values())} |" for name in names
-        ]
+        lines += [f"| {name} | {' | '.join(compared(times, name) for times in results.values())} |" for name in names]
         parts.append("\n".join(lines))
     write_profile(
         "library-step",
         "# One step of the library's modules",
         f"{made_by(__file__)}. Dim {DIM}, one id a table, policy lrfu, one thread with nothing prepared ahead; "
-        f"milliseconds of its processor time, median (p10-p90) of {steps} steps, all in turn in one process.",
+        f"milliseconds of its processor time, median (p10-p90) of {steps} steps, all in turn in one process, and the "
+        "median as a multiple of the trainer's. What each row is, the program says at its top.",
         "\n\n".join(parts),
     )
 

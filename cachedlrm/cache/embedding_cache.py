@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -86,6 +86,20 @@ class PreparedBatch:
             if name in totals:
                 totals[name] += (end - start) * 1e3
         return totals
+
+
+class _Announced(NamedTuple):
+    """A batch that is known and not planned.
+
+    Attributes:
+        dense: [B, num_dense].
+        labels: [B].
+        working_sets: of each group, which take fewer bytes than the lookups they were made of.
+    """
+
+    dense: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    working_sets: list[WorkingSet]
 
 
 class EmbeddingCache:
@@ -177,35 +191,46 @@ class EmbeddingCache:
             self.is_broken = True
             raise
 
+    def prepare_one(self, batch: Samples, index: int) -> PreparedBatch:
+        """`prepare` of a stream of one batch, number ``index``, whose rows are wanted now.
+
+        Raises:
+            UserError: as `prepare`.
+        """
+        self.trained.begin(index)
+        try:
+            started = time.perf_counter()
+            announced = self._announce(batch, index)
+            return self._prepare_next(announced, [Span("plan", started, time.perf_counter())])
+        except BaseException:
+            self.is_broken = True
+            raise
+
+    def _announce(self, batch: Samples, index: int) -> _Announced:
+        lookups = self.router(batch)
+        with self._at_rest:
+            working_sets = [group.announce(index, part) for group, part in zip(self.groups, lookups, strict=True)]
+        return _Announced(batch.dense, batch.labels, working_sets)
+
     def _prepare(self, batches: Iterable[Samples], first_batch: int) -> Iterator[PreparedBatch]:
-        # Batches known and not planned: dense features, labels, and the working set of each group, which takes fewer
-        # bytes than the lookups it was made of. Policy ``lookahead`` keeps a window of them.
-        waiting: deque[tuple[NDArray[np.float32], NDArray[np.float32], list[WorkingSet]]] = deque()
+        waiting: deque[_Announced] = deque()  # policy ``lookahead`` keeps a window of them
         window = self.groups[0].planner.window  # that of all groups
         spans: list[Span] = []  # since the last batch was handed out
         asked = time.perf_counter()
         for index, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
-            lookups = self.router(batch)
-            with self._at_rest:
-                working_sets = [group.announce(index, part) for group, part in zip(self.groups, lookups, strict=True)]
-            waiting.append((batch.dense, batch.labels, working_sets))
+            waiting.append(self._announce(batch, index))
             spans += (Span("read", asked, started), Span("plan", started, time.perf_counter()))
             if len(waiting) > window:
-                yield self._prepare_next(*waiting.popleft(), spans)
+                yield self._prepare_next(waiting.popleft(), spans)
                 spans = []
             asked = time.perf_counter()
         while waiting:
-            yield self._prepare_next(*waiting.popleft(), spans)
+            yield self._prepare_next(waiting.popleft(), spans)
             spans = []
 
-    def _prepare_next(
-        self,
-        dense: NDArray[np.float32],
-        labels: NDArray[np.float32],
-        working_sets: list[WorkingSet],
-        spans: list[Span],
-    ) -> PreparedBatch:
+    def _prepare_next(self, announced: _Announced, spans: list[Span]) -> PreparedBatch:
+        dense, labels, working_sets = announced
         started = time.perf_counter()
         plans = [group.planner.plan(working_set) for group, working_set in zip(self.groups, working_sets, strict=True)]
         index = plans[0].index

@@ -1,7 +1,6 @@
 """The batch that a model trains now: its rows' records, the vectors that autograd sees, and the step."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import accumulate
 
 import torch
@@ -67,8 +66,11 @@ class CurrentBatch:
         """The vectors of a part, [bags, D] of each group: with ``trains`` for autograd to give gradients to."""
         leaves = self._leaves[number]
         if leaves is None:
-            with nullcontext() if not torch.is_inference_mode_enabled() else torch.inference_mode(False):
-                leaves = self._new_leaves(number)  # where it is first read, it may be trained yet
+            if torch.is_inference_mode_enabled():
+                with torch.inference_mode(False):  # where it is first read, it may be trained yet
+                    leaves = self._new_leaves(number)
+            else:
+                leaves = self._new_leaves(number)
             self._leaves[number] = leaves
             self._may_be_left = self._may_be_left or all(of is None or of is leaves for of in self._leaves)
         if not trains:
@@ -170,10 +172,9 @@ class CurrentBatch:
 
     def step(self, step: RowStep) -> None:
         """Moves the rows and hands them back. Call `check_step` first."""
-        with torch.no_grad():
-            for update, gradient in zip(self._updates, self.gradients(), strict=True):
-                if gradient is not None:
-                    update.step(gradient, step)
+        for update, gradient in zip(self._updates, self.gradients(), strict=True):
+            if gradient is not None:
+                update.step(gradient.detach(), step)  # of backward(create_graph=True), too
         self._cache.finish(self._prepared, self._updates)
 
     def leave(self) -> None:

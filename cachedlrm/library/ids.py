@@ -1,10 +1,9 @@
 """The forms in which a model's own batches hold their ids, and the one form that the cache takes.
 
-What comes out holds no reference to what went in: ids may be changed in place afterwards.
+`FeatureIds` may be a user's own memory; the lookups that the kernels at the end make of them never are.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,10 +21,10 @@ Ids = Tensor | NDArray[Any] | Sequence[Any]
 """Ids of B samples in T tables; see `bag_ids`."""
 
 _ARRAYS = (Tensor, np.ndarray)
+_INT64 = torch.int64
 
 
-@dataclass(frozen=True)
-class FeatureIds:
+class FeatureIds(NamedTuple):
     """Ids of B samples in F features on the host, local to their tables.
 
     Bags of a feature lie at equal distances in ``values`` and have one size (``spacing``), or any ids (``offsets``).
@@ -90,7 +89,7 @@ def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int, where: str) -> Featu
                 f"{where}: one tensor of ids for each table needs offsets beside it, or stack them to [B, T]"
             )
         num_axes = 3 if ids.ndim == 3 else 2
-        array = _array(ids, num_axes, f"{where}: ids without offsets")
+        array = _array(ids, num_axes, where, ": ids without offsets")
         if array.shape[1] != num_tables:
             raise UserError(f"{where}: ids are {list(array.shape)}; the second axis is for the {num_tables} tables")
         size = array.shape[2] if num_axes == 3 else 1
@@ -99,12 +98,12 @@ def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int, where: str) -> Featu
         raise UserError(f"{where}: ids and offsets are both a tensor, or both one tensor for each table")
     if not isinstance(ids, _ARRAYS):
         return _of_tables(list(ids), list(offsets), num_tables, where)
-    local, by_table = _array(ids, 1, f"{where}: ids"), _array(offsets, 1, f"{where}: offsets")
+    local, by_table = _array(ids, 1, where, ": ids"), _array(offsets, 1, where, ": offsets")
     if not len(by_table) or (len(by_table) - 1) % num_tables:
         raise UserError(
             f"{where}: {len(by_table)} offsets; for B samples in {num_tables} tables there are {num_tables} * B + 1"
         )
-    size = _bag_size(by_table, len(local), f"{where}: offsets")
+    size = _bag_size(by_table, len(local), where, ": offsets")
     return _feature_after_feature(local, by_table, size, num_tables)
 
 
@@ -114,15 +113,15 @@ def _of_tables(ids: list[Any], offsets: list[Any], num_tables: int, where: str) 
         raise UserError(f"{where}: {len(ids)} tensors of ids and {len(offsets)} of offsets for {num_tables} tables")
     parts: list[_Bags] = []
     for table, (table_ids, table_offsets) in enumerate(zip(ids, offsets, strict=True)):
-        values = _array(table_ids, 1, f"{where}: ids of table {table}")
-        starts = _array(table_offsets, 1, f"{where}: offsets of table {table}")
+        values = _array(table_ids, 1, where, f": ids of table {table}")
+        starts = _array(table_offsets, 1, where, f": offsets of table {table}")
         if parts and len(starts) != parts[0].num_samples:
             raise UserError(
                 f"{where}: table {table} has {len(starts)} bags and table 0 has {parts[0].num_samples}; a sample has "
                 "one in each table, an empty one too"
             )
         bounds = np.append(starts, len(values))
-        size = _bag_size(bounds, len(values), f"{where}: offsets of table {table}")
+        size = _bag_size(bounds, len(values), where, f": offsets of table {table}")
         parts.append(_Bags(values, len(starts), size, bounds))
     return _joined(parts)
 
@@ -143,14 +142,15 @@ def named_ids(features: Any, names: Sequence[str], where: str) -> FeatureIds:
         UserError: another form, or a feature is missing.
     """
     if isinstance(features, Mapping):
-        parts = [_of_feature(_entry(features, name, where), f"{where}: feature {name}") for name in names]
-        num_samples = parts[0].num_samples
-        for name, part in zip(names, parts, strict=True):
-            if part.num_samples != num_samples:
+        parts: list[_Bags] = []
+        for name in names:
+            part = _of_feature(_entry(features, name, where), where, name, parts[-1] if parts else None)
+            if parts and part.num_samples != parts[0].num_samples:
                 raise UserError(
-                    f"{where}: feature {name} has {part.num_samples} bags and {names[0]} has {num_samples}; a sample "
-                    "has one in each feature, an empty one too"
+                    f"{where}: feature {name} has {part.num_samples} bags and {names[0]} has {parts[0].num_samples}; a "
+                    "sample has one in each feature, an empty one too"
                 )
+            parts.append(part)
         return _joined(parts)
     if not all(callable(getattr(features, name, None)) for name in ("keys", "values", "offsets")):
         raise UserError(
@@ -169,11 +169,11 @@ def _of_keyed(features: Any, names: Sequence[str], where: str) -> FeatureIds:
         if (found := getattr(features, method, None)) is not None and found() is not None:
             raise UserError(f"{where}: the KeyedJaggedTensor {what}, which are not supported; give one without")
     keys = list(features.keys())
-    values = _array(features.values(), 1, f"{where}: values")
-    offsets = _array(features.offsets(), 1, f"{where}: offsets")
+    values = _array(features.values(), 1, where, ": values")
+    offsets = _array(features.offsets(), 1, where, ": offsets")
     if not keys or not len(offsets) or (len(offsets) - 1) % len(keys):
         raise UserError(f"{where}: {len(offsets)} offsets for {len(keys)} keys; each key has one bag for each sample")
-    size = _bag_size(offsets, len(values), f"{where}: offsets")
+    size = _bag_size(offsets, len(values), where, ": offsets")
     num_samples = (len(offsets) - 1) // len(keys)
     if keys == list(names):
         return _feature_after_feature(values, offsets, size, len(keys))
@@ -222,33 +222,48 @@ class _Bags(NamedTuple):
         num_samples: B.
         size: ids of each bag; `_RAGGED`: as ``offsets`` say.
         offsets: [B + 1]; None: bags of one size.
+        given_offsets: what the user gave for them.
     """
 
     values: Int64s
     num_samples: int
     size: int
     offsets: Int64s | None = None
+    given_offsets: object = None
 
 
-def _of_feature(entry: Any, what: str) -> _Bags:
-    """The bags of one feature."""
+def _of_feature(entry: Any, where: str, name: str, before: _Bags | None) -> _Bags:
+    """The bags of feature ``name``, beside those of the feature ``before``, whose offsets it may share."""
     if isinstance(entry, _ARRAYS):
-        array = _array(entry, 2 if entry.ndim == 2 else 1, what)
+        array = _array(entry, 2 if entry.ndim == 2 else 1, where, ": feature ", name)
         return _Bags(array.reshape(-1), len(array), array.shape[1] if array.ndim == 2 else 1)
-    if callable(getattr(entry, "values", None)) and callable(getattr(entry, "offsets", None)):
-        entry = (entry.values(), entry.offsets())
-    if not isinstance(entry, tuple | list) or len(entry) != 2:
-        raise UserError(f"{what} is {type(entry).__name__}; give (values, offsets), or ids [B] or [B, L]")
-    values, offsets = _array(entry[0], 1, f"{what}: values"), _array(entry[1], 1, f"{what}: offsets")
+    if not isinstance(entry, tuple | list):
+        entry = _of_jagged(entry, where, name)
+    if len(entry) != 2:
+        raise UserError(f"{where}: feature {name} has {len(entry)} parts; give (values, offsets), or ids [B] or [B, L]")
+    values = _array(entry[0], 1, where, ": feature ", name, ": values")
+    given_offsets = entry[1]
+    if before is not None and before.given_offsets is given_offsets and len(before.values) == len(values):
+        return _Bags(values, *before[1:])
+    offsets = _array(given_offsets, 1, where, ": feature ", name, ": offsets")
     if not len(offsets):
-        raise UserError(f"{what}: no offsets; for B samples there are B + 1")
+        raise UserError(f"{where}: feature {name}: no offsets; for B samples there are B + 1")
     if 0 < offsets[-1] < len(values) and offsets[0] == 0:  # as nn.EmbeddingBag takes them
         raise UserError(
-            f"{what}: offsets end with {offsets[-1]} and there are {len(values)} values; for B samples give B + 1 "
-            "offsets, the last of which is the number of values"
+            f"{where}: feature {name}: offsets end with {offsets[-1]} and there are {len(values)} values; for B "
+            "samples give B + 1 offsets, the last of which is the number of values"
         )
-    size = _bag_size(offsets, len(values), f"{what}: offsets")
-    return _Bags(values, len(offsets) - 1, size, offsets)
+    size = _bag_size(offsets, len(values), where, ": feature ", name, ": offsets")
+    return _Bags(values, len(offsets) - 1, size, offsets, given_offsets)
+
+
+def _of_jagged(entry: Any, where: str, name: str) -> tuple[Any, Any]:
+    """Values and offsets of a JaggedTensor."""
+    if not (callable(getattr(entry, "values", None)) and callable(getattr(entry, "offsets", None))):
+        raise UserError(
+            f"{where}: feature {name} is {type(entry).__name__}; give (values, offsets), or ids [B] or [B, L]"
+        )
+    return entry.values(), entry.offsets()
 
 
 def _joined(parts: Sequence[_Bags]) -> FeatureIds:
@@ -265,22 +280,37 @@ def _joined(parts: Sequence[_Bags]) -> FeatureIds:
     return FeatureIds(values, num_samples, offsets=np.concatenate([*offsets, np.array([end])]))
 
 
-def _array(tensor: object, num_axes: int, what: str) -> Int64s:
-    if isinstance(tensor, np.ndarray) and tensor.dtype.kind in "iu":
-        tensor = torch.from_numpy(np.ascontiguousarray(tensor, np.int64))
-    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64) or tensor.ndim != num_axes:
-        found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise UserError(f"{what} are {found}; give an int64 or int32 tensor of {num_axes} axes")
-    if tensor.device.type != "cpu" or tensor.dtype != torch.int64 or not tensor.is_contiguous():
-        tensor = tensor.cpu().to(torch.int64).contiguous()
-    array: Int64s = tensor.numpy()
+def _array(given: object, num_axes: int, *what: str) -> Int64s:
+    """An int64 array on the host, the user's own memory where it is one; ``what`` is its name in messages, in pieces.
+
+    Every tensor of a batch comes by here, so that what is nearly always given is looked for first.
+    """
+    if not (
+        type(given) is Tensor
+        and given.dtype is _INT64
+        and given.ndim == num_axes
+        and given.is_cpu
+        and given.is_contiguous()
+    ):
+        given = _tensor(given, num_axes, what)
+    array: Int64s = given.numpy()
     return array
+
+
+def _tensor(given: object, num_axes: int, what: tuple[str, ...]) -> Tensor:
+    """As `_array`, of anything."""
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+        given = torch.from_numpy(np.ascontiguousarray(given, np.int64))
+    if not isinstance(given, Tensor) or given.dtype not in (torch.int32, _INT64) or given.ndim != num_axes:
+        found = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise UserError(f"{''.join(what)} are {found}; give an int64 or int32 tensor of {num_axes} axes")
+    return given.cpu().to(_INT64).contiguous()
 
 
 _RAGGED, _NOT_RISING = -1, -2
 
 
-def _bag_size(offsets: Int64s, num_ids: int, what: str) -> int:
+def _bag_size(offsets: Int64s, num_ids: int, *what: str) -> int:
     """The ids of each bag; `_RAGGED`: bags differ.
 
     Raises:
@@ -288,7 +318,7 @@ def _bag_size(offsets: Int64s, num_ids: int, what: str) -> int:
     """
     size = int(_common_size(offsets, num_ids))
     if size == _NOT_RISING:
-        raise UserError(f"{what} do not rise from 0 to the number of ids, {num_ids}; every id is in one bag")
+        raise UserError(f"{''.join(what)} do not rise from 0 to the number of ids, {num_ids}; every id is in one bag")
     return size
 
 
@@ -326,22 +356,45 @@ def _take(ids: Int64s, first: int, last: int, first_row: int, num_rows: int, row
     return place
 
 
+_SAMPLES_TOGETHER = 32  # whose rows stay in the processor's nearest cache, wherever their ids lie
+
+
+@numba.njit(cache=True, nogil=True)
+def _single_ids(
+    ids: Int64s,
+    starts: Int64s,
+    distances: Int64s,
+    num_samples: int,
+    first_rows: Int64s,
+    num_rows: Int64s,
+    rows: Int64s,
+) -> bool:
+    """`spaced_bags` of bags of one id, the usual case; whether all are in range.
+
+    One check for all ids, so that the loop has no way out: an id or its distance to the last row is below 0 then.
+    """
+    num_features, signs = len(starts), np.int64(0)
+    for first in range(0, num_samples, _SAMPLES_TOGETHER):
+        count = min(_SAMPLES_TOGETHER, num_samples - first)
+        for column in range(num_features):
+            source, place = starts[column] + first * distances[column], first * num_features + column
+            for _ in range(count):
+                value = ids[np.uint64(source)]  # unsigned: numba looks at the sign of other indices
+                signs |= value | (num_rows[column] - 1 - value)
+                rows[np.uint64(place)] = value + first_rows[column]
+                source += distances[column]
+                place += num_features
+    return bool(signs >= 0)
+
+
 @numba.njit(cache=True, nogil=True)
 def spaced_bags(ids: Int64s, spacing: Int64s, num_samples: int, columns: Int64s, rows: Int64s) -> int:
     """Of bags at equal distances; they come out sample after sample."""
     features, first_rows, num_rows = columns[0], columns[1], columns[2]
     starts, distances, sizes = spacing[0][features], spacing[1][features], spacing[2][features]
     num_features = len(features)
-    if (sizes == 1).all():  # the usual case: one check for all ids, so that the loop has no way out
-        is_beyond, place = False, 0
-        for sample in range(num_samples):
-            for column in range(num_features):
-                value = ids[starts[column] + sample * distances[column]]
-                is_beyond |= (value < 0) | (value >= num_rows[column])
-                rows[place] = value + first_rows[column]
-                place += 1
-        if not is_beyond:
-            return -1
+    if (sizes == 1).all() and _single_ids(ids, starts, distances, num_samples, first_rows, num_rows, rows):
+        return -1
     place = 0
     for sample in range(num_samples):
         for column in range(num_features):

@@ -1,8 +1,8 @@
 """From a user's ids to the lookups of each group of tables, and several of them as one batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,10 @@ from cachedlrm.data.lookups import Lookups
 from cachedlrm.library.ids import FeatureIds, Int64s, bag_ends, jagged_bags, sequences, spaced_bags
 from cachedlrm.library.tables import TableSet
 
-_NONE = np.empty((0, 0), np.float32)
+_NO_DENSE, _NO_LABELS = np.empty((0, 0), np.float32), np.empty(0, np.float32)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """The lookups of one call of ``forward``.
 
     Attributes:
@@ -36,8 +35,7 @@ class Part:
         )
 
 
-@dataclass(frozen=True)
-class JoinedBatch:
+class JoinedBatch(NamedTuple):
     """Parts that make one step, as the cache prepares them; dense features and labels stay with the user.
 
     Attributes:
@@ -51,12 +49,12 @@ class JoinedBatch:
     @property
     def dense(self) -> NDArray[np.float32]:
         """None."""
-        return _NONE
+        return _NO_DENSE
 
     @property
     def labels(self) -> NDArray[np.float32]:
         """None."""
-        return _NONE.reshape(-1)
+        return _NO_LABELS
 
 
 def join(parts: Sequence[Part]) -> JoinedBatch:

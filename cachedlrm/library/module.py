@@ -233,10 +233,9 @@ class CachedTables(nn.Module):
         self._engine.check_fits(batch, f"batch {number}")
         self._next_batch += 1  # before an interrupt may come: a number is not used twice
         try:
-            (prepared,) = self._engine.cache.prepare([batch], number)
+            return batch, self._engine.cache.prepare_one(batch, number)
         except UserError as error:
             raise in_words_of_arguments(error) from error.__cause__
-        return batch, prepared
 
     def _begin(self, batch: JoinedBatch, prepared: PreparedBatch) -> CurrentBatch:
         self._current = CurrentBatch(self._engine.cache, batch, prepared)

@@ -227,6 +227,8 @@ def real(value: Any, name: str, least: float) -> float:
     Raises:
         UserError: it is not one, is infinite or NaN, or below ``least``; says ``name``.
     """
+    if type(value) is float and least <= value <= _MOST_FLOAT32:  # every step asks
+        return value
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several elements

@@ -71,6 +71,30 @@ def test_a_batch_is_prepared_when_the_window_after_it_is_known(window):
         cache.finish(batch, cache.begin(batch))
 
 
+def test_batches_prepared_one_by_one_are_those_of_a_stream(monkeypatch):
+    batches = [
+        Batch(np.empty((2, 0), np.float32), np.array([n % 7, n % 5]), np.arange(3), np.zeros(2, np.float32))
+        for n in range(20)
+    ]
+    stream, single = (
+        one_group((9,), RecordLayout(1, "sgd"), 3, settings=CacheSettings("lru", prefetch_depth=0)) for _ in range(2)
+    )
+    evicted = 0
+    for index, expected in enumerate(stream.prepare(batches)):
+        found = single.prepare_one(batches[index], index)
+        assert found.counters == expected.counters
+        assert found.tensors.lookups[0].slots.tolist() == expected.tensors.lookups[0].slots.tolist()
+        evicted += found.counters.evicted_rows
+        for cache, batch in ((stream, expected), (single, found)):
+            cache.finish(batch, cache.begin(batch))
+    assert evicted > 0
+    assert not single.is_broken
+    monkeypatch.setattr(single.groups[0].planner, "plan", lambda working_set: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        single.prepare_one(batches[0], len(batches))
+    assert single.is_broken
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [

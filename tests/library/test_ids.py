@@ -101,6 +101,15 @@ def test_named_features(features):
     assert bags(named_ids(features, ["a", "b"], "batch 0")) == [[[1, 2], []], [[3], [4]]]
 
 
+def test_features_may_share_their_offsets():
+    offsets = torch.tensor([0, 2, 2])
+    features = {"a": (torch.tensor([1, 2]), offsets), "b": (torch.tensor([3, 4], dtype=torch.int32), offsets)}
+    assert bags(named_ids(features, ["a", "b"], "batch 0")) == [[[1, 2], []], [[3, 4], []]]
+    features["b"] = torch.tensor([3, 4, 5]), offsets
+    with pytest.raises(UserError, match="feature b: offsets end with 2 and there are 3 values"):
+        named_ids(features, ["a", "b"], "batch 0")
+
+
 @pytest.mark.parametrize(
     ("features", "words"),
     [

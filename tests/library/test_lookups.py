@@ -50,6 +50,25 @@ def test_bags_of_one_size_in_each_feature(spelled):
     assert wide.rows.tolist() == [1, 2, 3, 4, 9, 8, 10, 16]
 
 
+@pytest.mark.parametrize("num_samples", [0, 1, 31, 32, 33, 100])
+def test_one_id_a_bag_of_any_number_of_samples(num_samples):
+    ids = torch.randint(5, (num_samples, 4), generator=torch.Generator().manual_seed(1))
+    of_features = {name: ids[:, feature] for feature, name in enumerate(NAMES)}
+    for found in (bag_ids(ids, None, 4, ""), named_ids(of_features, NAMES, "")):
+        wide, narrow = routes(pools=True)(found, "").lookups
+        assert wide.rows.tolist() == [row for x, y, _, w in ids.tolist() for row in (x, y, 10 + w)]
+        assert narrow.rows.tolist() == ids[:, 2].tolist()
+
+
+@pytest.mark.parametrize("bad", [-1, 5, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("sample", [0, 40])
+def test_one_id_outside_its_table_is_named(bad, sample):
+    ids = torch.zeros(41, 4, dtype=torch.int64)
+    ids[sample, 2] = bad
+    with pytest.raises(UserError, match=rf"sample {sample}, feature z: id {bad} is outside 0\.\.4"):
+        routes(pools=True)(bag_ids(ids, None, 4, ""), "")
+
+
 def test_an_id_outside_its_table_is_named_among_larger_bags():
     ids = {**SIZES, "w": torch.tensor([0, 6]), "x": torch.tensor([[1, 2], [3, 10]])}
     with pytest.raises(UserError, match=r"sample 1, feature x: id 10 is outside 0\.\.9"):

@@ -285,12 +285,11 @@ def test_a_batch_that_an_interrupt_takes_away_without_a_thread_is_prepared_again
         with make_collection(prefetch_depth=0) as collection:
             torch.manual_seed(0)
             model = Model(collection)
-            owner, name = (Prefetcher, "__next__") if where == "loop" else (EmbeddingCache, "prepare")
+            owner, name = (Prefetcher, "__next__") if where == "loop" else (EmbeddingCache, "prepare_one")
             plain, taken = getattr(owner, name), []
 
             def interrupted(*arguments, plain=plain, taken=taken, at=interrupted_at):
                 found = plain(*arguments)
-                found = found if where == "loop" else list(found)
                 taken.append(found)
                 if len(taken) - 1 == at:
                     raise KeyboardInterrupt
