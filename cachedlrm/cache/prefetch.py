@@ -131,6 +131,7 @@ class Prefetcher:
         self._trained.stop()
         self._resume.release()
         self._ahead.release()
-        if self._thread is not threading.current_thread():  # whose garbage collection may end its owner
+        # Not this thread, whose garbage collection may end its owner; nor one that an interrupt kept from starting.
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
             self._thread.join()
         self._thread = None

@@ -42,7 +42,6 @@ class Stream:
         self._error: Exception | None = None
         prepared = cache.prepare(self._read(), first_batch)
         self._prefetcher = Prefetcher(prepared, depth, cache.trained, self._pauses_after)
-        self._prepared = iter(self._prefetcher)
         self.next_batch = first_batch
         self.at_rest = False
 
@@ -53,6 +52,7 @@ class Stream:
 
     def feed(self, batch: JoinedBatch | Exception | None) -> None:
         """Takes a batch to prepare; None: there are no more; an error: there are no more, and `take` raises it then."""
+        self._prefetcher.start()  # not before: whoever feeds holds the stream, so that an interrupt leaves no thread
         self._fed.put(batch)
 
     def _read(self) -> Iterator[JoinedBatch]:
@@ -82,7 +82,7 @@ class Stream:
         """
         self.at_rest = False
         try:
-            prepared = next(self._prepared, None)
+            prepared = next(self._prefetcher, None)
         except UserError as error:
             raise in_words_of_arguments(error) from error.__cause__
         if prepared is None:
@@ -107,7 +107,7 @@ class Stream:
             self._cache.trained.mark(self.next_batch)
             self.next_batch += 1
             self._prefetcher.skip_pauses()
-        for prepared in self._prepared:
+        while (prepared := next(self._prefetcher, None)) is not None:
             self.next_batch = prepared.tensors.index + 1
             prepared.admitted.wait()
             self._cache.trained.mark(prepared.tensors.index)

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from contextlib import suppress
+from threading import Thread
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cachedlrm import CachedEmbeddingBags, UserError, prefetch
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.prefetch import Prefetcher
 from cachedlrm.cache.transfer import Transfer
+from cachedlrm.library.stream import Stream
 from support.cached_collections import (
     Model,
     assert_rows_travelled,
@@ -20,6 +23,7 @@ from support.cached_collections import (
     dense_optimizer,
     loss_of,
     make_collection,
+    plain_run,
     train,
     train_batch,
 )
@@ -241,6 +245,33 @@ def test_after_an_interrupt_the_next_loop_trains_as_if_there_had_been_none(monke
             weights.append(collection.state_dict())
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "first"), [(Stream, "__init__", True), (Thread, "start", True), (Thread, "start", False)]
+)
+def test_an_interrupt_as_a_loop_begins_leaves_no_thread(monkeypatch, owner, name, first):
+    """Ctrl-C after the loop's stream was made, and before or after its thread began."""
+    plain, before = getattr(owner, name), threading.active_count()
+
+    def interrupted(*arguments, **named):
+        if first or owner is Stream:
+            plain(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with make_collection() as collection:
+        model = Model(collection)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(iter(collection.prefetch(batches(), lambda batch: batch.features)))
+        for thread in threading.enumerate():
+            if thread.name == "prefetch":
+                thread.join(5)  # on its way out
+        assert threading.active_count() == before
+        losses = train(model, collection.prefetch(batches(), lambda batch: batch.features))
+        assert losses == plain_run("sgd")[0]
+        assert_rows_travelled(collection)
 
 
 @pytest.mark.parametrize("depth", [0, 1])

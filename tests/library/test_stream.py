@@ -97,6 +97,8 @@ def test_the_end_leaves_rows_as_they_are(depth):
 def test_a_thread_that_waits_for_a_batch_ends():
     before = threading.active_count()
     _, stream = stream_of()
+    assert threading.active_count() == before
+    stream.feed(batch_of(1))
     assert threading.active_count() == before + 1
     stream.abort()
     assert threading.active_count() == before
