@@ -16,6 +16,7 @@ from cachedlrm.model.dense_optimizer import DenseOptimizer
 from cachedlrm.model.dense_pass import DensePass
 from cachedlrm.model.losses import make_loss
 from cachedlrm.run.job import Job
+from cachedlrm.store.records import OPTIMIZERS
 
 FBGEMM, FBGEMM_AND_OURS, TORCH = "FBGEMM, torch.nn layers", "FBGEMM, our dense pass", "torch.nn"
 TORCHREC = "TorchRec over FBGEMM"
@@ -104,8 +105,10 @@ def with_autograd(job: Job, pool: Pool, sparse: Iterable[torch.nn.Parameter]) ->
 
 def _optimizer(job: Job, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """torch's, of the layers of ``job``."""
-    kind = torch.optim.SGD if job.options.optimisation.optimizer == "sgd" else torch.optim.Adagrad
-    return kind(parameters, lr=job.options.optimisation.learning_rate)
+    rate = job.options.optimisation.learning_rate
+    if job.options.optimisation.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate)
+    return torch.optim.Adagrad(parameters, lr=rate, eps=job.options.optimisation.dense.definite_eps)
 
 
 def with_torchrec(job: Job, model: torch.nn.Module) -> Callable[[Inputs], Tensor]:
@@ -157,11 +160,12 @@ def others(job: Job, names: Iterable[str]) -> dict[str, Training]:
     """
     rows, dim = job.dataset.train.table_rows, job.options.model.arch_sparse_feature_size
     name, rate = job.options.optimisation.optimizer, job.options.optimisation.learning_rate
+    eps = job.options.optimisation.eps
     first_rows = table_offsets(rows)
     init = job.trainer.cache.groups[0].init
 
     def operator_of_fbgemm() -> torch.nn.Module | None:
-        operator = fbgemm_operator(rows, dim, name, rate)
+        operator = fbgemm_operator(rows, dim, name, rate, OPTIMIZERS[name].eps if eps is None else eps)
         if operator is not None:
             for first, weights in zip(first_rows, operator.split_embedding_weights(), strict=False):
                 init.fill(np.arange(first, first + len(weights)), weights.detach().numpy())

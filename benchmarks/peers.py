@@ -32,7 +32,7 @@ except (ImportError, OSError):
 
 
 def fbgemm_operator(
-    table_rows: tuple[int, ...], dim: int, optimizer: str, learning_rate: float
+    table_rows: tuple[int, ...], dim: int, optimizer: str, learning_rate: float, eps: float = 1e-10
 ) -> torch.nn.Module | None:
     """FBGEMM's table-batched operator, whose backward pass moves the rows.
 
@@ -48,7 +48,7 @@ def fbgemm_operator(
     }
     return SplitTableBatchedEmbeddingBagsCodegen(
         [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows in table_rows],
-        optimizer=kinds[optimizer], learning_rate=learning_rate, eps=1e-10, pooling_mode=PoolingMode.SUM, device="cpu",
+        optimizer=kinds[optimizer], learning_rate=learning_rate, eps=eps, pooling_mode=PoolingMode.SUM, device="cpu",
     )  # fmt: skip
 
 

@@ -14,6 +14,11 @@ torch.nn.EmbeddingBag; and TorchRec's DLRM_DCN over FBGEMM's operator. All begin
 same batches in turn, in blocks of 20 steps (dcnv2: 5). Batches are read before the clock starts, and for others made
 into tensors. Nothing is prepared ahead of a block, so in its first step ours waits.
 
+With adagrad dcnv2 has --eps 0.01. At 1e-10 the first step moves every weight of the layers by the whole rate, however
+small its gradient: the loss jumps from 0.66 to 9.9, in double precision too, and from there on each sum in another
+order ends in another loss (by 1e-2 to 1e-1 of it, between any two of ours, the others and double precision). At 0.01
+losses differ by less than 1e-4 of them over 45 steps.
+
 Caches are filled first, until those of 1 % and 5 % evict, by batches whose rows come and go untrained; the first round
 does not count. Writes profiles/whole-step-<workload>-<OMP_WAIT_POLICY>_<date>.md: medians and p10-p90 over ROUNDS
 (default 30) blocks. Takes 8 GiB.
@@ -63,6 +68,7 @@ class Workload:
     Attributes:
         shape: for the reader of the figures.
         options: of the model.
+        eps: of adagrad; None: its own.
         data: samples without their number.
         block: steps.
         ratios: of slots to rows, by name.
@@ -75,6 +81,7 @@ class Workload:
     block: int
     ratios: dict[str, float]
     others: tuple[str, ...]
+    eps: float | None = None
 
 
 MLPERF = parse_command_line(["--profile=dlrm-dcnv2"])
@@ -101,6 +108,7 @@ WORKLOADS = {
         block=5,
         ratios={"ours, 5 %": 0.05, "ours, all resident": 1.0},
         others=(FBGEMM_AND_OURS, TORCHREC),
+        eps=0.01,
     ),
 }  # fmt: skip
 
@@ -114,6 +122,7 @@ class Ours:
                 f"--data={workload.data},samples={steps * SAMPLES}", f"--optimizer={optimizer}",
                 f"--gpu-cache-ratio={ratio}", f"--mini-batch-size={SAMPLES}", f"--steps={steps}",
                 f"--print-freq={workload.block}", "--test-freq=-1", *workload.options,
+                *([] if workload.eps is None or optimizer == "sgd" else [f"--eps={workload.eps}"]),
             ]
         )  # fmt: skip
         dataset = open_dataset(options.data.data, None, data_request(options))
@@ -200,7 +209,7 @@ def measure(workload: Workload, optimizer: str, rounds: int, warm_up: int) -> tu
             print(f"{optimizer}, round {block - warm_up} of {rounds}, ms a step: {shown}", flush=True)
         busy = neighbours.processors()
     difference = loss_difference(blocks, workload)
-    assert optimizer != "sgd" or difference < 1e-5, "others train another model"
+    assert difference < (1e-5 if optimizer == "sgd" else 1e-3), "others train another model"
     seen = (
         f"Losses of blocks differ from ours by at most {difference:.1e} of them. Other processes used "
         f"{busy:.2f} processors meanwhile."

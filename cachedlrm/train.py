@@ -29,12 +29,14 @@ import numpy as np
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.text import aligned
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.data.batch import Dataset
 from cachedlrm.data.open import open_dataset
 from cachedlrm.export.final_state import FILE_NAME, most_bytes
 from cachedlrm.options.architecture import describe
 from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.profiles import to_toml
 from cachedlrm.options.resolve import data_request, resolve
+from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.run_files import CUT_METRICS_FILE
 from cachedlrm.options.torchrec import in_its_words
 from cachedlrm.plan.id_pass import discard_next_uses
@@ -84,12 +86,13 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
     check_monitor(resolved, dataset)
     check_outputs(resolved)
     config = to_toml(resolved)
-    with open_run(resolved) as run, closing(build_job(resolved, dataset, run.path("."))) as job:
+    with (
+        open_run(resolved) as run,
+        closing(open_console(resolved.run.ui)) as console,
+        closing(_build_job(resolved, dataset, run, console)) as job,
+    ):
         progress = Progress(job)
-        with (
-            closing(open_console(resolved.run.ui)) as console,
-            closing(_RunLog(job, progress, run, console)) as recorder,
-        ):
+        with closing(_RunLog(job, progress, run, console)) as recorder:
             try:
                 with recognised():
                     run.write_text("config.toml", config)
@@ -113,6 +116,10 @@ def train(arguments: Sequence[str], interrupts: Interrupts) -> None:
             trace = run.path(TRACE_FILE)
             where = f"\ntrace: {trace}, for https://ui.perfetto.dev" if trace.exists() else ""
             console.finish(f"{summary}\nreport: {run.path('report.html')}, and report.md as text{where}")
+
+
+def _build_job(options: Resolved, dataset: Dataset, run: RunDirectory, console: Console) -> Job:
+    return build_job(options, dataset, run.path("."), partial(console.busy, 0, "counting the rows of batches"))
 
 
 def _refuse_several_processes(environment: Mapping[str, str]) -> None:

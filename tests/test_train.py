@@ -184,6 +184,11 @@ def test_a_budget_binds_runs_that_train_nothing(tmp_path, capsys, options):
     assert report(tmp_path / "enough")["device_limit_bytes"] < 2_000_000
 
 
+def test_counting_rows_for_a_budget_says_so(tmp_path, capsys):
+    assert main([*SMALL[:-1], "--ui=plain", "--gpu-budget=1KB", f"--run-dir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().out == "counting the rows of batches\n"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is taken there")
 def test_tensorfloat_is_for_cuda(tmp_path, capsys):
     assert main([*SMALL, "--tf32", "--run-dir", str(tmp_path / "run")]) == 2

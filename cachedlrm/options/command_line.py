@@ -56,7 +56,7 @@ def parse_options(
         UserError: an option or value is wrong; names it and what is allowed.
         SystemExit: after ``--help`` or ``--version``.
     """
-    defaults, arguments, _ = translate(arguments)
+    defaults, arguments, *_ = translate(arguments)
     for argument in arguments:
         try:
             as_utf8(argument)

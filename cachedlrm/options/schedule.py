@@ -1,7 +1,7 @@
 """Which samples each step trains, and when the model is evaluated."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.data.batch import Batch, Source
@@ -137,14 +137,23 @@ class Schedule:
     @property
     def lookups_to_count(self) -> int:
         """The most lookups that `largest_working_sets` reads."""
-        batches = self.num_batches if self._shuffled is not None else min(self.num_batches, self.batches_per_epoch)
-        return batches * self.lookups_per_batch
+        return self._batches_to_count * self.lookups_per_batch
 
-    def largest_working_sets(self, router: Router) -> tuple[int, ...]:
-        """The most unique rows of any batch in each group of tables, counted; 0 without batches."""
+    @property
+    def _batches_to_count(self) -> int:
+        return self.num_batches if self._shuffled is not None else min(self.num_batches, self.batches_per_epoch)
+
+    def largest_working_sets(self, router: Router, tell: Callable[[float], None]) -> tuple[int, ...]:
+        """The most unique rows of any batch in each group of tables, counted; 0 without batches.
+
+        Args:
+            router: from batches to the lookups of each group.
+            tell: takes the share of the batches read so far, again and again.
+        """
         bits = [row_bits(rows) for rows in router.num_rows]
         largest = [0] * len(bits)
-        for batch in self.one_epoch() if self._shuffled is None else self.batches():
+        for number, batch in enumerate(self.one_epoch() if self._shuffled is None else self.batches()):
+            tell(number / self._batches_to_count)
             for group, lookups in enumerate(router(batch)):
                 largest[group] = max(largest[group], count_unique(lookups.rows, bits[group]))
         return tuple(largest)

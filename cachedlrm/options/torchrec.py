@@ -113,12 +113,14 @@ class Translation(NamedTuple):
     Attributes:
         defaults: arguments for what it leaves open and means there; profiles override them.
         arguments: what it gives.
-        names: of our options, without dashes before them, as it spells them.
+        names: those of our options, without dashes before them, that have another name there and the same value.
+        deciding: names there of those whose value is another there, and their value here, if it follows from that.
     """
 
     defaults: list[str]
     arguments: list[str]
     names: Mapping[str, str]
+    deciding: Mapping[str, tuple[str, str | None]]
 
 
 def translate(arguments: Sequence[str]) -> Translation:
@@ -130,7 +132,7 @@ def translate(arguments: Sequence[str]) -> Translation:
     """
     at = _place_of_data(arguments)
     if at is None:
-        return Translation([], list(arguments), {})
+        return Translation([], list(arguments), {}, {})
     theirs, ours = _split([*arguments[: at.start], *arguments[at.stop :]])
     given, profiles = _given(ours)
     for name in given:
@@ -151,33 +153,51 @@ def translate(arguments: Sequence[str]) -> Translation:
     return Translation(
         [argument for name, argument in spelled.items() if name not in typed],
         [*(argument for name, argument in spelled.items() if name in typed), *flags, *ours],
-        _names(theirs, decided.keys()),
+        *_names(theirs, decided.keys(), translated),
     )
+
+
+_BEFORE, _AFTER = r"(?<![\w-])--", r"(?![\w=-])"  # the name of an option
 
 
 def in_its_words(arguments: Sequence[str], message: str) -> str:
     """A mistake with the names of options that the command line has for them.
 
-    An option whose value is another there keeps our name, as the message may go on with its value, and theirs follows.
+    An option whose value is another there keeps our name, and its value if that is told, and theirs follows.
     """
     try:
-        names = translate(arguments).names
+        _, _, names, deciding = translate(arguments)
     except UserError:  # the mistake itself, which has them
         return message
-    return re.sub(r"(?<![\w-])--([a-z0-9-]+)(?![\w=-])", lambda found: names.get(found[1], found[0]), message)
+    message = re.sub(rf"{_BEFORE}([a-z0-9-]+){_AFTER}", lambda found: names.get(found[1], found[0]), message)
+    for name, (other, value) in deciding.items():
+        told = "" if value is None else rf"(?: {re.escape(value)}{_AFTER})?"
+        message = re.sub(rf"{_BEFORE}{name}{_AFTER}{told}", rf"\g<0> ({other})", message)
+    return message
 
 
-def _names(theirs: Mapping[str, str], ours: Set[str]) -> dict[str, str]:
-    """See `Translation`; ``ours`` are those that are given in our words."""
-    names = {}
+def _names(
+    theirs: Mapping[str, str], ours: Set[str], translated: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, tuple[str, str | None]]]:
+    """``names`` and ``deciding`` of a `Translation`.
+
+    Args:
+        theirs: given.
+        ours: by name, what is given in our words.
+        translated: ours that follow from theirs.
+    """
+    names: dict[str, str] = {}
+    deciding: dict[str, tuple[str, str | None]] = {}
     for name, others in _DECIDE.items():
         typed = [other for other in others if other in theirs]
         if name in ours or not (typed or name in _RENAMED):
             continue
         other = f"--{(typed or others)[0]}"
-        has_value = name in _RENAMED or f"--{name}" in _FLAGS.values()
-        names[name] = other if has_value else f"--{name} ({other})"
-    return names
+        if name in _RENAMED or f"--{name}" in _FLAGS.values():
+            names[name] = other
+        else:
+            deciding[name] = other, translated.get(name)
+    return names, deciding
 
 
 def _place_of_data(arguments: Sequence[str]) -> range | None:
@@ -239,6 +259,11 @@ def _plain(theirs: Mapping[str, str], decided: Mapping[str, Any], names_optimize
             value = theirs.get(name, carried.default)
             if value is not None:
                 translated[carried.ours] = value.replace(",", "-") if name.endswith("_sizes") else value
+    if not translated.get("test-freq", "1").isdecimal():
+        raise UserError(
+            f"--validation_freq_within_epoch {shown(translated['test-freq'])} is no number of steps; at the end of "
+            "each epoch evaluates --evaluate_on_epoch_end"
+        )
     if "evaluate_on_epoch_end" in theirs:
         if "test-freq" in translated:
             raise UserError(

@@ -15,7 +15,7 @@ from cachedlrm.options.architecture import Architecture
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
 from cachedlrm.plan.device_tier import CacheRequest, DeviceSizes, size_device
-from cachedlrm.plan.id_pass import knows_counts
+from cachedlrm.plan.id_pass import Tell, knows_counts, tell_nobody
 from cachedlrm.plan.step_bytes import StepShape
 
 _ADDRESS_BYTES = 4  # of each row's place in the map to addresses
@@ -73,7 +73,9 @@ class Tiers:
         return sum(group.num_bytes for group in self.step.groups)
 
 
-def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, device: torch.device) -> Tiers:
+def size_tiers(
+    options: Resolved, architecture: Architecture, dataset: Dataset, device: torch.device, tell: Tell = tell_nobody
+) -> Tiers:
     """Sizes the tiers of a run.
 
     Args:
@@ -81,6 +83,7 @@ def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, 
         architecture: of the model.
         dataset: what they were resolved with.
         device: where training happens; for a plan it need not be there if ``--gpu-budget`` is given.
+        tell: takes the share of the batches read so far, again and again, where their rows are counted.
 
     Raises:
         UserError: something does not fit; says what to change.
@@ -98,7 +101,7 @@ def size_tiers(options: Resolved, architecture: Architecture, dataset: Dataset, 
         step,
         request,
         limit,
-        lambda: schedule.largest_working_sets(architecture.router()),
+        lambda: schedule.largest_working_sets(architecture.router(), tell),
         is_counted_soon=schedule.lookups_to_count <= _COUNTED_LOOKUPS,
     )
     window = min(options.cache.lookahead, schedule.num_batches)

@@ -38,7 +38,7 @@ class Console:
         """A step has been issued; its figures come with the next `update`."""
 
     def busy(self, step: int, what: str, share: float | None = None) -> None:
-        """Something other than training goes on after this step, until the next `update` or `advance`.
+        """Something other than training goes on after this step, until the next `start`, `update` or `advance`.
 
         Args:
             step: steps trained.
@@ -159,6 +159,8 @@ class LiveConsole(Console):
 
     def start(self, header: RunHeader) -> None:
         """Draws the header."""
+        if self._live is not None:
+            self._live.stop()
         self._header = header
         self._view = LiveView(header, None)
         self._live = Live(self._view, console=self._terminal, auto_refresh=False, vertical_overflow="crop")
@@ -179,11 +181,17 @@ class LiveConsole(Console):
             self._redraw()
 
     def busy(self, step: int, what: str, share: float | None = None) -> None:
-        """Says so at once when it begins, for it may be long until the next call."""
+        """Says so at once when it begins, for it may be long until the next call; before the screen in a line."""
+        doing = what if share is None else f"{what} {share:.0%}"
         if self._view is None:
+            if self._live is None:
+                self._live = Live(console=self._terminal, auto_refresh=False, transient=True)
+                self._live.start()
+            if self._clock() - self._drawn >= _REDRAW_S:
+                self._drawn = self._clock()
+                self._live.update(Text(doing, "dim"), refresh=True)
             return
         begins = not self._view.doing.startswith(what)
-        doing = what if share is None else f"{what} {share:.0%}"
         self._view = dataclasses.replace(self._view, step=step, doing=doing)
         if begins:
             self._draw()

@@ -1,5 +1,8 @@
 """Has a run learned, and when was it best? In words, for the terminal and the reports."""
 
+import shlex
+
+from cachedlrm.options.torchrec import in_its_words
 from cachedlrm.report.record import Report
 from cachedlrm.report.runs import Run
 from cachedlrm.report.scores import Evaluated
@@ -36,7 +39,8 @@ def _figures(evaluation: Evaluated) -> str:
 def worse_than_mean(run: Run) -> str | None:
     """What to say of a model that is worse than predicting the mean label for every sample; None: it is not.
 
-    By held-out samples, or without them by the last losses of training.
+    By held-out samples, or without them by the last losses of training. Options have the names of the run's command
+    line.
     """
     report = run.report
     if not report.steps:
@@ -51,9 +55,10 @@ def worse_than_mean(run: Run) -> str | None:
         return None
     if not is_worse:
         return None
+    advice = in_its_words(shlex.split(str(report.environment["command"])), _advice(run, loss / of_mean))
     return (
         f"Worse than predicting the mean: {where} {loss:.5f}, and {of_mean:.5f} for predicting the mean label for "
-        f"every sample. {_advice(run, loss / of_mean)}"
+        f"every sample. {advice}"
     )
 
 

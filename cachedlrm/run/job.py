@@ -20,7 +20,7 @@ from cachedlrm.model.losses import Loss, make_loss
 from cachedlrm.options.architecture import Architecture, build_architecture
 from cachedlrm.options.resolved import Resolved
 from cachedlrm.options.schedule import Schedule
-from cachedlrm.plan.id_pass import Tell, inform_policies
+from cachedlrm.plan.id_pass import Tell, inform_policies, tell_nobody
 from cachedlrm.plan.tiers import MOST_STAGING_ROWS, Tiers, size_tiers
 from cachedlrm.run.checkpoint import check_data, keeps_log, open_durability, restore_trainer
 from cachedlrm.run.evaluation import table_number
@@ -86,13 +86,14 @@ class Job:
         self.trainer.cache.close()
 
 
-def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
+def build_job(options: Resolved, dataset: Dataset, run_dir: Path, tell: Tell = tell_nobody) -> Job:
     """Sizes the tiers and builds the trainer; with ``--resume`` as the last checkpoint has it.
 
     Args:
         options: resolved.
         dataset: what they were resolved with.
         run_dir: the run's directory.
+        tell: see `size_tiers`.
 
     Raises:
         UserError: something does not fit; says what to change.
@@ -105,7 +106,7 @@ def build_job(options: Resolved, dataset: Dataset, run_dir: Path) -> Job:
     schedule = Schedule(options, dataset.train)
     group_by = table_number(options.evaluation.gauc_table, dataset.table_names or (), len(dataset.train.table_rows))
     architecture = build_architecture(options.model, options.optimisation)
-    tiers = size_tiers(options, architecture, dataset, device)
+    tiers = size_tiers(options, architecture, dataset, device, tell)
     if device.type == "cuda":
         _limit_allocator(device, options.cache.gpu_budget)
     started = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from cachedlrm.base.units import finite, format_bytes
+from cachedlrm.options.torchrec import in_its_words
 from cachedlrm.plan.prediction import Prediction
 from cachedlrm.report.environment import environment
 from cachedlrm.report.live_view import RunHeader
@@ -86,6 +87,7 @@ def run_report(job: Job, measured: Measured, arguments: Sequence[str]) -> Report
     if warm_samples == tally.samples:  # too short a run to leave anything out
         warm_samples, warm_seconds = 0, 0.0
     seconds = tally.seconds - warm_seconds
+    ended = measured.ends_because
     keeps_best = job.options.evaluation.keep_best and measured.best is not None
     evaluation, best = (measured.best if keeps_best else tally.evaluation), measured.best
     bins = tally.best_calibration_bins if keeps_best else tally.calibration_bins
@@ -104,7 +106,7 @@ def run_report(job: Job, measured: Measured, arguments: Sequence[str]) -> Report
         **({} if evaluation is None else {name: finite(getattr(evaluation, name)) for name in SCORES}),
         evaluated_step=None if evaluation is None else evaluation.step,
         best_step=None if best is None else best.step,
-        stopped=measured.ends_because if tally.steps < job.schedule.num_steps else None,
+        stopped=in_its_words(arguments, ended) if ended and tally.steps < job.schedule.num_steps else None,
         evaluations=tuple(tally.evaluations),
         calibration_bins=tuple(bins),
         table_rows=device.table_rows,

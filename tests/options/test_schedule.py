@@ -122,8 +122,10 @@ def test_the_largest_working_set_of_the_run():
         return SimpleNamespace(rows=rows), SimpleNamespace(rows=rows // 3)
 
     router.num_rows = (10, 4)
-    assert schedule().largest_working_sets(router) == (3, 1)
-    assert schedule(steps=0).largest_working_sets(router) == (0, 0)
+    shares: list[float] = []
+    assert schedule().largest_working_sets(router, shares.append) == (3, 1)
+    assert shares == [0.0, 0.25, 0.5, 0.75]
+    assert schedule(steps=0).largest_working_sets(router, shares.append) == (0, 0)
 
 
 def test_how_many_lookups_counting_reads_at_most():
@@ -138,5 +140,5 @@ def test_the_largest_working_set_of_a_shuffled_run_is_that_of_all_epochs():
         return (SimpleNamespace(rows=batch.labels[batch.labels < 3].astype(int)),)
 
     router.num_rows = (10,)
-    assert schedule(nepochs=1, shuffle=True).largest_working_sets(router) < (3,)
-    assert schedule(nepochs=99, shuffle=True).largest_working_sets(router) == (3,)
+    assert schedule(nepochs=1, shuffle=True).largest_working_sets(router, [].append) < (3,)
+    assert schedule(nepochs=99, shuffle=True).largest_working_sets(router, [].append) == (3,)

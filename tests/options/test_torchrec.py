@@ -146,6 +146,7 @@ def test_what_is_not_carried_over_is_refused_by_name(name):
         ("{one_hot} --multi_hot_sizes 1,2", "all in memory .* Write the bags once with .*materialize_synthetic"),
         ("{multi_hot} --multi_hot_sizes 1,2", "criteo_path has bags of its own; drop the sizes"),
         ("--evaluate_on_epoch_end --validation_freq_within_epoch=3", "in equal steps, .* leave out one of them"),
+        ("--validation_freq_within_epoch epoch", "_epoch epoch is no number of steps; .* --evaluate_on_epoch_end"),
         ("--batch_size", "--batch_size needs a value"),
         ("--batch_size --adagrad", "--batch_size needs a value"),
         ("--mmap_mode=True", "--mmap_mode takes no value; leave out =True"),
@@ -208,7 +209,7 @@ def test_a_profile_lies_between_what_is_given_and_what_is_meant(tmp_path):
         ("--batch_size 0", "--batch_size"),
         ("--dcn_low_rank_dim=x --interaction_type dcn", "--dcn_low_rank_dim"),
         ("--num_embeddings_per_feature 5,6 --multi_hot_sizes=1,2,3", "set the tables by --num_embeddings_per_feature"),
-        ("--num_embeddings_per_feature=5,6 --multi_hot_sizes=1,2,3", "--data (--multi_hot_sizes) zipf:hot=1-2-3:"),
+        ("--num_embeddings_per_feature=5,6 --multi_hot_sizes=1,2,3", "--data zipf:hot=1-2-3 (--multi_hot_sizes):"),
         ("--num_embeddings=5 --multi_hot_sizes=1,2", "or set the tables by --num_embeddings\n"),
         ("--arch-embedding-size=5-6 --multi_hot_sizes=1,2,3", "or set the tables by --arch-embedding-size"),
         ("--adagrad --learning-rate=-1", "--learning-rate"),
@@ -230,6 +231,30 @@ def test_a_value_that_a_profile_gives_keeps_the_name_it_has_there(tmp_path):
     told = "--arch-mlp-bot ends in 4 but --embedding_dim is 8; --num-batches=4, --dcn_num_layers"
     assert torchrec.in_its_words(line, message) == told
     assert torchrec.in_its_words(["--data=zipf"], message) == message
+
+
+def test_what_decides_a_value_follows_it():
+    line = ["--data=torchrec", "--adagrad", "--dense_arch_layer_sizes=9,4"]
+    for ours, told in (
+        ("--optimizer adagrad keeps", "--optimizer adagrad (--adagrad) keeps"),
+        ("--optimizer adagrad-like", "--optimizer (--adagrad) adagrad-like"),
+        ("--arch-mlp-bot 13-9-4; --arch-mlp-bot", "--arch-mlp-bot 13-9-4 (--dense_arch_layer_sizes); --arch-mlp-bot "
+         "(--dense_arch_layer_sizes)"),
+    ):  # fmt: skip
+        assert torchrec.in_its_words(line, ours) == told
+
+
+def test_advice_after_a_run_has_the_names_that_were_typed(tmp_path, capsys):
+    line = (
+        "--data=torchrec --data=zipf:samples=300 --num_embeddings=9 --embedding_dim=4 --dense_arch_layer_sizes=4 "
+        f"--over_arch_layer_sizes=4,1 --batch_size=20 --learning_rate=900 --run-dir={tmp_path / 'run'} --ui=plain"
+    )
+    assert main([*line.split(), "--test-freq=5"]) == 0
+    told = "Worse than predicting the mean: held-out logloss"
+    for text in (capsys.readouterr().out, (tmp_path / "run" / "report.md").read_text()):
+        words = next(one for one in text.splitlines() if told in one)
+        assert "--learning_rate (900.0)" in words, words
+        assert not re.search("--(learning-rate|nepochs|lr-num|arch)", words), words
 
 
 @pytest.mark.parametrize("path", PATHS)

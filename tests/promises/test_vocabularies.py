@@ -180,6 +180,17 @@ def test_a_model_file_goes_on_with_a_larger_vocabulary_and_knows_the_smaller_one
     assert torch.equal(rows_of(tmp_path / "cached.pt"), rows_of(tmp_path / "resident.pt"))
     content = torch.load(tmp_path / "cached.pt", weights_only=True)
     assert (content["vocabulary"], content["vocabulary_bases"]) == (fingerprint(later), [fingerprint(days / "a")])
+    # one that does not say its vocabulary learns it from its data first
+    del (content := torch.load(old, weights_only=True))["vocabulary"]
+    torch.save(content, tmp_path / "old.pt")
+    unknown = f"--load-model={tmp_path / 'old.pt'}"
+    message = one_line(capsys, train(tmp_path / "known", f"--data=npy:{later}", unknown, "--steps=0"))
+    assert "emb_l.0.weight is 61 x 4 in the file and 91 x 4 in this model, and the file does not say" in message
+    learns = [f"--data=npy:{days / 'a'}", unknown, "--steps=0", f"--save-model={tmp_path / 'known.pt'}"]
+    assert train(tmp_path / "known", *learns) == 0
+    loaded = [f"--load-model={tmp_path / 'known.pt'}", "--steps=0", f"--save-model={tmp_path / 'grown.pt'}"]
+    assert train(tmp_path / "grown", f"--data=npy:{later}", *loaded) == 0
+    assert torch.equal(rows_of(tmp_path / "grown.pt"), rows)
     # and back: the data of the smaller one, in the tables of the larger one
     larger = [f"--data=npy:{days / 'a'}", f"--load-model={tmp_path / 'cached.pt'}"]
     message = one_line(capsys, train(tmp_path / "back", *larger))

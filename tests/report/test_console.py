@@ -287,6 +287,23 @@ def test_an_evaluation_is_shown_at_once_and_until_it_ends():
     assert "evaluating" not in stream.getvalue()[size:]
 
 
+def test_what_comes_before_the_start_is_a_line_that_the_screen_replaces():
+    stream, now = io.StringIO(), [0.0]
+    console = live(stream, now)
+    console.busy(0, "counting", 0.0)
+    assert without_colours(stream.getvalue()).split() == ["counting", "0%"]
+    now[0] += 0.3
+    console.busy(0, "counting", 0.5)
+    assert without_colours(stream.getvalue()).split()[-2:] == ["counting", "50%"]
+    console.start(HEADER)
+    console.close()
+    assert "counting" not in stream.getvalue()[stream.getvalue().index("cachedlrm") :]
+    console = live(stream, now)
+    console.busy(0, "counting", 0.0)
+    console.close()  # a mistake ends the run
+    assert stream.getvalue().rindex(CURSOR_ON) > stream.getvalue().rindex("counting")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_the_newest_view_is_left_standing(error):
     stream = io.StringIO()

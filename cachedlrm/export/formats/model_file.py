@@ -137,6 +137,8 @@ def load_model(
             raise UserError(f"{path} has parameter {line}, which this model lacks; {_advice(line)}")
     if grows:
         shapes = {name: _shape_before(parameters[name], name, shape) for name, shape in shapes.items()}
+    if trained is None and vocabulary is not None and vocabulary.bases:
+        _check_that_none_grew(path, parameters, shapes)
     arrays = {name: _array(path, name, parameters[name], shape) for name, shape in shapes.items()}
     optimizer = architecture.layouts[0].optimizer
     keys = {name: _state_keys(optimizer, dense, name) for name in shapes}
@@ -158,6 +160,18 @@ def _shape_before(tensor: Any, name: str, shape: tuple[int, ...]) -> tuple[int, 
     if not _is_of_rows(name) or not isinstance(tensor, Tensor) or not 0 < tensor.ndim == len(shape):
         return shape
     return (min(shape[0], len(tensor)), *shape[1:])
+
+
+def _check_that_none_grew(path: Path, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses a file that does not say what its rows stand for, where tables have more rows than in the file."""
+    for name, shape in shapes.items():
+        before = _shape_before(parameters[name], name, shape)
+        if before != shape:
+            raise UserError(
+                f"{path}: {name} is {_text(before)} in the file and {_text(shape)} in this model, and the file does "
+                "not say its vocabulary, from which tables could grow; load it once with the data that it was trained "
+                "on, with --steps 0 and --save-model, and go on from that file"
+            )
 
 
 def _load(path: Path) -> Any:
