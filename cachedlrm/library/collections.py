@@ -261,7 +261,8 @@ class CachedEmbeddingBagCollection(CachedCollection):
             return keyed_tensor(features, self._output_names, self._lengths, pooled)
         blocks: list[Tensor] = [torch.empty(0)] * len(tables.features)
         for number, group in enumerate(tables.groups):
-            of_group = self._averaged(vectors[number], part, number).view(ids.num_samples, -1, group.dim)
+            averaged = self._averaged(vectors[number], part, number)
+            of_group = averaged.view(ids.num_samples, len(group.features), group.dim)  # of no samples, too
             for feature, block in zip(group.features, of_group.unbind(1), strict=True):
                 blocks[feature] = block
         return keyed_tensor(features, self._output_names, self._lengths, torch.cat(blocks, dim=1))

@@ -21,7 +21,7 @@ Ids = Tensor | NDArray[Any] | Sequence[Any]
 """Ids of B samples in T tables; see `bag_ids`."""
 
 _ARRAYS = (Tensor, np.ndarray)
-_INT64 = torch.int64
+_INT64, _STRIDED = torch.int64, torch.strided
 
 
 class FeatureIds(NamedTuple):
@@ -163,11 +163,16 @@ def named_ids(features: Any, names: Sequence[str], where: str) -> FeatureIds:
 def _of_keyed(features: Any, names: Sequence[str], where: str) -> FeatureIds:
     """From a KeyedJaggedTensor."""
     for method, what in (
-        ("weights_or_none", "has weights"),
-        ("inverse_indices_or_none", "has inverse indices"),
+        ("weights_or_none", "weights"),
+        ("inverse_indices_or_none", "inverse indices"),
     ):
-        if (found := getattr(features, method, None)) is not None and found() is not None:
-            raise UserError(f"{where}: the KeyedJaggedTensor {what}, which are not supported; give one without")
+        if _has(features, method):
+            raise UserError(f"{where}: the KeyedJaggedTensor has {what}, which are not supported; give one without")
+    if (varies := getattr(features, "variable_stride_per_key", None)) is not None and varies():
+        raise UserError(
+            f"{where}: the keys of the KeyedJaggedTensor have batches of different sizes, which is not supported; give "
+            "each key one bag for each sample"
+        )
     keys = list(features.keys())
     values = _array(features.values(), 1, where, ": values")
     offsets = _array(features.offsets(), 1, where, ": offsets")
@@ -257,12 +262,20 @@ def _of_feature(entry: Any, where: str, name: str, before: _Bags | None) -> _Bag
     return _Bags(values, len(offsets) - 1, size, offsets, given_offsets)
 
 
+def _has(jagged: Any, method: str) -> bool:
+    """Whether TorchRec's ``method``, as ``weights_or_none``, gives anything."""
+    found = getattr(jagged, method, None)
+    return found is not None and found() is not None
+
+
 def _of_jagged(entry: Any, where: str, name: str) -> tuple[Any, Any]:
     """Values and offsets of a JaggedTensor."""
     if not (callable(getattr(entry, "values", None)) and callable(getattr(entry, "offsets", None))):
         raise UserError(
             f"{where}: feature {name} is {type(entry).__name__}; give (values, offsets), or ids [B] or [B, L]"
         )
+    if _has(entry, "weights_or_none"):
+        raise UserError(f"{where}: feature {name} has weights, which are not supported; give it without")
     return entry.values(), entry.offsets()
 
 
@@ -290,6 +303,7 @@ def _array(given: object, num_axes: int, *what: str) -> Int64s:
         and given.dtype is _INT64
         and given.ndim == num_axes
         and given.is_cpu
+        and given.layout is _STRIDED
         and given.is_contiguous()
     ):
         given = _tensor(given, num_axes, what)
@@ -304,7 +318,10 @@ def _tensor(given: object, num_axes: int, what: tuple[str, ...]) -> Tensor:
     if not isinstance(given, Tensor) or given.dtype not in (torch.int32, _INT64) or given.ndim != num_axes:
         found = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
         raise UserError(f"{''.join(what)} are {found}; give an int64 or int32 tensor of {num_axes} axes")
-    return given.cpu().to(_INT64).contiguous()
+    try:
+        return torch.from_numpy(given.cpu().to(_INT64).contiguous().numpy())
+    except (RuntimeError, TypeError) as error:  # of a layout or a device without numbers that lie side by side
+        raise UserError(f"{''.join(what)} cannot be read: {error}; give an int64 or int32 tensor") from error
 
 
 _RAGGED, _NOT_RISING = -1, -2

@@ -16,8 +16,10 @@ from cachedlrm import (
 )
 from cachedlrm.library.keyed import JaggedTensor
 from support.cached_collections import (
+    BATCH,
     FEATURES,
     TABLES,
+    WIDTH,
     Model,
     assert_rows_travelled,
     assert_same_rows,
@@ -217,6 +219,22 @@ def test_means_are_those_of_embedding_bag_and_of_an_empty_bag_zero():
         assert torch.equal(collection({"t": (ids, offsets)})["t"], expected)
         assert torch.equal(collection.eval()({"t": (ids, offsets)})["t"], expected)
         assert not expected[1].any()
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_batch_without_samples_moves_nothing(depth):
+    none = {name: torch.arange(0) for name in FEATURES}
+    some = batches()[0].features
+    with make_collection(prefetch_depth=depth) as collection:
+        before = collection.state_dict()
+        for features in collection.prefetch([none, some, none], lambda features: features):
+            values = collection(features).values()
+            assert values.shape == ((0 if features is none else BATCH), WIDTH)
+            (values * 0).sum().backward()
+            collection.step()
+        assert collection.eval()(none).values().shape == (0, WIDTH)
+        assert all(torch.equal(weight, before[name]) for name, weight in collection.state_dict().items())
+        assert collection.steps == 3
 
 
 def test_state_dicts_have_torchrecs_names_and_load_weights_beside_the_optimizers_state():

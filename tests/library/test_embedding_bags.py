@@ -283,6 +283,20 @@ def test_forward_twice_adds_gradients():
         assert not torch.equal(once.weight(0), initial_weights()[0])
 
 
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")  # its gradients are small
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_a_gradient_with_a_graph_of_its_own_moves_rows_alike(optimizer):
+    weights = []
+    for has_graph in (False, True):
+        with make_bags(optimizer) as bags:
+            for batch in batches()[:5]:
+                pooled = bags(*batch.lookup)
+                pooled.square().sum().backward(create_graph=has_graph)
+                bags.step()
+            weights.append([bags.weight(table) for table in range(NUM_TABLES)])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
 def test_the_learning_rate_may_change_between_steps():
     with make_bags("sgd", learning_rate=100.0) as bags:
         bags.learning_rate = 0.5

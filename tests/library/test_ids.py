@@ -128,6 +128,13 @@ def test_features_may_share_their_offsets():
         (keyed(["a", "b"], [1, 2], [0, 1, 1, 2]), "4 offsets for 2 keys"),
         (keyed(["a"], torch.arange(0), torch.arange(0)), "0 offsets for 1 keys"),
         (keyed(["a", "b"], [1, 2], [0, 1, 2], weights_or_none=lambda: ZEROS), "has weights"),
+        (keyed(["a", "b"], [1, 2], [0, 1, 2], variable_stride_per_key=lambda: True), "batches of different sizes"),
+        (
+            {"a": ZEROS, "b": keyed(None, ZEROS, torch.arange(5), weights_or_none=lambda: ZEROS)},
+            "feature b has weights",
+        ),
+        ({"a": ZEROS, "b": ZEROS.to_sparse()}, "feature b cannot be read"),
+        ({"a": ZEROS, "b": ZEROS.to("meta")}, "feature b cannot be read"),
     ],
 )
 def test_other_features_are_refused(features, words):
