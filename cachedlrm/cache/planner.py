@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from cachedlrm.base.kernels import AHEAD, load_ahead
 from cachedlrm.cache.counters import TABLE_COUNTS, CacheCounters
 from cachedlrm.cache.minimum import MinimumMoves
 from cachedlrm.cache.policies import Policy
-from cachedlrm.cache.victims import VictimReserve
+from cachedlrm.cache.victims import FREE, LAST_USE, VictimReserve, rank_of
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
 
 # slot_of[address]: the slot (>= 0), NEVER (-1) before the first admission, or -2 - plan after an eviction by `plan`.
@@ -95,10 +94,9 @@ class Planner:
         self.slot_of = policy.slot_of
         self.num_addresses = 0
         self._address_in: Int32s = np.empty(num_slots, np.int32)
-        self._last_use = policy.last_use
         self._used_slots = 0  # slots from here on were never used
         self._free_slots = np.empty(0, np.int64)  # used once, free now
-        self._reserve = VictimReserve(policy, self._last_use)
+        self._reserve = VictimReserve(policy)
 
     @property
     def resident_rows(self) -> int:
@@ -113,7 +111,7 @@ class Planner:
         """Makes a batch known."""
         self.slot_of[self.num_addresses : working_set.num_addresses] = NEVER
         self.num_addresses = working_set.num_addresses
-        self._policy.announce(working_set, self.slot_of)
+        self._policy.announce(working_set)
 
     def plan(self, working_set: WorkingSet) -> Plan:
         """Plans the oldest batch that is announced and not planned.
@@ -128,21 +126,20 @@ class Planner:
         slots = np.empty(size, np.int64)
         missing = np.empty(size, np.int64)
         table_counts = np.zeros((self._num_tables, len(TABLE_COUNTS)), np.int64)
-        num_missing, hit_lookups = _look_up(
-            addresses, index, working_set.lookups, working_set.first_lookups, working_set.offsets,
-            self.slot_of, self._last_use, slots, missing, table_counts,
-        )  # fmt: skip
+        keys = self._policy.use(working_set, slots)
+        num_missing, hit_lookups = _count(
+            slots, working_set.lookups, working_set.first_lookups, working_set.offsets, missing, table_counts
+        )
         evict_slots, evict_addresses, evict_after = self._evict(index, size, num_missing)
         admit_slots = self._free_slots_for(num_missing, evict_slots)
         fetch_addresses = fetch_slots = create_rows = create_slots = NO_ROWS
         read_after = -1
         if num_missing:
             fetch_addresses, fetch_slots, create_rows, create_slots, read_after = _admit(
-                working_set.rows, addresses, index, missing[:num_missing], admit_slots,
-                self.slot_of, self._address_in, self._last_use, slots,
+                working_set.rows, addresses, index, keys, missing[:num_missing], admit_slots,
+                self.slot_of, self._address_in, self._policy.ranks, slots,
             )  # fmt: skip
-        self._policy.use(working_set, slots)
-        self._reserve.used(index, slots)
+        self._reserve.used(index, slots, keys)
         num_created = len(create_slots)
         return Plan(
             index=index,
@@ -192,36 +189,27 @@ class Planner:
 
     def resident(self, since: int = 0) -> tuple[Int64s, Int64s]:
         """Resident rows used by batch ``since`` or later: (addresses, slots), each [n] int64."""
-        slots = np.flatnonzero(self._last_use[: self._used_slots] >= since)
+        used = self._policy.ranks[: self._used_slots]
+        slots = np.flatnonzero((used != FREE) & (used & LAST_USE >= since))
         return self._address_in[slots].astype(np.int64), slots
 
 
 @numba.njit(cache=True, nogil=True)
-def _look_up(
-    addresses: Int64s,
-    index: int,
+def _count(
+    slots: Int64s,
     lookups: Int32s,
     first_lookups: Int32s,
     offsets: Int32s,
-    slot_of: Int32s,
-    last_use: Int32s,
-    slots: Int64s,
     missing: Int64s,
     table_counts: Int64s,
 ) -> tuple[int, int]:
-    """Finds the rows of batch ``index`` and marks those that are resident as used by it.
-
-    One loop for both jobs: with lines loaded ahead, counting costs nothing beside the waits for the map of rows.
+    """Counts a batch, and finds which of its rows are not resident.
 
     Args:
-        addresses: [U].
-        index: of the batch.
+        slots: [U], states of ``slot_of``.
         lookups: of the `WorkingSet`.
         first_lookups: of the `WorkingSet`.
         offsets: of the `WorkingSet`.
-        slot_of: by address.
-        last_use: by slot; changed.
-        slots: [U]; filled with states of ``slot_of``.
         missing: [U]; filled with positions of rows that are not resident.
         table_counts: [num_tables, 4] of zeros; filled with the `TABLE_COUNTS` of the batch.
 
@@ -231,19 +219,15 @@ def _look_up(
     num_tables = len(table_counts)
     num_missing = np.uint32(0)  # unsigned, as `_deduplicate` has its indices
     last_bag = len(offsets) - 2
+    is_one_hot = offsets[-1] <= last_bag + 1  # or nearly: bags of many lookups are found one after the other
     first_bag = bag = before = 0  # `first_bag` of a sample; as first lookups ascend, no division is needed
-    for position in range(min(len(addresses), 2 * AHEAD)):
-        load_ahead(slot_of, addresses[position])
-    for position in range(len(addresses)):
-        if position + 2 * AHEAD < len(addresses):
-            load_ahead(slot_of, addresses[position + 2 * AHEAD])
-        if position + AHEAD < len(addresses):
-            load_ahead(last_use, max(slot_of[np.uint64(addresses[position + AHEAD])], 0))
-        slot = slots[position] = slot_of[np.uint64(addresses[position])]
+    for position in range(len(slots)):
+        slot = slots[position]
         first = first_lookups[position]
-        bag = min(bag + first - before, last_bag)  # its bag, where bags have one lookup each
-        while offsets[np.uint32(bag)] > first:
-            bag -= 1
+        if is_one_hot:
+            bag = min(bag + first - before, last_bag)  # its bag, where all have one lookup
+            while offsets[np.uint32(bag)] > first:
+                bag -= 1
         while offsets[np.uint32(bag + 1)] <= first:
             bag += 1
         before = first
@@ -252,7 +236,6 @@ def _look_up(
         table = np.uint32(bag - first_bag)
         table_counts[table, 2] += 1
         if slot >= 0:
-            last_use[np.uint32(slot)] = index
             table_counts[table, 1] += lookups[position]
         else:
             table_counts[table, 0] += lookups[position]  # those that hit are added below
@@ -271,11 +254,12 @@ def _admit(
     rows: Int64s,
     addresses: Int64s,
     index: int,
+    keys: Int32s,
     missing: Int64s,
     admit_slots: Int64s,
     slot_of: Int32s,
     address_in: Int32s,
-    last_use: Int32s,
+    ranks: Int64s,
     slots: Int64s,
 ) -> tuple[Int64s, Int64s, Int64s, Int64s, int]:
     """Gives the rows at the ``missing`` positions of batch ``index`` their slots.
@@ -288,9 +272,8 @@ def _admit(
     create_rows, create_slots = np.empty(len(missing), np.int64), np.empty(len(missing), np.int64)
     num_fetched, num_created, read_after = 0, 0, -1
     for number in range(len(missing)):
-        position, slot = missing[number], admit_slots[number]
-        address = addresses[position]
-        state = slot_of[address]
+        position, slot = np.uint64(missing[number]), np.uint64(admit_slots[number])
+        address, state = addresses[position], slots[position]
         if state == NEVER:
             create_rows[num_created], create_slots[num_created] = rows[position], slot
             num_created += 1
@@ -298,7 +281,8 @@ def _admit(
             fetch_addresses[num_fetched], fetch_slots[num_fetched] = address, slot
             num_fetched += 1
             read_after = max(read_after, _EVICTED - state)
-        slot_of[address], address_in[slot], last_use[slot], slots[position] = slot, address, index, slot
+        slot_of[np.uint64(address)], address_in[slot], slots[position] = slot, address, slot
+        ranks[slot] = rank_of(keys[position], index)
     return (
         fetch_addresses[:num_fetched], fetch_slots[:num_fetched],
         create_rows[:num_created], create_slots[:num_created], read_after,

@@ -7,6 +7,7 @@ its past. The unit of use is one batch's working set: ten lookups of a row in on
 one fetch.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 
 import numba
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 
 from cachedlrm.base.kernels import AHEAD, load_ahead, side_by_side
 from cachedlrm.cache.lookup_counts import MANY, Counts, lookups_left
+from cachedlrm.cache.victims import rank_of
 from cachedlrm.cache.working_set import NEVER, Int32s, Int64s, WorkingSet
 
 _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
 # log2(1 + 2^-d) for the difference d of two scores; beyond 12 it is under half a unit.
 _LOG_SUM = np.round(np.log2(1.0 + np.exp2(-np.arange(12 * _ONE) / _ONE)) * _ONE).astype(np.int32)
+_UPPER = sys.byteorder == "little"  # which int32 of an int64 is its upper half
 _UNKNOWN = np.empty(0, np.int32)  # next uses where no batch is known ahead
 _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, falling with the batch of the next use
 
@@ -33,8 +36,8 @@ class Policy:
         num_rows: of all tables.
 
     Attributes:
-        keys: [num_slots] int32; the slot with the lowest is evicted first.
-        last_use: [num_slots] int32, the planner's; beside the keys in memory, as code that needs one needs the other.
+        ranks: [num_slots] int64, the planner's: ``key << 32 | last use``; the slot with the lowest is evicted first.
+        keys: [num_slots] int32, the upper halves of the ranks.
         slot_of: [num_rows] int32 by address, the planner's; beside the history of policies that keep one.
         window: batches to be known ahead.
         needs_previous: whether `announce` needs to know where rows appeared before.
@@ -46,14 +49,31 @@ class Policy:
     known_from = 2**31
 
     def __init__(self, num_slots: int, num_rows: int) -> None:
-        self.keys, self.last_use = side_by_side(num_slots)
+        self.ranks: Int64s = np.zeros(num_slots, np.int64)
+        self.keys: Int32s = self.ranks.view(np.int32)[_UPPER::2]
         self.slot_of: Int32s = np.zeros(num_rows, np.int32)
 
-    def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
+    def announce(self, working_set: WorkingSet) -> None:
         """A batch entered the known window; it is planned `window` batches later."""
 
-    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        """A batch was planned: its rows [U] now hold ``slots`` [U]."""
+    def use(self, working_set: WorkingSet, slots: Int64s) -> Int32s:
+        """A batch is being planned: finds its rows, and ranks the slots of those that are resident.
+
+        One call for both, as a row's slot and its history are in one line of memory.
+
+        Args:
+            working_set: of the batch.
+            slots: [U]; filled with `slot_of` of the rows.
+
+        Returns:
+            The keys [U] int32 of the rows from this batch on.
+        """
+        return self._find(working_set, np.zeros(working_set.num_rows, np.int32), slots)
+
+    def _find(self, working_set: WorkingSet, keys: Int32s, slots: Int64s) -> Int32s:
+        """`use` for keys that are known beforehand."""
+        _find(working_set.addresses, working_set.index, keys, self.slot_of, self.ranks, slots)
+        return keys
 
 
 class Lru(Policy):
@@ -67,8 +87,8 @@ class Lfu(Policy):
         super().__init__(num_slots, num_rows)
         self._uses, self.slot_of = side_by_side(num_rows)
 
-    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        _count_uses(working_set.addresses, slots, self._uses, self.keys)
+    def use(self, working_set: WorkingSet, slots: Int64s) -> Int32s:
+        return _count_uses(working_set.addresses, working_set.index, self._uses, self.slot_of, self.ranks, slots)
 
 
 class Lrfu(Policy):
@@ -87,13 +107,16 @@ class Lrfu(Policy):
         self._half_life = half_life
         self._scores, self.slot_of = side_by_side(num_rows)  # scores plus one; zero: never used
 
-    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        self._score(working_set, slots, _UNKNOWN)
+    def use(self, working_set: WorkingSet, slots: Int64s) -> Int32s:
+        return self._score(working_set, slots, _UNKNOWN)
 
-    def _score(self, working_set: WorkingSet, slots: Int64s, next_uses: Int32s) -> None:
+    def _score(self, working_set: WorkingSet, slots: Int64s, next_uses: Int32s) -> Int32s:
         """Counts a use; the key is the score, or tells the next use where that is known."""
         now = round(working_set.index / self._half_life * _ONE)
-        _score_uses(working_set.addresses, slots, now, next_uses, _LOG_SUM, self._scores, self.keys)
+        return _score_uses(
+            working_set.addresses, working_set.index, now, next_uses, _LOG_SUM,
+            self._scores, self.slot_of, self.ranks, slots,
+        )  # fmt: skip
 
 
 class Static(Policy):
@@ -115,8 +138,8 @@ class Static(Policy):
         """Takes lookups of each row [num_rows], counted by others, in place of batches that use it."""
         self._uses = lookups_left(row_counts, epochs=1)
 
-    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
-        self.keys[slots] = self._uses[working_set.rows]
+    def use(self, working_set: WorkingSet, slots: Int64s) -> Int32s:
+        return self._find(working_set, self._uses[working_set.rows].astype(np.int32), slots)
 
 
 class Lookahead(Lrfu):
@@ -150,26 +173,24 @@ class Lookahead(Lrfu):
         """
         self._left = lookups_left(row_counts, epochs, passed)
 
-    def announce(self, working_set: WorkingSet, slot_of: Int32s) -> None:
+    def announce(self, working_set: WorkingSet) -> None:
         assert working_set.previous is not None
         size = working_set.num_rows
         if size > self._next_uses.shape[1]:
             spare = np.empty((self.window + 1, size + size // 4 - self._next_uses.shape[1]), np.int32)
             self._next_uses = np.concatenate([self._next_uses, spare], axis=1)
         _announce_uses(
-            working_set.index, working_set.addresses, working_set.previous, slot_of,
+            working_set.index, working_set.addresses, working_set.previous, self.slot_of,
             self._next_planned, self._next_uses, self.keys,
         )  # fmt: skip
 
-    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+    def use(self, working_set: WorkingSet, slots: Int64s) -> Int32s:
         self._next_planned = working_set.index + 1
         next_uses = self._next_uses[working_set.index % (self.window + 1)]
         if self._left is None:
-            self._score(working_set, slots, next_uses)
-        else:
-            _rank_by_lookups_left(
-                working_set.rows, working_set.lookups, slots, next_uses, self._left, self.keys
-            )  # fmt: skip
+            return self._score(working_set, slots, next_uses)
+        keys = _keys_by_lookups_left(working_set.rows, working_set.lookups, next_uses, self._left)
+        return self._find(working_set, keys, slots)
 
 
 class Oracle(Policy):
@@ -184,11 +205,11 @@ class Oracle(Policy):
         """Takes a function from a batch to the next uses [U] of its positions, `NEVER` for none."""
         self._next_uses = next_uses
 
-    def use(self, working_set: WorkingSet, slots: Int64s) -> None:
+    def use(self, working_set: WorkingSet, slots: Int64s) -> Int32s:
         next_uses = self._next_uses(working_set.index)
         if len(next_uses) != working_set.num_rows:
             raise AssertionError(f"batch {working_set.index} has other ids than when they were read ahead")
-        self.keys[slots] = np.where(next_uses == NEVER, 0, _KNOWN_USE - next_uses)
+        return self._find(working_set, np.where(next_uses == NEVER, np.int32(0), _KNOWN_USE - next_uses), slots)
 
 
 def bytes_per_row(name: str, counts_lookups: bool) -> int:
@@ -210,28 +231,60 @@ def make_policy(name: str, num_slots: int, num_rows: int, window: int) -> Policy
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_uses(addresses: Int64s, slots: Int64s, uses: Int32s, keys: Int32s) -> None:
-    for index in range(len(addresses)):
-        uses[addresses[index]] += 1
-        keys[slots[index]] = uses[addresses[index]]
+def _load_rows_ahead(addresses: Int64s, position: int, slot_of: Int32s, ranks: Int64s) -> None:
+    """Starts to load what the loops below read of the rows to come: the line of a row, then that of its slot."""
+    if position + 2 * AHEAD < len(addresses):
+        load_ahead(slot_of, addresses[position + 2 * AHEAD])
+    if position + AHEAD < len(addresses):
+        load_ahead(ranks, max(slot_of[np.uint64(addresses[position + AHEAD])], 0))
+
+
+@numba.njit(cache=True, nogil=True)
+def _find(addresses: Int64s, index: int, keys: Int32s, slot_of: Int32s, ranks: Int64s, slots: Int64s) -> None:
+    """Fills ``slots`` with ``slot_of`` of ``addresses``; resident rows get ranks of their keys and batch ``index``."""
+    for position in range(len(addresses)):
+        _load_rows_ahead(addresses, position, slot_of, ranks)
+        slot = slots[position] = slot_of[np.uint64(addresses[position])]
+        if slot >= 0:
+            ranks[np.uint64(slot)] = rank_of(keys[position], index)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_uses(addresses: Int64s, index: int, uses: Int32s, slot_of: Int32s, ranks: Int64s, slots: Int64s) -> Int32s:
+    """`_find` with keys that count uses, which it returns."""
+    keys = np.empty(len(addresses), np.int32)
+    for position in range(len(addresses)):
+        _load_rows_ahead(addresses, position, slot_of, ranks)
+        address = np.uint64(addresses[position])
+        uses[address] += 1
+        keys[position] = uses[address]
+        slot = slots[position] = slot_of[address]
+        if slot >= 0:
+            ranks[np.uint64(slot)] = rank_of(keys[position], index)
+    return keys
 
 
 @numba.njit(cache=True, nogil=True)
 def _score_uses(
     addresses: Int64s,
-    slots: Int64s,
+    index: int,
     now: int,
     next_uses: Int32s,
     log_sum: NDArray[np.int32],
     scores: Int32s,
-    keys: Int32s,
-) -> None:
-    """score = log2(2^score + 2^now) in fixed point; positions beyond ``next_uses`` have none known."""
-    for index in range(len(addresses)):
-        if index + AHEAD < len(addresses):
-            load_ahead(scores, addresses[index + AHEAD])
-            load_ahead(keys, slots[index + AHEAD])
-        score = int(scores[addresses[index]]) - 1
+    slot_of: Int32s,
+    ranks: Int64s,
+    slots: Int64s,
+) -> Int32s:
+    """`_find` with keys that are scores or next uses, which it returns.
+
+    score = log2(2^score + 2^now) in fixed point; positions beyond ``next_uses`` have none known.
+    """
+    keys = np.empty(len(addresses), np.int32)
+    for position in range(len(addresses)):
+        _load_rows_ahead(addresses, position, slot_of, ranks)
+        address = np.uint64(addresses[position])
+        score = int(scores[address]) - 1
         if score < 0:
             score = now
         else:
@@ -239,9 +292,13 @@ def _score_uses(
             score = max(score, now)
             if difference < len(log_sum):
                 score += int(log_sum[difference])
-        scores[addresses[index]] = score + 1
-        is_known = index < len(next_uses) and next_uses[index] != NEVER
-        keys[slots[index]] = _KNOWN_USE - next_uses[index] if is_known else score
+        scores[address] = score + 1
+        is_known = position < len(next_uses) and next_uses[position] != NEVER
+        keys[position] = _KNOWN_USE - next_uses[position] if is_known else score
+        slot = slots[position] = slot_of[address]
+        if slot >= 0:
+            ranks[np.uint64(slot)] = rank_of(keys[position], index)
+    return keys
 
 
 @numba.njit(cache=True, nogil=True)
@@ -271,16 +328,15 @@ def _announce_uses(
 
 
 @numba.njit(cache=True, nogil=True)
-def _rank_by_lookups_left(
-    rows: Int64s, lookups: Int32s, slots: Int64s, next_uses: Int32s, left: Counts, keys: Int32s
-) -> None:
+def _keys_by_lookups_left(rows: Int64s, lookups: Int32s, next_uses: Int32s, left: Counts) -> Int32s:
     """Takes this batch's lookups from those left; a key is the next use if known, else the lookups left."""
+    keys = np.empty(len(rows), np.int32)
     for position in range(len(rows)):
         if position + AHEAD < len(rows):
             load_ahead(left, rows[position + AHEAD])
-            load_ahead(keys, slots[position + AHEAD])
         row = rows[position]
         if left[row] != MANY:
             left[row] -= min(left[row], lookups[position])
         known = next_uses[position] != NEVER
-        keys[slots[position]] = _KNOWN_USE - next_uses[position] if known else left[row]
+        keys[position] = _KNOWN_USE - next_uses[position] if known else left[row]
+    return keys

@@ -20,16 +20,21 @@ _NO_LIMIT = 2**31  # above every key
 _NOTHING, _EVERYTHING = np.int64(-(2**63)), np.int64(2**63 - 1)  # thresholds
 _NO_SLOTS = np.empty(0, np.int64)
 
+FREE = 2**63 - 1
+"""The rank of a free slot: above those of all others."""
+LAST_USE = 2**32 - 1
+"""The bits of a rank that hold the last use."""
 
-class SlotKeys(Protocol):
+
+class SlotRanks(Protocol):
     """The part of a policy that the reserve reads.
 
     Attributes:
-        keys: [num_slots]; none falls between two uses of its slot.
+        ranks: [num_slots] int64, ``key << 32 | last use`` or `FREE`; none falls between two uses of its slot.
         known_from: the lowest key of a slot whose next use is known.
     """
 
-    keys: Int32s
+    ranks: Int64s
     known_from: int
 
 
@@ -41,12 +46,11 @@ class _Entries(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """A batch that was planned: its slots, and those whose rank was below ``threshold`` then."""
+    """A batch that was planned: its slots and the keys they had then."""
 
     batch: int
     slots: Int64s
-    low: Int64s
-    threshold: np.int64
+    keys: Int32s
 
 
 def _room(size: int) -> _Entries:
@@ -59,14 +63,13 @@ class VictimReserve:
     Memory: 24 bytes for each slot of the reserve.
 
     Args:
-        policy: its ``keys`` [num_slots]; the lowest is evicted first, of equal ones the least recently used.
-        last_use: [num_slots] int32, batch that used a slot last, -1 for a free slot. Shared with the planner.
+        policy: its ``ranks`` [num_slots]; the lowest is evicted first, of equal ones that of the lowest slot.
         reserve_share: share of the slots that one scan picks. More makes scans rarer and sorting slower.
     """
 
-    def __init__(self, policy: SlotKeys, last_use: Int32s, reserve_share: float = 1 / 32) -> None:
-        self._policy = policy
-        self._last_use = last_use
+    def __init__(self, policy: SlotRanks, reserve_share: float = 1 / 8) -> None:
+        self._ranks = policy.ranks
+        self._known_from = policy.known_from
         self._reserve_share = reserve_share
         self._sorted = _room(0)
         self._taken = 0  # of the sorted entries
@@ -76,23 +79,17 @@ class VictimReserve:
         self._used: deque[_Use] = deque()
         self._entered = -1  # slots used last by batches up to here are candidates, those of `_used` wait
 
-    def used(self, batch: int, slots: Int64s) -> None:
-        """A batch was planned, its rows in ``slots`` [U]. Call it for every batch that writes ``last_use``.
-
-        Now that its slots are in the processor's cache, those that are to enter are found; most are not.
-        """
-        low = _NO_SLOTS
-        if self._threshold != _NOTHING:
-            low = _used_below(batch, slots, self._policy.keys, self._last_use, self._threshold)
-        self._used.append(_Use(batch, slots, low, self._threshold))
+    def used(self, batch: int, slots: Int64s, keys: Int32s) -> None:
+        """A batch was planned, its rows in ``slots`` [U] with ``keys`` [U]. Call it for every batch."""
+        self._used.append(_Use(batch, slots, keys))
 
     def take(self, count: int, used_slots: int, newest: int, newest_preferred: int) -> tuple[Int64s, int]:
-        """Frees ``count`` slots: sets their ``last_use`` to -1.
+        """Frees ``count`` slots: sets their ranks to `FREE`.
 
         First go slots without a known next use, those whose training is over before the others; then the rest.
 
         Args:
-            count: how many; there must be as many with ``last_use <= newest``.
+            count: how many; there must be as many that were used last by ``newest`` or before.
             used_slots: slots below this number have ever been used.
             newest: last batch whose rows may be evicted at all (the one before the batch being planned).
             newest_preferred: last batch whose rows may be evicted without waiting for its training.
@@ -103,11 +100,10 @@ class VictimReserve:
         if not count:
             self._let_in(newest_preferred)
             return _NO_SLOTS, -1
-        known_from = self._policy.known_from
         victims = np.empty(count, np.int64)
-        found, latest = self._take_lowest(victims, 0, used_slots, newest_preferred, known_from)
+        found, latest = self._take_lowest(victims, 0, used_slots, newest_preferred, self._known_from)
         if found < count:
-            found, last = self._take_in_flight(victims, found, newest_preferred, newest, known_from)
+            found, last = self._take_in_flight(victims, found, newest_preferred, newest, self._known_from)
             latest = max(latest, last)
         if found < count:
             found, last = self._take_lowest(victims, found, used_slots, newest, _NO_LIMIT)
@@ -125,7 +121,7 @@ class VictimReserve:
         while True:
             found, self._taken, self._heap_size, last, is_over = _take(
                 *self._sorted, self._taken, *self._heap, self._heap_size,
-                self._threshold, below_key, self._policy.keys, self._last_use, victims, found,
+                self._threshold, below_key, self._ranks, victims, found,
             )  # fmt: skip
             latest = max(latest, last)
             if self._heap_size == len(self._heap.ranks):  # no room for an entry that should be in it
@@ -137,13 +133,13 @@ class VictimReserve:
         self, victims: Int64s, found: int, newest_preferred: int, newest: int, below_key: int
     ) -> tuple[int, int]:
         """The same with the lowest slots of batches in flight whose keys are below ``below_key``."""
-        keys, last_use = self._policy.keys, self._last_use
-        batches = [use.slots[last_use[use.slots] == use.batch] for use in self._used if use.batch <= newest]
+        ranks = self._ranks
+        batches = [use.slots[ranks[use.slots] & LAST_USE == use.batch] for use in self._used if use.batch <= newest]
         slots = np.sort(np.concatenate([*batches, np.empty(0, np.int64)]))
-        slots = slots[keys[slots] < below_key]
-        chosen = slots[np.lexsort((last_use[slots], keys[slots]))[: len(victims) - found]]
-        latest = int(last_use[chosen].max(initial=-1))
-        last_use[chosen] = -1
+        slots = slots[ranks[slots] >> 32 < below_key]
+        chosen = slots[np.argsort(ranks[slots], kind="stable")[: len(victims) - found]]
+        latest = int((ranks[chosen] & LAST_USE).max(initial=-1))
+        ranks[chosen] = FREE
         victims[found : found + len(chosen)] = chosen
         return found + len(chosen), latest
 
@@ -153,17 +149,9 @@ class VictimReserve:
         while self._used and self._used[0].batch <= newest:
             use = self._used.popleft()
             if self._threshold != _NOTHING:
-                self._enter(use)
-
-    def _enter(self, use: _Use) -> None:
-        """Lets in the slots of a batch that no later batch used."""
-        keys, last_use = self._policy.keys, self._last_use
-        low = use.low
-        if use.threshold != self._threshold:  # there was a scan since
-            low = _used_below(use.batch, use.slots, keys, last_use, self._threshold)
-        self._heap_size = _push_used(use.batch, low, keys, last_use, self._threshold, *self._heap, self._heap_size)
-        if self._heap_size == len(self._heap.ranks):
-            self._forget()
+                self._heap_size = _push_used(*use, self._ranks, self._threshold, *self._heap, self._heap_size)
+                if self._heap_size == len(self._heap.ranks):
+                    self._forget()
 
     def _forget(self) -> None:
         """Drops all entries; the next scan finds what qualifies."""
@@ -171,67 +159,56 @@ class VictimReserve:
 
     def _scan(self, count: int, used_slots: int) -> bool:
         """Refills the reserve with ``count`` slots or more, or all that qualify; False if none does."""
-        keys, last_use, newest = self._policy.keys, self._last_use, self._entered
+        ranks, newest = self._ranks[:used_slots], self._entered
         wanted = max(count, int(used_slots * self._reserve_share))
         while True:
-            self._threshold = _rank_at(keys, last_use, used_slots, newest, wanted)
-            ranks, slots = _below(keys, last_use, used_slots, newest, self._threshold, 2 * wanted)
-            if len(ranks) >= count or self._threshold == _EVERYTHING:
+            self._threshold = _rank_at(ranks, newest, wanted)
+            slots = _below(ranks, newest, self._threshold)
+            if len(slots) >= count or self._threshold == _EVERYTHING:
                 break
             wanted *= 2
-        order = np.argsort(ranks, kind="stable")
-        self._sorted = _Entries(ranks[order], slots[order])
+        found = ranks[slots]
+        order = np.argsort(found, kind="stable")
+        self._sorted = _Entries(found[order], slots[order])
         self._taken = self._heap_size = 0
         if len(self._heap.ranks) < wanted + 1:
             self._heap = _room(wanted + 1)
-        return len(ranks) > 0
+        return len(order) > 0
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _rank(key: np.int32, last_use: np.int32) -> np.int64:
+def rank_of(key: np.int32, last_use: int) -> np.int64:
     """Key first, then recency."""
     return (np.int64(key) << 32) | np.int64(last_use)
 
 
 @numba.njit(cache=True, nogil=True)
-def _rank_at(keys: Int32s, last_use: Int32s, used_slots: int, newest: int, place: int) -> np.int64:
+def _rank_at(ranks: Int64s, newest: int, place: int) -> np.int64:
     """About the rank that ``place`` slots last used at ``newest`` or before are below, from an even sample of slots.
 
     Exact for few slots; `_EVERYTHING` if there are hardly more.
     """
-    stride = max(1, used_slots // _SAMPLE)
-    ranks = np.empty(used_slots // stride + 1, np.int64)
-    num_ranks = 0
-    for slot in range(0, used_slots, stride):
-        if 0 <= last_use[slot] <= newest:
-            ranks[num_ranks] = _rank(keys[slot], last_use[slot])
-            num_ranks += 1
+    stride = max(1, len(ranks) // _SAMPLE)
+    sample = np.empty(len(ranks) // stride + 1, np.int64)
+    size = 0
+    for slot in range(0, len(ranks), stride):
+        if ranks[slot] & LAST_USE <= newest:
+            sample[size] = ranks[slot]
+            size += 1
     place = -(-place // stride)
-    return np.partition(ranks[:num_ranks], place)[place] if place < num_ranks else _EVERYTHING
+    return np.partition(sample[:size], place)[place] if place < size else _EVERYTHING
 
 
 @numba.njit(cache=True, nogil=True)
-def _below(
-    keys: Int32s, last_use: Int32s, used_slots: int, newest: int, threshold: np.int64, room: int
-) -> tuple[Int64s, Int32s]:
-    """The slots last used at ``newest`` or before whose rank is below ``threshold``: (ranks, slots).
-
-    A second pass is made if there are more than ``room``.
-    """
-    most = np.int32(threshold >> 32)  # key of such a slot; few have it, so uses of the others are not read
-    while True:
-        ranks, slots = np.empty(room, np.int64), np.empty(room, np.int32)
-        size = 0
-        for slot in range(used_slots):
-            if keys[slot] <= most and 0 <= last_use[slot] <= newest:
-                rank = _rank(keys[slot], last_use[slot])
-                if rank < threshold:
-                    if size < room:
-                        ranks[size], slots[size] = rank, slot
-                    size += 1
-        if size <= room:
-            return ranks[:size], slots[:size]
-        room = size
+def _below(ranks: Int64s, newest: int, threshold: np.int64) -> Int32s:
+    """The slots last used at ``newest`` or before whose rank is below ``threshold``."""
+    slots = np.empty(len(ranks) + 1, np.int32)
+    size = np.uint32(0)
+    for slot in range(len(ranks)):
+        slots[size] = slot  # kept if it qualifies, which a branch would guess wrongly
+        rank = ranks[np.uint32(slot)]
+        size = np.uint32(size + ((rank < threshold) & (rank & LAST_USE <= newest)))
+    return slots[:size].copy()
 
 
 @numba.njit(cache=True, nogil=True)
@@ -269,44 +246,32 @@ def _pop(ranks: Int64s, slots: Int32s, size: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _used_below(batch: int, used: Int64s, keys: Int32s, last_use: Int32s, threshold: np.int64) -> Int64s:
-    """The slots among ``used`` last used by ``batch`` whose rank is below the threshold."""
-    low = np.empty(len(used), np.int64)
-    most = np.int32(threshold >> 32)
-    size = 0
-    for index in range(len(used)):
-        if index + AHEAD < len(used):
-            load_ahead(keys, used[index + AHEAD])
-        slot = used[index]
-        if keys[slot] <= most and last_use[slot] == batch and _rank(keys[slot], last_use[slot]) < threshold:
-            low[size] = slot
-            size += 1
-    return low[:size].copy()
-
-
-@numba.njit(cache=True, nogil=True)
 def _push_used(
     batch: int,
     used: Int64s,
     keys: Int32s,
-    last_use: Int32s,
-    threshold: np.int64,
     ranks: Int64s,
-    slots: Int32s,
+    threshold: np.int64,
+    heap_ranks: Int64s,
+    heap_slots: Int32s,
     size: int,
 ) -> int:
-    """Pushes the slots last used by ``batch`` whose rank is below the threshold; stops when the heap is full."""
-    for slot in used:
-        if size < len(ranks) and last_use[slot] == batch:
-            rank = _rank(keys[slot], last_use[slot])
-            if rank < threshold:
-                size = _push(ranks, slots, size, rank, np.int32(slot))
+    """Pushes the ``used`` slots that no batch after ``batch`` used and whose rank is below the threshold.
+
+    Stops when the heap is full. Most slots ranked higher when they were used, and no rank falls since; theirs are not
+    read.
+    """
+    for index in range(len(used)):
+        if rank_of(keys[index], batch) < threshold and size < len(heap_ranks):
+            rank = ranks[used[index]]
+            if rank & LAST_USE == batch and rank < threshold:
+                size = _push(heap_ranks, heap_slots, size, rank, np.int32(used[index]))
     return size
 
 
 @numba.njit(cache=True, nogil=True)
 def _take(
-    ranks: Int64s,
+    entries: Int64s,
     slots: Int32s,
     taken: int,
     heap_ranks: Int64s,
@@ -314,8 +279,7 @@ def _take(
     heap_size: int,
     threshold: np.int64,
     below_key: int,
-    keys: Int32s,
-    last_use: Int32s,
+    ranks: Int64s,
     victims: Int64s,
     found: int,
 ) -> tuple[int, int, int, int, bool]:
@@ -326,31 +290,30 @@ def _take(
     """
     latest = -1
     while found < len(victims) and heap_size < len(heap_ranks):
-        is_sorted = taken < len(ranks)
+        is_sorted = taken < len(entries)
         if heap_size and is_sorted:
-            is_sorted = ranks[taken] < heap_ranks[0] or (ranks[taken] == heap_ranks[0] and slots[taken] < heap_slots[0])
+            is_sorted = entries[taken] < heap_ranks[0] or (
+                entries[taken] == heap_ranks[0] and slots[taken] < heap_slots[0]
+            )
         if not is_sorted and not heap_size:
             break
-        if (ranks[taken] if is_sorted else heap_ranks[0]) >> 32 >= below_key:
+        if (entries[taken] if is_sorted else heap_ranks[0]) >> 32 >= below_key:
             return found, taken, heap_size, latest, True
         if is_sorted:
             if taken + AHEAD < len(slots):
-                load_ahead(last_use, slots[taken + AHEAD])
-                load_ahead(keys, slots[taken + AHEAD])
-            entered, slot = ranks[taken], slots[taken]
+                load_ahead(ranks, slots[taken + AHEAD])
+            entered, slot = entries[taken], slots[taken]
             taken += 1
         else:
             entered, slot = heap_ranks[0], heap_slots[0]
             heap_size = _pop(heap_ranks, heap_slots, heap_size)
-        use = last_use[slot]
-        if use != entered & 0xFFFFFFFF:
-            continue  # used since; such a slot enters by `_push_used`
-        rank = _rank(keys[slot], use)
+        rank = ranks[slot]
         if rank == entered:
             victims[found] = slot
             found += 1
-            latest = max(latest, use)
-            last_use[slot] = -1
-        elif rank < threshold:  # its key has risen
+            latest = max(latest, rank & LAST_USE)
+            ranks[slot] = FREE
+        elif rank & LAST_USE == entered & LAST_USE and rank < threshold:  # its key has risen
             heap_size = _push(heap_ranks, heap_slots, heap_size, rank, slot)
+        # Otherwise used since; such a slot enters by `_push_used`.
     return found, taken, heap_size, latest, False

@@ -12,7 +12,7 @@ from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.cache.lookup_counts import MANY
 from cachedlrm.cache.planner import Plan, Planner
 from cachedlrm.cache.policies import Lfu, Lookahead, Lrfu, Policy, Static, make_policy
-from cachedlrm.cache.working_set import NEVER
+from cachedlrm.cache.victims import LAST_USE
 from support.models import (
     NUM_ROWS,
     POLICIES,
@@ -57,7 +57,7 @@ def check_victims(name: str, stream: Stream, quota: int, in_flight: int) -> int:
 
     def remember() -> None:
         addresses, slots = planner.resident()
-        ranks = zip(policy.keys[slots].tolist(), planner._last_use[slots].tolist(), strict=True)
+        ranks = zip(policy.keys[slots].tolist(), (policy.ranks[slots] & LAST_USE).tolist(), strict=True)
         before.append(dict(zip(addresses.tolist(), ranks, strict=True)))
 
     evicted = 0
@@ -213,8 +213,7 @@ def test_static_counts_up_to_many():
     policy.take_counts(np.full(NUM_ROWS, MANY - 2))
     policy.count(working_sets([[1, 1], [1, 2], [1]]))
     (batch,) = working_sets([[1, 2, 3]])
-    policy.use(batch, np.array([2, 0, 1]))
-    assert policy.keys.tolist() == [MANY - 1, MANY - 2, MANY, 0]
+    assert policy.use(batch, np.empty(3, np.int64)).tolist() == [MANY, MANY - 1, MANY - 2]
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
@@ -249,22 +248,18 @@ def test_lookups_left_are_those_of_the_run_and_never_negative():
     policy = Lookahead(4, NUM_ROWS, 0)
     policy.take_counts(np.full(NUM_ROWS, 65534))
     (batch,) = working_sets([[1, 1, 2]])
-    policy.announce(batch, np.full(2, NEVER, np.int32))
-    policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [65532, 65533]
+    slots = np.empty(2, np.int64)
+    policy.announce(batch)
+    assert policy.use(batch, slots).tolist() == [65532, 65533]
     policy.take_counts(np.full(NUM_ROWS, 5), epochs=3)
-    policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [13, 14]
+    assert policy.use(batch, slots).tolist() == [13, 14]
     for count, epochs in ((65535, 1), (2**62, 3), (21845, 3), (1, 2**40)):  # as many as are not counted any more
         policy.take_counts(np.full(NUM_ROWS, count), epochs)
-        policy.use(batch, np.array([0, 1]))
-        assert policy.keys[:2].tolist() == [65535, 65535]
+        assert policy.use(batch, slots).tolist() == [65535, 65535]
     policy.take_counts(np.full(NUM_ROWS, 21844), epochs=3)
-    policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [65530, 65531]
+    assert policy.use(batch, slots).tolist() == [65530, 65531]
     policy.take_counts(np.ones(NUM_ROWS, np.int64))
-    policy.use(batch, np.array([0, 1]))
-    assert policy.keys[:2].tolist() == [0, 0]
+    assert policy.use(batch, slots).tolist() == [0, 0]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
