@@ -23,7 +23,7 @@ _SCORE_BITS = 10  # LRFU scores are fixed-point with this many fractional bits
 _ONE = 1 << _SCORE_BITS
 # log2(1 + 2^-d) for the difference d of two scores; beyond 12 it is under half a unit.
 _LOG_SUM = np.round(np.log2(1.0 + np.exp2(-np.arange(12 * _ONE) / _ONE)) * _ONE).astype(np.int32)
-_UPPER = sys.byteorder == "little"  # which int32 of an int64 is its upper half
+_UPPER = 1 if sys.byteorder == "little" else 0  # which int32 of an int64 is its upper half
 _UNKNOWN = np.empty(0, np.int32)  # next uses where no batch is known ahead
 _KNOWN_USE = np.int32(2**31 - 1)  # lookahead: keys above every LRFU score, falling with the batch of the next use
 

@@ -163,13 +163,12 @@ class VictimReserve:
         wanted = max(count, int(used_slots * self._reserve_share))
         while True:
             self._threshold = _rank_at(ranks, newest, wanted)
-            slots = _below(ranks, newest, self._threshold)
-            if len(slots) >= count or self._threshold == _EVERYTHING:
+            found = _Entries(*_below(ranks, newest, self._threshold))
+            if len(found.ranks) >= count or self._threshold == _EVERYTHING:
                 break
             wanted *= 2
-        found = ranks[slots]
-        order = np.argsort(found, kind="stable")
-        self._sorted = _Entries(found[order], slots[order])
+        order = np.argsort(found.ranks, kind="stable")
+        self._sorted = _Entries(found.ranks[order], found.slots[order])
         self._taken = self._heap_size = 0
         if len(self._heap.ranks) < wanted + 1:
             self._heap = _room(wanted + 1)
@@ -200,15 +199,20 @@ def _rank_at(ranks: Int64s, newest: int, place: int) -> np.int64:
 
 
 @numba.njit(cache=True, nogil=True)
-def _below(ranks: Int64s, newest: int, threshold: np.int64) -> Int32s:
-    """The slots last used at ``newest`` or before whose rank is below ``threshold``."""
-    slots = np.empty(len(ranks) + 1, np.int32)
-    size = np.uint32(0)
+def _below(ranks: Int64s, newest: int, threshold: np.int64) -> tuple[Int64s, Int32s]:
+    """The slots last used at ``newest`` or before whose rank is below ``threshold``: (ranks, slots)."""
+    below = np.empty(len(ranks) + 1, np.int32)
+    num_below = np.uint64(0)
     for slot in range(len(ranks)):
-        slots[size] = slot  # kept if it qualifies, which a branch would guess wrongly
-        rank = ranks[np.uint32(slot)]
-        size = np.uint32(size + ((rank < threshold) & (rank & LAST_USE <= newest)))
-    return slots[:size].copy()
+        below[num_below] = slot  # kept if it qualifies, which a branch would guess wrongly
+        num_below += np.uint64(ranks[slot] < threshold)
+    found, slots = np.empty(num_below, np.int64), np.empty(num_below, np.int32)
+    size = 0
+    for slot in below[:num_below]:
+        if ranks[slot] & LAST_USE <= newest:
+            found[size], slots[size] = ranks[slot], slot
+            size += 1
+    return found[:size], slots[:size]
 
 
 @numba.njit(cache=True, nogil=True)
