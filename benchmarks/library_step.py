@@ -9,9 +9,9 @@ median as a multiple of the trainer's. Writes profiles/library-step_<date>.md.
 trainer: the cache as `cachedlrm.train` uses it. Ids, local to their tables, are checked and made rows (`make_batch`,
     which all sources of data call), prepared, pooled and moved by a gradient that is there.
 trainer, from rows: the same without `make_batch`.
-CachedEmbeddingBags: the same ids as a tensor [B, T]. ``forward``, what ``backward`` does once the gradient of its
-    result is there, and ``step``. What comes before in ``backward``, autograd's start and a model's layers, is the
-    model's: the clock rests until a hook sees that gradient.
+CachedEmbeddingBags: the same ids as a tensor [B, T]. ``forward``, what ``backward`` does from the gradient of its
+    result on until the module's own vectors have theirs, and ``step``. The rest of ``backward``, autograd's start and
+    end around a model's layers, is the model's; two hooks say when the clock runs.
 CachedEmbeddingBagCollection: the same, ids a dictionary of values and offsets of each feature.
 …, all of backward: with a whole call of ``backward`` on the result alone, which a model calls for its layers anyhow.
 FBGEMM, resident: its operator with every row resident, whose ``backward`` moves the rows, all of it; measured if it can
@@ -71,7 +71,7 @@ def of_bags(rows: tuple[int, ...], optimizer: str, ratio: float, grad: torch.Ten
 
     def step(batch: Batch) -> dict[str, float]:
         ids = torch.from_numpy(batch.rows).view(-1, len(rows)) - first_rows
-        return timed("CachedEmbeddingBags", lambda: bags(ids), grads, bags.step)
+        return timed("CachedEmbeddingBags", bags, lambda: bags(ids), grads)
 
     return step
 
@@ -88,29 +88,34 @@ def of_collection(rows: tuple[int, ...], optimizer: str, ratio: float, grad: tor
     def step(batch: Batch) -> dict[str, float]:
         columns = (batch.rows.reshape(-1, len(rows)) - first_rows).T.copy()
         features = {table.name: (torch.from_numpy(ids), offsets) for table, ids in zip(tables, columns, strict=True)}
-        return timed("CachedEmbeddingBagCollection", lambda: bags(features).values(), grads, bags.step)
+        return timed("CachedEmbeddingBagCollection", bags, lambda: bags(features).values(), grads)
 
     return step
 
 
 def timed(
-    name: str, forward: Callable[[], torch.Tensor], grads: torch.Tensor, step: Callable[[], None]
+    name: str,
+    module: CachedEmbeddingBags | CachedEmbeddingBagCollection,
+    forward: Callable[[], torch.Tensor],
+    grads: torch.Tensor,
 ) -> dict[str, float]:
     """Milliseconds of a step of the library, without and with the part of ``backward`` that is a model's."""
-    come: list[float] = []  # when the gradient of the result was there
+    come: list[float] = []  # when the gradient of the result was there, and when that of the module's vectors
     started = time.thread_time()
     pooled = forward()
     looked_up = time.thread_time()
-    pooled.register_hook(lambda _: come.append(time.thread_time()))
+    (leaf,) = module.leaves()
+    for register in (pooled.register_hook, leaf.register_post_accumulate_grad_hook):
+        register(lambda _: come.append(time.thread_time()))
     going_back = time.thread_time()
     pooled.backward(grads)
-    del pooled
+    del pooled, leaf
     gone_back = time.thread_time()
-    step()
+    module.step()
     ended = time.thread_time()
     around = looked_up - started + ended - gone_back
     return {
-        name: (around + gone_back - come[0]) * 1e3,
+        name: (around + come[1] - come[0]) * 1e3,
         f"{name}, all of backward": (around + gone_back - going_back) * 1e3,
     }
 

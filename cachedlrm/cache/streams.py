@@ -99,8 +99,9 @@ class TrainedBatches:
 
     def begin(self, first_batch: int) -> None:
         """Batches before ``first_batch`` are over: an earlier process trained them, or they are marked."""
-        with self._condition:
-            self._newest = max(self._newest, first_batch - 1)
+        if self._newest < first_batch - 1:  # it never falls, and as a rule its batches are marked
+            with self._condition:
+                self._newest = max(self._newest, first_batch - 1)
 
     def mark(self, index: int) -> None:
         """Batch ``index`` has been issued to the current stream, its row updates included."""

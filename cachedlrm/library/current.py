@@ -72,18 +72,19 @@ class CurrentBatch:
             else:
                 leaves = self._new_leaves(number)
             self._leaves[number] = leaves
-            self._may_be_left = self._may_be_left or all(of is None or of is leaves for of in self._leaves)
-        if not trains:
-            return [leaf.detach() for leaf in leaves]
-        self._may_be_left = False
-        return leaves
+            if not trains and all(of is None or of is leaves for of in self._leaves):
+                self._may_be_left = True
+        if trains:
+            self._may_be_left = False
+            return leaves
+        return [leaf.detach() for leaf in leaves]
 
     def _new_leaves(self, number: int) -> list[Tensor]:
         if not self._updates:
             self.wait()
             self._updates = self._cache.begin(self._prepared)
         if len(self._parts) == 1:
-            return [_leaf(update.pooled) for update in self._updates]
+            return [update.pooled.requires_grad_() for update in self._updates]
         bags = [slice(*self._bags(group, number)) for group in range(len(self._updates))]
         return [_leaf(update.pooled[of]) for update, of in zip(self._updates, bags, strict=True)]
 
@@ -105,11 +106,14 @@ class CurrentBatch:
     @property
     def has_gradient(self) -> bool:
         """Whether ``backward`` brought one."""
-        return any(leaf.grad is not None for leaf in self.leaves())
+        return any(map(self.part_has_gradient, range(len(self._leaves))))
 
     def part_has_gradient(self, number: int) -> bool:
         """Whether ``backward`` brought one for the vectors of a part."""
-        return any(leaf.grad is not None for leaf in self._leaves[number] or [])
+        for leaf in self._leaves[number] or ():  # noqa: SIM110 - every step asks, and a generator takes longer
+            if leaf.grad is not None:
+                return True
+        return False
 
     def check_step(self) -> None:
         """Makes sure that there is something to step by.
@@ -117,10 +121,9 @@ class CurrentBatch:
         Raises:
             UserError: there is no gradient, or not of all parts yet.
         """
-        leaves = self.leaves()
-        if not leaves:
-            raise UserError("step was called before forward; call forward and backward first, once for each step")
-        if all(leaf.grad is None for leaf in leaves):
+        if not self.has_gradient:
+            if not self.leaves():
+                raise UserError("step was called before forward; call forward and backward first, once for each step")
             raise UserError("step was called without a gradient; call loss.backward() first")
         if self.in_hand < self._num_prepared - 1:
             raise UserError(
@@ -174,7 +177,8 @@ class CurrentBatch:
         """Moves the rows and hands them back. Call `check_step` first."""
         for update, gradient in zip(self._updates, self.gradients(), strict=True):
             if gradient is not None:
-                update.step(gradient.detach(), step)  # of backward(create_graph=True), too
+                # A gradient of backward(create_graph=True) has a graph of its own.
+                update.step(gradient.detach() if gradient.requires_grad else gradient, step)
         self._cache.finish(self._prepared, self._updates)
 
     def leave(self) -> None:

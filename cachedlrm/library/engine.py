@@ -260,6 +260,11 @@ class Engine:
         return self._cache
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is open and every row in its place."""
+        return self._cache is not None and not self._cache.is_broken
+
+    @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._cache is None

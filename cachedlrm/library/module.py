@@ -378,12 +378,13 @@ class CachedTables(nn.Module):
             raise UserError(f"these {type(self).__name__} are closed; make new ones")
 
     def _check_whole(self) -> None:
+        if self._engine.is_whole:
+            return
         self._check_open()
-        if self._engine.cache.is_broken:
-            raise UserError(
-                "preparing a batch ended halfway, by an interrupt or an error, so rows may be in the wrong place; "
-                "load() what was saved last, or make new tables"
-            )
+        raise UserError(
+            "preparing a batch ended halfway, by an interrupt or an error, so rows may be in the wrong place; load() "
+            "what was saved last, or make new tables"
+        )
 
     def __enter__(self: Self) -> Self:
         return self
