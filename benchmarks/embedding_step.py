@@ -1,12 +1,13 @@
-"""One step of the embeddings alone, ours and others': python benchmarks/embedding_step.py [STEPS] [THREADS] [ROW_DTYPE]
+"""One step of the embeddings, ours and others': python benchmarks/embedding_step.py [STEPS] [THREADS] [ROW_DTYPES]
 
 Criteo-Kaggle's tables (33.8 M rows), dim 16, 2,048 samples of one id a table, from ids in memory to moved rows. Ours
 with slots for 1 % and 5 % of the rows and for all: "prepare" is working set, plan, eviction, write-back, fetch and
 first touches, "train" is pooling and moving the rows. Others with every row resident: one torch.nn.EmbeddingBag over
 all tables with sparse gradients, and FBGEMM's table-batched operator if it can be loaded (see peers.py). All take the
 same batches in turn, so that a machine whose speed drifts treats them alike; caches are filled first, until they evict.
-Medians and p10-p90 over STEPS (default 200) steps. With ROW_DTYPE bf16 or fp16 (default fp32) ours has rows of both
-dtypes, and others are left out. Writes profiles/embedding-step-of-<THREADS>[-<ROW_DTYPE>]_<date>.md. THREADS:
+Medians and p10-p90 over STEPS (default 200) steps. With ROW_DTYPES, bf16 or fp16 or both with a comma, ours has rows of
+these beside those of fp32, and others are left out. Writes
+profiles/embedding-step-of-<THREADS>[-<ROW_DTYPES>]_<date>.md. THREADS:
 
 1, the default: all work in one thread, nothing prepared ahead, step by step in an order drawn anew for each. The clock
     is the thread's processor time, which neighbours on a shared machine stretch less than they stretch wall time.
@@ -103,12 +104,13 @@ class Ours:
         self._prefetcher.close()
 
 
-def caches_of(row_dtype: str) -> dict[str, tuple[float, str]]:
+def caches_of(row_dtypes: list[str]) -> dict[str, tuple[float, str]]:
     """Ratio of slots and dtype of rows of the caches to measure, by name."""
-    caches = {name: (ratio, "fp32") for name, ratio in RATIOS.items()}
-    if row_dtype != "fp32":
-        caches |= {f"{name}, {row_dtype}": (ratio, row_dtype) for name, ratio in RATIOS.items()}
-    return caches
+    return {
+        name if dtype == "fp32" else f"{name}, {dtype}": (ratio, dtype)
+        for dtype in row_dtypes
+        for name, ratio in RATIOS.items()
+    }
 
 
 def ours(cache: Ours, name: str, grad: torch.Tensor, clock: Clock, evicted: list[int]) -> Step:
@@ -169,24 +171,24 @@ def of_fbgemm(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
     return step
 
 
-def others_of(optimizer: str, row_dtype: str, grad: torch.Tensor, clock: Clock) -> list[Step]:
+def others_of(optimizer: str, row_dtypes: list[str], grad: torch.Tensor, clock: Clock) -> list[Step]:
     """Who else is measured, beside rows of 32 bits."""
-    if row_dtype != "fp32":
+    if row_dtypes != ["fp32"]:
         return []
     return [step for step in (of_torch(optimizer, grad, clock), of_fbgemm(optimizer, grad, clock)) if step]
 
 
 def measure(
-    optimizer: str, source: ZipfSource, steps: int, warm_up: int, clock: Clock, row_dtype: str
+    optimizer: str, source: ZipfSource, steps: int, warm_up: int, clock: Clock, row_dtypes: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """Milliseconds of each measured step, by name, and rows evicted by every step, by cache."""
     grad = torch.randn(SAMPLES * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / SAMPLES
-    evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtype)}
+    evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtypes)}
     caches = [
         ours(Ours(optimizer, ratio, 0, dtype), name, grad, clock, evicted[name])
-        for name, (ratio, dtype) in caches_of(row_dtype).items()
+        for name, (ratio, dtype) in caches_of(row_dtypes).items()
     ]
-    others = others_of(optimizer, row_dtype, grad, clock)
+    others = others_of(optimizer, row_dtypes, grad, clock)
     times: dict[str, list[float]] = {}
     draw = random.Random(1)
     for number in range(warm_up + steps):
@@ -202,14 +204,14 @@ def measure(
 
 
 def measure_blocks(
-    optimizer: str, source: ZipfSource, steps: int, warm_up: int, row_dtype: str
+    optimizer: str, source: ZipfSource, steps: int, warm_up: int, row_dtypes: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """Milliseconds of wall time a step, of each measured block, by name, and rows evicted by every step, by cache."""
     grad = torch.randn(SAMPLES * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / SAMPLES
-    evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtype)}
-    caches = {name: Ours(optimizer, ratio, 2, dtype) for name, (ratio, dtype) in caches_of(row_dtype).items()}
+    evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtypes)}
+    caches = {name: Ours(optimizer, ratio, 2, dtype) for name, (ratio, dtype) in caches_of(row_dtypes).items()}
     clock = time.perf_counter
-    others = others_of(optimizer, row_dtype, grad, clock)
+    others = others_of(optimizer, row_dtypes, grad, clock)
     times: dict[str, list[float]] = {}
     for first in range(0, warm_up + steps, BLOCK):
         batches = [source.read(number * SAMPLES, (number + 1) * SAMPLES) for number in range(first, first + BLOCK)]
@@ -243,9 +245,9 @@ def main() -> None:
     """Measures, prints and writes the table."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    row_dtype = sys.argv[3] if len(sys.argv) > 3 else "fp32"
-    if threads not in (1, 2) or row_dtype not in ROW_DTYPES:
-        sys.exit(f"THREADS is 1 or 2, ROW_DTYPE {', '.join(ROW_DTYPES)}")
+    row_dtypes = ["fp32", *(sys.argv[3].split(",") if len(sys.argv) > 3 else [])]
+    if threads not in (1, 2) or not set(row_dtypes) <= set(ROW_DTYPES):
+        sys.exit(f"THREADS is 1 or 2, ROW_DTYPES are of {', '.join(ROW_DTYPES)}")
     if threads == 2:
         steps = -(-steps // BLOCK) * BLOCK
     torch.set_num_threads(1)
@@ -254,9 +256,9 @@ def main() -> None:
     results = {}
     for optimizer in OPTIMIZERS:
         if threads == 1:
-            results[optimizer], evicted = measure(optimizer, source, steps, WARM_UP, time.thread_time, row_dtype)
+            results[optimizer], evicted = measure(optimizer, source, steps, WARM_UP, time.thread_time, row_dtypes)
         else:
-            results[optimizer], evicted = measure_blocks(optimizer, source, steps, WARM_UP, row_dtype)
+            results[optimizer], evicted = measure_blocks(optimizer, source, steps, WARM_UP, row_dtypes)
         gc.collect()
         for name, times in results[optimizer].items():
             print(f"{optimizer:10} {name:45} {described(times)}", flush=True)
@@ -268,17 +270,30 @@ def main() -> None:
         else "Ours beside a prefetch thread; milliseconds of wall time a step, median (p10-p90) of "
         f"{steps // BLOCK} blocks of {BLOCK} steps"
     )
-    lines = [f"| | {' | '.join(results)} |", f"|---|{'---:|' * len(results)}"]
+    head = [f"| | {' | '.join(results)} |", f"|---|{'---:|' * len(results)}"]
+    lines = [*head]
     for name in names:
         cells = [described(times[name]) if name in times else "-" for times in results.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     write_profile(
-        f"embedding-step-of-{threads}" + ("" if row_dtype == "fp32" else f"-{row_dtype}"),
+        "-".join([f"embedding-step-of-{threads}", *row_dtypes[1:]]),
         "# One step of the embeddings alone",
         f"{made_by(__file__)}. Criteo-Kaggle's 26 tables, dim {DIM}, {SAMPLES:,} samples of one id a table, policy "
         f"lrfu. {how}, all in turn in one process after {WARM_UP} steps. Rows evicted a step: {moved}.",
         "\n".join(lines),
+        *of_fp32(results, head, row_dtypes[1:]),
     )
+
+
+def of_fp32(results: dict[str, dict[str, list[float]]], head: list[str], row_dtypes: list[str]) -> list[str]:
+    """A paragraph and a table of the time with rows of each dtype as a share of that of fp32, batch by batch."""
+    lines = [*head]
+    for name in (f"ours, {ratio}, {dtype}" for dtype in row_dtypes for ratio in RATIOS):
+        base = name.rpartition(", ")[0]
+        pairs = [zip(times[name], times[base], strict=True) for times in results.values()]
+        cells = [described([one / other for one, other in pair], 3) for pair in pairs]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return ["Of the time with rows of 32 bits, batch by batch:", "\n".join(lines)] if row_dtypes else []
 
 
 if __name__ == "__main__":

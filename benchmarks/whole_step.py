@@ -1,6 +1,6 @@
 """The whole training step of a DLRM, ours and others'.
 
-python benchmarks/whole_step.py [ROUNDS] [WARM_UP_BLOCKS] [kaggle|dcnv2]
+python benchmarks/whole_step.py [ROUNDS] [WARM_UP_BLOCKS] [kaggle|dcnv2] [ROW_DTYPES]
 
 kaggle (the default): Criteo-Kaggle's tables (33.8 M rows), dim 16, 13-512-256-64-16 and 512-256-1, 2,048 samples of one
 id a table. dcnv2: MLPerf's DLRM-DCNv2 (profile dlrm-dcnv2) scaled down: a sixteenth of its rows, a quarter of its dim
@@ -20,8 +20,9 @@ order ends in another loss (by 1e-2 to 1e-1 of it, between any two of ours, the 
 losses differ by less than 1e-4 of them over 45 steps.
 
 Caches are filled first, until those of 1 % and 5 % evict, by batches whose rows come and go untrained; the first round
-does not count. Writes profiles/whole-step-<workload>-<OMP_WAIT_POLICY>_<date>.md: medians and p10-p90 over ROUNDS
-(default 30) blocks. Takes 8 GiB.
+does not count. With ROW_DTYPES, bf16 or fp16 or both with a comma, ours has rows of these beside those of fp32, with
+every optimizer of rows, and others are left out. Writes profiles/whole-step-<workload>[-<ROW_DTYPES>]-
+<OMP_WAIT_POLICY>_<date>.md: medians and p10-p90 over ROUNDS (default 30) blocks. Takes 8 GiB; 10 with ROW_DTYPES.
 """
 
 import gc
@@ -55,6 +56,8 @@ from cachedlrm.options.command_line import parse_command_line
 from cachedlrm.options.resolve import data_request, resolve
 from cachedlrm.run.job import build_job
 from cachedlrm.run.progress import Progress
+from cachedlrm.store.records import OPTIMIZERS as ALL_OPTIMIZERS
+from cachedlrm.store.records import ROW_DTYPES
 
 SAMPLES = 2048
 OPTIMIZERS = ("sgd", "rwsadagrad")
@@ -116,12 +119,12 @@ WORKLOADS = {
 class Ours:
     """A run of the program, block by block."""
 
-    def __init__(self, workload: Workload, optimizer: str, ratio: float, steps: int) -> None:
+    def __init__(self, workload: Workload, optimizer: str, ratio: float, row_dtype: str, steps: int) -> None:
         options = parse_command_line(
             [
                 f"--data={workload.data},samples={steps * SAMPLES}", f"--optimizer={optimizer}",
-                f"--gpu-cache-ratio={ratio}", f"--mini-batch-size={SAMPLES}", f"--steps={steps}",
-                f"--print-freq={workload.block}", "--test-freq=-1", *workload.options,
+                f"--gpu-cache-ratio={ratio}", f"--row-dtype={row_dtype}", f"--mini-batch-size={SAMPLES}",
+                f"--steps={steps}", f"--print-freq={workload.block}", "--test-freq=-1", *workload.options,
                 *([] if workload.eps is None or optimizer == "sgd" else [f"--eps={workload.eps}"]),
             ]
         )  # fmt: skip
@@ -177,16 +180,25 @@ class Ours:
         self.job.close()
 
 
-def measure(workload: Workload, optimizer: str, rounds: int, warm_up: int) -> tuple[dict[str, list[Block]], str]:
+def named(cache: str, row_dtype: str) -> str:
+    """Ours with one cache and rows of one dtype."""
+    return cache if row_dtype == "fp32" else f"{cache}, {row_dtype}"
+
+
+def measure(
+    workload: Workload, optimizer: str, row_dtypes: list[str], rounds: int, warm_up: int
+) -> tuple[dict[str, list[Block]], str]:
     """Measured blocks, by name, round by round; and what else was seen of them."""
     steps = (warm_up + 1 + rounds) * workload.block
     with ExitStack() as closes:
         ours = {
-            name: closes.enter_context(closing(Ours(workload, optimizer, ratio, steps)))
-            for name, ratio in workload.ratios.items()
+            named(cache, dtype): closes.enter_context(closing(Ours(workload, optimizer, ratio, dtype, steps)))
+            for cache, ratio in workload.ratios.items()
+            for dtype in row_dtypes
         }
         job = ours["ours, all resident"].job
-        trainings: dict[str, Training] = {**ours, **others(job, workload.others)}
+        beside = others(job, workload.others) if row_dtypes == ["fp32"] else {}
+        trainings: dict[str, Training] = {**ours, **beside}
         source = job.dataset.train
         blocks: dict[str, list[Block]] = {name: [] for name in trainings}
         gc.collect()
@@ -208,30 +220,32 @@ def measure(workload: Workload, optimizer: str, rounds: int, warm_up: int) -> tu
             shown = ", ".join(f"{name} {each[-1].step_ms:.1f}" for name, each in blocks.items())
             print(f"{optimizer}, round {block - warm_up} of {rounds}, ms a step: {shown}", flush=True)
         busy = neighbours.processors()
-    difference = loss_difference(blocks, workload)
-    assert difference < (1e-5 if optimizer == "sgd" else 1e-3), "others train another model"
+    difference = loss_difference(blocks, workload, row_dtypes)
+    assert not beside or difference < (1e-5 if optimizer == "sgd" else 1e-3), "others train another model"
     seen = (
-        f"Losses of blocks differ from ours by at most {difference:.1e} of them. Other processes used "
-        f"{busy:.2f} processors meanwhile."
+        f"Losses of blocks differ from {'ours' if beside else 'those of fp32'} by at most {difference:.1e} of them. "
+        f"Other processes used {busy:.2f} processors meanwhile."
     )
-    for name in workload.others:
+    for name in workload.others if beside else ():
         if name not in blocks and not (name == TORCH and optimizer == "rwsadagrad"):
             seen += f" {name} could not be loaded."
     return {name: each[1:] for name, each in blocks.items()}, seen
 
 
-def loss_difference(blocks: dict[str, list[Block]], workload: Workload) -> float:
-    """The largest relative difference of a block's loss from ours; ours are the same bits in all caches."""
+def loss_difference(blocks: dict[str, list[Block]], workload: Workload, row_dtypes: list[str]) -> float:
+    """The largest relative difference of a block's loss from ours; of a dtype they are the same bits in all caches."""
     losses = {name: np.array([block.loss for block in each]) for name, each in blocks.items()}
     resident = losses["ours, all resident"]
-    for name in workload.ratios:
-        assert (losses[name] == resident).all(), f"{name} lost a bit"
+    for cache, dtype in itertools.product(workload.ratios, row_dtypes):
+        same = losses[named(cache, dtype)] == losses[named("ours, all resident", dtype)]
+        assert same.all(), f"{named(cache, dtype)} lost a bit"
     return max(float(np.abs(each / resident - 1).max()) for each in losses.values())
 
 
-def table(blocks: dict[str, list[Block]]) -> str:
-    """One line for each; ratios are taken round by round."""
-    bases = [base for base in BASES if base in blocks]
+def table(blocks: dict[str, list[Block]], row_dtypes: list[str]) -> str:
+    """One line for each; ratios are taken round by round, those of dtypes to fp32 with the same cache."""
+    compares_dtypes = row_dtypes != ["fp32"]
+    bases = ["fp32"] if compares_dtypes else [base for base in BASES if base in blocks]
     lines = [
         f"| | ms a step | {' | '.join(f'of {base}' for base in bases)} | wait ms | after the first step | its share | "
         "rows evicted a step |",
@@ -239,7 +253,7 @@ def table(blocks: dict[str, list[Block]]) -> str:
     ]
     for name, each in blocks.items():
         cells = [described([block.step_ms for block in each])]
-        for base in bases:
+        for base in [re.sub(", [bf]+16$", "", name)] if compares_dtypes else bases:
             ratios = [one.step_ms / other.step_ms for one, other in zip(each, blocks[base], strict=True)]
             cells.append("1" if name == base else described(ratios, 3))
         if name.startswith("ours"):
@@ -258,23 +272,28 @@ def main() -> None:
     warm_up = int(sys.argv[2]) if len(sys.argv) > 2 else 45
     name = sys.argv[3] if len(sys.argv) > 3 else "kaggle"
     workload = WORKLOADS[name]
+    row_dtypes = ["fp32", *(sys.argv[4].split(",") if len(sys.argv) > 4 else [])]
+    if not set(row_dtypes) <= set(ROW_DTYPES):
+        sys.exit(f"ROW_DTYPES are of {', '.join(ROW_DTYPES)}")
+    compares_dtypes = len(row_dtypes) > 1
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch.nn's optimizer builds valid ones; else it warns
     made, parts = made_by(__file__), []
-    for optimizer in OPTIMIZERS:
-        blocks, seen = measure(workload, optimizer, rounds, warm_up)
+    for optimizer in ALL_OPTIMIZERS if compares_dtypes else OPTIMIZERS:
+        blocks, seen = measure(workload, optimizer, row_dtypes, rounds, warm_up)
         gc.unfreeze()
         gc.collect()  # gigabytes of tables
-        parts += [f"## {optimizer}", table(blocks), seen]
+        parts += [f"## {optimizer}", table(blocks, row_dtypes), seen]
     policy = os.environ["OMP_WAIT_POLICY"]
     write_profile(
-        f"whole-step-{name}-{policy.lower()}",
+        "-".join(["whole-step", name, *row_dtypes[1:], policy.lower()]),
         "# The whole training step",
         f"{made}, {torch.get_num_threads()} threads, OMP_WAIT_POLICY={policy}. {workload.shape}, policy lrfu, prefetch "
         f"depth 2. Wall time, median (p10-p90) of {rounds} blocks of {workload.block} steps after "
         f"{warm_up * workload.block:,} batches that filled the caches and {workload.block} steps that do not count; "
-        "all in turn in one process, ratios round by round. Losses of ours were equal to the last bit. Nothing is "
-        "prepared ahead of a block, so ours waits in its first step: waiting is given with that step, then without it "
-        "and as a share of the step's time. Others have their ids as tensors before the clock starts.",
+        "all in turn in one process, ratios round by round. Losses of ours were equal to the last bit"
+        f"{', by dtype' if compares_dtypes else ''}. Nothing is prepared ahead of a block, so ours waits in its first "
+        "step: waiting is given with that step, then without it and as a share of the step's time."
+        f"{'' if compares_dtypes else ' Others have their ids as tensors before the clock starts.'}",
         *parts,
     )
 

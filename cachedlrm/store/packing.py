@@ -18,21 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedlrm.base.kernels import AHEAD, LINE_BYTES, gather_rows, load_ahead, scatter_rows
-from cachedlrm.base.rounding import (
-    FORMATS,
-    LANES,
-    TORCH_DTYPES,
-    narrow,
-    narrow_tensor,
-    noise_of,
-    noise_state,
-    widen,
-)
+from cachedlrm.base.kernels import gather_rows, load_row_ahead, scatter_rows
+from cachedlrm.base.rounding import FORMATS, LANES, TORCH_DTYPES, narrow_tensor, noise_state
+from cachedlrm.base.rounding_kernels import narrow_run, noise_of_row, widen_run
 from cachedlrm.store.init import DeviceFill, RowInit, in_turns
 from cachedlrm.store.records import GroupShape, RecordLayout
 
-_LINE = LINE_BYTES // 4  # words
 TURN_NUMBERS = 1 << 18
 """Numbers that are rounded at a time by operators of the device, whose temporaries take several times their bytes."""
 
@@ -119,11 +110,10 @@ class Packing:
         out: NDArray[np.float32],
     ) -> None:
         layout = self.layout
-        state = np.uint64(self._state(step))
-        kernel = _kernels(layout.row_dtype, layout.state_dtype)[1]
-        kernel(
-            numbers.view(np.uint32), rows, state, places, out.view(np.uint32), out.view(np.uint16),
-            np.uint64(layout.parameter_width), np.uint64(layout.parameter_words),
+        _, pack = _kernels(layout.row_dtype, layout.state_dtype)
+        pack(
+            out.view(np.uint32), places, numbers.view(np.uint32), layout.parameter_width, layout.parameter_words, rows,
+            np.uint64(self._state(step)),
         )  # fmt: skip
 
     def _packed_tensor(self, numbers: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -240,92 +230,53 @@ def _unpack(
     layout: RecordLayout, records: NDArray[np.float32], places: NDArray[np.int64], out: NDArray[np.float32]
 ) -> None:
     """The numbers of ``records`` at ``places`` [n], into ``out`` [n, columns]."""
-    kernel = _kernels(layout.row_dtype, layout.state_dtype)[0]
-    kernel(
-        records.view(np.uint32), records.view(np.uint16), places, out.view(np.uint32),
-        np.uint64(layout.parameter_width), np.uint64(layout.parameter_words),
-    )  # fmt: skip
+    unpack, _ = _kernels(layout.row_dtype, layout.state_dtype)
+    unpack(records.view(np.uint32), places, out.view(np.uint32), layout.parameter_width, layout.parameter_words)
 
 
 @cache
 def _kernels(row_dtype: str, state_dtype: str) -> tuple[Any, Any]:
     """`gather_rows` and `scatter_rows` of records as numbers: one code, compiled for each pair of dtypes.
 
-    Words and halves are the same memory, and C-contiguous.
+    Arrays are C-contiguous; numbers are their bits.
     """
-    form_of_parameters, form_of_state = FORMATS.get(row_dtype), FORMATS.get(state_dtype)
 
     @numba.njit(cache=True, nogil=True)
     def unpack(
-        words: NDArray[np.uint32],
-        halves: NDArray[np.uint16],
+        records: NDArray[np.uint32],
         places: NDArray[np.int64],
-        out: NDArray[np.uint32],
-        num_parameters: np.uint64,
-        parameter_words: np.uint64,
+        numbers: NDArray[np.uint32],
+        num_parameters: int,
+        parameter_words: int,
     ) -> None:
-        width, num_state = words.shape[1], np.uint64(out.shape[1]) - num_parameters
-        flat = words.reshape(words.size)
+        width, columns = records.shape[1], numbers.shape[1]
+        words, flat = records.reshape(records.size), numbers.reshape(numbers.size)
         for index in range(len(places)):
-            if index + AHEAD < len(places):
-                ahead = places[index + AHEAD] * width
-                for word in range(0, width, _LINE):
-                    load_ahead(flat, ahead + word)
-                load_ahead(flat, ahead + width - 1)
-            place = places[index]
-            for column in range(num_parameters):
-                if form_of_parameters is None:
-                    out[index, column] = words[place, column]
-                else:
-                    out[index, column] = widen(halves[place, column], form_of_parameters)
-            for column in range(num_state):
-                if form_of_state is None:
-                    out[index, num_parameters + column] = words[place, parameter_words + column]
-                else:
-                    half = halves[place, np.uint64(2) * parameter_words + column]
-                    out[index, num_parameters + column] = widen(half, form_of_state)
+            load_row_ahead(words, width, places, index)
+            word, place = places[index] * width, index * columns
+            widen_run(words, word, flat, place, num_parameters, row_dtype)
+            word, place = word + parameter_words, place + num_parameters
+            widen_run(words, word, flat, place, columns - num_parameters, state_dtype)
 
     @numba.njit(cache=True, nogil=True)
     def pack(
-        numbers: NDArray[np.uint32],
-        rows: NDArray[np.int64],
-        state: np.uint64,
+        records: NDArray[np.uint32],
         places: NDArray[np.int64],
-        words: NDArray[np.uint32],
-        halves: NDArray[np.uint16],
-        num_parameters: np.uint64,
-        parameter_words: np.uint64,
+        numbers: NDArray[np.uint32],
+        num_parameters: int,
+        parameter_words: int,
+        rows: NDArray[np.int64],
+        noise_of_step: np.uint64,
     ) -> None:
-        num_state = np.uint64(numbers.shape[1]) - num_parameters
-        first_half, num_halves = np.uint64(2) * parameter_words, np.uint64(halves.shape[1])
-        state_place = (num_parameters + np.uint64(LANES - 1)) // np.uint64(LANES)
-        last_place = state_place + (num_state + np.uint64(LANES - 1)) // np.uint64(LANES)
-        noise = np.empty(last_place, np.uint64)
-        lanes, state_lane = noise.view(np.uint16), np.uint64(LANES) * state_place
-        for index in range(len(rows)):
-            place = places[index]
-            first = np.uint64(0) if form_of_parameters is not None else state_place
-            last = last_place if form_of_state is not None else state_place
-            for number in range(first, last):
-                noise[number] = noise_of(state, rows[index], number)
-            for column in range(num_parameters):
-                if form_of_parameters is None:
-                    words[place, column] = numbers[index, column]
-                else:
-                    half = narrow(numbers[index, column], np.uint32(lanes[column]), form_of_parameters)
-                    halves[place, column] = half
-            if form_of_parameters is not None:
-                for column in range(num_parameters, first_half):
-                    halves[place, column] = 0
-            for column in range(num_state):
-                number = numbers[index, num_parameters + column]
-                if form_of_state is None:
-                    words[place, parameter_words + column] = number
-                else:
-                    half = narrow(number, np.uint32(lanes[state_lane + column]), form_of_state)
-                    halves[place, first_half + column] = half
-            if form_of_state is not None:
-                for column in range(first_half + num_state, num_halves):
-                    halves[place, column] = 0
+        width, columns = records.shape[1], numbers.shape[1]
+        words, flat = records.reshape(records.size), numbers.reshape(numbers.size)
+        state_place = -(-num_parameters // LANES)
+        for index in range(len(places)):
+            load_row_ahead(words, width, places, index)
+            noise = noise_of_row(noise_of_step, rows[index])
+            word, place = places[index] * width, index * columns
+            narrow_run(words, word, flat, place, num_parameters, row_dtype, noise, 0)
+            word, place = word + parameter_words, place + num_parameters
+            narrow_run(words, word, flat, place, columns - num_parameters, state_dtype, noise, state_place)
 
     return unpack, pack

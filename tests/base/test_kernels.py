@@ -77,7 +77,7 @@ def test_loading_ahead_stays_inside() -> None:
         from cachedlrm.cache.planner import Planner
         from cachedlrm.cache.policies import make_policy
         from cachedlrm.cache.working_set import AddressBook
-        from cachedlrm.base.kernels import AHEAD, gather_rows
+        from cachedlrm.base.kernels import AHEAD, gather_rows, scatter_rows
 
         random = np.random.default_rng(0)
         book = AddressBook(300)
@@ -91,7 +91,9 @@ def test_loading_ahead_stays_inside() -> None:
             planner.announce(working_set)
             plan = planner.plan(working_set)
             fetched += plan.counters.fetched_rows
-            gather_rows(np.zeros((300, 17), np.float32), plan.slots, np.empty((size, 17), np.float32))
+            records, moved = np.zeros((300, 17), np.float32), np.empty((size, 17), np.float32)
+            gather_rows(records, plan.slots, moved)
+            scatter_rows(records, plan.slots, moved)
         assert fetched, "no row was away"
         assert book.num_addresses > 100, "no row was new"
     """

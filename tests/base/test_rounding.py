@@ -1,8 +1,7 @@
-"""Floats of 16 bits: all of them widened, and numbers rounded as the definition says, in exact fractions."""
+"""Numbers are rounded to 16 bits as the definition says, in exact fractions, with noise as it is defined."""
 
 from fractions import Fraction
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -10,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cachedlrm.base.kernels import GAMMA
-from cachedlrm.base.rounding import FORMATS, LANES, TORCH_DTYPES, narrow, narrow_tensor, noise_of, noise_state, widen
+from cachedlrm.base.rounding import FORMATS, LANES, TORCH_DTYPES, narrow, narrow_tensor, noise_state, noise_tensor
 
 ALL = np.arange(1 << 16, dtype=np.uint16)
 IS_FINITE = {"bf16": (ALL & 0x7F80) != 0x7F80, "fp16": (ALL & 0x7C00) != 0x7C00}
@@ -18,20 +17,14 @@ SMALLEST = {"bf16": Fraction(1, 2**133), "fp16": Fraction(1, 2**24)}
 LARGEST = {"bf16": 255 * 2**120, "fp16": 65504}
 
 
-@numba.njit
-def widen_all(halves, form):
-    out = np.empty(len(halves), np.uint32)
-    for index in range(len(halves)):
-        out[index] = widen(halves[index], form)
-    return out
+def narrowed(numbers: np.ndarray, noise: int | np.ndarray, dtype: str) -> torch.Tensor:
+    """`narrow` of float32s, or of their bits."""
+    bits = torch.from_numpy(numbers.view(np.int32))
+    return narrow(bits, torch.as_tensor(noise, dtype=torch.int32), FORMATS[dtype]).to(torch.int16)
 
 
-@numba.njit
-def narrow_all(bits, noise, form):
-    out = np.empty(len(bits), np.uint16)
-    for index in range(len(bits)):
-        out[index] = narrow(bits[index], noise[index], form)
-    return out
+def values(halves: torch.Tensor, dtype: str) -> torch.Tensor:
+    return halves.view(TORCH_DTYPES[dtype]).float()
 
 
 def value(half: int, dtype: str) -> Fraction:
@@ -43,20 +36,11 @@ def finite_bits() -> st.SearchStrategy[int]:
     return st.integers(0, 2**32 - 1).filter(lambda bits: bits & 0x7F800000 != 0x7F800000)
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
-def test_every_number_is_widened_as_torch_does(dtype):
-    expected = torch.from_numpy(ALL.view(np.int16)).view(TORCH_DTYPES[dtype]).float().numpy()
-    found = widen_all(ALL, FORMATS[dtype]).view(np.float32)
-    assert (found.view(np.uint32) == expected.view(np.uint32))[~np.isnan(expected)].all()
-    assert (np.isnan(found) == np.isnan(expected)).all()
-
-
 @pytest.mark.parametrize("noise", [0, 1, 0x8000, 0xFFFF])
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_what_is_exact_stays(dtype, noise):
-    halves = ALL[IS_FINITE[dtype]]
-    bits = widen_all(halves, FORMATS[dtype])
-    assert (narrow_all(bits, np.full(len(bits), noise, np.uint32), FORMATS[dtype]) == halves).all()
+    halves = torch.from_numpy(ALL[IS_FINITE[dtype]].view(np.int16))
+    assert torch.equal(narrowed(values(halves, dtype).numpy(), noise, dtype), halves)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -67,7 +51,7 @@ def test_what_is_exact_stays(dtype, noise):
 @given(bits=finite_bits(), noise=st.integers(0, 0xFFFF))
 def test_a_number_becomes_a_neighbour_by_its_distance(dtype, bits, noise):
     number = Fraction(np.uint32(bits).view(np.float32).item())
-    half = int(narrow(np.uint32(bits), np.uint32(noise), FORMATS[dtype]))
+    half = int(narrowed(np.array([bits], np.uint32), noise, dtype)) & 0xFFFF
     assert half >> 15 == bits >> 31
     size, found = abs(number), abs(value(half, dtype))
     if size >= LARGEST[dtype]:
@@ -87,36 +71,18 @@ def test_a_number_becomes_a_neighbour_by_its_distance(dtype, bits, noise):
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_the_mean_over_all_noise_is_the_number(dtype, number):
     number = np.float32(number)
-    halves = narrow_all(np.full(1 << 16, number).view(np.uint32), np.arange(1 << 16, dtype=np.uint32), FORMATS[dtype])
-    assert len(np.unique(halves)) == 2
-    mean = widen_all(halves, FORMATS[dtype]).view(np.float32).astype(np.float64).mean()
+    halves = narrowed(np.full(1 << 16, number), np.arange(1 << 16), dtype)
+    assert len(halves.unique()) == 2
+    mean = values(halves, dtype).double().mean().item()
     assert mean == number if abs(number) > 2**-14 else abs(mean - number) < 2**-40
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_what_is_too_large_is_the_largest_and_no_number_stays_none(dtype):
     large = np.array([1e38, np.inf, -np.inf, np.nan, -np.nan] if dtype == "fp16" else [3.4e38, np.inf, -np.inf, np.nan])
-    bits = large.astype(np.float32).view(np.uint32)
-    found = widen_all(narrow_all(bits, np.full(len(bits), 0xFFFF, np.uint32), FORMATS[dtype]), FORMATS[dtype])
-    assert found.view(np.float32)[:3].tolist() == [LARGEST[dtype], LARGEST[dtype], -LARGEST[dtype]]
-    assert np.isnan(found.view(np.float32)[3:]).all()
-
-
-@pytest.mark.parametrize("width", [1, 3, 4, 17])
-@pytest.mark.parametrize("dtype", FORMATS)
-def test_tensors_have_the_kernels_bits(dtype, width):
-    rng = np.random.default_rng(width)
-    bits = rng.integers(0, 1 << 32, (200, width), np.uint32)
-    bits[:20] = np.array([0, 1 << 31, 0x7F800000, 0x7FC00000, 0x477FE001])[rng.integers(0, 5, (20, width))]
-    bits[20:120] = (rng.standard_normal((100, width)) * 1e-5).astype(np.float32).view(np.uint32)
-    rows, state, first_place = rng.integers(0, 1 << 40, 200), noise_state(7, 3), 5
-    numbers = torch.from_numpy(bits.view(np.float32))
-    found = narrow_tensor(numbers, torch.from_numpy(rows), state, FORMATS[dtype], first_place).numpy().view(np.uint16)
-    for row, given_bits, halves in zip(rows, bits, found, strict=True):
-        noise = [int(noise_of(np.uint64(state), row, first_place + place)) for place in range(-(-width // LANES))]
-        lanes = [noise[column // LANES] >> 16 * (column % LANES) & 0xFFFF for column in range(width)]
-        expected = narrow_all(given_bits, np.array(lanes, np.uint32), FORMATS[dtype])
-        assert (halves == expected).all()
+    found = values(narrowed(large.astype(np.float32), 0xFFFF, dtype), dtype)
+    assert found[:3].tolist() == [LARGEST[dtype], LARGEST[dtype], -LARGEST[dtype]]
+    assert found[3:].isnan().all()
 
 
 def test_noise_by_its_definition():
@@ -130,18 +96,18 @@ def test_noise_by_its_definition():
     seed, step, row, place = -5, 12, (1 << 33) + 9, 3
     state = mix(mix((seed ^ 0x524F554E44494E47) & mask) + step * GAMMA & mask)
     assert noise_state(seed, step) == state
-    expected = mix(state + (row << 16 | place) * GAMMA & mask)
-    assert noise_of(np.uint64(state), row, place) == expected
+    drawn = mix(state + (row << 16 | place) * GAMMA & mask)
+    expected = [[drawn >> 16 * lane & 0xFFFF for lane in range(3)]]
+    assert noise_tensor(torch.tensor([row]), 3, state, place).tolist() == expected
     # Rows are numbered from another first one on.
-    assert noise_of(np.uint64(noise_state(seed, step, 4)), row - 4, place) == expected
+    assert noise_tensor(torch.tensor([row - 4]), 3, noise_state(seed, step, 4), place).tolist() == expected
 
 
 def test_noise_is_uniform_and_of_row_place_and_step_alone():
-    states = [np.uint64(noise_state(1, step)) for step in range(20)]
-    drawn = [[noise_of(state, row, place) for row in range(50) for place in range(4)] for state in states]
-    noise = np.array(drawn, np.uint64)
-    assert len(np.unique(noise)) == noise.size
-    lanes = noise.view(np.uint16) / 2**16
+    drawn = [noise_tensor(torch.arange(50), 16, noise_state(1, step), 0) for step in range(20)]
+    noise = torch.stack(drawn).numpy()  # [step, row, column]
+    assert len(np.unique(noise.reshape(-1, LANES), axis=0)) == noise.size // LANES
+    lanes = noise / 2**16
     assert abs(lanes.mean() - 0.5) < 0.01
     assert abs(lanes.var() - 1 / 12) < 0.002
     assert abs(np.corrcoef(lanes.reshape(20, -1))[np.triu_indices(20, 1)]).max() < 0.15
