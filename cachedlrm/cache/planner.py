@@ -234,14 +234,12 @@ def _count(
         while bag >= first_bag + num_tables:
             first_bag += num_tables
         table = np.uint32(bag - first_bag)
+        is_hit = np.uint32(slot >= 0)  # no branch, which would be guessed wrongly
+        table_counts[table, is_hit] += lookups[position]  # of column 0, those that hit are added below
         table_counts[table, 2] += 1
-        if slot >= 0:
-            table_counts[table, 1] += lookups[position]
-        else:
-            table_counts[table, 0] += lookups[position]  # those that hit are added below
-            table_counts[table, 3] += slot == NEVER
-            missing[num_missing] = position
-            num_missing = np.uint32(num_missing + 1)
+        table_counts[table, 3] += slot == NEVER
+        missing[num_missing] = position
+        num_missing = np.uint32(num_missing + 1 - is_hit)
     hit_lookups = 0
     for each in range(num_tables):
         hit_lookups += table_counts[each, 1]
