@@ -59,12 +59,12 @@ class Planner:
     Announce each batch once, in order, and plan it when the `window` batches after it are announced too, or the stream
     has ended.
 
-    Memory: 4 bytes per touched row, 12 per slot, and the policy's.
+    Memory: 4 bytes per touched row, 12 per slot, those of the reserve of victims, and the policy's.
 
     Args:
         quota_slots: slots the cache may keep.
         num_slots: slots there are; those beyond the quota are used only by a batch whose working set exceeds it.
-        policy: eviction policy with keys for ``num_slots``; has the arrays in which slots and last uses are kept.
+        policy: eviction policy with keys for ``num_slots``; has the arrays of slots by row and of ranks by slot.
         in_flight: batches that may be planned but not trained; their rows are spared as victims where possible,
             as evicting one means waiting for its training, but not at the cost of a row whose next use is known.
         minimum: counts the rows that MIN would move; None: not counted.
@@ -219,7 +219,7 @@ def _count(
     num_tables = len(table_counts)
     num_missing = np.uint32(0)  # unsigned, as `_deduplicate` has its indices
     last_bag = len(offsets) - 2
-    is_one_hot = offsets[-1] <= last_bag + 1  # or nearly: bags of many lookups are found one after the other
+    is_one_hot = offsets[-1] <= last_bag + 1  # as good as: of bags of many lookups a guess is far off
     first_bag = bag = before = 0  # `first_bag` of a sample; as first lookups ascend, no division is needed
     for position in range(len(slots)):
         slot = slots[position]
