@@ -12,13 +12,14 @@ from cachedlrm.cache.pinned import pinned
 from cachedlrm.cache.planner import NO_ROWS, Plan
 from cachedlrm.cache.streams import Event, TrainedBatches
 from cachedlrm.cache.working_set import WorkingSet
+from cachedlrm.data.batch import NO_DENSE, NO_LABELS
 
 # Matrix libraries choose a kernel by the alignment of its operands, and another kernel may round differently. So every
 # array starts at a multiple of the largest they look at, and the first, the dense features, always at the same place.
 _ALIGNMENT = 256
 
-_NO_ROWS = torch.from_numpy(NO_ROWS)
-
+_EMPTY = {id(array): torch.from_numpy(array) for array in (NO_ROWS, NO_DENSE, NO_LABELS)}
+"""Tensors of arrays of nothing, by the identity of the array, which many batches share."""
 
 Arrays = dict[str, NDArray[np.generic]]
 """Of one dataclass below, by the names of its fields."""
@@ -164,8 +165,9 @@ def _in_place(arrays: Arrays) -> dict[str, Tensor]:
     """The arrays themselves, as tensors by the same names; dense features aligned."""
     tensors = {}
     for name, array in arrays.items():
-        tensors[name] = _NO_ROWS if array is NO_ROWS else torch.from_numpy(array)
-    if "dense" in tensors:
+        empty = _EMPTY.get(id(array))
+        tensors[name] = torch.from_numpy(array) if empty is None else empty
+    if arrays.get("dense", NO_DENSE) is not NO_DENSE:
         tensors["dense"] = tensors["dense"].clone()  # torch's memory is aligned, numpy's not always
     return tensors
 

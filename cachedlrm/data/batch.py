@@ -21,6 +21,10 @@ from cachedlrm.data.vocabulary import Vocabulary
 MOST_ROWS = 2**31 - 1
 """Rows of all tables together, whose addresses are int32."""
 
+NO_DENSE: NDArray[np.float32] = np.empty((0, 0), np.float32)
+NO_LABELS: NDArray[np.float32] = np.empty(0, np.float32)
+"""Of batches of lookups alone, whose other features and labels stay with whoever trains them."""
+
 
 @dataclass(frozen=True)
 class Batch:

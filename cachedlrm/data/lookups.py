@@ -6,6 +6,7 @@ may be two tables (the quotient-remainder trick). Without either there is one gr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -17,8 +18,7 @@ from cachedlrm.data.batch import Batch
 Int64s = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Lookups:
+class Lookups(NamedTuple):
     """Lookups of B samples in the T tables of a group.
 
     Attributes:

@@ -106,10 +106,11 @@ class CachedCollection(CachedTables):
         self._output_names = [feature.output for feature in table_set.features]
         of_features = [table_set.tables[feature.table] for feature in table_set.features]
         self._lengths = [table.embedding_dim for table in of_features]
-        self._means = [
-            np.array([of_features[feature].pooling == "mean" for feature in group.features])
-            for group in table_set.groups
-        ]
+        self._num_columns = sum(self._lengths)
+        self._means: list[NDArray[np.bool_] | None] = []  # of each group which features are averaged; None: no one is
+        for group in table_set.groups:
+            means = np.array([of_features[feature].pooling == "mean" for feature in group.features])
+            self._means.append(means if means.any() else None)
         labels = [f"feature {feature.name}" for feature in table_set.features]
         counts = None
         if row_counts is not None:
@@ -257,7 +258,7 @@ class CachedEmbeddingBagCollection(CachedCollection):
         tables = self._engine.tables
         vectors = self._vectors(part)
         if len(vectors) == 1:
-            pooled = self._averaged(vectors[0], part, 0).view(ids.num_samples, sum(self._lengths))
+            pooled = self._averaged(vectors[0], part, 0).view(ids.num_samples, self._num_columns)
             return keyed_tensor(features, self._output_names, self._lengths, pooled)
         blocks: list[Tensor] = [torch.empty(0)] * len(tables.features)
         for number, group in enumerate(tables.groups):
@@ -270,7 +271,7 @@ class CachedEmbeddingBagCollection(CachedCollection):
     def _averaged(self, pooled: Tensor, part: Part, group: int) -> Tensor:
         """Sums [B * T, D] to means where tables say so."""
         means = self._means[group]
-        if not means.any():
+        if means is None:
             return pooled
         sizes = np.diff(part.lookups[group].offsets)
         divisors = np.where(np.tile(means, part.num_samples), np.maximum(sizes, 1), 1).astype(np.float32)

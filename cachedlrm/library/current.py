@@ -1,6 +1,6 @@
 """The batch that a model trains now: its rows' records, the vectors that autograd sees, and the step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -106,14 +106,11 @@ class CurrentBatch:
     @property
     def has_gradient(self) -> bool:
         """Whether ``backward`` brought one."""
-        return any(map(self.part_has_gradient, range(len(self._leaves))))
+        return _any_gradient(self.leaves())
 
     def part_has_gradient(self, number: int) -> bool:
         """Whether ``backward`` brought one for the vectors of a part."""
-        for leaf in self._leaves[number] or ():  # noqa: SIM110 - every step asks, and a generator takes longer
-            if leaf.grad is not None:
-                return True
-        return False
+        return _any_gradient(self._leaves[number] or ())
 
     def check_step(self) -> None:
         """Makes sure that there is something to step by.
@@ -200,6 +197,13 @@ class CurrentBatch:
                 f"{doing}: the batch before was not trained; call step() after loss.backward(), or zero_grad() to "
                 "leave its rows as they are"
             )
+
+
+def _any_gradient(leaves: Iterable[Tensor]) -> bool:
+    for leaf in leaves:  # noqa: SIM110 - every step asks, and a generator takes longer
+        if leaf.grad is not None:
+            return True
+    return False
 
 
 def _leaf(vectors: Tensor) -> Tensor:

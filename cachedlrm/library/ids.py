@@ -113,15 +113,15 @@ def _of_tables(ids: list[Any], offsets: list[Any], num_tables: int, where: str) 
         raise UserError(f"{where}: {len(ids)} tensors of ids and {len(offsets)} of offsets for {num_tables} tables")
     parts: list[_Bags] = []
     for table, (table_ids, table_offsets) in enumerate(zip(ids, offsets, strict=True)):
-        values = _array(table_ids, 1, where, f": ids of table {table}")
+        values = _tensor(table_ids, 1, where, f": ids of table {table}")
         starts = _array(table_offsets, 1, where, f": offsets of table {table}")
         if parts and len(starts) != parts[0].num_samples:
             raise UserError(
                 f"{where}: table {table} has {len(starts)} bags and table 0 has {parts[0].num_samples}; a sample has "
                 "one in each table, an empty one too"
             )
-        bounds = np.append(starts, len(values))
-        size = _bag_size(bounds, len(values), where, f": offsets of table {table}")
+        bounds = np.append(starts, values.numel())
+        size = _bag_size(bounds, values.numel(), where, f": offsets of table {table}")
         parts.append(_Bags(values, len(starts), size, bounds))
     return _joined(parts)
 
@@ -187,7 +187,8 @@ def _of_keyed(features: Any, names: Sequence[str], where: str) -> FeatureIds:
     for name in names:
         first = _entry(place, name, where) * num_samples
         bounds = offsets[first : first + num_samples + 1]
-        parts.append(_Bags(values[bounds[0] : bounds[-1]], num_samples, size, bounds - bounds[0]))
+        of_feature = torch.from_numpy(values[bounds[0] : bounds[-1]])
+        parts.append(_Bags(of_feature, num_samples, size, bounds - bounds[0]))
     return _joined(parts)
 
 
@@ -223,14 +224,14 @@ class _Bags(NamedTuple):
     """The ids of one feature.
 
     Attributes:
-        values: [L], sample after sample.
+        values: [L] int64, sample after sample; a tensor, as making arrays of all takes longer than joining them.
         num_samples: B.
         size: ids of each bag; `_RAGGED`: as ``offsets`` say.
         offsets: [B + 1]; None: bags of one size.
         given_offsets: what the user gave for them.
     """
 
-    values: Int64s
+    values: Tensor
     num_samples: int
     size: int
     offsets: Int64s | None = None
@@ -239,26 +240,25 @@ class _Bags(NamedTuple):
 
 def _of_feature(entry: Any, where: str, name: str, before: _Bags | None) -> _Bags:
     """The bags of feature ``name``, beside those of the feature ``before``, whose offsets it may share."""
-    if isinstance(entry, _ARRAYS):
-        array = _array(entry, 2 if entry.ndim == 2 else 1, where, ": feature ", name)
-        return _Bags(array.reshape(-1), len(array), array.shape[1] if array.ndim == 2 else 1)
     if not isinstance(entry, tuple | list):
+        if isinstance(entry, _ARRAYS):
+            values = _tensor(entry, 2 if entry.ndim == 2 else 1, where, ": feature ", name)
+            return _Bags(values.reshape(-1), values.shape[0], values.shape[1] if values.ndim == 2 else 1)
         entry = _of_jagged(entry, where, name)
     if len(entry) != 2:
         raise UserError(f"{where}: feature {name} has {len(entry)} parts; give (values, offsets), or ids [B] or [B, L]")
-    values = _array(entry[0], 1, where, ": feature ", name, ": values")
-    given_offsets = entry[1]
-    if before is not None and before.given_offsets is given_offsets and len(before.values) == len(values):
-        return _Bags(values, *before[1:])
-    offsets = _array(given_offsets, 1, where, ": feature ", name, ": offsets")
+    values, given_offsets = _tensor(entry[0], 1, where, ": feature ", name, ": values"), entry[1]
+    if before is not None and before.given_offsets is given_offsets and before.values.numel() == values.numel():
+        return _Bags(values, before.num_samples, before.size, before.offsets, given_offsets)
+    offsets, num_ids = _array(given_offsets, 1, where, ": feature ", name, ": offsets"), values.numel()
     if not len(offsets):
         raise UserError(f"{where}: feature {name}: no offsets; for B samples there are B + 1")
-    if 0 < offsets[-1] < len(values) and offsets[0] == 0:  # as nn.EmbeddingBag takes them
+    if 0 < offsets[-1] < num_ids and offsets[0] == 0:  # as nn.EmbeddingBag takes them
         raise UserError(
-            f"{where}: feature {name}: offsets end with {offsets[-1]} and there are {len(values)} values; for B "
-            "samples give B + 1 offsets, the last of which is the number of values"
+            f"{where}: feature {name}: offsets end with {offsets[-1]} and there are {num_ids} values; for B samples "
+            "give B + 1 offsets, the last of which is the number of values"
         )
-    size = _bag_size(offsets, len(values), where, ": feature ", name, ": offsets")
+    size = _bag_size(offsets, num_ids, where, ": feature ", name, ": offsets")
     return _Bags(values, len(offsets) - 1, size, offsets, given_offsets)
 
 
@@ -281,7 +281,8 @@ def _of_jagged(entry: Any, where: str, name: str) -> tuple[Any, Any]:
 
 def _joined(parts: Sequence[_Bags]) -> FeatureIds:
     """Features side by side."""
-    values, num_samples = np.concatenate([part.values for part in parts]), parts[0].num_samples
+    num_samples = parts[0].num_samples
+    values: Int64s = torch.cat([part.values for part in parts]).numpy()
     sizes = tuple([part.size for part in parts])
     if _RAGGED not in sizes:
         return FeatureIds(values, num_samples, _feature_spacing(sizes, num_samples))
@@ -289,16 +290,22 @@ def _joined(parts: Sequence[_Bags]) -> FeatureIds:
     for part in parts:
         of_part = part.offsets if part.offsets is not None else np.arange(num_samples + 1) * part.size
         offsets.append(of_part[:-1] + end)
-        end += len(part.values)
+        end += part.values.numel()
     return FeatureIds(values, num_samples, offsets=np.concatenate([*offsets, np.array([end])]))
 
 
 def _array(given: object, num_axes: int, *what: str) -> Int64s:
-    """An int64 array on the host, the user's own memory where it is one; ``what`` is its name in messages, in pieces.
+    """As `_tensor`, as an array."""
+    array: Int64s = _tensor(given, num_axes, *what).numpy()
+    return array
+
+
+def _tensor(given: object, num_axes: int, *what: str) -> Tensor:
+    """An int64 tensor on the host, the user's own where it is one; ``what`` is its name in messages, in pieces.
 
     Every tensor of a batch comes by here, so that what is nearly always given is looked for first.
     """
-    if not (
+    if (
         type(given) is Tensor
         and given.dtype is _INT64
         and given.ndim == num_axes
@@ -306,13 +313,7 @@ def _array(given: object, num_axes: int, *what: str) -> Int64s:
         and given.layout is _STRIDED
         and given.is_contiguous()
     ):
-        given = _tensor(given, num_axes, what)
-    array: Int64s = given.numpy()
-    return array
-
-
-def _tensor(given: object, num_axes: int, what: tuple[str, ...]) -> Tensor:
-    """As `_array`, of anything."""
+        return given
     if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
         given = torch.from_numpy(np.ascontiguousarray(given, np.int64))
     if not isinstance(given, Tensor) or given.dtype not in (torch.int32, _INT64) or given.ndim != num_axes:

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.data.batch import NO_DENSE, NO_LABELS
 from cachedlrm.data.lookups import Lookups
 from cachedlrm.library.ids import FeatureIds, Int64s, bag_ends, jagged_bags, sequences, spaced_bags
 from cachedlrm.library.tables import TableSet
-
-_NO_DENSE, _NO_LABELS = np.empty((0, 0), np.float32), np.empty(0, np.float32)
 
 
 class Part(NamedTuple):
@@ -49,12 +48,12 @@ class JoinedBatch(NamedTuple):
     @property
     def dense(self) -> NDArray[np.float32]:
         """None."""
-        return _NO_DENSE
+        return NO_DENSE
 
     @property
     def labels(self) -> NDArray[np.float32]:
         """None."""
-        return _NO_LABELS
+        return NO_LABELS
 
 
 def join(parts: Sequence[Part]) -> JoinedBatch:
@@ -106,7 +105,7 @@ class Routes:
         Raises:
             UserError: an id outside its table; names sample and feature.
         """
-        return Part(tuple(self._lookups(ids, group, where) for group in self._groups), ids.num_samples)
+        return Part(tuple([self._lookups(ids, group, where) for group in self._groups]), ids.num_samples)
 
     def _lookups(self, ids: FeatureIds, columns: Int64s, where: str) -> Lookups:
         features, num_samples = columns[0], ids.num_samples
