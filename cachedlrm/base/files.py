@@ -1,6 +1,7 @@
 """Files that are whole or not there, folders that are made all or none, and locks that die with their owner."""
 
 import errno
+import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
 from filelock import FileLock, Timeout
 
 from cachedlrm.base.errors import UserError
@@ -105,6 +107,7 @@ def replacing(path: Path, otherwise: str = _OTHERWISE) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path, otherwise):
+        _remove_left_over(path)
         try:
             yield partial
             with partial.open("r+b") as file:  # Windows syncs none that is open for reading alone
@@ -113,6 +116,15 @@ def replacing(path: Path, otherwise: str = _OTHERWISE) -> Iterator[Path]:
         finally:
             with suppress(OSError):  # a place that cannot be written cannot be cleaned either
                 partial.unlink(missing_ok=True)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Removes what processes that were killed left of writing ``path``: kill by kill it would fill the disk."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        process = partial.name.split(".")[-2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            with suppress(OSError):
+                partial.unlink()
 
 
 @contextmanager

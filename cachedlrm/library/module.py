@@ -1,5 +1,6 @@
 """The base of all modules over cached tables: training, prefetching, reading, saving, and their end."""
 
+import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +67,7 @@ class CachedTables(nn.Module):
         self._next_batch = 0  # of the cache's life
         self._num_loops = 0
         self._current: CurrentBatch | None = None
+        self._reading = threading.Lock()  # threads that serve a model take turns
         self._held = _Held(self._engine)
         weakref.finalize(self, self._held.end)  # at the latest at the interpreter's end, before threads are cut off
 
@@ -142,6 +144,8 @@ class CachedTables(nn.Module):
             UserError: other ids than those of the batch that `prefetch` handed out; the batch before was not trained.
         """
         self._check_whole()
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call] # rows would be constants of its graph
+            raise UserError(f"{type(self).__name__} cannot be traced; trace the layers after it, or use torch.compile")
         trains = self.training and torch.is_grad_enabled()
         current = self._current
         if current is not None and (trains or self._held.stream is not None):
@@ -149,8 +153,9 @@ class CachedTables(nn.Module):
             if number is not None and not self._is_next_part(current, number):
                 return current.vectors(number, trains)
         if not trains:
-            self._check_at_rest("forward in evaluation mode")
-            return self._engine.cache.pooled(join([part]))
+            with self._reading:
+                self._check_at_rest("forward in evaluation mode")
+                return self._engine.cache.pooled(join([part]))
         if self._held.stream is not None:
             raise UserError(
                 "forward was called with other ids than those of the batch that prefetch handed out; "
@@ -280,9 +285,10 @@ class CachedTables(nn.Module):
     # --- reading
 
     def _read_weight(self, table: int, ids: Tensor | None) -> Tensor:
-        self._check_whole()
-        self._check_at_rest("weight")
-        return self._engine.weight(table, ids)
+        with self._reading:
+            self._check_whole()
+            self._check_at_rest("weight")
+            return self._engine.weight(table, ids)
 
     def _check_at_rest(self, what: str) -> None:
         stream = self._held.stream

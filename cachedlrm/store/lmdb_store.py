@@ -148,8 +148,12 @@ def frames_for(budget_bytes: int, record_bytes: int, num_rows: int) -> int:
         UserError: too few; names ``--host-budget``.
     """
     frames = min(num_rows, budget_bytes // (record_bytes + 10))  # with its place in the maps of frames
-    if frames < min(num_rows, 1024):
-        raise UserError(f"--host-budget leaves room for {frames:,} records of {record_bytes} bytes; give more")
+    least = min(num_rows, 1024)
+    if frames < least:
+        raise UserError(
+            f"--host-budget leaves room for {frames:,} records of {record_bytes} bytes, and the least is {least:,}; "
+            "give more"
+        )
     return frames
 
 

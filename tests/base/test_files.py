@@ -53,6 +53,23 @@ def test_two_writers_of_one_name_do_not_mix(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from cachedlrm.base.files import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as file: os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    for name in ("x[1]", "other"):
+        subprocess.run([sys.executable, "-c", killed, str(tmp_path / name)], check=False)
+    of_living = tmp_path / f".x[1].{os.getppid()}.partial"
+    of_living.touch()
+    left = list(tmp_path.glob(".other.*.partial"))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(left) == 1
+    with whole_file(tmp_path / "x[1]") as file:
+        file.write(b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "x[1]", of_living, *left])
+
+
 def test_a_writer_that_wrote_no_file_is_told(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*x: No such file"), replacing(tmp_path / "x"):
         pass

@@ -2,12 +2,13 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
-from cachedlrm import UserError
+from cachedlrm import CachedEmbeddingBags, UserError
 from support.cached_collections import (
     Model,
     assert_rows_travelled,
@@ -174,6 +175,32 @@ def test_tables_are_frozen_by_eval_alone():
         assert collection.requires_grad_() is collection
         with pytest.raises(UserError, match=r"no parameters to freeze; call eval\(\) on it"):
             collection.requires_grad_(False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_tracing_is_refused(training):
+    # A traced graph has the rows of the ids that it was traced with, whatever ids it is called with.
+    with (
+        CachedEmbeddingBags((40, 30, 20), 4, cache_rows=60) as bags,
+        pytest.raises(UserError, match="trace the layers"),
+    ):
+        torch.jit.trace(bags.train(training), torch.tensor([[1, 2, 0]]), check_trace=False)
+
+
+def test_threads_that_serve_a_model_take_turns():
+    generator = torch.Generator().manual_seed(1)
+    with CachedEmbeddingBags((400, 300, 200), 4, cache_rows=600) as bags:
+        bags.eval()
+        ids = [torch.randint(0, 200, (64, 3), generator=generator) for _ in range(8)]
+        expected = [bags(one) for one in ids]
+
+        def serve(number: int) -> bool:
+            one = number % len(ids)
+            return torch.equal(bags(ids[one]), expected[one]) and bool(torch.isfinite(bags.weight(0)).all())
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(serve, range(400)))
 
 
 def test_a_graph_without_breaks_is_refused_with_the_reason():
