@@ -14,9 +14,9 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor
     With pageable memory a copy makes the host wait until the host's half is free, so results are the same.
     """
     try:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
     except RuntimeError as error:
-        made = torch.empty(shape, dtype=dtype)
+        made = torch.empty(shape, dtype=dtype, device="cpu")
         reason = str(error).partition("\n")[0]
         warnings.warn(
             f"{format_bytes(made.nbytes)} of host memory cannot be pinned ({reason}), so copies are slower; "

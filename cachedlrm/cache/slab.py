@@ -16,7 +16,7 @@ def make_slab(num_slots: int, width: int, device: torch.device) -> Tensor:
     """Uninitialised records."""
     if device.type == "cpu":
         return torch.from_numpy(empty_rows(num_slots, width))
-    return torch.empty(num_slots, width, device=device)
+    return torch.empty(num_slots, width, dtype=torch.float32, device=device)
 
 
 def gather(slab: Tensor, slots: Tensor, out: Tensor) -> None:

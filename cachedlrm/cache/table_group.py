@@ -142,7 +142,7 @@ class TableGroup:
         self._at_rest = at_rest
         self._device = device
         self._staging_bytes = 0 if device.type == "cpu" else 4 * settings.staging_rows * layout.record_bytes
-        self._numbers = torch.empty(0, layout.columns, device=device)
+        self._numbers = torch.empty(0, layout.columns, dtype=torch.float32, device=device)
 
     def _open_log(self, durability: Durability | None, number: int) -> RecordLog | None:
         """The log with the checkpoint's records, whose rows get addresses."""
@@ -168,7 +168,7 @@ class TableGroup:
         """The rows of a batch, pooled; their numbers [U, columns] are in a buffer that the next call uses again."""
         count = lookups.slots.shape[0]  # `len` is a function of Python
         if count > self._numbers.shape[0]:
-            self._numbers = torch.empty(count + count // 4, self.layout.columns, device=self._device)
+            self._numbers = self._numbers.new_empty(count + count // 4, self.layout.columns)
         numbers = self._numbers[:count]
         self._packing.gather(self.slab, lookups.slots, numbers)
         return RowUpdate(
@@ -190,7 +190,7 @@ class TableGroup:
             slots = np.where(addresses >= 0, self.planner.slot_of[np.maximum(addresses, 0)], NEVER).astype(np.int64)
             below = np.flatnonzero(slots < NEVER)
             untouched = np.flatnonzero(slots == NEVER)
-            records = torch.empty(len(rows), self.layout.width, device=self._device)
+            records = torch.empty(len(rows), self.layout.width, dtype=torch.float32, device=self._device)
             gather(self.slab, torch.from_numpy(np.maximum(slots, 0)).to(self._device), records)
             self._stream.follow()  # no batch is marked after this, and the next may move these rows
             created = np.empty((len(untouched), self.layout.width), np.float32)

@@ -46,8 +46,8 @@ class _StagingBuffer:
     """
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
-        self.host = pinned((rows, width)) if device.type == "cuda" else torch.empty(rows, width)
-        self.device = torch.empty(rows, width, device=device) if device.type == "cuda" else self.host
+        self.device = torch.empty(rows, width, dtype=torch.float32, device=device)
+        self.host = pinned((rows, width)) if device.type == "cuda" else self.device
         self.copied = Event(device)
         self.write_back: _WriteBack | None = None
 

@@ -324,7 +324,7 @@ class Engine:
             raise UserError(f"table {of.name}: ids are {local.min()} to {local.max()}, outside 0..{num_rows - 1}")
         rows = local + self.tables.first_rows[table]
         group = self.cache.groups[self.tables.group_of(table)]
-        out = torch.empty(len(rows), of.embedding_dim)
+        out = torch.empty(len(rows), of.embedding_dim, dtype=torch.float32, device="cpu")
         for first in range(0, len(rows), _CHUNK_ROWS):
             part = slice(first, first + _CHUNK_ROWS)
             out[part] = group.read(rows[part])[:, : of.embedding_dim].cpu()

@@ -315,7 +315,8 @@ def _tensor(given: object, num_axes: int, *what: str) -> Tensor:
     ):
         return given
     if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
-        given = torch.from_numpy(np.ascontiguousarray(given, np.int64))
+        array = np.ascontiguousarray(given, np.int64)
+        given = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
     if not isinstance(given, Tensor) or given.dtype not in (torch.int32, _INT64) or given.ndim != num_axes:
         found = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
         raise UserError(f"{''.join(what)} are {found}; give an int64 or int32 tensor of {num_axes} axes")

@@ -35,7 +35,7 @@ class Loader(Generic[T]):
     def __init__(self, batches: Iterable[T], number: int) -> None:
         following = torch.Generator()
         following.set_state(torch.get_rng_state())
-        drawn = int(torch.empty((), dtype=torch.int64).random_(generator=following))
+        drawn = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=following))
         seed = int(mix(np.uint64((drawn + number * GAMMA) & _MASK)))
         self._torch = torch.Generator().manual_seed(seed & (_MASK >> 1)).get_state()
         self._numpy = np.random.MT19937(seed)

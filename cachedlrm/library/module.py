@@ -354,7 +354,7 @@ class CachedTables(nn.Module):
     # --- life
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        probe = fn(torch.empty(0, device=self.device))
+        probe = fn(torch.empty(0, dtype=torch.float32, device=self.device))
         if probe.device != self.device or probe.dtype != torch.float32:
             raise UserError(
                 f"{type(self).__name__} stays float32 on {self.device}; choose its device when you make it, and call "

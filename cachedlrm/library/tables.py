@@ -200,7 +200,7 @@ def own_init(config: Any) -> Tensor | None:
     is_default = isinstance(init, partial) and init.func is torch.nn.init.uniform_
     if init is None or (is_default and not has_bounds):
         return None
-    weight = torch.empty(config.num_embeddings, config.embedding_dim)
+    weight = torch.empty(config.num_embeddings, config.embedding_dim, dtype=torch.float32, device="cpu")
     with torch.no_grad():
         drawn = init(weight)
     return weight if drawn is None else drawn.detach()

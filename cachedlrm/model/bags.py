@@ -53,7 +53,7 @@ def pool_backward(
     """
     if transposed is not None:
         return pool(grad.contiguous(), *transposed)
-    rows_grad = torch.zeros(num_rows, grad.shape[1])
+    rows_grad = torch.zeros(num_rows, grad.shape[1], dtype=torch.float32, device="cpu")
     add_bags(rows_grad, grad, positions, offsets, 1.0)
     return rows_grad
 

@@ -85,7 +85,7 @@ class Packing:
         """The numbers [n, columns] of ``records`` [n, width]; these themselves if they are the same."""
         if not self.layout.is_packed:
             return records
-        out = torch.empty(records.shape[0], self.layout.columns, device=records.device)
+        out = records.new_empty(records.shape[0], self.layout.columns)
         self.gather(records, torch.arange(records.shape[0], device=records.device), out)
         return out
 
@@ -119,7 +119,7 @@ class Packing:
     def _packed_tensor(self, numbers: Tensor, rows: Tensor, step: int) -> Tensor:
         """The records [n, width] of ``numbers`` [n, columns], on their device."""
         layout = self.layout
-        out = torch.zeros(len(rows), layout.width, device=numbers.device)  # what fills up a word is zero
+        out = numbers.new_zeros(len(rows), layout.width)  # what fills up a word is zero
         first_place = 0
         for dtype, columns, words in _parts(layout):
             part, kept = numbers[:, columns], out[:, words]
@@ -163,7 +163,7 @@ class _PackedInit:
             return None
 
         def packed(rows: Tensor, out: Tensor) -> None:
-            numbers = torch.empty(len(rows), self._packing.layout.columns, device=out.device)
+            numbers = out.new_empty(len(rows), self._packing.layout.columns)
             fill(rows, numbers)
             self._packing.pack_on_device(numbers, rows, 0, out)
 

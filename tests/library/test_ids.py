@@ -39,6 +39,13 @@ def test_one_id_a_bag(ids, offsets):
     assert found.num_samples == 3
 
 
+def test_read_only_arrays_are_ids_like_others():
+    ids = np.array([[1, 5], [2, 6]])
+    ids.flags.writeable = False  # as np.load(mmap_mode="r") gives them; a warning would be an error here
+    assert bags(bag_ids(ids, None, 2, "batch 0")) == [[[1], [2]], [[5], [6]]]
+    assert bags(named_ids({"a": ids}, ["a"], "batch 0")) == [[[1, 5], [2, 6]]]
+
+
 def test_bags_of_several_ids_and_empty_ones():
     by_table = [torch.tensor([4, 4]), torch.tensor([0, 19])], [torch.tensor([0, 2]), torch.tensor([0, 0])]
     jagged = torch.tensor([4, 4, 0, 19]), torch.tensor([0, 2, 2, 2, 4])

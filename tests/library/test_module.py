@@ -3,12 +3,13 @@
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
-from cachedlrm import CachedEmbeddingBags, UserError
+from cachedlrm import CachedEmbeddingBags, UserError, clip_grad_norm_
 from support.cached_collections import (
     Model,
     assert_rows_travelled,
@@ -201,6 +202,46 @@ def test_threads_that_serve_a_model_take_turns():
 
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(serve, range(400)))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("row_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "defaults",
+    [lambda: default_dtype(torch.float64), lambda: default_dtype(torch.bfloat16), lambda: torch.device("meta")],
+    ids=["float64", "bfloat16", "another device"],
+)
+def test_torchs_defaults_change_no_bit(tmp_path, defaults, row_dtype):
+    def run() -> tuple[list[torch.Tensor], int]:
+        stream = batches(20)
+        with make_collection(optimizer="adagrad", row_dtype=row_dtype) as collection:
+            for batch in collection.prefetch(stream, lambda batch: batch.features):
+                collection(batch.features).values().square().sum().backward()
+                clip_grad_norm_(collection, 1e3)
+                collection.step()
+            collection.to("cpu").save(tmp_path / "state")
+            collection.load(tmp_path / "state")
+            collection.load_state_dict(collection.state_dict())
+            names = [table.name for table in collection.embedding_bag_configs()]
+            evaluated = collection.eval()(stream[0].features).values()
+            return [evaluated, *map(collection.weight, names)], collection.counters.evicted_rows
+
+    expected, evicted = run()
+    assert evicted > 0
+    with defaults():
+        found, _ = run()
+    assert all(
+        ours.dtype == torch.float32 and torch.equal(ours, its) for ours, its in zip(found, expected, strict=True)
+    )
 
 
 def test_a_graph_without_breaks_is_refused_with_the_reason():
