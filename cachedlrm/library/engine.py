@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
-from cachedlrm.base.machine import free_host_bytes, without_cuda
+from cachedlrm.base.machine import free_host_bytes
 from cachedlrm.base.units import format_bytes, parse_bytes
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.policies import Static
@@ -23,7 +23,7 @@ from cachedlrm.cache.shares import share_bytes, share_rows, store_rows
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots
 from cachedlrm.cache.working_set import NEVER
 from cachedlrm.library.lookups import JoinedBatch
-from cachedlrm.library.tables import TableSet, one_of, policy_of, real, whole
+from cachedlrm.library.tables import TableSet, device_of, one_of, policy_of, real, whole
 from cachedlrm.model.row_optimizers import RowStep
 from cachedlrm.store.database import open_database
 from cachedlrm.store.init import CounterInit, DeviceFill, RowInit
@@ -134,10 +134,7 @@ class Engine:
             for group, layout in zip(tables.groups, self.layouts, strict=True)
         ]
         self.slots = self._size_slots()
-        device = torch.device(choices.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device is cuda: {without_cuda()}, or use device='cpu'")
-        self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+        self.device = device_of(choices.device)
         self.settings = CacheSettings(
             choices.policy,
             whole(choices.lookahead, "lookahead", 1),
@@ -185,10 +182,11 @@ class Engine:
                 self.inits.append(drawn)
                 continue
             for number in numbers:
-                table, found = self.tables.tables[number], tuple(weights[number].shape)
-                if found != (table.num_embeddings, table.embedding_dim):
+                table, weight = self.tables.tables[number], weights[number]
+                found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+                if found != [table.num_embeddings, table.embedding_dim]:
                     raise UserError(
-                        f"weights of table {table.name} are {list(found)}; give [rows, columns], "
+                        f"weights of table {table.name} are {found}; give a tensor [rows, columns], "
                         f"{[table.num_embeddings, table.embedding_dim]}"
                     )
             copies = [weights[number].detach().cpu().to(torch.float32, copy=True).numpy() for number in numbers]

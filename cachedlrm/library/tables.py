@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.kernels import table_offsets
+from cachedlrm.base.machine import without_cuda
 from cachedlrm.data.batch import MOST_ROWS
 
 _MOST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -165,7 +166,7 @@ def table_of(config: Any, pools: bool, row_dtype: str = "fp32") -> EmbeddingTabl
     if getattr(config, "use_virtual_table", False):
         raise UserError(f"{where}: use_virtual_table is not supported; give num_embeddings rows")
     data_type = str(getattr(getattr(config, "data_type", None), "value", "FP32"))
-    if data_type not in ("FP32", row_dtype.upper()):  # FP32 is what a config says that says nothing
+    if data_type not in ("FP32", str(row_dtype).upper()):  # FP32 is what a config says that says nothing
         raise UserError(f"{where}: data_type is {data_type}; give row_dtype={data_type.lower()!r}, or make it FP32")
     pooling = getattr(config, "pooling", "sum")
     pooling = str(getattr(pooling, "value", pooling)).lower() if pools else "none"
@@ -239,6 +240,24 @@ def real(value: Any, name: str, least: float) -> float:
     if number < least:
         raise UserError(f"{name} is {number}; the least is {least:g}")
     return number
+
+
+def device_of(value: Any) -> torch.device:
+    """A device of this machine, with its number.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    advice = "give 'cpu', 'cuda' or 'cuda:N', a device of this machine"
+    try:
+        device = torch.device(value)
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"device is {value!r}; {advice}")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device is {device}: {without_cuda()}, or use device='cpu'")
+        return torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device is {value!r}; {advice}") from error
 
 
 def policy_of(name: str, choices: Sequence[str]) -> str:
