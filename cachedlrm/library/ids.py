@@ -379,29 +379,23 @@ _SAMPLES_TOGETHER = 32  # whose rows stay in the processor's nearest cache, wher
 
 
 @numba.njit(cache=True, nogil=True)
-def _single_ids(
-    ids: Int64s,
-    starts: Int64s,
-    distances: Int64s,
-    num_samples: int,
-    first_rows: Int64s,
-    num_rows: Int64s,
-    rows: Int64s,
-) -> bool:
+def _single_ids(ids: Int64s, spacing: Int64s, num_samples: int, columns: Int64s, rows: Int64s) -> bool:
     """`spaced_bags` of bags of one id, the usual case; whether all are in range.
 
     One check for all ids, so that the loop has no way out: an id or its distance to the last row is below 0 then.
     """
-    num_features, signs = len(starts), np.int64(0)
+    num_features, signs = columns.shape[1], np.int64(0)
     for first in range(0, num_samples, _SAMPLES_TOGETHER):
         count = min(_SAMPLES_TOGETHER, num_samples - first)
         for column in range(num_features):
-            source, place = starts[column] + first * distances[column], first * num_features + column
+            feature, first_row, last = columns[0, column], columns[1, column], columns[2, column] - 1
+            distance = spacing[1, feature]
+            source, place = spacing[0, feature] + first * distance, first * num_features + column
             for _ in range(count):
                 value = ids[np.uint64(source)]  # unsigned: numba looks at the sign of other indices
-                signs |= value | (num_rows[column] - 1 - value)
-                rows[np.uint64(place)] = value + first_rows[column]
-                source += distances[column]
+                signs |= value | (last - value)
+                rows[np.uint64(place)] = value + first_row
+                source += distance
                 place += num_features
     return bool(signs >= 0)
 
@@ -409,16 +403,18 @@ def _single_ids(
 @numba.njit(cache=True, nogil=True)
 def spaced_bags(ids: Int64s, spacing: Int64s, num_samples: int, columns: Int64s, rows: Int64s) -> int:
     """Of bags at equal distances; they come out sample after sample."""
-    features, first_rows, num_rows = columns[0], columns[1], columns[2]
-    starts, distances, sizes = spacing[0][features], spacing[1][features], spacing[2][features]
-    num_features = len(features)
-    if (sizes == 1).all() and _single_ids(ids, starts, distances, num_samples, first_rows, num_rows, rows):
+    num_features, is_single = columns.shape[1], True
+    for column in range(num_features):
+        is_single &= spacing[2, columns[0, column]] == 1
+    if is_single and _single_ids(ids, spacing, num_samples, columns, rows):
         return -1
     place = 0
     for sample in range(num_samples):
         for column in range(num_features):
-            first = starts[column] + sample * distances[column]
-            place = _take(ids, first, first + sizes[column], first_rows[column], num_rows[column], rows, place)
+            feature = columns[0, column]
+            first = spacing[0, feature] + sample * spacing[1, feature]
+            last = first + spacing[2, feature]
+            place = _take(ids, first, last, columns[1, column], columns[2, column], rows, place)
             if place < 0:
                 return int(sample * num_features + column)
     return -1
