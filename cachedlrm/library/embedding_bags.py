@@ -175,7 +175,7 @@ class CachedEmbeddingBags(CachedTables):
         Raises:
             UserError: there is no such table or row; rows are on the move.
         """
-        if not 0 <= table < len(self._table_rows):
+        if whole(table, "table", 0) >= len(self._table_rows):
             raise UserError(f"there is no table {table}; the {len(self._table_rows)} tables count from 0")
         return self._read_weight(table, ids)
 

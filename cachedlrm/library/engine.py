@@ -22,6 +22,7 @@ from cachedlrm.cache.policies import Static
 from cachedlrm.cache.shares import share_bytes, share_rows, store_rows
 from cachedlrm.cache.table_group import CacheSettings, Durability, GroupSlots
 from cachedlrm.cache.working_set import NEVER
+from cachedlrm.library.ids import flat_ids
 from cachedlrm.library.lookups import JoinedBatch
 from cachedlrm.library.tables import TableSet, device_of, one_of, policy_of, real, whole
 from cachedlrm.model.row_optimizers import RowStep
@@ -317,7 +318,7 @@ class Engine:
         """Current weights of a table, [n, dim] on the host."""
         of = self.tables.tables[table]
         num_rows = of.num_embeddings
-        local = np.arange(num_rows) if ids is None else ids.detach().cpu().to(torch.int64).reshape(-1).numpy()
+        local = np.arange(num_rows) if ids is None else flat_ids(ids, f"table {of.name}: ids")
         if len(local) and not 0 <= local.min() <= local.max() < num_rows:
             raise UserError(f"table {of.name}: ids are {local.min()} to {local.max()}, outside 0..{num_rows - 1}")
         rows = local + self.tables.first_rows[table]

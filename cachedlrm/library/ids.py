@@ -326,6 +326,15 @@ def _tensor(given: object, num_axes: int, *what: str) -> Tensor:
         raise UserError(f"{''.join(what)} cannot be read: {error}; give an int64 or int32 tensor") from error
 
 
+def flat_ids(ids: Tensor, what: str) -> Int64s:
+    """Ids of any shape, [n]; ``what`` is their name in a message.
+
+    Raises:
+        UserError: they are no whole numbers.
+    """
+    return _array(ids.reshape(-1) if isinstance(ids, _ARRAYS) else ids, 1, what)
+
+
 _RAGGED, _NOT_RISING = -1, -2
 
 

@@ -64,6 +64,8 @@ def prefetch(batches: Iterable[T], ids: Mapping[Member, Callable[[T], Any]], *, 
         UserError: ids that do not fit, in their batch's place; or a batch was left without ``step``.
     """
     modules = list(ids)
+    if not modules:
+        raise UserError("prefetch was given no module; give at least one, with the ids that its forward takes")
     together = {module._accumulate for module in modules}
     if len(together) != 1:
         raise UserError("the modules of one loop accumulate different numbers of batches; give all the same")
@@ -106,8 +108,9 @@ def _loop(
             yield batch
             if not all(module._is_in(stream) for module, stream in zip(modules, streams, strict=True)):
                 raise UserError(
-                    "this prefetch was ended; go through one after the other, not one inside another. For several "
-                    "modules in one loop: cachedlrm.prefetch(batches, {one: ids, another: ids})"
+                    "this prefetch was ended, by load, close or another prefetch of its module; load after the loop, "
+                    "and go through one after the other, not one inside another. For several modules in one loop: "
+                    "cachedlrm.prefetch(batches, {one: ids, another: ids})"
                 )
         for module in modules:
             module._leave_current("going on to the next batch")

@@ -656,6 +656,13 @@ def test_it_stays_where_it_was_made():
             bags.weight(4)
         with pytest.raises(UserError, match=r"outside 0..6"):
             bags.weight(3, torch.tensor([7]))
+        for table, words in ((-1, "table is -1"), ("0", "table is '0'; give a whole number")):
+            with pytest.raises(UserError, match=words):
+                bags.weight(table)
+        for ids in (torch.tensor([1.5]), torch.tensor([True]), [1, 2]):
+            with pytest.raises(UserError, match=r"table 3: ids are .*; give an int64 or int32 tensor"):
+                bags.weight(3, ids)
+        assert torch.equal(bags.weight(3, torch.tensor([[1], [2]], dtype=torch.int32)), bags.weight(3)[1:3])
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -95,6 +95,22 @@ def test_several_modules_share_a_loop():
     assert run(True) == run(False)
 
 
+def test_a_loop_of_no_module_is_refused():
+    with pytest.raises(UserError, match="given no module"):
+        next(prefetch([1], {}))
+
+
+def test_a_state_that_is_loaded_in_a_loop_ends_it(tmp_path):
+    with CachedEmbeddingBags((40,), 4, cache_rows=20) as bags:
+        bags.save(tmp_path / "state")
+        loop = bags.prefetch([torch.tensor([[1]])] * 5, lambda ids: ids)
+        bags(next(loop)).sum().backward()
+        bags.step()
+        bags.load(tmp_path / "state")
+        with pytest.raises(UserError, match="ended, by load"):
+            next(loop)
+
+
 @pytest.mark.parametrize("ahead", [True, False])
 def test_accumulated_gradients_make_one_step(ahead):
     """As one step over the batches together, whose losses are sums."""
