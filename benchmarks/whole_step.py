@@ -253,7 +253,7 @@ def table(blocks: dict[str, list[Block]], row_dtypes: list[str]) -> str:
     ]
     for name, each in blocks.items():
         cells = [described([block.step_ms for block in each])]
-        for base in [re.sub(", [bf]+16$", "", name)] if compares_dtypes else bases:
+        for base in [re.sub(", (bf|fp)16$", "", name)] if compares_dtypes else bases:
             ratios = [one.step_ms / other.step_ms for one, other in zip(each, blocks[base], strict=True)]
             cells.append("1" if name == base else described(ratios, 3))
         if name.startswith("ours"):
