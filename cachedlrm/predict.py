@@ -113,11 +113,11 @@ def _predict(
     architecture = build_architecture(options.model, options.optimisation)
     state = load_final_state(run_dir, options, architecture)
     display = Display(ui, sys.stdout)
-    source, names, has_labels, note = _open_samples(run_dir, options, state, data)
+    source, names, has_labels, notes = _open_samples(run_dir, options, state, data)
     if gauc_table is not None and not has_labels:
         raise UserError(f"--gauc-table {gauc_table} measures by labels, which --data {data} does not have; drop it")
     group_by = table_number(gauc_table, names, len(architecture.embeddings))
-    if note:
+    for note in notes:
         display.say(note)
     torch.set_num_threads(threads or options.run.threads or usable_processors())
     torch.backends.cuda.matmul.allow_tf32 = options.optimisation.tf32
@@ -152,20 +152,20 @@ def _predict(
 
 def _open_samples(
     run_dir: Path, options: Resolved, state: FinalState, data: str | None
-) -> tuple[Source, tuple[str, ...], bool, str | None]:
-    """The samples, the names of their tables, whether they have labels, and what could not be checked."""
+) -> tuple[Source, tuple[str, ...], bool, tuple[str, ...]]:
+    """The samples, the names of their tables, whether they have labels, and what a user should know of them."""
     options = replace(options, run=replace(options.run, start_from=None))  # its tables are known
     if data is None:
         own = open_dataset(options.data.data, options.data.test_data, data_request(options))
         if own.test is None:
             raise UserError(f"{run_dir} held out no samples; name some by --data")
         _, note = common_vocabulary(own.vocabulary, f"--data {options.data.data}", state.vocabulary, str(run_dir))
-        return own.test, own.table_names or (), True, note
+        return own.test, own.table_names or (), True, (note,) if note else ()
     request = replace(data_request(options), needs_labels=False)
     samples = open_samples(data, request, options.data.data, state.vocabulary)
     _, note = common_vocabulary(samples.vocabulary, f"--data {data}", state.vocabulary, str(run_dir))
-    note = "\n".join(filter(None, (*samples.notes, note)))
-    return samples.source, samples.table_names or (), samples.source.has_labels, note
+    notes = (*samples.notes, note) if note else samples.notes
+    return samples.source, samples.table_names or (), samples.source.has_labels, notes
 
 
 def _model(architecture: Architecture, state: FinalState, bits: int, device: torch.device) -> Model:

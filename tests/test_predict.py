@@ -107,6 +107,13 @@ def test_samples_without_labels_are_predicted(samples, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_each_note_on_the_data_has_a_line_of_its_own(samples, tmp_path, capsys, monkeypatch):
+    opened = predict_module.open_samples
+    monkeypatch.setattr(predict_module, "open_samples", lambda *given: opened(*given)._replace(notes=("one", "two")))
+    predicted(samples, tmp_path / "p.npy", f"--data={data_of(samples)}")
+    assert capsys.readouterr().out.startswith("one\ntwo\n")
+
+
 def test_progress_is_shown(samples, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("cachedlrm.prepare.progress._LINE_S", 0.0)
     predicted(samples, tmp_path / "p.npy", "--ui=plain")
