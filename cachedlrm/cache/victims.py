@@ -61,7 +61,8 @@ def _room(size: int) -> _Entries:
 class VictimReserve:
     """The next victims in order.
 
-    Memory: 15 bytes for each slot of the reserve, so 2 for each slot there is; in a scan three times that.
+    Memory: 15 bytes for each slot of the reserve, so 1.9 for each slot there is; in a scan 7.4 (4 to list those below
+    the threshold, and two reserves), more if a batch takes more than a reserve.
 
     Args:
         policy: its ``ranks`` [num_slots]; the lowest is evicted first, of equal ones that of the lowest slot.

@@ -23,6 +23,7 @@ from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import choose_device
 from cachedlrm.base.text import aligned
 from cachedlrm.base.units import format_bytes
+from cachedlrm.cache.planner import BYTES_PER_SLOT
 from cachedlrm.cache.shares import store_rows
 from cachedlrm.data.open import open_dataset
 from cachedlrm.options.architecture import build_architecture
@@ -142,6 +143,7 @@ class RunPlan:
             "device_bytes_breakdown": device.breakdown,
             "host_bytes": {
                 "maps": host.maps,
+                "slots": host.slots,
                 "batches": host.batches,
                 "pinned": host.pinned,
                 "shuffled": host.shuffled,
@@ -242,9 +244,11 @@ def _device(plan: RunPlan) -> str:
 
 def _host(plan: RunPlan) -> str:
     host, touched, num_rows = plan.tiers.host, plan.touched_bytes, plan.tiers.step.num_rows
+    num_slots = plan.tiers.device.num_slots
     fits = "more than fits; --store lmdb keeps the others on disk" if plan.needs_disk else f"{_exact(touched)} expected"
     rows = [
         ("  maps", _exact(host.maps), f"{host.maps // num_rows} B for each of {num_rows:,} rows"),
+        ("  choice of victims", _exact(host.slots), f"{BYTES_PER_SLOT} B for each of {num_slots:,} slots"),
         ("  batches known ahead", _exact(host.batches), f"--policy {plan.options.cache.policy}"),
         ("  pinned buffers", _exact(host.pinned), "copies on their way" if host.pinned else "none on the CPU"),
         *([("  samples that are mixed", _exact(host.shuffled), "--shuffle")] if host.shuffled else []),

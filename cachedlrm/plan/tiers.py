@@ -7,6 +7,7 @@ import torch
 from cachedlrm.base.errors import UserError
 from cachedlrm.base.machine import free_device_bytes, free_host_bytes
 from cachedlrm.base.units import format_bytes
+from cachedlrm.cache.planner import BYTES_PER_SLOT
 from cachedlrm.cache.policies import bytes_per_row
 from cachedlrm.cache.shares import store_rows
 from cachedlrm.data.batch import Dataset
@@ -32,6 +33,7 @@ class HostSizes:
 
     Attributes:
         maps: of every row: its address, and what the policy keeps; all that grows with the tables.
+        slots: of every slot: what the choice of victims takes at most.
         batches: the most that batches known ahead take.
         pinned: the most that buffers take from which and to which the device copies.
         records: ``--host-budget``, or what is left: the most that records may take.
@@ -41,6 +43,7 @@ class HostSizes:
     """
 
     maps: int
+    slots: int
     batches: int
     pinned: int
     records: int
@@ -106,10 +109,15 @@ def size_tiers(
     )
     window = min(options.cache.lookahead, schedule.num_batches)
     counted = knows_counts(options.cache, architecture.router(), dataset.row_counts)
-    map_bytes = step.num_rows * (_ADDRESS_BYTES + bytes_per_row(options.cache.policy, counted))
-    device_bytes = sizes.total_bytes if device.type == "cpu" else 0
-    shuffled = schedule.shuffled_bytes
-    host = _size_host(options, step, device_bytes, window=window, maps=map_bytes, shuffled=shuffled)
+    host = _size_host(
+        options,
+        step,
+        sizes.total_bytes if device.type == "cpu" else 0,
+        window=window,
+        maps=step.num_rows * (_ADDRESS_BYTES + bytes_per_row(options.cache.policy, counted)),
+        slots=sizes.num_slots * BYTES_PER_SLOT,
+        shuffled=schedule.shuffled_bytes,
+    )
     return Tiers(step, window, sizes, limit, host)
 
 
@@ -177,7 +185,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _size_host(
-    options: Resolved, step: StepShape, device_bytes: int, *, window: int, maps: int, shuffled: int
+    options: Resolved, step: StepShape, device_bytes: int, *, window: int, maps: int, slots: int, shuffled: int
 ) -> HostSizes:
     """Bytes that the host tier takes, and those it leaves for records.
 
@@ -187,6 +195,7 @@ def _size_host(
         device_bytes: of the device tier where that is in the host's memory; else 0.
         window: batches known ahead to policy ``lookahead``.
         maps: bytes that grow with the tables.
+        slots: bytes that grow with the slots.
         shuffled: bytes of the samples that ``--shuffle`` mixes.
 
     Raises:
@@ -213,7 +222,7 @@ def _size_host(
         )
     records, spills = options.store.host_budget, options.store.store == "lmdb"
     if records is None:
-        left = max(1, free - maps - ahead - shuffled - device_bytes - step.pinned_bytes)
+        left = max(1, free - maps - slots - ahead - shuffled - device_bytes - step.pinned_bytes)
         records = left // 2 if spills else left  # the other half is for pages of the store
     rows = store_rows(step.groups, records, spills)
-    return HostSizes(maps, ahead, step.pinned_bytes, records, free, rows, shuffled)
+    return HostSizes(maps, slots, ahead, step.pinned_bytes, records, free, rows, shuffled)

@@ -77,20 +77,21 @@ def test_what_the_host_holds_is_what_is_free(monkeypatch, capsys):
     case = ["--gpu-cache-ratio=0.1", "--test-freq=-1"]
     plan = planned(capsys, *case)
     device = sum(plan["device_bytes_breakdown"].values())
-    maps = 4 * plan["table_rows"]
+    maps, slots = 4 * plan["table_rows"], 20 * (plan["cache_slots"] + plan["temporary_slots"])
     assert plan["host_bytes"] == {
         "maps": maps,
+        "slots": slots,
         "batches": 0,
         "pinned": 0,
         "shuffled": 0,
-        "records_limit": (1 << 30) - maps - device,
+        "records_limit": (1 << 30) - maps - slots - device,
     }
     on_disk = planned(capsys, *case, "--store=lmdb")["host_bytes"]
-    assert on_disk["records_limit"] == ((1 << 30) - maps - device) // 2
+    assert on_disk["records_limit"] == ((1 << 30) - maps - slots - device) // 2
     ahead, one = (planned(capsys, *case, "--policy=lookahead", f"--lookahead={n}")["host_bytes"] for n in (7, 1))
     assert ahead["batches"] == 7 * one["batches"] > 0
     assert ahead["maps"] == maps + maps // 2, "counts of lookups take two bytes beside the four of an address"
-    assert ahead["records_limit"] == (1 << 30) - ahead["maps"] - device - ahead["batches"]
+    assert ahead["records_limit"] == (1 << 30) - ahead["maps"] - ahead["slots"] - device - ahead["batches"]
 
 
 @pytest.mark.parametrize(

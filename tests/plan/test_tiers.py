@@ -89,7 +89,8 @@ def test_the_host_has_left_what_maps_batches_and_a_device_in_it_do_not_take(monk
     tiers = sized("--gpu-cache-ratio=0.1", "--policy=lookahead", "--lookahead=7", "--count-rows=False")
     ahead = 7 * tiers.step.batch_host_bytes
     assert (tiers.window, tiers.host.maps, tiers.host.batches, tiers.host.free) == (7, 4 * 1335, ahead, 1 << 30)
-    assert tiers.host.records == (1 << 30) - tiers.host.maps - ahead - tiers.device.total_bytes
+    assert tiers.host.slots == 20 * tiers.device.num_slots
+    assert tiers.host.records == (1 << 30) - tiers.host.maps - tiers.host.slots - ahead - tiers.device.total_bytes
     assert tiers.table_bytes == 1335 * (8 + 8) * 4, "weights and adagrad's sums"
 
 
