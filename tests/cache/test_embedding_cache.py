@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -93,6 +94,18 @@ def test_batches_prepared_one_by_one_are_those_of_a_stream(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         single.prepare_one(batches[0], len(batches))
     assert single.is_broken
+
+
+def test_a_batch_by_itself_waits_for_none_before_it():
+    # Of the rows of batch 5, which was prepared and never trained, batch 6 evicts all.
+    cache = one_group((9,), RecordLayout(1, "sgd"), 3, settings=CacheSettings("lru", prefetch_depth=0))
+    stop = threading.Timer(20, cache.trained.stop)  # a wait for ever would be this test's
+    stop.start()
+    for index, rows in ((5, np.arange(3)), (6, np.arange(3, 6))):
+        batch = Batch(np.empty((3, 0), np.float32), rows, np.arange(4), np.zeros(3, np.float32))
+        prepared = cache.prepare_one(batch, index)
+    stop.cancel()
+    assert prepared.counters.evicted_rows == 3
 
 
 @pytest.mark.parametrize(
