@@ -2,7 +2,7 @@
 
 Trains the jobs below from SEEDS (default 3) seeds with rows in fp32, bf16 and fp16, with optimizer state in bf16, too,
 and with rows of 16 bits that are rounded to the nearest instead of at random. The difference to fp32 is of runs of one
-seed. JOBS: their first letters, default all: zsf3. Writes profiles/row-dtypes_<date>.md.
+seed. JOBS: their first letters, default all: zsf3. Writes profiles/row-dtypes-<JOBS>_<date>.md.
 """
 
 import json
@@ -86,7 +86,7 @@ def main() -> None:
             "\n".join([header, "|---|--:|--:|--:|--:|--:|", *lines]),
         ]
     write_profile(
-        "row-dtypes",
+        f"row-dtypes-{jobs}",
         "# Rows of 16 bits",
         f"{made_by(__file__)}. Means over {num_seeds} seeds; the AUC is that of the last evaluation.",
         *paragraphs,
