@@ -244,7 +244,7 @@ class EmbeddingCache:
                 spans += group.transfer.execute(plan, group_moves)
             admitted = self._admitted[index % self._ring]
             admitted.record()
-        label_sum = float(labels.sum(dtype=np.float64)) if len(labels) else 0.0
+        label_sum = float(labels.sum(dtype=np.float64)) if len(labels) else 0.0  # numpy's takes 4 us where none are
         table_counts = np.concatenate([plan.table_counts for plan in plans])
         return PreparedBatch(tensors, reduce(operator.add, counted), table_counts, tuple(spans), admitted, label_sum)
 

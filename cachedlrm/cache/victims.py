@@ -164,7 +164,7 @@ class VictimReserve:
     def _scan(self, count: int, used_slots: int) -> bool:
         """Refills the reserve with ``count`` slots or more, or all that qualify; False if none does."""
         ranks, newest = self._ranks[:used_slots], self._entered
-        wanted = max(count + count // 8, int(used_slots * self._reserve_share))  # a sample misses by less than an 8th
+        wanted = max(count + count // 8, int(used_slots * self._reserve_share))  # a sample hardly misses by an 8th
         while True:
             self._threshold = _rank_at(ranks, newest, wanted)
             found = _Entries(*_below(ranks, newest, self._threshold))

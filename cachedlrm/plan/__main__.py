@@ -194,8 +194,27 @@ def make_plan(options: Options, sampled_batches: int | None = None) -> RunPlan:
     tiers = size_tiers(resolved, architecture, dataset, device)
     plan = RunPlan(resolved, tiers, predict(resolved, dataset, tiers, sampled_batches))
     if plan.needs_disk:  # what it will advise must fit, too
-        store_rows(tiers.step.groups, tiers.host.records, spills=True)
+        _check_store(plan)
     return plan
+
+
+def _check_store(plan: RunPlan) -> None:
+    """Makes sure that a store on disk has room enough in memory.
+
+    Raises:
+        UserError: it has not; says what to change.
+    """
+    host = plan.tiers.host
+    try:
+        store_rows(plan.tiers.step.groups, host.records, spills=True)
+    except UserError as error:
+        if plan.options.store.host_budget is not None:
+            raise
+        raise UserError(
+            f"of {format_bytes(host.free)} of host memory that are free, slots, maps and all else leave "
+            f"{format_bytes(host.records)} for records, too little for --store lmdb; lower --gpu-cache-ratio, "
+            "--gpu-cache-rows or --gpu-budget"
+        ) from error
 
 
 def describe(plan: RunPlan, arguments: Sequence[str]) -> str:

@@ -125,6 +125,15 @@ def test_a_plan_takes_a_host_budget_that_the_run_takes(tmp_path, capsys, store, 
     assert ("--host-budget leaves room for" in captured.err) == (status == 2)
 
 
+def test_slots_that_leave_no_memory_for_records_are_named(monkeypatch, capsys):
+    case = MANY_ROWS
+    plan = planned(capsys, *case)
+    least = sum(plan["device_bytes_breakdown"].values()) + plan["host_bytes"]["maps"]
+    monkeypatch.setattr("cachedlrm.plan.tiers.free_host_bytes", lambda: least)
+    assert main(case) == 2
+    assert "leave 1 B for records, too little for --store lmdb; lower --gpu-cache-ratio" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("tables", [[], ["--md-flag", "--md-threshold=10"]], ids=["one group", "groups"])
 def test_the_log_of_rows_takes_no_more_than_planned(tmp_path, capsys, tables):
     case = ["--gpu-cache-ratio=0.1", "--store=lmdb", "--host-budget=200KB", "--nepochs=3", "--checkpoint-every=20"]

@@ -1,9 +1,14 @@
 """Memory follows the rows touched, not the tables."""
 
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 
 from cachedlrm.base.machine import host_memory
 from cachedlrm.cache.embedding_cache import EmbeddingCache
+from cachedlrm.cache.planner import BYTES_PER_SLOT
 from cachedlrm.cache.table_group import CacheSettings
 from cachedlrm.data.batch import Batch
 from cachedlrm.options.command_line import parse_command_line
@@ -40,6 +45,46 @@ def test_tables_of_96_gb_cost_4_bytes_a_row_and_the_rows_touched():
     used = host_memory()[0] - start
     assert used < 4 * sum(table_rows) + touched * (layout.record_bytes + 50) + 20_000 * layout.record_bytes + 50 * MIB
     assert cache.device_bytes["slab"] == 20_000 * layout.record_bytes
+
+
+_SLOTS = """
+import sys
+import numpy as np, psutil
+from cachedlrm.cache.planner import Planner
+from cachedlrm.cache.policies import make_policy
+from cachedlrm.cache.working_set import AddressBook
+
+def peak():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+def run(num_slots, size):
+    num_rows = num_slots + 100 * size
+    policy = make_policy("lru", num_slots + size, num_rows, 0)
+    planner = Planner(num_slots, num_slots + size, policy, 2)
+    book = AddressBook(num_rows, keeps_previous=False)
+    evicted = 0
+    for index in range(num_rows // size):
+        rows = np.arange(index * size, (index + 1) * size)
+        working_set = book.working_set(index, rows, np.arange(size + 1))
+        planner.announce(working_set)
+        evicted += len(planner.plan(working_set).evict_slots)
+    return evicted
+
+run(3000, 300)  # compiles
+before = psutil.Process().memory_info().rss
+print(run(int(sys.argv[1]), 20_000), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_slot_takes_what_a_plan_counts():
+    sizes = 2_000_000, 6_000_000
+    runs = [subprocess.check_output([sys.executable, "-c", _SLOTS, str(size)], text=True).split() for size in sizes]
+    assert all(int(evicted) > 1_500_000 for evicted, _ in runs), "of the larger, too, two scans for victims"
+    of_row = 4 + 8 + 4  # maps to addresses, back and to slots
+    of_slot = (int(runs[1][1]) - int(runs[0][1])) / (sizes[1] - sizes[0]) - of_row
+    assert 0.85 * BYTES_PER_SLOT < of_slot <= BYTES_PER_SLOT
 
 
 def test_ten_thousand_steps_grow_nothing():
