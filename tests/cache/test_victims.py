@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedlrm.cache import victims as victims_module
 from cachedlrm.cache.victims import FREE, VictimReserve, rank_of
 
 
@@ -62,6 +63,16 @@ def test_a_scan_sorts_few_slots_more_than_it_was_asked_for(size):
     victims, _ = reserve.take(wanted, size, 3, 3)
     assert keys[victims].tolist() == list(range(wanted))
     assert len(reserve._sorted.ranks) < 2 * wanted
+
+
+def test_a_batch_that_takes_more_than_a_reserve_scans_once(monkeypatch):
+    scanned, scan = [], victims_module._below
+    monkeypatch.setattr(victims_module, "_below", lambda *given: scanned.append(1) or scan(*given))
+    for seed in range(10):
+        keys = np.random.default_rng(seed).permutation(200_000).astype(np.int32)
+        victims, _ = VictimReserve(Slots(keys, np.zeros(200_000, np.int32))).take(30_000, 200_000, 3, 3)
+        assert keys[victims].tolist() == list(range(30_000))
+    assert len(scanned) == 10
 
 
 def test_more_slots_below_a_threshold_than_the_sample_made_believe():
