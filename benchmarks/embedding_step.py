@@ -1,13 +1,15 @@
-"""One step of the embeddings, ours and others': python benchmarks/embedding_step.py [STEPS] [THREADS] [ROW_DTYPES]
+"""One step of the embeddings, ours and others'.
 
-Criteo-Kaggle's tables (33.8 M rows), dim 16, 2,048 samples of one id a table, from ids in memory to moved rows. Ours
-with slots for 1 % and 5 % of the rows and for all: "prepare" is working set, plan, eviction, write-back, fetch and
-first touches, "train" is pooling and moving the rows. Others with every row resident: one torch.nn.EmbeddingBag over
-all tables with sparse gradients, and FBGEMM's table-batched operator if it can be loaded (see peers.py). All take the
-same batches in turn, so that a machine whose speed drifts treats them alike; caches are filled first, until they evict.
-Medians and p10-p90 over STEPS (default 200) steps. With ROW_DTYPES, bf16 or fp16 or both with a comma, ours has rows of
-these beside those of fp32, and others are left out. Writes
-profiles/embedding-step-of-<THREADS>[-<ROW_DTYPES>]_<date>.md. THREADS:
+python benchmarks/embedding_step.py [STEPS] [THREADS] [ROW_DTYPES] [SAMPLES]
+
+Criteo-Kaggle's tables (33.8 M rows), dim 16, batches of SAMPLES (default 2,048) of one id a table, from ids in memory
+to moved rows. Ours with slots for 1 % and 5 % of the rows and for all: "prepare" is working set, plan, eviction,
+write-back, fetch and first touches, "train" is pooling and moving the rows. Others with every row resident: one
+torch.nn.EmbeddingBag over all tables with sparse gradients, and FBGEMM's table-batched operator if it can be loaded
+(see peers.py). All take the same batches in turn, so that a machine whose speed drifts treats them alike; caches are
+filled first, until they evict. Medians and p10-p90 over STEPS (default 200) steps. With ROW_DTYPES, bf16 or fp16 or
+both with a comma, ours has rows of these beside those of fp32, and others are left out; fp32 alone is as none. Writes
+profiles/embedding-step-of-<THREADS>[-<ROW_DTYPES>][-<SAMPLES>]_<date>.md. THREADS:
 
 1, the default: all work in one thread, nothing prepared ahead, step by step in an order drawn anew for each. The clock
     is the thread's processor time, which neighbours on a shared machine stretch less than they stretch wall time.
@@ -46,7 +48,7 @@ ROWS = CRITEO_KAGGLE_ROWS
 DIM, SAMPLES, RATE = 16, 2048, 0.01
 RATIOS = {"1 %": 0.01, "5 %": 0.05, "all": 1.0}
 CPU = torch.device("cpu")
-WARM_UP = 920  # batches; slots for 5 % of the rows are all in use by then
+WARM_UP = 920  # batches of 2,048 samples; slots for 5 % of the rows are all in use by then
 BLOCK = 40  # steps
 
 Step = Callable[[Batch], dict[str, float]]
@@ -159,8 +161,8 @@ def of_fbgemm(optimizer: str, grad: torch.Tensor, clock: Clock) -> Step | None:
     for weights in operator.split_embedding_weights():
         weights.uniform_(-0.01, 0.01)
     first_rows = table_offsets(ROWS)[:-1]
-    grads = grad.view(SAMPLES, len(ROWS) * DIM)
-    offsets = torch.arange(len(ROWS) * SAMPLES + 1)
+    grads = grad.view(-1, len(ROWS) * DIM)
+    offsets = torch.arange(len(grad) + 1)
 
     def step(batch: Batch) -> dict[str, float]:
         ids, _ = table_major(batch, first_rows)  # made before the clock starts
@@ -179,10 +181,10 @@ def others_of(optimizer: str, row_dtypes: list[str], grad: torch.Tensor, clock: 
 
 
 def measure(
-    optimizer: str, source: ZipfSource, steps: int, warm_up: int, clock: Clock, row_dtypes: list[str]
+    optimizer: str, source: ZipfSource, samples: int, steps: int, warm_up: int, clock: Clock, row_dtypes: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """Milliseconds of each measured step, by name, and rows evicted by every step, by cache."""
-    grad = torch.randn(SAMPLES * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / SAMPLES
+    grad = torch.randn(samples * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / samples
     evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtypes)}
     caches = [
         ours(Ours(optimizer, ratio, 0, dtype), name, grad, clock, evicted[name])
@@ -192,7 +194,7 @@ def measure(
     times: dict[str, list[float]] = {}
     draw = random.Random(1)
     for number in range(warm_up + steps):
-        batch = source.read(number * SAMPLES, (number + 1) * SAMPLES)
+        batch = source.read(number * samples, (number + 1) * samples)
         everybody = [*caches, *(others if number >= warm_up - 20 else [])]
         # Whoever runs first finds the batch in the processor's caches; others find what the one before left there.
         order = draw.sample(range(len(everybody)), len(everybody))
@@ -204,17 +206,17 @@ def measure(
 
 
 def measure_blocks(
-    optimizer: str, source: ZipfSource, steps: int, warm_up: int, row_dtypes: list[str]
+    optimizer: str, source: ZipfSource, samples: int, steps: int, warm_up: int, row_dtypes: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """Milliseconds of wall time a step, of each measured block, by name, and rows evicted by every step, by cache."""
-    grad = torch.randn(SAMPLES * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / SAMPLES
+    grad = torch.randn(samples * len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / samples
     evicted: dict[str, list[int]] = {name: [] for name in caches_of(row_dtypes)}
     caches = {name: Ours(optimizer, ratio, 2, dtype) for name, (ratio, dtype) in caches_of(row_dtypes).items()}
     clock = time.perf_counter
     others = others_of(optimizer, row_dtypes, grad, clock)
     times: dict[str, list[float]] = {}
     for first in range(0, warm_up + steps, BLOCK):
-        batches = [source.read(number * SAMPLES, (number + 1) * SAMPLES) for number in range(first, first + BLOCK)]
+        batches = [source.read(number * samples, (number + 1) * samples) for number in range(first, first + BLOCK)]
         taken: dict[str, float] = {}
         torch.set_num_threads(1)
         for name, cache in caches.items():
@@ -245,7 +247,9 @@ def main() -> None:
     """Measures, prints and writes the table."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    row_dtypes = ["fp32", *(sys.argv[3].split(",") if len(sys.argv) > 3 else [])]
+    row_dtypes = list(dict.fromkeys(["fp32", *(sys.argv[3].split(",") if len(sys.argv) > 3 else [])]))
+    samples = int(sys.argv[4]) if len(sys.argv) > 4 else SAMPLES
+    warm_up = -(-WARM_UP * SAMPLES // samples)
     if threads not in (1, 2) or not set(row_dtypes) <= set(ROW_DTYPES):
         sys.exit(f"THREADS is 1 or 2, ROW_DTYPES are of {', '.join(ROW_DTYPES)}")
     if threads == 2:
@@ -256,9 +260,11 @@ def main() -> None:
     results = {}
     for optimizer in OPTIMIZERS:
         if threads == 1:
-            results[optimizer], evicted = measure(optimizer, source, steps, WARM_UP, time.thread_time, row_dtypes)
+            results[optimizer], evicted = measure(
+                optimizer, source, samples, steps, warm_up, time.thread_time, row_dtypes
+            )
         else:
-            results[optimizer], evicted = measure_blocks(optimizer, source, steps, WARM_UP, row_dtypes)
+            results[optimizer], evicted = measure_blocks(optimizer, source, samples, steps, warm_up, row_dtypes)
         gc.collect()
         for name, times in results[optimizer].items():
             print(f"{optimizer:10} {name:45} {described(times)}", flush=True)
@@ -276,10 +282,10 @@ def main() -> None:
         cells = [described(times[name]) if name in times else "-" for times in results.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     write_profile(
-        "-".join([f"embedding-step-of-{threads}", *row_dtypes[1:]]),
+        "-".join([f"embedding-step-of-{threads}", *row_dtypes[1:], *sys.argv[4:]]),
         "# One step of the embeddings alone",
-        f"{made_by(__file__)}. Criteo-Kaggle's 26 tables, dim {DIM}, {SAMPLES:,} samples of one id a table, policy "
-        f"lrfu. {how}, all in turn in one process after {WARM_UP} steps. Rows evicted a step: {moved}.",
+        f"{made_by(__file__)}. Criteo-Kaggle's 26 tables, dim {DIM}, {samples:,} samples of one id a table, policy "
+        f"lrfu. {how}, all in turn in one process after {warm_up} steps. Rows evicted a step: {moved}.",
         "\n".join(lines),
         *of_fp32(results, head, row_dtypes[1:]),
     )
