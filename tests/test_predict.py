@@ -110,8 +110,11 @@ def test_samples_without_labels_are_predicted(samples, tmp_path, capsys):
 def test_each_note_on_the_data_has_a_line_of_its_own(samples, tmp_path, capsys, monkeypatch):
     opened = predict_module.open_samples
     monkeypatch.setattr(predict_module, "open_samples", lambda *given: opened(*given)._replace(notes=("one", "two")))
+    monkeypatch.setattr(predict_module, "common_vocabulary", lambda *given: (None, "three"))
     predicted(samples, tmp_path / "p.npy", f"--data={data_of(samples)}")
-    assert capsys.readouterr().out.startswith("one\ntwo\n")
+    assert capsys.readouterr().out.startswith("one\ntwo\nthree\n")
+    predicted(samples, tmp_path / "p.npy")
+    assert capsys.readouterr().out.startswith("three\n")
 
 
 def test_progress_is_shown(samples, tmp_path, capsys, monkeypatch):

@@ -1,8 +1,10 @@
 """Records into slots and out of them."""
 
+import pytest
 import torch
 
 from cachedlrm.cache.slab import gather, make_slab, scatter
+from support.models import default_dtype
 
 
 def test_rows_scattered_into_the_slab():
@@ -12,6 +14,12 @@ def test_rows_scattered_into_the_slab():
     expected = slab.index_copy(0, slots, records)
     scatter(slab, slots, records)
     assert torch.equal(slab, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_records_are_of_32_bits_whatever_torchs_default(device):
+    with default_dtype(torch.float64):
+        assert make_slab(9, 3, torch.device(device)).dtype == torch.float32
 
 
 def test_gathering_is_the_inverse():

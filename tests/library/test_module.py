@@ -3,7 +3,6 @@
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from support.cached_collections import (
     train,
     train_batch,
 )
+from support.models import default_dtype
 
 
 def test_a_scaler_scales_rows_too_and_a_step_without_a_finite_gradient_is_left_out():
@@ -202,16 +202,6 @@ def test_threads_that_serve_a_model_take_turns():
 
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(serve, range(400)))
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("row_dtype", ["fp32", "bf16"])

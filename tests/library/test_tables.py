@@ -20,6 +20,7 @@ from cachedlrm.library.tables import (
     whole,
     with_features,
 )
+from support.models import default_dtype
 
 
 def config(**fields) -> SimpleNamespace:
@@ -65,6 +66,8 @@ def test_only_an_init_of_ones_own_is_drawn():
     assert torch.equal(own_init(config(init_fn=lambda weight: weight.fill_(2.0) + 1.0)), torch.full((4, 2), 3.0))
     bounded = config(weight_init_min=0.25, init_fn=partial(torch.nn.init.uniform_, a=0.25, b=0.5))
     assert own_init(bounded).min() >= 0.25
+    with default_dtype(torch.float64), torch.device("meta"):
+        assert torch.equal(own_init(config(init_fn=torch.nn.init.ones_)), torch.ones(4, 2, device="cpu").float())
 
 
 @pytest.mark.parametrize(

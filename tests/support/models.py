@@ -1,7 +1,8 @@
 """Plain Python models that the engine is tested against."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 
@@ -117,6 +118,17 @@ def plan_stream(
     for working_set, plan in made:
         model.check(working_set, plan)
     return [plan for _, plan in made]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What a program's `torch.set_default_dtype` makes of what is inside."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class HostRecorder:
