@@ -143,11 +143,8 @@ class CachedCollection(CachedTables):
             accumulate=accumulate,
         )
 
-    def _ids(self, features: Any, where: str) -> FeatureIds:
-        return named_ids(features, self._feature_names, where)
-
-    def _asked(self, found: Any, where: str) -> Part:
-        return self._routes(self._ids(found, where), where)
+    def _ids(self, features: Any) -> FeatureIds:
+        return named_ids(features, self._feature_names)
 
     def weight(self, name: str, ids: Tensor | None = None) -> Tensor:
         """Current weights of a table on the host, of all its rows or of some ``ids`` [n]: [n, columns].
@@ -216,7 +213,7 @@ class CachedCollection(CachedTables):
         saved = [(rows, records(0, len(rows)).copy()) for rows, records in saved_groups(engine)]
         engine.take_weights(weights)
         engine.open()
-        self._next_batch = 0
+        self._start_over(self.steps)
         for number, (rows, records) in enumerate(saved):
             fresh = np.empty_like(records)
             engine.cache.groups[number].init.fill(rows, fresh)
@@ -252,18 +249,15 @@ class CachedEmbeddingBagCollection(CachedCollection):
         return (self._not_compiled if torch.compiler.is_compiling() else self._look_up)(features)
 
     def _look_up(self, features: Any) -> Any:
-        where = self._where()
-        ids = self._ids(features, where)
-        part = self._routes(ids, where)
-        tables = self._engine.tables
+        part, tables = self._part(None, features), self._engine.tables
         vectors = self._vectors(part)
         if len(vectors) == 1:
-            pooled = self._averaged(vectors[0], part, 0).view(ids.num_samples, self._num_columns)
+            pooled = self._averaged(vectors[0], part, 0).view(part.num_samples, self._num_columns)
             return keyed_tensor(features, self._output_names, self._lengths, pooled)
         blocks: list[Tensor] = [torch.empty(0)] * len(tables.features)
         for number, group in enumerate(tables.groups):
             averaged = self._averaged(vectors[number], part, number)
-            of_group = averaged.view(ids.num_samples, len(group.features), group.dim)  # of no samples, too
+            of_group = averaged.view(part.num_samples, len(group.features), group.dim)  # of no samples, too
             for feature, block in zip(group.features, of_group.unbind(1), strict=True):
                 blocks[feature] = block
         return keyed_tensor(features, self._output_names, self._lengths, torch.cat(blocks, dim=1))
@@ -313,11 +307,9 @@ class CachedEmbeddingCollection(CachedCollection):
         return found
 
     def _look_up(self, features: Any) -> dict[str, Any]:
-        where = self._where()
-        ids = self._ids(features, where)
-        vectors = self._vectors(self._routes(ids, where))
-        _, bounds = ids.jagged()
-        tables, num_samples = self._engine.tables, ids.num_samples
+        part, tables = self._part(None, features), self._engine.tables
+        vectors, bounds, num_samples = self._vectors(part), part.bounds, part.num_samples
+        assert bounds is not None
         found: dict[int, Any] = {}
         for group, of_group in zip(tables.groups, vectors, strict=True):
             first = 0

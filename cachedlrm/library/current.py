@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cachedlrm.base.errors import UserError
+from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.cache.embedding_cache import EmbeddingCache, PreparedBatch
 from cachedlrm.library.lookups import JoinedBatch, Part, join
 from cachedlrm.model.row_optimizers import RowStep
@@ -118,8 +119,9 @@ class CurrentBatch:
         Raises:
             UserError: there is no gradient, or not of all parts yet.
         """
-        if not self.has_gradient:
-            if not self.leaves():
+        leaves = self.leaves()
+        if not _any_gradient(leaves):
+            if not leaves:
                 raise UserError("step was called before forward; call forward and backward first, once for each step")
             raise UserError("step was called without a gradient; call loss.backward() first")
         if self.in_hand < self._num_prepared - 1:
@@ -197,6 +199,25 @@ class CurrentBatch:
                 f"{doing}: the batch before was not trained; call step() after loss.backward(), or zero_grad() to "
                 "leave its rows as they are"
             )
+
+
+class Progress:
+    """How far a module's training is: an object beside it, as nn.Module looks twice at all that is set on it.
+
+    Attributes:
+        steps: taken.
+        counters: of the batches so far.
+        next_batch: its number in the cache's life.
+        num_loops: begun.
+        current: the batch in training.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.counters = CacheCounters()
+        self.next_batch = 0
+        self.num_loops = 0
+        self.current: CurrentBatch | None = None
 
 
 def _any_gradient(leaves: Iterable[Tensor]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.library.engine import Choices, Engine
-from cachedlrm.library.ids import Ids, bag_ids
+from cachedlrm.library.ids import FeatureIds, Ids, bag_ids
 from cachedlrm.library.lookups import Part, Routes
 from cachedlrm.library.module import CachedTables
 from cachedlrm.library.saved import saved_groups
@@ -157,17 +157,17 @@ class CachedEmbeddingBags(CachedTables):
         return found
 
     def _look_up(self, ids: Ids, offsets: Ids | None) -> Tensor:
-        (pooled,) = self._vectors(self._part(ids, offsets, self._where()))
+        (pooled,) = self._vectors(self._part(None, ids, offsets))
         return pooled.view(-1, len(self._table_rows), self._dim)
 
-    def _part(self, ids: Ids, offsets: Ids | None, where: str) -> Part:
-        return self._routes(bag_ids(ids, offsets, len(self._table_rows), where), where)
+    def _ids(self, ids: Ids, offsets: Ids | None) -> FeatureIds:
+        return bag_ids(ids, offsets, len(self._table_rows))
 
     def _asked(self, found: Any, where: str) -> Part:
         if isinstance(found, tuple) and len(found) != 2:
             raise UserError(f"{where}: ids gave {len(found)} values; it gives ids, or ids and offsets")
         ids, offsets = found if isinstance(found, tuple) else (found, None)
-        return self._part(ids, offsets, where)
+        return self._part(where, ids, offsets)
 
     def weight(self, table: int, ids: Tensor | None = None) -> Tensor:
         """Current weights of a table on the host, of all its rows or of some ``ids`` [n]: [n, D].
@@ -233,11 +233,10 @@ class CachedEmbeddingBags(CachedTables):
             self._engine.put(0, [(rows.cpu().numpy(), records.cpu().contiguous().numpy())])
             if identity["seed"] is None:  # all rows are touched ones now, and a state of them is complete
                 self._engine.given = frozenset(range(len(self._table_rows)))
-            self.steps = int(identity["steps"])
+            self._start_over(int(identity["steps"]))
         except UserError as error:
             error_msgs.append(f"{prefix.rstrip('.') or 'CachedEmbeddingBags'}: {error}")
             return
-        self._next_batch = 0
 
 
 class _State(NamedTuple):

@@ -294,8 +294,8 @@ class Engine:
             UserError: the cache cannot hold its rows, or host memory all rows touched so far.
         """
         for group, lookups, slots in zip(self.cache.groups, batch.lookups, self.slots, strict=True):
-            capacity = group.store.capacity_rows
-            if len(lookups.rows) <= min(slots, capacity - group.book.num_addresses):
+            capacity, num_lookups = group.store.capacity_rows, len(lookups.rows)
+            if num_lookups <= slots and num_lookups + group.book.num_addresses <= capacity:
                 continue
             rows = np.unique(lookups.rows)
             if len(rows) > slots:

@@ -5,8 +5,9 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numba
 import numpy as np
 import torch
@@ -21,24 +22,30 @@ Ids = Tensor | NDArray[Any] | Sequence[Any]
 """Ids of B samples in T tables; see `bag_ids`."""
 
 _ARRAYS = (Tensor, np.ndarray)
+_PAIRS = (tuple, list)
 _INT64, _STRIDED = torch.int64, torch.strided
 
 
-class FeatureIds(NamedTuple):
+class FeatureIds(msgspec.Struct, frozen=True, eq=False):
     """Ids of B samples in F features on the host, local to their tables.
 
-    Bags of a feature lie at equal distances in ``values`` and have one size (``spacing``), or any ids (``offsets``).
+    Bags of a feature lie at equal distances in ``values`` and have one size (``spacing``, ``sizes``), or any ids
+    (``offsets``).
+
+    A Struct, as those of `cachedlrm.library.lookups`, which each step makes anew: a tuple takes four times as long.
 
     Attributes:
         values: [num_ids] int64.
         num_samples: B.
         spacing: [3, F] int64: of each feature where its first bag begins, from one bag to the next, and ids of a bag.
+        sizes: of each feature, ids of a bag, again.
         offsets: [F * B + 1] int64: boundaries of bags, feature after feature and in one sample after sample.
     """
 
     values: Int64s
     num_samples: int
     spacing: Int64s | None = None
+    sizes: tuple[int, ...] = ()
     offsets: Int64s | None = None
 
     def jagged(self) -> tuple[Int64s, Int64s]:
@@ -66,7 +73,7 @@ def bag_ends(sizes: Int64s) -> Int64s:
     return ends
 
 
-def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int, where: str) -> FeatureIds:
+def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int) -> FeatureIds:
     """Ids from one of these:
 
     - ``ids`` [B, T], one id a bag, or [B, T, L], L ids a bag; no offsets;
@@ -78,55 +85,52 @@ def bag_ids(ids: Ids, offsets: Ids | None, num_tables: int, where: str) -> Featu
         ids: int32 or int64, local to their tables.
         offsets: int32 or int64.
         num_tables: T.
-        where: the batch's name in a message.
 
     Raises:
         UserError: another form.
     """
     if offsets is None:
         if not isinstance(ids, _ARRAYS):
-            raise UserError(
-                f"{where}: one tensor of ids for each table needs offsets beside it, or stack them to [B, T]"
-            )
+            raise UserError("one tensor of ids for each table needs offsets beside it, or stack them to [B, T]")
         num_axes = 3 if ids.ndim == 3 else 2
-        array = _array(ids, num_axes, where, ": ids without offsets")
+        array = _array(ids, num_axes, "ids without offsets")
         if array.shape[1] != num_tables:
-            raise UserError(f"{where}: ids are {list(array.shape)}; the second axis is for the {num_tables} tables")
+            raise UserError(f"ids are {list(array.shape)}; the second axis is for the {num_tables} tables")
         size = array.shape[2] if num_axes == 3 else 1
-        return FeatureIds(array.reshape(-1), len(array), _sample_spacing(size, num_tables))
+        return FeatureIds(array.reshape(-1), array.shape[0], *_sample_spacing(size, num_tables))
     if isinstance(ids, _ARRAYS) != isinstance(offsets, _ARRAYS):
-        raise UserError(f"{where}: ids and offsets are both a tensor, or both one tensor for each table")
+        raise UserError("ids and offsets are both a tensor, or both one tensor for each table")
     if not isinstance(ids, _ARRAYS):
-        return _of_tables(list(ids), list(offsets), num_tables, where)
-    local, by_table = _array(ids, 1, where, ": ids"), _array(offsets, 1, where, ": offsets")
+        return _of_tables(list(ids), list(offsets), num_tables)
+    local, by_table = _array(ids, 1, "ids"), _array(offsets, 1, "offsets")
     if not len(by_table) or (len(by_table) - 1) % num_tables:
-        raise UserError(
-            f"{where}: {len(by_table)} offsets; for B samples in {num_tables} tables there are {num_tables} * B + 1"
-        )
-    size = _bag_size(by_table, len(local), where, ": offsets")
+        raise UserError(f"{len(by_table)} offsets; for B samples in {num_tables} tables there are {num_tables} * B + 1")
+    size = _bag_size(by_table, len(local), "offsets")
     return _feature_after_feature(local, by_table, size, num_tables)
 
 
-def _of_tables(ids: list[Any], offsets: list[Any], num_tables: int, where: str) -> FeatureIds:
+def _of_tables(ids: list[Any], offsets: list[Any], num_tables: int) -> FeatureIds:
     """From ids and offsets of each table, as ``nn.EmbeddingBag`` takes them."""
     if len(ids) != num_tables or len(offsets) != num_tables:
-        raise UserError(f"{where}: {len(ids)} tensors of ids and {len(offsets)} of offsets for {num_tables} tables")
+        raise UserError(f"{len(ids)} tensors of ids and {len(offsets)} of offsets for {num_tables} tables")
+    all_values: list[Tensor] = []
     parts: list[_Bags] = []
     for table, (table_ids, table_offsets) in enumerate(zip(ids, offsets, strict=True)):
-        values = _tensor(table_ids, 1, where, f": ids of table {table}")
-        starts = _array(table_offsets, 1, where, f": offsets of table {table}")
+        values = _tensor(table_ids, 1, "ids of table ", table)
+        starts = _array(table_offsets, 1, "offsets of table ", table)
         if parts and len(starts) != parts[0].num_samples:
             raise UserError(
-                f"{where}: table {table} has {len(starts)} bags and table 0 has {parts[0].num_samples}; a sample has "
+                f"table {table} has {len(starts)} bags and table 0 has {parts[0].num_samples}; a sample has "
                 "one in each table, an empty one too"
             )
         bounds = np.append(starts, values.numel())
-        size = _bag_size(bounds, values.numel(), where, f": offsets of table {table}")
-        parts.append(_Bags(values, len(starts), size, bounds))
-    return _joined(parts)
+        size = _bag_size(bounds, values.numel(), "offsets of table ", table)
+        all_values.append(values)
+        parts.append(_Bags(values.numel(), len(starts), size, bounds))
+    return _joined(all_values, parts)
 
 
-def named_ids(features: Any, names: Sequence[str], where: str) -> FeatureIds:
+def named_ids(features: Any, names: Sequence[str]) -> FeatureIds:
     """Ids of the features ``names`` from one of these, in which others may be, too:
 
     - a ``KeyedJaggedTensor`` of TorchRec, or what has its ``keys()``, ``values()`` and ``offsets()``;
@@ -136,67 +140,72 @@ def named_ids(features: Any, names: Sequence[str], where: str) -> FeatureIds:
     Args:
         features: int32 or int64, local to their tables.
         names: in order.
-        where: the batch's name in a message.
 
     Raises:
         UserError: another form, or a feature is missing.
     """
     if type(features) is dict or isinstance(features, Mapping):  # asking an abstract class takes longer
+        values: list[Tensor] = []
         parts: list[_Bags] = []
+        before: _Bags | None = None
         for name in names:
-            part = _of_feature(_entry(features, name, where), where, name, parts[-1] if parts else None)
-            if parts and part.num_samples != parts[0].num_samples:
+            of_feature, part = _of_feature(_entry(features, name), name, before)
+            if before is not None and part.num_samples != before.num_samples:
                 raise UserError(
-                    f"{where}: feature {name} has {part.num_samples} bags and {names[0]} has {parts[0].num_samples}; a "
-                    "sample has one in each feature, an empty one too"
+                    f"feature {name} has {part.num_samples} bags and {names[0]} has {before.num_samples}; a sample has "
+                    "one in each feature, an empty one too"
                 )
+            values.append(of_feature)
             parts.append(part)
-        return _joined(parts)
+            before = part
+        return _joined(values, parts)
     if not all(callable(getattr(features, name, None)) for name in ("keys", "values", "offsets")):
         raise UserError(
-            f"{where}: features are {type(features).__name__}; give a KeyedJaggedTensor, or a dictionary from feature "
+            f"features are {type(features).__name__}; give a KeyedJaggedTensor, or a dictionary from feature "
             "names to (values, offsets)"
         )
-    return _of_keyed(features, names, where)
+    return _of_keyed(features, names)
 
 
-def _of_keyed(features: Any, names: Sequence[str], where: str) -> FeatureIds:
+def _of_keyed(features: Any, names: Sequence[str]) -> FeatureIds:
     """From a KeyedJaggedTensor."""
     for method, what in (
         ("weights_or_none", "weights"),
         ("inverse_indices_or_none", "inverse indices"),
     ):
         if _has(features, method):
-            raise UserError(f"{where}: the KeyedJaggedTensor has {what}, which are not supported; give one without")
+            raise UserError(f"the KeyedJaggedTensor has {what}, which are not supported; give one without")
     if (varies := getattr(features, "variable_stride_per_key", None)) is not None and varies():
         raise UserError(
-            f"{where}: the keys of the KeyedJaggedTensor have batches of different sizes, which is not supported; give "
+            "the keys of the KeyedJaggedTensor have batches of different sizes, which is not supported; give "
             "each key one bag for each sample"
         )
     keys = list(features.keys())
-    values = _array(features.values(), 1, where, ": values")
-    offsets = _array(features.offsets(), 1, where, ": offsets")
+    values = _array(features.values(), 1, "values")
+    offsets = _array(features.offsets(), 1, "offsets")
     if not keys or not len(offsets) or (len(offsets) - 1) % len(keys):
-        raise UserError(f"{where}: {len(offsets)} offsets for {len(keys)} keys; each key has one bag for each sample")
-    size = _bag_size(offsets, len(values), where, ": offsets")
+        raise UserError(f"{len(offsets)} offsets for {len(keys)} keys; each key has one bag for each sample")
+    size = _bag_size(offsets, len(values), "offsets")
     num_samples = (len(offsets) - 1) // len(keys)
     if keys == list(names):
         return _feature_after_feature(values, offsets, size, len(keys))
     place = {key: number for number, key in enumerate(keys)}
-    parts = []
+    all_values, parts = [], []
     for name in names:
-        first = _entry(place, name, where) * num_samples
+        first = _entry(place, name) * num_samples
         bounds = offsets[first : first + num_samples + 1]
-        of_feature = torch.from_numpy(values[bounds[0] : bounds[-1]])
-        parts.append(_Bags(of_feature, num_samples, size, bounds - bounds[0]))
-    return _joined(parts)
+        of_feature = values[bounds[0] : bounds[-1]]
+        all_values.append(torch.from_numpy(of_feature))
+        parts.append(_Bags(len(of_feature), num_samples, size, bounds - bounds[0]))
+    return _joined(all_values, parts)
 
 
 @lru_cache(maxsize=16)
-def _sample_spacing(size: int, num_features: int) -> Int64s:
-    """The spacing of bags of one size that lie sample after sample. Nobody changes it."""
+def _sample_spacing(size: int, num_features: int) -> tuple[Int64s, tuple[int, ...]]:
+    """The spacing and sizes of bags of one size that lie sample after sample. Nobody changes them."""
     first = np.arange(num_features) * size
-    return np.stack([first, np.full_like(first, num_features * size), np.full_like(first, size)])
+    spacing = np.stack([first, np.full_like(first, num_features * size), np.full_like(first, size)])
+    return spacing, (size,) * num_features
 
 
 @lru_cache(maxsize=16)
@@ -211,55 +220,57 @@ def _feature_after_feature(values: Int64s, offsets: Int64s, size: int, num_featu
     num_samples = (len(offsets) - 1) // num_features
     if size < 0:
         return FeatureIds(values, num_samples, offsets=offsets)
-    return FeatureIds(values, num_samples, _feature_spacing((size,) * num_features, num_samples))
+    sizes = (size,) * num_features
+    return FeatureIds(values, num_samples, _feature_spacing(sizes, num_samples), sizes)
 
 
-def _entry(features: Mapping[str, Any], name: str, where: str) -> Any:
+def _entry(features: Mapping[str, Any], name: str) -> Any:
     if name not in features:
-        raise UserError(f"{where}: feature {name} is missing; there are {', '.join(map(str, list(features)[:20]))}")
+        raise UserError(f"feature {name} is missing; there are {', '.join(map(str, list(features)[:20]))}")
     return features[name]
 
 
-class _Bags(NamedTuple):
-    """The ids of one feature.
+class _Bags(msgspec.Struct, frozen=True, eq=False):
+    """Where the ids of a feature lie among its own, sample after sample.
 
     Attributes:
-        values: [L] int64, sample after sample; a tensor, as making arrays of all takes longer than joining them.
+        num_ids: L.
         num_samples: B.
         size: ids of each bag; `_RAGGED`: as ``offsets`` say.
         offsets: [B + 1]; None: bags of one size.
         given_offsets: what the user gave for them.
     """
 
-    values: Tensor
+    num_ids: int
     num_samples: int
     size: int
     offsets: Int64s | None = None
     given_offsets: object = None
 
 
-def _of_feature(entry: Any, where: str, name: str, before: _Bags | None) -> _Bags:
-    """The bags of feature ``name``, beside those of the feature ``before``, whose offsets it may share."""
-    if not isinstance(entry, tuple | list):
+def _of_feature(entry: Any, name: str, before: _Bags | None) -> tuple[Tensor, _Bags]:
+    """Ids [L] of feature ``name``, beside those of the feature ``before``, whose offsets it may share.
+
+    They stay a tensor, as making arrays of all takes longer than joining them.
+    """
+    if not isinstance(entry, _PAIRS):
         if isinstance(entry, _ARRAYS):
-            values = _tensor(entry, 2 if entry.ndim == 2 else 1, where, ": feature ", name)
-            return _Bags(values.reshape(-1), values.shape[0], values.shape[1] if values.ndim == 2 else 1)
-        entry = _of_jagged(entry, where, name)
+            square = _tensor(entry, 2 if entry.ndim == 2 else 1, "feature ", name)
+            num_ids, num_samples = square.numel(), square.shape[0]
+            return square.reshape(-1), _Bags(num_ids, num_samples, square.shape[1] if square.ndim == 2 else 1)
+        entry = _of_jagged(entry, name)
     if len(entry) != 2:
-        raise UserError(f"{where}: feature {name} has {len(entry)} parts; give (values, offsets), or ids [B] or [B, L]")
-    values, given_offsets = _tensor(entry[0], 1, where, ": feature ", name, ": values"), entry[1]
-    if before is not None and before.given_offsets is given_offsets and before.values.numel() == values.numel():
-        return _Bags(values, before.num_samples, before.size, before.offsets, given_offsets)
-    offsets, num_ids = _array(given_offsets, 1, where, ": feature ", name, ": offsets"), values.numel()
+        raise UserError(f"feature {name} has {len(entry)} parts; give (values, offsets), or ids [B] or [B, L]")
+    values, given_offsets = entry
+    values = _tensor(values, 1, "feature ", name, ": values")
+    num_ids = values.numel()
+    if before is not None and before.given_offsets is given_offsets and before.num_ids == num_ids:
+        return values, before
+    offsets = _array(given_offsets, 1, "feature ", name, ": offsets")
     if not len(offsets):
-        raise UserError(f"{where}: feature {name}: no offsets; for B samples there are B + 1")
-    if 0 < offsets[-1] < num_ids and offsets[0] == 0:  # as nn.EmbeddingBag takes them
-        raise UserError(
-            f"{where}: feature {name}: offsets end with {offsets[-1]} and there are {num_ids} values; for B samples "
-            "give B + 1 offsets, the last of which is the number of values"
-        )
-    size = _bag_size(offsets, num_ids, where, ": feature ", name, ": offsets")
-    return _Bags(values, len(offsets) - 1, size, offsets, given_offsets)
+        raise UserError(f"feature {name}: no offsets; for B samples there are B + 1")
+    size = _bag_size(offsets, num_ids, "feature ", name, ": offsets")
+    return values, _Bags(num_ids, len(offsets) - 1, size, offsets, given_offsets)
 
 
 def _has(jagged: Any, method: str) -> bool:
@@ -268,39 +279,37 @@ def _has(jagged: Any, method: str) -> bool:
     return found is not None and found() is not None
 
 
-def _of_jagged(entry: Any, where: str, name: str) -> tuple[Any, Any]:
+def _of_jagged(entry: Any, name: str) -> tuple[Any, Any]:
     """Values and offsets of a JaggedTensor."""
     if not (callable(getattr(entry, "values", None)) and callable(getattr(entry, "offsets", None))):
-        raise UserError(
-            f"{where}: feature {name} is {type(entry).__name__}; give (values, offsets), or ids [B] or [B, L]"
-        )
+        raise UserError(f"feature {name} is {type(entry).__name__}; give (values, offsets), or ids [B] or [B, L]")
     if _has(entry, "weights_or_none"):
-        raise UserError(f"{where}: feature {name} has weights, which are not supported; give it without")
+        raise UserError(f"feature {name} has weights, which are not supported; give it without")
     return entry.values(), entry.offsets()
 
 
-def _joined(parts: Sequence[_Bags]) -> FeatureIds:
+def _joined(all_values: list[Tensor], parts: Sequence[_Bags]) -> FeatureIds:
     """Features side by side."""
     num_samples = parts[0].num_samples
-    values: Int64s = torch.cat([part.values for part in parts]).numpy()
+    values: Int64s = torch.cat(all_values).numpy()
     sizes = tuple([part.size for part in parts])
     if _RAGGED not in sizes:
-        return FeatureIds(values, num_samples, _feature_spacing(sizes, num_samples))
+        return FeatureIds(values, num_samples, _feature_spacing(sizes, num_samples), sizes)
     offsets, end = [], 0
     for part in parts:
         of_part = part.offsets if part.offsets is not None else np.arange(num_samples + 1) * part.size
         offsets.append(of_part[:-1] + end)
-        end += part.values.numel()
+        end += part.num_ids
     return FeatureIds(values, num_samples, offsets=np.concatenate([*offsets, np.array([end])]))
 
 
-def _array(given: object, num_axes: int, *what: str) -> Int64s:
+def _array(given: object, num_axes: int, *what: object) -> Int64s:
     """As `_tensor`, as an array."""
     array: Int64s = _tensor(given, num_axes, *what).numpy()
     return array
 
 
-def _tensor(given: object, num_axes: int, *what: str) -> Tensor:
+def _tensor(given: object, num_axes: int, *what: object) -> Tensor:
     """An int64 tensor on the host, the user's own where it is one; ``what`` is its name in messages, in pieces.
 
     Every tensor of a batch comes by here, so that what is nearly always given is looked for first.
@@ -319,11 +328,11 @@ def _tensor(given: object, num_axes: int, *what: str) -> Tensor:
         given = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
     if not isinstance(given, Tensor) or given.dtype not in (torch.int32, _INT64) or given.ndim != num_axes:
         found = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-        raise UserError(f"{''.join(what)} are {found}; give an int64 or int32 tensor of {num_axes} axes")
+        raise UserError(f"{''.join(map(str, what))} are {found}; give an int64 or int32 tensor of {num_axes} axes")
     try:
         return torch.from_numpy(given.cpu().to(_INT64).contiguous().numpy())
     except (RuntimeError, TypeError) as error:  # of a layout or a device without numbers that lie side by side
-        raise UserError(f"{''.join(what)} cannot be read: {error}; give an int64 or int32 tensor") from error
+        raise UserError(f"{''.join(map(str, what))} cannot be read: {error}; give an int64 or int32 tensor") from error
 
 
 def flat_ids(ids: Tensor, what: str) -> Int64s:
@@ -338,16 +347,22 @@ def flat_ids(ids: Tensor, what: str) -> Int64s:
 _RAGGED, _NOT_RISING = -1, -2
 
 
-def _bag_size(offsets: Int64s, num_ids: int, *what: str) -> int:
+def _bag_size(offsets: Int64s, num_ids: int, *what: object) -> int:
     """The ids of each bag; `_RAGGED`: bags differ.
 
     Raises:
         UserError: these are no boundaries of bags.
     """
     size = int(_common_size(offsets, num_ids))
-    if size == _NOT_RISING:
-        raise UserError(f"{''.join(what)} do not rise from 0 to the number of ids, {num_ids}; every id is in one bag")
-    return size
+    if size != _NOT_RISING:
+        return size
+    name = "".join(map(str, what))
+    if 0 < offsets[-1] < num_ids and offsets[0] == 0:  # as nn.EmbeddingBag takes them
+        raise UserError(
+            f"{name} end with {offsets[-1]} and there are {num_ids} values; give one more than there are bags, the "
+            "last of which is the number of values"
+        )
+    raise UserError(f"{name} do not rise from 0 to the number of ids, {num_ids}; every id is in one bag")
 
 
 @numba.njit(cache=True, nogil=True)

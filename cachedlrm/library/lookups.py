@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,16 +14,18 @@ from cachedlrm.library.ids import FeatureIds, Int64s, bag_ends, jagged_bags, seq
 from cachedlrm.library.tables import TableSet
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True, eq=False):
     """The lookups of one call of ``forward``.
 
     Attributes:
         lookups: of each group.
         num_samples: B.
+        bounds: [F * B + 1] int64, boundaries of bags, feature after feature, where rows are not pooled.
     """
 
     lookups: tuple[Lookups, ...]
     num_samples: int
+    bounds: Int64s | None = None
 
     def equals(self, other: "Part") -> bool:
         """Whether the same rows are looked up in the same bags."""
@@ -34,7 +36,7 @@ class Part(NamedTuple):
         )
 
 
-class JoinedBatch(NamedTuple):
+class JoinedBatch(msgspec.Struct, frozen=True, eq=False):
     """Parts that make one step, as the cache prepares them; dense features and labels stay with the user.
 
     Attributes:
@@ -82,61 +84,66 @@ class Routes:
         self._pools = tables.pools
         self._labels = labels
         self._beyond = beyond
-        self._groups = []
+        self._groups = []  # of each: its features, and with them what the kernels take
         for group in tables.groups:
             of = [tables.features[feature].table for feature in group.features]
-            self._groups.append(
-                np.array(
-                    [
-                        group.features,
-                        [tables.first_rows[table] for table in of],
-                        [tables.tables[table].num_embeddings for table in of],
-                    ]
-                )
-            )
+            rows = [tables.first_rows[table] for table in of], [tables.tables[table].num_embeddings for table in of]
+            self._groups.append((tuple(group.features), np.array([group.features, *rows])))
 
-    def __call__(self, ids: FeatureIds, where: str) -> Part:
+    def __call__(self, ids: FeatureIds) -> Part:
         """The lookups of ``ids``.
 
         Args:
             ids: of the features of all tables, table after table.
-            where: the batch's name in a message.
 
         Raises:
             UserError: an id outside its table; names sample and feature.
         """
-        return Part(tuple([self._lookups(ids, group, where) for group in self._groups]), ids.num_samples)
+        if self._pools:
+            pooled = [self._pooled(ids, features, columns) for features, columns in self._groups]
+            return Part(tuple(pooled), ids.num_samples)
+        values, bounds = ids.jagged()
+        single = [self._single(values, bounds, ids.num_samples, columns) for _, columns in self._groups]
+        return Part(tuple(single), ids.num_samples, bounds)
 
-    def _lookups(self, ids: FeatureIds, columns: Int64s, where: str) -> Lookups:
-        features, num_samples = columns[0], ids.num_samples
-        if not self._pools:
-            values, offsets = ids.jagged()
-            rows = np.empty(_num_ids(offsets, features, num_samples), np.int64)
-            bad = sequences(values, offsets, num_samples, columns, rows)
-            bags = np.arange(len(rows) + 1)
-        elif ids.offsets is None:
+    def _pooled(self, ids: FeatureIds, features: tuple[int, ...], columns: Int64s) -> Lookups:
+        num_samples = ids.num_samples
+        if ids.offsets is None:
             assert ids.spacing is not None
-            bags = _alike_bags(num_samples, ids.spacing[2][features].tobytes())
+            bags = _alike_bags(num_samples, ids.sizes, features)
             rows = np.empty(bags[-1], np.int64)
             bad = spaced_bags(ids.values, ids.spacing, num_samples, columns, rows)
         else:
-            rows = np.empty(_num_ids(ids.offsets, features, num_samples), np.int64)
+            rows = np.empty(_num_ids(ids.offsets, columns[0], num_samples), np.int64)
             bags = np.zeros(num_samples * len(features) + 1, np.int64)
             bad = jagged_bags(ids.values, ids.offsets, num_samples, columns, rows, bags)
         if bad >= 0:
-            sample, column = divmod(bad, len(features))
-            advice = "ids count from 0; correct the data" if rows[0] < 0 else self._beyond
-            raise UserError(
-                f"{where}: sample {sample}, {self._labels[features[column]]}: id {rows[0]} is outside "
-                f"0..{columns[2, column] - 1}; {advice}"
-            )
+            raise self._beyond_table(bad, rows[0], columns)
         return Lookups(rows, bags)
+
+    def _single(self, values: Int64s, bounds: Int64s, num_samples: int, columns: Int64s) -> Lookups:
+        """Each row a bag of its own."""
+        rows = np.empty(_num_ids(bounds, columns[0], num_samples), np.int64)
+        bad = sequences(values, bounds, num_samples, columns, rows)
+        if bad >= 0:
+            raise self._beyond_table(bad, rows[0], columns)
+        return Lookups(rows, np.arange(len(rows) + 1))
+
+    def _beyond_table(self, bad: int, found: int, columns: Int64s) -> UserError:
+        """The error of id ``found`` of a sample and a feature, of which ``bad`` is made as kernels do it."""
+        sample, column = divmod(bad, columns.shape[1])
+        advice = "ids count from 0; correct the data" if found < 0 else self._beyond
+        return UserError(
+            f"sample {sample}, {self._labels[columns[0, column]]}: id {found} is outside 0..{columns[2, column] - 1}; "
+            f"{advice}"
+        )
 
 
 @lru_cache(maxsize=16)
-def _alike_bags(num_samples: int, sizes: bytes) -> Int64s:
-    """Boundaries of the bags of samples that all have bags of these ``sizes``, int64. Nobody changes them."""
-    return bag_ends(np.tile(np.frombuffer(sizes, np.int64), num_samples))
+def _alike_bags(num_samples: int, sizes: tuple[int, ...], features: tuple[int, ...]) -> Int64s:
+    """Boundaries of the bags of ``features`` where all bags of a feature have one of ``sizes``. Nobody changes them."""
+    of_sample = np.array([sizes[feature] for feature in features], np.int64)
+    return bag_ends(np.tile(of_sample, num_samples))
 
 
 def _num_ids(offsets: Int64s, features: Int64s, num_samples: int) -> int:

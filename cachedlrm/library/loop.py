@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.embedding_cache import PreparedBatch
+from cachedlrm.library.current import Progress
 from cachedlrm.library.loader import Loader
 from cachedlrm.library.lookups import JoinedBatch, Part, join
 from cachedlrm.library.stream import Stream
@@ -18,8 +19,7 @@ class Member(Protocol):
     """A module over cached tables, as a loop sees it: `cachedlrm.library.module.CachedTables`."""
 
     _accumulate: int
-    _next_batch: int
-    _num_loops: int
+    _progress: Progress
 
     def _begin_loop(self, pause_every: int) -> Stream:
         """Ends what is under way; what prepares its batches."""
@@ -122,9 +122,11 @@ class _Reader:
     def __init__(self, batches: Iterable[T], ids: Mapping[Member, Callable[[T], Any]], num_together: int) -> None:
         self._ids = ids
         self._num_together = num_together
-        self._number = num_together * max(module._next_batch for module in ids)  # of the first batch, for messages
+        self._number = num_together * max(
+            module._progress.next_batch for module in ids
+        )  # of the first batch, for messages
         self.has_ended = False
-        self.loader: Loader[Any] = Loader(batches, max(module._num_loops for module in ids))
+        self.loader: Loader[Any] = Loader(batches, max(module._progress.num_loops for module in ids))
 
     def read(self, streams: list[Stream]) -> list[tuple[list[Any], list[list[Part]]]]:
         """The batches of the next step, with what each module looks up in each of them; none at the end.

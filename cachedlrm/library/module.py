@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cachedlrm.base.errors import UserError
 from cachedlrm.cache.counters import CacheCounters
 from cachedlrm.cache.embedding_cache import PreparedBatch
-from cachedlrm.library.current import CurrentBatch
+from cachedlrm.library.current import CurrentBatch, Progress
 from cachedlrm.library.engine import Choices, Engine, Weights, in_words_of_arguments
+from cachedlrm.library.ids import FeatureIds
 from cachedlrm.library.lookups import JoinedBatch, Part, Routes, join
 from cachedlrm.library.loop import prefetch
 from cachedlrm.library.saved import export_tables, load_tables, save_tables
@@ -25,9 +26,6 @@ from cachedlrm.library.tables import TableSet, real, whole
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="CachedTables")
-
-_OF_EACH_STEP = frozenset({"steps", "counters", "_current", "_next_batch"})
-"""Attributes that a step sets."""
 
 
 class CachedTables(nn.Module):
@@ -43,8 +41,6 @@ class CachedTables(nn.Module):
 
     Attributes:
         learning_rate: of the next step.
-        steps: steps taken.
-        counters: the cache's work for the batches so far: hits, rows fetched, evicted, written back.
     """
 
     def __init__(
@@ -59,14 +55,10 @@ class CachedTables(nn.Module):
     ) -> None:
         super().__init__()
         self.learning_rate = real(learning_rate, "learning_rate", 0.0)
-        self.steps = 0
-        self.counters = CacheCounters()
         self._routes = routes
         self._accumulate = whole(accumulate, "accumulate", 1)
         self._engine = Engine(tables, choices, weights)
-        self._next_batch = 0  # of the cache's life
-        self._num_loops = 0
-        self._current: CurrentBatch | None = None
+        self._progress = Progress()
         self._reading = threading.Lock()  # threads that serve a model take turns
         self._held = _Held(self._engine)
         weakref.finalize(self, self._held.end)  # at the latest at the interpreter's end, before threads are cut off
@@ -83,11 +75,15 @@ class CachedTables(nn.Module):
         rows = f"{len(tables.tables)} tables, {tables.num_rows:,} rows of {dims}"
         return f"{rows}, {sum(engine.slots):,} on {engine.device}, {engine.layouts[0].optimizer}"
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OF_EACH_STEP:  # none is a parameter or a module, which nn.Module looks for each time
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return self._progress.steps
+
+    @property
+    def counters(self) -> CacheCounters:
+        """The cache's work for the batches so far: hits, rows fetched, evicted, written back."""
+        return self._progress.counters
 
     # --- training
 
@@ -101,8 +97,19 @@ class CachedTables(nn.Module):
         return self._look_up(*ids)
 
     @abstractmethod
+    def _ids(self, *ids: Any) -> FeatureIds:
+        """What ``forward`` was called with, in the one form of ids."""
+
+    def _part(self, where: str | None, *ids: Any) -> Part:
+        """The lookups of what ``forward`` takes; ``where`` is its name in messages, None: ``forward`` was called."""
+        try:
+            return self._routes(self._ids(*ids))
+        except UserError as error:
+            raise UserError(f"{where or self._where()}: {error}") from error.__cause__
+
     def _asked(self, found: Any, where: str) -> Part:
-        """The lookups of a batch, from what ``ids`` of `prefetch` gave; ``where`` is its name in messages."""
+        """The lookups of a batch, from what ``ids`` of `prefetch` gave."""
+        return self._part(where, found)
 
     def prefetch(self, batches: Iterable[T], ids: Callable[[T], Any], pause_every: int = 0) -> Iterator[T]:
         """Iterates over your batches, their rows prepared ahead by a thread.
@@ -134,7 +141,7 @@ class CachedTables(nn.Module):
         if (stream := self._held.stream) is not None:
             self._drop_current()
             stream.end()
-            self._next_batch = stream.next_batch
+            self._progress.next_batch = stream.next_batch
             self._held.stream = None
 
     def _vectors(self, part: Part) -> list[Tensor]:
@@ -147,7 +154,7 @@ class CachedTables(nn.Module):
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call] # rows would be constants of its graph
             raise UserError(f"{type(self).__name__} cannot be traced; trace the layers after it, or use torch.compile")
         trains = self.training and torch.is_grad_enabled()
-        current = self._current
+        current = self._progress.current
         if current is not None and (trains or self._held.stream is not None):
             number = current.find(part)
             if number is not None and not self._is_next_part(current, number):
@@ -181,7 +188,7 @@ class CachedTables(nn.Module):
         """The name in messages of what ``forward`` is called with."""
         if not (self.training and torch.is_grad_enabled()):
             return "evaluation"
-        return "forward" if self._held.stream is not None else f"batch {self._next_batch}"
+        return "forward" if self._held.stream is not None else f"batch {self._progress.next_batch}"
 
     def step(self) -> None:
         """Moves the rows of the batch by the gradient that ``backward`` brought.
@@ -191,38 +198,39 @@ class CachedTables(nn.Module):
                 and call this again.
         """
         self._check_whole()
-        if self._current is None:
+        progress = self._progress
+        if progress.current is None:
             raise UserError("step was called without a batch; call forward and backward first, once for each step")
-        self._current.check_step()
-        numbers = self._engine.row_step(self.learning_rate, self.steps + 1)
+        progress.current.check_step()
+        numbers = self._engine.row_step(self.learning_rate, progress.steps + 1)
         self._prepare_wider()
-        self._current.step(numbers)
-        self.steps += 1
-        self._current = None
+        progress.current.step(numbers)
+        progress.steps += 1
+        progress.current = None
 
     def _prepare_wider(self) -> None:
         """Prepares the rows of parts that were only read, to move them."""
-        current = self._current
+        current = self._progress.current
         if current is not None and (batch := current.wider()) is not None:
             self._engine.check_fits(batch, f"the {current.num_parts} batches of a step")
             current.leave()
             _, prepared = self._prepare(batch)
-            self.counters += prepared.counters
+            self._progress.counters += prepared.counters
             current.prepare_again(batch, prepared)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradient of the batch. Without another ``backward`` its rows stay as they are."""
-        if self._current is not None:
-            self._current.zero_grad()
+        if self._progress.current is not None:
+            self._progress.current.zero_grad()
 
     def leaves(self) -> list[Tensor]:
         """The vectors of the batch, whose gradients `step` moves the rows by."""
-        return self._current.leaves() if self._current is not None else []
+        return self._progress.current.leaves() if self._progress.current is not None else []
 
     def row_gradients(self) -> list[Tensor]:
         """The gradient of the batch's rows, each a sum over its lookups: [rows, columns] of each group of tables."""
         self._prepare_wider()
-        return self._current.row_gradients() if self._current is not None else []
+        return self._progress.current.row_gradients() if self._progress.current is not None else []
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -234,28 +242,28 @@ class CachedTables(nn.Module):
 
     def _prepare(self, batch: JoinedBatch) -> tuple[JoinedBatch, PreparedBatch]:
         """A batch whose rows are prepared now."""
-        number = self._next_batch
+        number = self._progress.next_batch
         self._engine.check_fits(batch, f"batch {number}")
-        self._next_batch += 1  # before an interrupt may come: a number is not used twice
+        self._progress.next_batch += 1  # before an interrupt may come: a number is not used twice
         try:
             return batch, self._engine.cache.prepare_one(batch, number)
         except UserError as error:
             raise in_words_of_arguments(error) from error.__cause__
 
     def _begin(self, batch: JoinedBatch, prepared: PreparedBatch) -> CurrentBatch:
-        self._current = CurrentBatch(self._engine.cache, batch, prepared)
-        self.counters += prepared.counters
-        return self._current
+        self._progress.current = CurrentBatch(self._engine.cache, batch, prepared)
+        self._progress.counters += prepared.counters
+        return self._progress.current
 
     def _leave_current(self, doing: str) -> None:
-        if self._current is not None:
-            self._current.check_may_be_left(doing)
+        if self._progress.current is not None:
+            self._progress.current.check_may_be_left(doing)
         self._drop_current()
 
     def _drop_current(self) -> None:
-        if self._current is not None:
-            self._current.leave()
-            self._current = None
+        if self._progress.current is not None:
+            self._progress.current.leave()
+            self._progress.current = None
 
     # --- what a loop over batches of several modules does with each; see `cachedlrm.library.loop`
 
@@ -263,11 +271,11 @@ class CachedTables(nn.Module):
         self._check_whole()
         self._leave_current("starting to prefetch")
         self.end_prefetch()
-        self._num_loops += 1
+        self._progress.num_loops += 1
         stream = Stream(
             self._engine.cache,
             self._engine.check_fits,
-            first_batch=self._next_batch,
+            first_batch=self._progress.next_batch,
             depth=self._engine.settings.prefetch_depth,
             pause_every=pause_every,
         )
@@ -276,8 +284,8 @@ class CachedTables(nn.Module):
 
     def _hand_out(self, number: int) -> None:
         """The user has part ``number`` of the batch from now on."""
-        if self._current is not None:
-            self._current.in_hand = number
+        if self._progress.current is not None:
+            self._progress.current.in_hand = number
 
     def _is_in(self, stream: Stream) -> bool:
         return self._held.stream is stream
@@ -297,8 +305,8 @@ class CachedTables(nn.Module):
                 f"{what}: rows are being prepared for the batches ahead; do this after the prefetch loop, or inside "
                 "it after the last of every N batches with prefetch(..., pause_every=N)"
             )
-        if self._current is not None:
-            self._current.wait()
+        if self._progress.current is not None:
+            self._progress.current.wait()
 
     @property
     def stats(self) -> Stats:
@@ -320,9 +328,9 @@ class CachedTables(nn.Module):
         """
         self._check_whole()
         self._check_at_rest("save")
-        if self._current is not None and self._current.has_gradient:
+        if self._progress.current is not None and self._progress.current.has_gradient:
             raise UserError("save: the batch before was not trained; call step() or zero_grad() first")
-        save_tables(self._engine, Path(path), {"steps": self.steps, "loops": self._num_loops})
+        save_tables(self._engine, Path(path), {"steps": self.steps, "loops": self._progress.num_loops})
 
     def load(self, path: Path | str) -> None:
         """Takes over the state that `save` wrote, in the place of all rows; training goes on with the same bits.
@@ -337,7 +345,12 @@ class CachedTables(nn.Module):
         self._leave_current("load")
         self.end_prefetch()
         counts = load_tables(self._engine, Path(path))
-        self.steps, self._num_loops, self._next_batch = counts["steps"], counts["loops"], 0
+        self._start_over(counts["steps"])
+        self._progress.num_loops = counts["loops"]
+
+    def _start_over(self, steps: int) -> None:
+        """Other rows are in the place of those before, which ``steps`` brought where they are."""
+        self._progress.steps, self._progress.next_batch = steps, 0
 
     def export(self, folder: Path | str) -> None:
         """Writes all weights, and optimizer state where TorchRec has it, to a folder as ``cachedlrm.export`` does.
@@ -376,7 +389,7 @@ class CachedTables(nn.Module):
     def close(self) -> None:
         """Frees the rows and ends the prefetch; nothing else can be called afterwards."""
         self.end_prefetch()
-        self._current = None
+        self._progress.current = None
         self._held.end()
 
     def _check_open(self) -> None:

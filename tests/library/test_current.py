@@ -16,7 +16,7 @@ IDS = torch.tensor([[1, 2], [1, 3]])
 
 
 def part_of(ids: torch.Tensor) -> Part:
-    return engine_of()[1](bag_ids(ids, None, 2, ""), "")
+    return engine_of()[1](bag_ids(ids, None, 2))
 
 
 def current(*ids: torch.Tensor) -> tuple[CurrentBatch, EmbeddingCache]:

@@ -28,7 +28,7 @@ def test_given_tables_begin_as_they_are_and_others_as_without_them():
 def test_touched_rows_come_in_order_and_go_in_again():
     engine, routes = engine_of()
     for row in (5, 2, 5):
-        batch = join([routes(bag_ids(torch.tensor([[row, 3]]), None, 2, ""), "")])
+        batch = join([routes(bag_ids(torch.tensor([[row, 3]]), None, 2))])
         number = engine.cache.trained._newest + 1
         (prepared,) = engine.cache.prepare([batch], number)
         (update,) = engine.cache.begin(prepared)

@@ -15,7 +15,7 @@ from support.engines import engine_of
 
 
 def batch_of(row: int) -> JoinedBatch:
-    return join([engine_of((12,))[1](bag_ids(torch.tensor([[row]]), None, 1, ""), "")])
+    return join([engine_of((12,))[1](bag_ids(torch.tensor([[row]]), None, 1))])
 
 
 def stream_of(depth: int = 2, pause_every: int = 0, **changes) -> tuple[Engine, Stream]:
