@@ -213,7 +213,6 @@ class CachedCollection(CachedTables):
         saved = [(rows, records(0, len(rows)).copy()) for rows, records in saved_groups(engine)]
         engine.take_weights(weights)
         engine.open()
-        self._start_over(self.steps)
         for number, (rows, records) in enumerate(saved):
             fresh = np.empty_like(records)
             engine.cache.groups[number].init.fill(rows, fresh)

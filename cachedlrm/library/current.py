@@ -207,8 +207,8 @@ class Progress:
     Attributes:
         steps: taken.
         counters: of the batches so far.
-        next_batch: its number in the cache's life.
-        num_loops: begun.
+        next_batch: its number; none is used twice.
+        num_loops: begun by `prefetch`.
         current: the batch in training.
     """
 

@@ -182,8 +182,10 @@ class CachedEmbeddingBags(CachedTables):
     # --- state: rows and records, as ever
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The shape of the tables, the steps taken and the seed of rounding; the rows are beside it."""
-        return {"steps": self.steps, "rounding_seed": self._engine.seed, **self._identity()}
+        """The shape of the tables, the steps and loops so far and the seed of rounding; the rows are beside it."""
+        progress = self._progress
+        counts = {"steps": progress.steps, "loops": progress.num_loops}
+        return {**counts, "rounding_seed": self._engine.seed, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
         """The tables that a state belongs to; ``seed`` is None if the state has all their rows."""
@@ -233,7 +235,8 @@ class CachedEmbeddingBags(CachedTables):
             self._engine.put(0, [(rows.cpu().numpy(), records.cpu().contiguous().numpy())])
             if identity["seed"] is None:  # all rows are touched ones now, and a state of them is complete
                 self._engine.given = frozenset(range(len(self._table_rows)))
-            self._start_over(int(identity["steps"]))
+            self._progress.steps = int(identity["steps"])
+            self._progress.num_loops = int(identity.get("loops", 0))  # a state of before has none
         except UserError as error:
             error_msgs.append(f"{prefix.rstrip('.') or 'CachedEmbeddingBags'}: {error}")
             return

@@ -345,12 +345,7 @@ class CachedTables(nn.Module):
         self._leave_current("load")
         self.end_prefetch()
         counts = load_tables(self._engine, Path(path))
-        self._start_over(counts["steps"])
-        self._progress.num_loops = counts["loops"]
-
-    def _start_over(self, steps: int) -> None:
-        """Other rows are in the place of those before, which ``steps`` brought where they are."""
-        self._progress.steps, self._progress.next_batch = steps, 0
+        self._progress.steps, self._progress.num_loops = counts["steps"], counts["loops"]
 
     def export(self, folder: Path | str) -> None:
         """Writes all weights, and optimizer state where TorchRec has it, to a folder as ``cachedlrm.export`` does.

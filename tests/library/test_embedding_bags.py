@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from cachedlrm import CachedEmbeddingBags, UserError
 from support.plain_torch import RwsAdagrad
@@ -407,6 +408,39 @@ def test_a_loaded_run_goes_on_with_the_same_bits(optimizer, seeded, tmp_path):
             assert_rows_travelled(second)
             assert all(torch.equal(second.weight(table), bags.weight(table)) for table in range(NUM_TABLES))
             assert_same_dense(model, straight)
+
+
+@pytest.mark.parametrize("way", ["save", "state_dict"])
+def test_a_loader_goes_on_with_its_draws_in_a_loaded_run(way, tmp_path):
+    samples = [batch.lookup for batch in batches()]
+
+    def epoch(bags) -> list[float]:
+        loader = DataLoader(samples, batch_size=None, shuffle=True)
+        losses = []
+        for lookup in bags.prefetch(loader, tuple):  # a DataLoader makes lists of tuples
+            loss = bags(*lookup).square().sum()
+            loss.backward()
+            bags.step()
+            losses.append(loss.item())
+        return losses
+
+    torch.manual_seed(3)
+    with make_bags() as bags:
+        first, second = epoch(bags), epoch(bags)
+    torch.manual_seed(3)
+    with make_bags() as bags:
+        assert epoch(bags) == first
+        bags.save(tmp_path / "rows")
+        torch.save((bags.state_dict(), torch.get_rng_state()), tmp_path / "state.pt")
+    with make_bags(weights=None) as bags:
+        state, generator = torch.load(tmp_path / "state.pt", weights_only=True)
+        torch.set_rng_state(generator)
+        if way == "save":
+            bags.load(tmp_path / "rows")
+        else:
+            bags.load_state_dict(state)
+        assert epoch(bags) == second
+        assert_rows_travelled(bags)
 
 
 @pytest.mark.parametrize(("row", "state"), [("bf16", "fp32"), ("fp16", "bf16")])
