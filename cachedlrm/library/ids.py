@@ -325,7 +325,9 @@ def _tensor(given: object, num_axes: int, *what: object) -> Tensor:
         return given
     if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
         array = np.ascontiguousarray(given, np.int64)
-        given = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
+        # torch warns of read-only memory, and takes no negative stride, which an array of one element may have
+        is_plain = array.flags.writeable and min(array.strides, default=0) >= 0
+        given = torch.from_numpy(array if is_plain else array.copy())
     if not isinstance(given, Tensor) or given.dtype not in (torch.int32, _INT64) or given.ndim != num_axes:
         found = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
         raise UserError(f"{''.join(map(str, what))} are {found}; give an int64 or int32 tensor of {num_axes} axes")
@@ -371,12 +373,11 @@ def _common_size(offsets: Int64s, num_ids: int) -> int:
     if offsets[0] != 0 or offsets[num_bags] != num_ids:
         return _NOT_RISING
     size = offsets[1] - offsets[0] if num_bags else 0
-    least, differs = size, False
+    falls, differs = False, False
     for bag in range(num_bags):
-        of_bag = offsets[bag + 1] - offsets[bag]
-        least = min(least, of_bag)
-        differs |= of_bag != size
-    if least < 0:
+        falls |= offsets[bag + 1] < offsets[bag]  # compared, as a difference may overflow
+        differs |= offsets[bag + 1] - offsets[bag] != size
+    if falls:
         return _NOT_RISING
     return _RAGGED if differs else size
 

@@ -46,6 +46,17 @@ def test_read_only_arrays_are_ids_like_others():
     assert bags(named_ids({"a": ids}, ["a"])) == [[[1, 5], [2, 6]]]
 
 
+def test_an_array_of_one_id_may_have_been_turned_around():
+    one = np.array([7])[::-1]  # numpy says that it lies side by side, and keeps its negative stride
+    assert bags(named_ids({"a": one, "b": one.reshape(1, 1)}, ["a", "b"])) == [[[7]], [[7]]]
+
+
+def test_offsets_whose_differences_overflow_do_not_rise():
+    offsets = np.array([0, 2**63 - 1, -2, 4])
+    with pytest.raises(UserError, match="do not rise from 0"):
+        named_ids({"a": (ZEROS, offsets)}, ["a"])
+
+
 def test_bags_of_several_ids_and_empty_ones():
     by_table = [torch.tensor([4, 4]), torch.tensor([0, 19])], [torch.tensor([0, 2]), torch.tensor([0, 0])]
     jagged = torch.tensor([4, 4, 0, 19]), torch.tensor([0, 2, 2, 2, 4])
