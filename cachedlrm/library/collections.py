@@ -211,14 +211,15 @@ class CachedCollection(CachedTables):
     def _replace_weights(self, weights: Mapping[int, Tensor]) -> None:
         engine = self._engine
         saved = [(rows, records(0, len(rows)).copy()) for rows, records in saved_groups(engine)]
-        engine.take_weights(weights)
-        engine.open()
-        for number, (rows, records) in enumerate(saved):
-            fresh = np.empty_like(records)
-            engine.cache.groups[number].init.fill(rows, fresh)
-            words = engine.layouts[number].parameter_words
-            records[:, :words] = fresh[:, :words]
-            engine.put(number, [(rows, records)])
+        with engine.replacing():
+            engine.take_weights(weights)
+            engine.open()
+            for number, (rows, records) in enumerate(saved):
+                fresh = np.empty_like(records)
+                engine.cache.groups[number].init.fill(rows, fresh)
+                words = engine.layouts[number].parameter_words
+                records[:, :words] = fresh[:, :words]
+                engine.put(number, [(rows, records)])
 
 
 class CachedEmbeddingBagCollection(CachedCollection):

@@ -78,7 +78,7 @@ class CurrentBatch:
         if trains:
             self._may_be_left = False
             return leaves
-        return [leaf.detach() for leaf in leaves]
+        return [leaf.detach().clone() for leaf in leaves]  # which the user may change in place
 
     def _new_leaves(self, number: int) -> list[Tensor]:
         if not self._updates:
@@ -136,11 +136,11 @@ class CurrentBatch:
 
     def prepare_again(self, batch: JoinedBatch, prepared: PreparedBatch) -> None:
         """Takes rows that were prepared for all its parts, in the place of those it has, which it hands back."""
-        self._prepared = prepared
-        self._num_prepared = len(batch.parts)
+        prepared.admitted.wait()
+        updates = self._cache.begin(prepared)
+        # Together: an interrupt before leaves parts that are to be prepared once more.
+        self._prepared, self._num_prepared, self._updates = prepared, len(batch.parts), updates
         self.in_hand = self._num_prepared - 1
-        self.wait()
-        self._updates = self._cache.begin(prepared)
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of all bags of each group, [bags, D]; None where ``backward`` brought none."""

@@ -229,10 +229,11 @@ class CachedEmbeddingBags(CachedTables):
         try:
             _check_state(self._engine, _State(rows.cpu(), records.cpu()), identity, self._identity())
             seed = identity["seed"]
-            self._engine.seed = identity.get("rounding_seed", self._engine.seed) if seed is None else seed
-            self._engine.take_weights({})
-            self._engine.open()
-            self._engine.put(0, [(rows.cpu().numpy(), records.cpu().contiguous().numpy())])
+            with self._engine.replacing():
+                self._engine.seed = identity.get("rounding_seed", self._engine.seed) if seed is None else seed
+                self._engine.take_weights({})
+                self._engine.open()
+                self._engine.put(0, [(rows.cpu().numpy(), records.cpu().contiguous().numpy())])
             if identity["seed"] is None:  # all rows are touched ones now, and a state of them is complete
                 self._engine.given = frozenset(range(len(self._table_rows)))
             self._progress.steps = int(identity["steps"])

@@ -343,6 +343,16 @@ class Engine:
                 saved.append((rows[here], _by_address(group.records, addresses[here].astype(np.int64))))
         return saved
 
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """The block puts another state in the place of all rows; if it ends halfway, the cache is broken."""
+        try:
+            yield
+        except BaseException:
+            if self._cache is not None:
+                self._cache.is_broken = True
+            raise
+
     def put(self, group: int, pieces: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> None:
         """Gives rows [n] of a group records [n, width], piece by piece, in a cache that was opened and not used."""
         of_cache = self.cache.groups[group]

@@ -59,10 +59,10 @@ class Loader(Generic[T]):
         numbers then, so a loop comes by here once a batch whether it reads or not.
         """
         of_torch, of_numpy, of_random = torch.get_rng_state(), _numpy.get_bit_generator(), random.getstate()
-        torch.set_rng_state(self._torch)
-        _numpy.set_bit_generator(self._numpy)
-        random.setstate(self._random)
-        try:
+        try:  # from here on, as an interrupt must not leave the loader's generators to the user
+            torch.set_rng_state(self._torch)
+            _numpy.set_bit_generator(self._numpy)
+            random.setstate(self._random)
             yield
         finally:
             self._torch, self._random = torch.get_rng_state(), random.getstate()

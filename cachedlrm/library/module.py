@@ -204,9 +204,13 @@ class CachedTables(nn.Module):
         progress.current.check_step()
         numbers = self._engine.row_step(self.learning_rate, progress.steps + 1)
         self._prepare_wider()
-        progress.current.step(numbers)
-        progress.steps += 1
-        progress.current = None
+        try:
+            progress.current.step(numbers)
+            progress.steps += 1
+            progress.current = None
+        except BaseException:  # some rows may have moved, and would move again in another step
+            self._engine.cache.is_broken = True
+            raise
 
     def _prepare_wider(self) -> None:
         """Prepares the rows of parts that were only read, to move them."""
@@ -396,8 +400,8 @@ class CachedTables(nn.Module):
             return
         self._check_open()
         raise UserError(
-            "preparing a batch ended halfway, by an interrupt or an error, so rows may be in the wrong place; load() "
-            "what was saved last, or make new tables"
+            "preparing a batch ended halfway, or a step or a load, by an interrupt or an error, so rows may be in the "
+            "wrong place or of two states; load() what was saved last, or make new tables"
         )
 
     def __enter__(self: Self) -> Self:

@@ -118,12 +118,13 @@ def load_tables(engine: Engine, path: Path) -> dict[str, int]:
                     "store='lmdb'"
                 )
             groups.append((rows, records, num_rows, chunk_rows(shape.layout.width)))
-        engine.seed = seed
-        engine.take_weights({})
-        engine.open()
-        for number, (rows, records, num_rows, step) in enumerate(groups):
-            bounds = [(first, min(first + step, num_rows)) for first in range(0, num_rows, step)]
-            engine.put(number, ((rows[first:last], records[first:last]) for first, last in bounds))
+        with engine.replacing():
+            engine.seed = seed
+            engine.take_weights({})
+            engine.open()
+            for number, (rows, records, num_rows, step) in enumerate(groups):
+                bounds = [(first, min(first + step, num_rows)) for first in range(0, num_rows, step)]
+                engine.put(number, ((rows[first:last], records[first:last]) for first, last in bounds))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is damaged or not what save wrote: {error}; {_DAMAGED}") from error
     return {"steps": steps, "loops": loops}

@@ -102,3 +102,10 @@ def test_only_what_awaits_no_gradient_may_be_left():
         batch.check_may_be_left("going on")
     batch.zero_grad()
     batch.check_may_be_left("going on")
+
+
+def test_what_was_only_read_may_be_changed_in_place():
+    batch, cache = current(IDS)
+    before = rows(cache, 1, 8, 1, 9).clone()
+    batch.vectors(0, trains=False)[0].zero_()
+    assert torch.equal(batch.vectors(0, trains=True)[0], before)

@@ -85,3 +85,20 @@ def test_a_loop_draws_the_same_whether_the_loader_reads_or_not():
         return drawn
 
     assert numbers(True) == numbers(False)
+
+
+def test_an_interrupt_as_generators_are_exchanged_leaves_the_users(monkeypatch):
+    seed(1)
+    expected = draws()
+    seed(1)
+    loader, of_user = Loader(drawing(5), 0), np.random.get_bit_generator()
+
+    def breaks_off(state, setstate=random.setstate):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(random, "setstate", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        read(loader)
+    assert np.random.get_bit_generator() is of_user
+    assert draws() == expected

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from cachedlrm import CachedEmbeddingBags, UserError, prefetch
 from cachedlrm.cache.embedding_cache import EmbeddingCache
 from cachedlrm.cache.prefetch import Prefetcher
+from cachedlrm.cache.table_group import TableGroup
 from cachedlrm.cache.transfer import Transfer
 from cachedlrm.library.stream import Stream
 from support.cached_collections import (
@@ -358,3 +359,67 @@ def test_a_batch_that_an_interrupt_takes_away_without_a_thread_is_prepared_again
             assert_rows_travelled(collection)
             weights.append(collection.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("prefetches", [False, True])
+def test_a_step_that_broke_off_is_not_taken_again(monkeypatch, tmp_path, prefetches):
+    """Ctrl-C after the rows of one group of tables were put back, and before those of the other."""
+    with make_collection() as collection:
+        model = Model(collection)
+        train(model, batches()[:5])
+        collection.save(tmp_path / "saved")
+        expected = collection.state_dict()
+        finish, calls = TableGroup.finish, []
+
+        def breaks_off(self, *arguments):
+            calls.append(self)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            finish(self, *arguments)
+
+        stream = batches()[5:]
+        for batch in collection.prefetch(stream, lambda batch: batch.features) if prefetches else stream:
+            loss_of(model, batch).backward()
+            with monkeypatch.context() as patch:
+                patch.setattr(TableGroup, "finish", breaks_off)
+                with pytest.raises(KeyboardInterrupt):
+                    collection.step()
+            for use in (
+                collection.step,
+                lambda: collection.save(tmp_path / "other"),
+                lambda: collection(batches()[0].features),
+            ):
+                with pytest.raises(UserError, match=r"or a step .* load\(\) what was saved last"):
+                    use()
+            break
+        collection.zero_grad()
+        collection.load(tmp_path / "saved")
+        weights = collection.state_dict()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert collection.steps == 5
+
+
+def test_a_step_of_several_batches_that_broke_off_before_rows_moved_is_taken_whole(monkeypatch):
+    """Ctrl-C as the rows of batches that were only read are gathered for their step."""
+    weights = []
+    for breaks in (True, False):
+        with make_collection(accumulate=2, optimizer="adagrad", cache_rows=330) as collection:
+            begin = EmbeddingCache.begin
+            for number, batch in enumerate(batches()[:10]):
+                collection(batch.features).values().square().sum().backward()
+                if number % 2 == 0:
+                    continue
+                if breaks and number == 5:
+                    with monkeypatch.context() as patch:
+                        patch.setattr(EmbeddingCache, "begin", interrupt)
+                        with pytest.raises(KeyboardInterrupt):
+                            collection.step()
+                    assert EmbeddingCache.begin is begin
+                collection.step()
+            assert collection.steps == 5
+            weights.append(collection.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def interrupt(*_arguments):
+    raise KeyboardInterrupt

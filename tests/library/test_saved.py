@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from cachedlrm import UserError
+from cachedlrm.library.engine import Engine
 from support.cached_collections import (
     TABLES,
     Model,
@@ -97,6 +98,32 @@ with make_collection(optimizer="adagrad") as collection:
         train(Model(expected), batches()[:4])
         assert_same_rows(collection, {table.name: expected.weight(table.name) for table in TABLES})
         collection.save(path)  # beside what the killed one left
+
+
+def test_rows_of_a_load_that_broke_off_are_not_used(monkeypatch, tmp_path):
+    """Ctrl-C, or an error of reading, after the rows of one group of tables."""
+    path, put, calls = tmp_path / "rows.safetensors", Engine.put, []
+
+    def breaks_off(self, group, pieces):
+        calls.append(group)
+        if group == 1:
+            raise KeyboardInterrupt
+        put(self, group, pieces)
+
+    with make_collection() as collection:
+        train(Model(collection), batches()[:5])
+        collection.save(path)
+        expected = collection.state_dict()
+        for load in (lambda: collection.load(path), lambda: collection.load_state_dict(expected)):
+            with monkeypatch.context() as patch:
+                patch.setattr(Engine, "put", breaks_off)
+                with pytest.raises(KeyboardInterrupt):
+                    load()
+            with pytest.raises(UserError, match=r"or a load, .* load\(\) what was saved last"):
+                collection.weight("tag")
+            collection.load(path)
+            assert all(torch.equal(collection.state_dict()[name], expected[name]) for name in expected)
+    assert calls == [0, 1, 0, 1]
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
