@@ -109,3 +109,10 @@ def test_what_was_only_read_may_be_changed_in_place():
     before = rows(cache, 1, 8, 1, 9).clone()
     batch.vectors(0, trains=False)[0].zero_()
     assert torch.equal(batch.vectors(0, trains=True)[0], before)
+
+
+def test_the_same_ids_in_other_bags_are_another_part():
+    batch, _ = current(IDS)
+    (lookups,) = part_of(IDS).lookups
+    for ends, found in (([0, 1, 2, 3, 4], 0), ([0, 2, 2, 3, 4], None)):
+        assert batch.find(Part((lookups._replace(offsets=np.array(ends)),), 2)) == found
