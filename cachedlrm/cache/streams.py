@@ -85,6 +85,9 @@ class StoppedError(Exception):
 class TrainedBatches:
     """Which batches have been trained; written by the training thread, awaited by the copying one.
 
+    Its lock is taken as it is, not by way of the condition, whose methods are of Python: an interrupt as one begins
+    would leave the lock to a thread that is through with it.
+
     Args:
         device: where training happens.
         history: how many of the latest batches keep an event of their own. Waiting for an older one waits for the
@@ -95,17 +98,22 @@ class TrainedBatches:
         self._events = [Event(device) for _ in range(history)]
         self._newest = -1
         self._stopped = False
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
 
     def begin(self, first_batch: int) -> None:
         """Batches before ``first_batch`` are over: an earlier process trained them, or they are marked."""
         if self._newest < first_batch - 1:  # it never falls, and as a rule its batches are marked
-            with self._condition:
+            with self._lock:
                 self._newest = max(self._newest, first_batch - 1)
+
+    def includes(self, index: int) -> bool:
+        """Whether batch ``index`` was marked."""
+        return self._newest >= index
 
     def mark(self, index: int) -> None:
         """Batch ``index`` has been issued to the current stream, its row updates included."""
-        with self._condition:
+        with self._lock:
             self._events[index % len(self._events)].record()
             self._newest = index
             self._condition.notify_all()
@@ -116,7 +124,7 @@ class TrainedBatches:
         Raises:
             StoppedError: `stop` was called.
         """
-        with self._condition:
+        with self._lock:
             self._condition.wait_for(lambda: self._newest >= index or self._stopped)
             if self._stopped:
                 raise StoppedError
@@ -126,6 +134,6 @@ class TrainedBatches:
 
     def stop(self) -> None:
         """Wakes every waiting thread with `StoppedError`."""
-        with self._condition:
+        with self._lock:
             self._stopped = True
             self._condition.notify_all()

@@ -211,7 +211,7 @@ class CachedCollection(CachedTables):
     def _replace_weights(self, weights: Mapping[int, Tensor]) -> None:
         engine = self._engine
         saved = [(rows, records(0, len(rows)).copy()) for rows, records in saved_groups(engine)]
-        with engine.replacing():
+        with engine.whole_or_broken():
             engine.take_weights(weights)
             engine.open()
             for number, (rows, records) in enumerate(saved):

@@ -33,7 +33,8 @@ class CurrentBatch:
         self._prepared = prepared
         self._parts = list(batch.parts)
         self._num_prepared = len(self._parts)  # parts after these were read, and not prepared
-        self._updates: list[RowUpdate] = []  # of each group, once its vectors have been asked for
+        self._updates: list[RowUpdate] = []  # of each group, once its vectors have been asked for, until they are moved
+        self._moved: list[RowUpdate] = []
         # Of each part and group [bags, D]; the same for all calls, so that their gradients add up.
         self._leaves: list[list[Tensor] | None] = [None] * len(self._parts)
         self._may_be_left = False  # no gradient is to come: it was only read, or its gradient was dropped
@@ -172,13 +173,21 @@ class CurrentBatch:
                 if gradient is not None
             ]
 
-    def step(self, step: RowStep) -> None:
-        """Moves the rows and hands them back. Call `check_step` first."""
-        for update, gradient in zip(self._updates, self.gradients(), strict=True):
+    def move(self, step: RowStep) -> None:
+        """Moves copies of the rows, for `hand_back`; those of the cache are as they were. Call `check_step` first."""
+        if not self._updates:  # a call of before was interrupted, and may have moved some
+            self._updates = self._cache.begin(self._prepared)
+        gradients = self.gradients()
+        self._moved, self._updates = self._updates, []
+        for update, gradient in zip(self._moved, gradients, strict=True):
             if gradient is not None:
                 # A gradient of backward(create_graph=True) has a graph of its own.
                 update.step(gradient.detach() if gradient.requires_grad else gradient, step)
-        self._cache.finish(self._prepared, self._updates)
+
+    def hand_back(self) -> None:
+        """Hands the rows back as `move` left them, all that an interrupted call of before did not."""
+        if not self._cache.trained.includes(self._prepared.tensors.index):
+            self._cache.finish(self._prepared, self._moved)
 
     def leave(self) -> None:
         """Hands the rows back as they are."""
@@ -218,6 +227,13 @@ class Progress:
         self.next_batch = 0
         self.num_loops = 0
         self.current: CurrentBatch | None = None
+
+    def finish_step(self, number: int) -> None:
+        """Step ``number`` is taken: its rows go back. After an interrupted call of it, the rest is done."""
+        if self.current is not None:
+            self.current.hand_back()
+            self.steps = number
+            self.current = None
 
 
 def _any_gradient(leaves: Iterable[Tensor]) -> bool:

@@ -229,7 +229,7 @@ class CachedEmbeddingBags(CachedTables):
         try:
             _check_state(self._engine, _State(rows.cpu(), records.cpu()), identity, self._identity())
             seed = identity["seed"]
-            with self._engine.replacing():
+            with self._engine.whole_or_broken():
                 self._engine.seed = identity.get("rounding_seed", self._engine.seed) if seed is None else seed
                 self._engine.take_weights({})
                 self._engine.open()

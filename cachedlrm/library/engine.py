@@ -344,8 +344,8 @@ class Engine:
         return saved
 
     @contextmanager
-    def replacing(self) -> Iterator[None]:
-        """The block puts another state in the place of all rows; if it ends halfway, the cache is broken."""
+    def whole_or_broken(self) -> Iterator[None]:
+        """A block that moves rows from one state to another; if it ends halfway, the cache is broken."""
         try:
             yield
         except BaseException:

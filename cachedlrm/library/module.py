@@ -193,6 +193,8 @@ class CachedTables(nn.Module):
     def step(self) -> None:
         """Moves the rows of the batch by the gradient that ``backward`` brought.
 
+        Interrupted, it is taken whole or not at all: `steps` says which.
+
         Raises:
             UserError: there is no batch, or no gradient, or `learning_rate` is no finite number from 0 on; correct it
                 and call this again.
@@ -204,12 +206,12 @@ class CachedTables(nn.Module):
         progress.current.check_step()
         numbers = self._engine.row_step(self.learning_rate, progress.steps + 1)
         self._prepare_wider()
+        progress.current.move(numbers)
         try:
-            progress.current.step(numbers)
-            progress.steps += 1
-            progress.current = None
-        except BaseException:  # some rows may have moved, and would move again in another step
-            self._engine.cache.is_broken = True
+            progress.finish_step(numbers.number)
+        except BaseException:  # an interrupt between two groups of tables, say: a step is taken whole, or not at all
+            with self._engine.whole_or_broken():
+                progress.finish_step(numbers.number)
             raise
 
     def _prepare_wider(self) -> None:
@@ -346,7 +348,9 @@ class CachedTables(nn.Module):
                 are as they were then, unless reading failed halfway.
         """
         self._check_open()
-        self._leave_current("load")
+        if self._engine.is_whole:
+            self._leave_current("load")
+        self._drop_current()  # a gradient for broken rows is of no use
         self.end_prefetch()
         counts = load_tables(self._engine, Path(path))
         self._progress.steps, self._progress.num_loops = counts["steps"], counts["loops"]
@@ -400,7 +404,7 @@ class CachedTables(nn.Module):
             return
         self._check_open()
         raise UserError(
-            "preparing a batch ended halfway, or a step or a load, by an interrupt or an error, so rows may be in the "
+            "preparing a batch ended halfway, or a load, by an interrupt or an error, so rows may be in the "
             "wrong place or of two states; load() what was saved last, or make new tables"
         )
 

@@ -118,7 +118,7 @@ def load_tables(engine: Engine, path: Path) -> dict[str, int]:
                     "store='lmdb'"
                 )
             groups.append((rows, records, num_rows, chunk_rows(shape.layout.width)))
-        with engine.replacing():
+        with engine.whole_or_broken():
             engine.seed = seed
             engine.take_weights({})
             engine.open()

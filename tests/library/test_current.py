@@ -45,9 +45,25 @@ def test_gradients_of_all_calls_move_the_rows():
     (2.0 * batch.vectors(0, trains=True)[0].sum() + batch.vectors(0, trains=True)[0][1].sum()).backward()
     batch.check_step()
     assert torch.equal(batch.row_gradients()[0][:, 0], torch.tensor([4.0, 3.0, 2.0]))  # row 1 is in two bags
-    batch.step(RowStep(0.5, 1))
+    batch.move(RowStep(0.5, 1))
+    batch.hand_back()
     expected = before[[0, 1, 3]] - 0.5 * torch.tensor([[4.0], [3.0], [2.0]])
     torch.testing.assert_close(rows(cache, 1, 8, 9), expected)
+
+
+def test_rows_go_back_once_as_others_may_be_in_their_slots_after_it():
+    batch, cache = current(IDS)
+    batch.vectors(0, trains=True)[0].sum().backward()
+    before = rows(cache, 1, 8, 9).clone()
+    batch.move(RowStep(0.5, 1))
+    assert torch.equal(rows(cache, 1, 8, 9), before)
+    assert not cache.trained.includes(0)
+    batch.hand_back()
+    assert not torch.equal(rows(cache, 1, 8, 9), before)
+    assert cache.trained.includes(0)
+    cache.groups[0].slab.zero_()
+    batch.hand_back()
+    assert not cache.groups[0].slab.any()
 
 
 def test_parts_make_one_step_and_a_part_without_a_gradient_adds_none():
@@ -60,7 +76,8 @@ def test_parts_make_one_step_and_a_part_without_a_gradient_adds_none():
     batch.in_hand = 2
     (3.0 * batch.vectors(2, trains=True)[0].sum()).backward()
     batch.check_step()
-    batch.step(RowStep(0.5, 1))
+    batch.move(RowStep(0.5, 1))
+    batch.hand_back()
     torch.testing.assert_close(rows(cache, 1, 6, 5), before - 0.5 * torch.tensor([[5.0], [3.0], [0.0]]))
 
 
@@ -78,7 +95,8 @@ def test_a_part_that_was_read_is_prepared_for_the_step():
     (prepared,) = cache.prepare([wider], first_batch=1)
     batch.prepare_again(wider, prepared)
     batch.check_step()
-    batch.step(RowStep(0.5, 1))
+    batch.move(RowStep(0.5, 1))
+    batch.hand_back()
     torch.testing.assert_close(rows(cache, 1, 5, 8), before - 0.5 * torch.tensor([[2.0], [1.0], [2.0]]))
 
 

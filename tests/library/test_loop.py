@@ -1,5 +1,7 @@
 """Loops over a user's batches: the same numbers at every depth, one module or several, one after the other."""
 
+import linecache
+import os
 import subprocess
 import sys
 import threading
@@ -361,9 +363,75 @@ def test_a_batch_that_an_interrupt_takes_away_without_a_thread_is_prepared_again
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("prefetches", [False, True])
-def test_a_step_that_broke_off_is_not_taken_again(monkeypatch, tmp_path, prefetches):
-    """Ctrl-C after the rows of one group of tables were put back, and before those of the other."""
+class Interrupt:
+    """A trace function that raises as the ``number``-th line of the package begins in this thread."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame, event, _argument):
+        if f"{os.sep}cachedlrm{os.sep}" not in frame.f_code.co_filename:
+            return None
+        # A line with `with` comes once more as its block ends, where no interrupt comes before a lock is given back.
+        is_with = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+        self.left -= event == "line" and not is_with
+        if self.left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self
+
+
+def step_interrupted(collection, line: int) -> str:
+    """Whether a step that an interrupt ends at a line was taken; it has fewer lines: it was ``left alone``."""
+    before, interrupt, tracing = collection.steps, Interrupt(line), sys.gettrace()
+    try:
+        sys.settrace(interrupt)
+        collection.step()
+    except KeyboardInterrupt:
+        return "taken" if collection.steps > before else "not taken"
+    finally:
+        sys.settrace(tracing)
+        torch.set_grad_enabled(True)  # where an interrupt falls into the exit of torch.no_grad, it stays off
+    return "left alone"
+
+
+@pytest.mark.parametrize(
+    ("prefetches", "again", "stride"), [(False, "step", 1), (False, "batch", 3), (True, "step", 3), (True, "batch", 3)]
+)
+def test_an_interrupted_step_is_taken_whole_or_not_at_all(prefetches, again, stride):
+    """Ctrl-C at a line of a step, and then the step once more, or all of the batch, if it was not taken."""
+
+    def trained(line: int | None) -> tuple[dict[str, torch.Tensor], str]:
+        found = "left alone"
+        with make_collection(optimizer="adagrad") as collection:
+            stream = batches()[:4]
+            for number, batch in enumerate(
+                collection.prefetch(stream, lambda batch: batch.features) if prefetches else stream
+            ):
+                collection(batch.features).values().square().sum().backward()
+                if number == 2 and line is not None:
+                    found = step_interrupted(collection, line)
+                    if found != "not taken":
+                        continue
+                    if again == "batch":
+                        collection.zero_grad()
+                        collection(batch.features).values().square().sum().backward()
+                collection.step()
+            assert collection.steps == 4
+            return collection.state_dict(), found
+
+    expected, _ = trained(None)
+    outcomes = set()
+    for line in range(1, 1000, stride):
+        weights, found = trained(line)
+        outcomes.add(found)
+        assert all(torch.equal(weights[name], expected[name]) for name in expected), line
+        if found == "left alone":
+            break
+    assert outcomes == {"taken", "not taken", "left alone"}
+
+
+def test_a_step_that_cannot_be_taken_whole_is_told(monkeypatch, tmp_path):
     with make_collection() as collection:
         model = Model(collection)
         train(model, batches()[:5])
@@ -371,32 +439,25 @@ def test_a_step_that_broke_off_is_not_taken_again(monkeypatch, tmp_path, prefetc
         expected = collection.state_dict()
         finish, calls = TableGroup.finish, []
 
-        def breaks_off(self, *arguments):
+        def fails(self, *arguments):
             calls.append(self)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
+            if len(set(calls)) == 2:  # the first group's rows went back
+                raise MemoryError
             finish(self, *arguments)
 
-        stream = batches()[5:]
-        for batch in collection.prefetch(stream, lambda batch: batch.features) if prefetches else stream:
-            loss_of(model, batch).backward()
-            with monkeypatch.context() as patch:
-                patch.setattr(TableGroup, "finish", breaks_off)
-                with pytest.raises(KeyboardInterrupt):
-                    collection.step()
-            for use in (
-                collection.step,
-                lambda: collection.save(tmp_path / "other"),
-                lambda: collection(batches()[0].features),
-            ):
-                with pytest.raises(UserError, match=r"or a step .* load\(\) what was saved last"):
-                    use()
-            break
-        collection.zero_grad()
+        loss_of(model, batches()[5]).backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(TableGroup, "finish", fails)
+            with pytest.raises(MemoryError):
+                collection.step()
+        for use in (collection.step, lambda: collection.save(tmp_path / "other"), lambda: model(batches()[6].features)):
+            with pytest.raises(UserError, match=r"so rows may be in the wrong place .* load\(\) what was saved last"):
+                use()
         collection.load(tmp_path / "saved")
         weights = collection.state_dict()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
-        assert collection.steps == 5
+        train(model, batches()[5:7])
+        assert collection.steps == 7
 
 
 def test_a_step_of_several_batches_that_broke_off_before_rows_moved_is_taken_whole(monkeypatch):
