@@ -3,9 +3,11 @@
 A state is a safetensors file. Each group G of tables has ``records.G`` [n, width] (weight and optimizer state of a row,
 in words of 32 bits as they are kept) and ``rows.G`` [n] int64, in order, which rows these are: those that were touched.
 A group some of whose initial weights were given has all its rows. The header says what the state is of.
+``checksum`` [1] is the CRC-32 of that and of all the numbers before it.
 """
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from cachedlrm.export.full_tables import FullTable, Records, TouchedRecords, chu
 from cachedlrm.library.engine import Engine, SavedGroup
 from cachedlrm.store.records import OPTIMIZERS
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Version of the file; one of another version is refused."""
 
 _DAMAGED = "use another copy of the file"
@@ -45,6 +47,8 @@ def save_tables(engine: Engine, path: Path, counts: Mapping[str, int]) -> None:
     for number, (rows, _) in enumerate(groups):
         specs[f"rows.{number}"] = (np.dtype(np.int64), (len(rows),))
         specs[f"records.{number}"] = (np.dtype(np.float32), (len(rows), engine.layouts[number].width))
+    specs["checksum"] = (np.dtype(np.int64), (1,))
+    metadata = {**identity(engine), "seed": str(engine.seed), "counts": json.dumps(dict(counts))}
 
     def chunks() -> Iterator[NDArray[np.generic]]:
         for (rows, records), layout in zip(groups, engine.layouts, strict=True):
@@ -53,8 +57,18 @@ def save_tables(engine: Engine, path: Path, counts: Mapping[str, int]) -> None:
             for first in range(0, len(rows), step):
                 yield records(first, min(first + step, len(rows)))
 
-    metadata = {**identity(engine), "seed": str(engine.seed), "counts": json.dumps(dict(counts))}
-    write_tensors(path, specs, chunks(), metadata)
+    def summed() -> Iterator[NDArray[np.generic]]:
+        checksum = _header_checksum(metadata)
+        for chunk in map(np.ascontiguousarray, chunks()):
+            checksum = zlib.crc32(chunk.data, checksum)
+            yield chunk
+        yield np.array([checksum])
+
+    write_tensors(path, specs, summed(), metadata)
+
+
+def _header_checksum(metadata: Mapping[str, str]) -> int:
+    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
 
 
 def saved_groups(engine: Engine) -> list[SavedGroup]:
@@ -118,6 +132,13 @@ def load_tables(engine: Engine, path: Path) -> dict[str, int]:
                     "store='lmdb'"
                 )
             groups.append((rows, records, num_rows, chunk_rows(shape.layout.width)))
+        checksum = _header_checksum(metadata)
+        for rows, records, num_rows, step in groups:
+            for of_tensor in (rows, records):
+                for first in range(0, num_rows, step):
+                    checksum = zlib.crc32(of_tensor[first : min(first + step, num_rows)].data, checksum)
+        if file.get_tensor("checksum").tolist() != [checksum]:
+            raise ValueError("its checksum is not that of its numbers")
         with engine.whole_or_broken():
             engine.seed = seed
             engine.take_weights({})

@@ -126,6 +126,24 @@ def test_rows_of_a_load_that_broke_off_are_not_used(monkeypatch, tmp_path):
     assert calls == [0, 1, 0, 1]
 
 
+def test_a_flipped_bit_of_a_saved_state_is_found(tmp_path):
+    path, flipped = tmp_path / "rows.safetensors", tmp_path / "flipped.safetensors"
+    with make_collection(weights=None, seed=1_000_001) as collection:
+        train(Model(collection), batches()[:5])
+        collection.save(path)
+        expected = collection.state_dict()
+        content = path.read_bytes()
+        body = 8 + int.from_bytes(content[:8], "little")
+        of_seed = content.index(b"1000001")
+        for place in (of_seed, *range(body, len(content), 1009), len(content) - 8):
+            flipped.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(UserError, match=r"flipped.safetensors is damaged or not what save wrote"):
+                collection.load(flipped)
+        assert all(torch.equal(collection.state_dict()[name], expected[name]) for name in expected)
+        collection.load(path)
+        assert all(torch.equal(collection.state_dict()[name], expected[name]) for name in expected)
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "rows.safetensors"
     with make_collection(optimizer="adagrad") as collection:
