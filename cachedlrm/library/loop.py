@@ -122,9 +122,8 @@ class _Reader:
     def __init__(self, batches: Iterable[T], ids: Mapping[Member, Callable[[T], Any]], num_together: int) -> None:
         self._ids = ids
         self._num_together = num_together
-        self._number = num_together * max(
-            module._progress.next_batch for module in ids
-        )  # of the first batch, for messages
+        first_step = max(module._progress.next_batch for module in ids)
+        self._number = num_together * first_step  # of the first batch, for messages
         self.has_ended = False
         self.loader: Loader[Any] = Loader(batches, max(module._progress.num_loops for module in ids))
 

@@ -350,7 +350,8 @@ class CachedTables(nn.Module):
         self._check_open()
         if self._engine.is_whole:
             self._leave_current("load")
-        self._drop_current()  # a gradient for broken rows is of no use
+        else:  # a gradient for broken rows is of no use
+            self._drop_current()
         self.end_prefetch()
         counts = load_tables(self._engine, Path(path))
         self._progress.steps, self._progress.num_loops = counts["steps"], counts["loops"]

@@ -404,12 +404,12 @@ def test_an_interrupted_step_is_taken_whole_or_not_at_all(prefetches, again, str
     def trained(line: int | None) -> tuple[dict[str, torch.Tensor], str]:
         found = "left alone"
         with make_collection(optimizer="adagrad") as collection:
-            stream = batches()[:4]
+            stream = batches()[:6]
             for number, batch in enumerate(
                 collection.prefetch(stream, lambda batch: batch.features) if prefetches else stream
             ):
                 collection(batch.features).values().square().sum().backward()
-                if number == 2 and line is not None:
+                if number == 4 and line is not None:
                     found = step_interrupted(collection, line)
                     if found != "not taken":
                         continue
@@ -417,7 +417,8 @@ def test_an_interrupted_step_is_taken_whole_or_not_at_all(prefetches, again, str
                         collection.zero_grad()
                         collection(batch.features).values().square().sum().backward()
                 collection.step()
-            assert collection.steps == 4
+            assert collection.steps == 6
+            assert_rows_travelled(collection)
             return collection.state_dict(), found
 
     expected, _ = trained(None)
@@ -478,6 +479,7 @@ def test_a_step_of_several_batches_that_broke_off_before_rows_moved_is_taken_who
                     assert EmbeddingCache.begin is begin
                 collection.step()
             assert collection.steps == 5
+            assert_rows_travelled(collection)
             weights.append(collection.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
